@@ -1,0 +1,14 @@
+"""Fashion-MNIST with two convolutions and a dense net (ReLU, sigmoid, cross entropy).
+
+All folds of all trials train at once in one compiled program; then the best trial is trained again on all training
+data and looks at the test set.
+
+    python experiments/fashion_cnn.py [--quick] [--out DIR] [--help]
+"""
+
+from command import main
+
+from hw1jax.studies import FASHION_CNN
+
+if __name__ == "__main__":
+    main(FASHION_CNN, __doc__)

@@ -1,0 +1,261 @@
+"""Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017) from the first source that has it, verified, as numpy arrays.
+
+TFDS fetches the original files where there is a network; where only Debian's mirrors can be reached, apt-get does. What
+was fetched stays in a cache. Every byte is checked against the table `FILES`, wherever it came from.
+"""
+
+import contextlib
+import gzip
+import hashlib
+import logging
+import math
+import os
+import shutil
+import struct
+import subprocess
+import tempfile
+import threading
+import urllib.request
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from hw1jax.data import Dataset
+
+CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"  # the original files; TFDS knows their checksums
+DEBIAN_PACKAGE = "dataset-fashion-mnist"
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+TIMEOUT_SECONDS = 5  # without an answer, a host is taken for dead
+
+log = logging.getLogger(__name__)
+
+
+class DataError(ValueError):
+    """Fashion-MNIST is damaged or can't be had; the message says where and what to do."""
+
+
+class Idx(NamedTuple):
+    """One IDX file of unsigned bytes, decompressed."""
+
+    name: str
+    shape: tuple[int, ...]
+    sha256: str
+
+    @property
+    def header(self) -> bytes:
+        """Two zero bytes, 8 for unsigned bytes, the number of dimensions, each dimension as a big-endian uint32."""
+        return struct.pack(f">HBB{len(self.shape)}I", 0, 8, len(self.shape), *self.shape)
+
+
+Files = tuple[Idx, Idx, Idx, Idx]  # training images and labels, test images and labels
+Contents = dict[str, bytes]  # a file's name -> its bytes, decompressed and verified
+
+FILES: Files = (
+    Idx("train-images-idx3-ubyte", (60000, 28, 28), "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"),
+    Idx("train-labels-idx1-ubyte", (60000,), "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"),
+    Idx("t10k-images-idx3-ubyte", (10000, 28, 28), "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"),
+    Idx("t10k-labels-idx1-ubyte", (10000,), "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"),
+)
+
+
+def read_file(path: Path, file: Idx) -> bytes:
+    """The bytes of `file`, gzipped or not in `path`. Raises DataError, naming the path, if they are any others."""
+    num_bytes = len(file.header) + math.prod(file.shape)
+    with path.open("rb") as stream:
+        is_gzip = stream.read(2) == b"\x1f\x8b"
+        stream.seek(0)
+        try:  # the extra byte shows that there is more, without making room for a gzip bomb
+            data = (gzip.GzipFile(fileobj=stream) if is_gzip else stream).read(num_bytes + 1)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise DataError(f"{path} is a damaged gzip file: {error}") from None
+    if not data.startswith(file.header):
+        raise DataError(f"{path} is not an IDX file of {' x '.join(map(str, file.shape))} bytes, gzipped or not")
+    if len(data) != num_bytes:
+        raise DataError(f"{path} has too {'many' if len(data) > num_bytes else 'few'} bytes: expected {num_bytes:,}")
+    if (sha256 := hashlib.sha256(data).hexdigest()) != file.sha256:
+        raise DataError(f"{path} was edited, or is of another data set: sha256 {sha256}, expected {file.sha256}")
+    return data
+
+
+def read_folder(folder: Path, files: Files = FILES) -> Contents:
+    """All four files of a folder, each as plain IDX or with the ending .gz. Raises OSError or DataError."""
+    contents = {}
+    for file in files:
+        path = next(filter(Path.is_file, (folder / file.name, folder / f"{file.name}.gz")), None)
+        if path is None:
+            raise FileNotFoundError(f"{folder} has no file {file.name} or {file.name}.gz")
+        contents[file.name] = read_file(path, file)
+    return contents
+
+
+def cache_folder() -> Path:
+    """The project's own folder. Raises RuntimeError where the user has no home."""
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    return Path(cache if os.path.isabs(cache) else "~/.cache").expanduser() / "hw1jax" / "fashion-mnist"
+
+
+def store(contents: Contents, folder: Path) -> None:
+    """Write each file elsewhere in the folder, then rename it: no reader or other writer meets half a file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as temporary:
+        for name, data in contents.items():
+            path = Path(temporary, name)
+            path.write_bytes(data)
+            os.replace(path, folder / name)
+
+
+def from_cache(files: Files) -> Contents:
+    try:
+        return read_folder(cache_folder(), files)
+    except DataError as error:
+        log.warning("%s; fetching it again", error)
+        raise
+
+
+def from_debian_folder(files: Files) -> Contents:
+    return read_folder(DEBIAN_FOLDER, files)
+
+
+def from_tfds(files: Files, *, url: str = URL) -> Contents:
+    """Download with TFDS' manager: it checks the checksums that TFDS has registered, and needs no TensorFlow."""
+    _probe(f"{url}{files[-1].name}.gz")  # TFDS itself would retry for minutes
+    with _silence(), tempfile.TemporaryDirectory() as folder:
+        import tensorflow_datasets as tfds  # here, as it takes half a second and is seldom needed
+
+        tfds.disable_progress_bar()
+        manager = tfds.download.DownloadManager(download_dir=folder)
+        paths = manager.download({file.name: f"{url}{file.name}.gz" for file in files})
+        return {file.name: read_file(Path(paths[file.name]), file) for file in files}
+
+
+def from_apt(files: Files) -> Contents:
+    """Download Debian's package, as any user, and unpack it in a temporary folder; nothing is installed."""
+    with tempfile.TemporaryDirectory() as folder:
+        apt = ["apt-get", "-o", "Acquire::Retries=0", "-o", f"Acquire::http::Timeout={TIMEOUT_SECONDS}"]
+        apt += ["-o", "APT::Sandbox::User=root"]  # root's downloads need not be readable by the user _apt
+        errors = [_run(*apt, "download", DEBIAN_PACKAGE, folder=folder)]
+        if "Unable to locate" in errors[0] or "404" in errors[0]:  # the system's package lists are missing or stale
+            Path(folder, "lists", "partial").mkdir(parents=True)
+            apt += ["-o", f"Dir::State::lists={folder}/lists", "-o", f"Dir::Cache={folder}/cache"]
+            errors += [_run(*apt, "-o", "APT::Update::Error-Mode=any", "update", folder=folder)]  # may fail in part
+            errors += [_run(*apt, "download", DEBIAN_PACKAGE, folder=folder)]
+        if not errors[-1]:
+            errors += [_run("dpkg-deb", "-x", *map(str, Path(folder).glob("*.deb")), "unpacked", folder=folder)]
+        if errors[-1]:
+            raise DataError("; ".join(dict.fromkeys(filter(None, errors))))
+        return read_folder(Path(folder, "unpacked", *DEBIAN_FOLDER.parts[1:]), files)
+
+
+class Source(NamedTuple):
+    """A place to look. `fetch` returns verified bytes or raises anything; `keep` has them stored in the cache."""
+
+    name: str
+    fetch: Callable[[Files], Contents]
+    keep: bool
+
+
+SOURCES = (
+    Source("own cache", from_cache, keep=False),
+    Source("Debian's folder", from_debian_folder, keep=False),
+    Source(f"TFDS ({URL})", from_tfds, keep=True),
+    Source("Debian's package", from_apt, keep=True),
+)
+
+
+def load(data_dir: str | None = None, *, sources: tuple[Source, ...] = SOURCES, files: Files = FILES) -> Dataset:
+    """Fashion-MNIST: x uint8 [60000, 28, 28] and [10000, 28, 28], 0 to 255, y int32 [60000] and [10000], 0 to 9.
+
+    `data_dir`, or else the environment variable HW1JAX_DATA_DIR, names a folder with the four IDX files, gzipped or
+    not: the only source then, and never written. Without either, the first of `sources` that has the data. Raises
+    DataError where a file is damaged or nothing has them; its message says what to do.
+    """
+    folder = os.environ.get("HW1JAX_DATA_DIR") or None if data_dir is None else data_dir
+    contents = _search(sources, files) if folder is None else _read_strictly(folder, files)
+    x_train, y_train, x_test, y_test = (
+        np.frombuffer(contents[file.name], np.uint8, offset=len(file.header)).reshape(file.shape) for file in files
+    )
+    return Dataset(x_train.copy(), y_train.astype(np.int32), x_test.copy(), y_test.astype(np.int32))  # all writable
+
+
+def _read_strictly(folder: str, files: Files) -> Contents:
+    try:
+        return read_folder(Path(os.path.expanduser(folder)), files)
+    except (OSError, DataError) as error:
+        raise DataError(f"{error}; --data-dir or HW1JAX_DATA_DIR must name a folder with {_wanted(files)}") from None
+
+
+def _search(sources: tuple[Source, ...], files: Files) -> Contents:
+    failures = []
+    for source in sources:
+        try:
+            log.info("looking for Fashion-MNIST: %s", source.name)
+            contents = source.fetch(files)
+        except Exception as error:  # whatever goes wrong, deep in TFDS perhaps, there is a next source to try
+            failures.append(f"\n  {source.name}: {' '.join(str(error).split()) or type(error).__name__}")
+            continue
+        if source.keep:
+            try:
+                store(contents, cache_folder())
+            except (OSError, RuntimeError) as error:
+                log.warning("Fashion-MNIST can't be cached, and will be fetched again next time: %s", error)
+        return contents
+    raise DataError(
+        f"Fashion-MNIST could not be had from any source:{''.join(failures)}\n"
+        f"Connect to a network, or install the Debian package {DEBIAN_PACKAGE}, or pass as --data-dir (or set "
+        f"HW1JAX_DATA_DIR to) a folder with {_wanted(files)}, from https://github.com/zalandoresearch/fashion-mnist"
+    )
+
+
+def _wanted(files: Files) -> str:
+    return f"the files {', '.join(file.name for file in files)}, plain or .gz"
+
+
+def _probe(url: str) -> None:
+    """Raise unless a byte comes in time. In a thread of its own, as looking up a name can't be given a timeout."""
+    answer: Future[bytes] = Future()
+
+    def ask() -> None:
+        try:
+            with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
+                answer.set_result(response.read(1))
+        except Exception as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    answer.result(timeout=TIMEOUT_SECONDS)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Hide TFDS' warnings and its log of every retry, and keep absl, its logger, from setting up the root logger."""
+    disabled, null = logging.root.manager.disable, logging.NullHandler()
+    logging.disable()
+    logging.root.addHandler(null)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.root.removeHandler(null)
+        logging.disable(disabled)
+
+
+def _run(*command: str, folder: str) -> str:
+    """Run a program in a folder. Returns its first error, empty if all went well."""
+    if not shutil.which(command[0]):
+        return f"there is no program {command[0]} here"
+    environment = {
+        **os.environ,
+        "LC_ALL": "C",
+        "RES_OPTIONS": "timeout:2 attempts:1",
+    }  # give up a dead name server soon
+    done = subprocess.run(
+        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    errors = [line for line in done.stderr.splitlines() if line.startswith(("E:", "dpkg-deb:"))]
+    return (errors or [f"{command[0]} ended with exit code {done.returncode}"])[0] if done.returncode else ""

@@ -1,0 +1,59 @@
+"""On what a result was computed: versions, device, commit."""
+
+import os
+import platform
+import subprocess
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "optuna", "numpy")
+
+
+def describe() -> dict[str, str | int | dict[str, str] | None]:
+    """Date, versions, devices and git commit, as `results.json` records them."""
+    devices = jax.devices()
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "platform": devices[0].platform,
+        "device": devices[0].device_kind if devices[0].platform != "cpu" else _processor(),
+        "num_devices": len(devices),
+        "cores": os.cpu_count(),
+        "git_commit": _commit(),
+    }
+
+
+def _processor() -> str:
+    """The processor's name where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that the package runs from, marked if it has changes; None outside of one."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
+        changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.stdout.strip() + (" with changes" if changes.stdout.strip() else "")
+
+
+def process_start() -> float:
+    """When this process started, in seconds since the epoch; where the system doesn't tell, about now."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        ticks = int(fields[19])  # field 22 of the line: clock ticks from boot to the start of the process
+        return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
+    except (OSError, AttributeError, IndexError, ValueError):
+        return time.time() - time.process_time()

@@ -1,0 +1,110 @@
+"""Which samples train and which validate in each fold, and in which order the training ones are seen.
+
+All of it is made on the host, once, before any program runs: a permutation inside a compiled loop is a sort there.
+The order depends on (seed, fold, epoch) alone, so every trial of a fold sees the same batches. That pairs the
+comparison between trials, and lets them share the gathered batch.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+PADDING = -1  # index of an empty place in a batch
+
+
+class Fold(NamedTuple):
+    train: np.ndarray  # int [num_train], indices of the samples it trains on
+    validation: np.ndarray  # int [num_validation], indices of the samples held out
+
+
+def k_fold(num_samples: int, num_folds: int, seed: Sequence[int]) -> list[Fold]:
+    """Shuffled k-fold partition: each sample is held out by exactly one fold; sizes differ by at most one.
+
+    Raises:
+      ValueError: fewer than 2 folds, or more folds than samples.
+    """
+    _check_num_folds(num_samples, num_folds)
+    order = np.random.default_rng([*seed, 0]).permutation(num_samples)
+    return _hold_out(np.arange(num_samples) % num_folds, order, num_folds)
+
+
+def stratified_k_fold(labels: np.ndarray, num_folds: int, seed: Sequence[int]) -> list[Fold]:
+    """As `k_fold`, and the folds' counts of each label (`labels`: [num_samples]) differ by at most one as well.
+
+    Dealing the samples out like cards, sorted by label, gives both properties at once.
+    """
+    labels = np.asarray(labels)
+    if labels.ndim != 1:
+        raise ValueError(f"labels must be one value a sample, got an array of shape {labels.shape}")
+    _check_num_folds(len(labels), num_folds)
+    order = np.random.default_rng([*seed, 0]).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    return _hold_out(np.arange(len(labels)) % num_folds, order, num_folds)
+
+
+def _check_num_folds(num_samples: int, num_folds: int) -> None:
+    if not 2 <= num_folds <= num_samples:
+        raise ValueError(f"the number of folds must lie between 2 and the {num_samples} samples, got {num_folds}")
+
+
+def _hold_out(fold_of_place: np.ndarray, order: np.ndarray, num_folds: int) -> list[Fold]:
+    return [Fold(np.sort(order[fold_of_place != i]), np.sort(order[fold_of_place == i])) for i in range(num_folds)]
+
+
+def check(folds: Sequence[Sequence[np.ndarray]], num_samples: int) -> list[Fold]:
+    """The user's own splits as `Fold`s, or a ValueError that names what is wrong with which of them."""
+    checked = []
+    for i, fold in enumerate(folds):
+        if len(fold) != 2:
+            raise ValueError(f"fold {i} must be a pair (training indices, validation indices)")
+        for name, index in zip(Fold._fields, map(np.asarray, fold), strict=True):
+            if index.ndim != 1 or index.size == 0 or not np.issubdtype(index.dtype, np.integer):
+                raise ValueError(f"fold {i}: {name} indices must be a non-empty list of integers")
+            if index.min() < 0 or index.max() >= num_samples:
+                raise ValueError(f"fold {i}: {name} indices must lie in 0..{num_samples - 1}")
+        if np.intersect1d(*fold).size:
+            raise ValueError(f"fold {i}: the same sample is in its training and its validation part")
+        checked.append(Fold(np.asarray(fold[0]), np.asarray(fold[1])))
+    if not checked:
+        raise ValueError("folds is empty")
+    return checked
+
+
+def num_steps(folds: Sequence[Fold], batch_size: int) -> int:
+    """Steps an epoch of the fold with the longest training part, its last partial batch included."""
+    return -(-max(len(fold.train) for fold in folds) // batch_size)
+
+
+def minibatches(
+    folds: Sequence[Fold], epochs: range, *, batch_size: int, seed: Sequence[int], first_fold: int = 0
+) -> np.ndarray:
+    """The order of the minibatches: int32 [fold, epoch, step, batch] of sample indices, `PADDING` where there is none.
+
+    Each fold's epoch is a fresh permutation of exactly its own training samples, drawn from (seed, fold, epoch).
+    Padding stands at the end only: an epoch's last batch may be short, and a fold with fewer samples than another may
+    end with empty batches.
+
+    Args:
+      folds: the folds; they may differ in size.
+      epochs: which epochs to make; an epoch's order doesn't depend on which others are made with it.
+      batch_size: samples a batch.
+      seed: non-negative integers.
+      first_fold: the number of the first of `folds` (the refit on all samples counts as fold k).
+    """
+    steps = num_steps(folds, batch_size)
+    order = np.full((len(folds), len(epochs), steps * batch_size), PADDING, np.int32)
+    for i, fold in enumerate(folds):
+        for e, epoch in enumerate(epochs):
+            rng = np.random.default_rng([*seed, 1, first_fold + i, epoch])
+            order[i, e, : len(fold.train)] = rng.permutation(fold.train)
+    return order.reshape(len(folds), len(epochs), steps, batch_size)
+
+
+def pieces(parts: Sequence[np.ndarray], piece_size: int) -> np.ndarray:
+    """Each part's indices cut in pieces: int32 [part, piece, piece_size], `PADDING` at the end of the shorter ones."""
+    num_pieces = -(-max(map(len, parts)) // piece_size)
+    cut = np.full((len(parts), num_pieces * piece_size), PADDING, np.int32)
+    for i, part in enumerate(parts):
+        cut[i, : len(part)] = part
+    return cut.reshape(len(parts), num_pieces, piece_size)

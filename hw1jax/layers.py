@@ -1,0 +1,199 @@
+"""Dense and convolution layers whose widths are traced, made to stay fast under `vmap` and on a CPU.
+
+The parameters of a layer are one matrix, `weights` [1 + inputs, units]: its first row is the bias, the weight of a
+constant 1. The inputs of a convolution are (input channel, row, column) of its k x k window, in this order.
+
+Convolutions work on images in the minor dimension, `[channel, row, column, image]`: each slice, pad and mask is then a
+contiguous vector loop, and each convolution one matrix product with a long last axis. `lax.conv` under `vmap`
+would be a grouped convolution, whose gradient XLA:CPU does not optimise. A convolution and the 2x2 pooling after it
+are one layer: a column of the product is one pooling cell, and what pooling would discard is never computed.
+"""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Width = int | jax.Array  # a number of units or channels, Python's or traced
+
+
+def uniform_by_fan_in(key: jax.Array, shape: tuple[int, int], fan_in: Width, width: Width) -> jax.Array:
+    """A layer's initial weights, U(-1/sqrt(fan_in), 1/sqrt(fan_in)) as torch's, whatever the padding.
+
+    Each row is drawn with a key of its own, and a value in it depends on its place alone, since the corner of a large
+    draw is not the small draw.
+
+    Args:
+      key: the key of the layer.
+      shape: (1 + maximum inputs, maximum units); the first row is the bias.
+      fan_in: the member's own number of inputs to a unit.
+      width: the member's own number of units.
+
+    Returns:
+      float [*shape], 0 beyond the member's own size.
+    """
+    num_rows, num_units = shape
+
+    def draw_row(row: jax.Array) -> jax.Array:
+        return jax.random.uniform(jax.random.fold_in(key, row), (num_units,), minval=-1, maxval=1)
+
+    values = jax.vmap(draw_row)(jnp.arange(num_rows))
+    inside = (jnp.arange(num_rows) <= fan_in)[:, None] & (jnp.arange(num_units) < width)[None, :]
+    return jnp.where(inside, values / jnp.sqrt(jnp.asarray(fan_in, values.dtype)), 0)
+
+
+def mask_units(x: jax.Array, width: Width) -> jax.Array:
+    """`x` [..., units] with 0 from unit `width` on. It comes after the activation, since sigmoid(0) is not 0."""
+    inside = jnp.arange(x.shape[-1]) < width
+    return jnp.where(lax.broadcast_in_dim(inside, x.shape, (x.ndim - 1,)), x, 0)
+
+
+def dense(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """x [batch, inputs], weights [1 + inputs, units] -> [batch, units]."""
+    return x @ weights[1:] + weights[:1]
+
+
+def pooled_size(size: int, kernel_size: int) -> int:
+    """Rows (or columns) left of `size` by a convolution with padding 1 and a 2x2 pooling that drops an odd last row."""
+    return (size + 2 - kernel_size + 1) // 2
+
+
+def first_patches(images: jax.Array, kernel_size: int) -> jax.Array:
+    """The patches that a first convolution with padding 1 and 2x2 pooling sees.
+
+    They depend on no parameter, so that one set serves every member that trains on the batch.
+
+    Args:
+      images: float [image, row, column].
+      kernel_size: k of the k x k convolution.
+
+    Returns:
+      float [(k+1)^2, cell row, cell column, image]: for each pooling cell the (k+1) x (k+1) pixels that its four
+      convolution outputs see.
+    """
+    size, patch = pooled_size(images.shape[1], kernel_size), kernel_size + 1
+    x = _pad(images.transpose(1, 2, 0), size, kernel_size, axis=0)  # [row, column, image]
+    span = 2 * size - 1
+    taken = [x[dy : dy + span : 2, dx : dx + span : 2] for dy in range(patch) for dx in range(patch)]
+    return jnp.stack(taken)
+
+
+def first_conv_pool(patches: jax.Array, weights: jax.Array) -> jax.Array:
+    """Convolution, ReLU and 2x2 max-pooling of one-channel images.
+
+    Args:
+      patches: [(k+1)^2, row, column, image] from `first_patches`.
+      weights: [1 + k^2, channel].
+
+    Returns:
+      [channel, row, column, image].
+    """
+    blocks = _blocks(kernels(weights, 1)).reshape(-1, len(patches))
+    return _product_and_pool(blocks, patches, weights[0])
+
+
+def conv_pool(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """Convolution with padding 1, ReLU and 2x2 max-pooling (floor: an odd last row or column is dropped).
+
+    Args:
+      x: [input channel, row, column, image], square.
+      weights: [1 + input channel * k^2, channel] with k odd.
+
+    Returns:
+      [channel, pooled row, pooled column, image].
+    """
+    num_inputs = len(x)
+    kernel = kernels(weights, num_inputs)
+    num_channels, _, k, _ = kernel.shape
+    size, shifts = pooled_size(x.shape[1], k), (k + 1) // 2
+    x = _pad(x, size, k, axis=1)
+    half = x.shape[1] // 2
+    x = x.reshape(num_inputs, half, 2, half, 2, -1).transpose(2, 4, 0, 1, 3, 5)
+    phases = x.reshape(4 * num_inputs, half, half, -1)  # [(row parity, column parity, input), row, column, image]
+    blocks = _blocks(kernel).reshape(4 * num_channels, num_inputs, shifts, 2, shifts, 2)
+    blocks = blocks.transpose(0, 2, 4, 3, 5, 1).reshape(4 * num_channels, -1)
+    return _product_and_pool(blocks, _shifted(phases, shifts, size), weights[0])
+
+
+def kernels(weights: jax.Array, num_inputs: int) -> jax.Array:
+    """A convolution's weights without the bias, as torch shapes them: [channel, input channel, k, k]."""
+    size = math.isqrt((len(weights) - 1) // num_inputs)
+    return weights[1:].T.reshape(-1, num_inputs, size, size)
+
+
+def _pad(x: jax.Array, size: int, kernel_size: int, *, axis: int) -> jax.Array:
+    """One row and column of zeros before, and just as many after as `size` pooling cells see (it may be fewer)."""
+    after = 2 * (size - 1) + kernel_size + 1 - (x.shape[axis] + 1)
+    widths = [(0, 0, 0)] * x.ndim
+    widths[axis] = widths[axis + 1] = (1, after, 0)
+    return lax.pad(x, jnp.zeros((), x.dtype), widths)
+
+
+def _blocks(kernel: jax.Array) -> jax.Array:
+    """The kernel at each of the four places in a pooling cell's patch: [place, channel, input, k+1, k+1]."""
+    pads = [((0, 0), (0, 0), (dy, 1 - dy), (dx, 1 - dx)) for dy in (0, 1) for dx in (0, 1)]
+    return jnp.stack([jnp.pad(kernel, pad) for pad in pads])
+
+
+def _product_and_pool(blocks: jax.Array, patches: jax.Array, bias: jax.Array) -> jax.Array:
+    """[4 * channel, rows] x [rows, cell row, cell column, image] -> [channel, cell row, cell column, image]."""
+    num_rows, *cells = patches.shape
+    # The bias is the weight of one more row, of ones: its gradient comes out of the product, not of a reduction.
+    blocks = jnp.concatenate([blocks, jnp.tile(bias, 4)[:, None]], axis=1)
+    columns = jnp.concatenate([patches.reshape(num_rows, -1), jnp.ones((1, math.prod(cells)), patches.dtype)])
+    return relu_of_maximum((blocks @ columns).reshape(4, -1, *cells))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _shifted(phases: jax.Array, shifts: int, size: int) -> jax.Array:
+    """The patches: [(shift, shift, phase), size, size, image] of [phase, row, column, image]."""
+    taken = [phases[:, a : a + size, b : b + size] for a in range(shifts) for b in range(shifts)]
+    return jnp.concatenate(taken)
+
+
+def _shifted_forward(phases: jax.Array, shifts: int, size: int) -> tuple[jax.Array, None]:
+    return _shifted(phases, shifts, size), None
+
+
+def _shifted_backward(shifts: int, size: int, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    # Autodiff's sum of padded pieces is right, but XLA:CPU recomputes it for each of the four outputs of the pooling
+    # before (15 times slower). A loop's result is computed once.
+    gradient = gradient.reshape(shifts * shifts, -1, size, size, gradient.shape[-1])
+
+    def fold_back(total: jax.Array, piece_and_number: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        piece, number = piece_and_number
+        place = (0, number // shifts, number % shifts, 0)
+        before = lax.dynamic_slice(total, place, piece.shape)
+        return lax.dynamic_update_slice(total, before + piece, place), None
+
+    _, num_phases, _, _, num_images = gradient.shape
+    size += shifts - 1
+    total = jnp.zeros((num_phases, size, size, num_images), gradient.dtype)
+    return (lax.scan(fold_back, total, (gradient, jnp.arange(shifts * shifts)))[0],)
+
+
+_shifted.defvjp(_shifted_forward, _shifted_backward)
+
+
+@jax.custom_vjp
+def relu_of_maximum(z: jax.Array) -> jax.Array:
+    """max(0, maximum over the first axis) of [4, ...]; the gradient goes to the first winner of a tie, as in torch."""
+    return _relu_of_maximum_forward(z)[0]
+
+
+def _relu_of_maximum_forward(z: jax.Array) -> tuple[jax.Array, jax.Array]:
+    best, winner = z[0], jnp.zeros(z.shape[1:], jnp.int32)
+    for i in range(1, len(z)):
+        better = z[i] > best
+        best, winner = jnp.where(better, z[i], best), jnp.where(better, i, winner)
+    return jnp.maximum(best, 0), jnp.where(best <= 0, len(z), winner)  # ReLU's gradient at 0 is 0: nobody wins
+
+
+def _relu_of_maximum_backward(winner: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    place = lax.broadcasted_iota(jnp.int32, (4, *winner.shape), 0)
+    return (jnp.where(place == winner[None], gradient[None], 0),)
+
+
+relu_of_maximum.defvjp(_relu_of_maximum_forward, _relu_of_maximum_backward)

@@ -1,0 +1,76 @@
+"""A trained model that outlives its run: to bytes and back, without pickle, and its predictions."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import flax.serialization
+import jax
+import numpy as np
+
+from hw1jax import population, storage, studies
+from hw1jax.search import Draw
+
+FORMAT = 1  # of the file; another format is refused, not guessed at
+
+
+class Model(NamedTuple):
+    """A trained network at its own widths, without padding.
+
+    Attributes:
+      study: name of the study it belongs to.
+      draw: its hyperparameters.
+      params: {layer: {"weights": float32 [1 + inputs, units]}}, the first row the bias.
+    """
+
+    study: str
+    draw: Draw
+    params: dict[str, dict[str, np.ndarray]]
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        """Outputs, float32 [example, output], of x float32 [example, 1] or uint8 [example, 28, 28]."""
+        task = studies.make_task(studies.by_name(self.study), self.draw.channels, self.draw.hidden_units)
+        hyperparameters = jax.tree.map(lambda a: a[0], studies.as_arrays([self.draw]))
+        return population.predict(task, self.params, hyperparameters, x)
+
+
+def save_model(path: Path, model: Model) -> None:
+    """Writes a model as MessagePack; the file appears whole or not at all."""
+    content = {
+        "format": FORMAT,
+        "study": model.study,
+        "hyperparameters": model.draw.as_dict(),
+        "params": jax.tree.map(np.asarray, model.params),
+    }
+    storage.write_bytes(path, flax.serialization.msgpack_serialize(content))
+
+
+def load_model(path: Path | str) -> Model:
+    """Reads a model that `save_model` wrote, checked before it is trusted.
+
+    Raises:
+      ValueError: the file is damaged, of another format, or its arrays don't fit its hyperparameters.
+    """
+    try:
+        content = flax.serialization.msgpack_restore(Path(path).read_bytes())
+        if content["format"] != FORMAT:
+            raise ValueError(f"format {content['format']}, expected {FORMAT}")
+        values = content["hyperparameters"]
+        widths = (tuple(map(int, values[name])) for name in ("channels", "hidden_units"))
+        draw = Draw(*widths, float(values["learning_rate"]), float(values["l2"]), str(values["optimizer"]))
+        model = Model(str(content["study"]), draw, content["params"])
+        _check_params(model)
+    except OSError:
+        raise
+    except Exception as error:  # whatever MessagePack or the checks choke on, the file is not a model
+        raise ValueError(f"{path} is not a model of hw1jax ({error}); run its study again") from error
+    return model
+
+
+def _check_params(model: Model) -> None:
+    """Raises a ValueError unless the arrays have the shapes that the hyperparameters call for, and are finite."""
+    expected = jax.tree.map(lambda a: a.shape, studies.parameter_shapes(studies.by_name(model.study), model.draw))
+    found = jax.tree.map(np.shape, model.params)
+    if found != expected:
+        raise ValueError(f"parameters of shapes {found}, expected {expected}")
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(model.params)):
+        raise ValueError("parameters that are not finite")

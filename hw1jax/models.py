@@ -1,0 +1,123 @@
+"""The homework's networks, as Flax modules whose widths may differ from member to member of one program.
+
+A module has the maximum widths; a call takes the member's own. What lies beyond stays exactly 0, in the parameters, in
+their gradients and in the activations, so a padded network computes what the small one does.
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from hw1jax import layers
+from hw1jax.layers import Width
+
+FIRST_KERNEL, LATER_KERNEL = 4, 5  # sizes of the report's convolutions; the later ones must be odd
+IMAGE_SIZE = 28
+
+
+class MaskedDense(nn.Module):
+    """A dense layer with at most `units` units, initialised as torch's `nn.Linear`."""
+
+    units: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, num_inputs: Width, width: Width) -> jax.Array:
+        """x [batch, inputs], of which the first `num_inputs` are real -> [batch, units], not masked yet."""
+        shape = (1 + x.shape[-1], self.units)
+        weights = self.param("weights", layers.uniform_by_fan_in, shape, num_inputs, width)
+        return layers.dense(x, weights)
+
+
+class MaskedConvPool(nn.Module):
+    """Convolution with padding 1, ReLU and 2x2 max-pooling, at most `channels` channels, initialised as torch's.
+
+    The first convolution of a network takes patches (`layers.first_patches`), later ones the channels before.
+    """
+
+    channels: int
+    first: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array, num_inputs: Width, width: Width) -> jax.Array:
+        """x [patch or channel, row, column, image] -> [channel, row, column, image]; beyond `width` it is 0."""
+        size, layer = (FIRST_KERNEL, layers.first_conv_pool) if self.first else (LATER_KERNEL, layers.conv_pool)
+        shape = (1 + (1 if self.first else len(x)) * size**2, self.channels)
+        weights = self.param("weights", layers.uniform_by_fan_in, shape, num_inputs * size**2, width)
+        return layer(x, weights)  # ReLU of a padded channel is ReLU(0 + 0) = 0: no mask is needed after it
+
+
+class MLP(nn.Module):
+    """Dense layers with a sigmoid after each hidden one.
+
+    Attributes:
+      hidden_units: the maximum number of units of each hidden layer.
+      num_outputs: outputs, without an activation.
+    """
+
+    hidden_units: Sequence[int]
+    num_outputs: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, widths: Sequence[Width] | jax.Array) -> jax.Array:
+        """x float [batch, ...], flattened; widths int [layer] -> float [batch, num_outputs]."""
+        x = x.reshape(x.shape[0], -1)
+        return _dense_layers(x, x.shape[1], self.hidden_units, widths, self.num_outputs)
+
+
+class CNN(nn.Module):
+    """Convolutions with pooling, then dense layers with a sigmoid after each hidden one.
+
+    Attributes:
+      channels: the maximum number of channels of each convolution (the first 4 x 4, later ones 5 x 5).
+      hidden_units: the maximum number of units of each hidden dense layer.
+      num_outputs: classes.
+    """
+
+    channels: Sequence[int]
+    hidden_units: Sequence[int]
+    num_outputs: int
+
+    @nn.compact
+    def __call__(self, patches: jax.Array, channels: Sequence[Width], widths: Sequence[Width]) -> jax.Array:
+        """patches float [patch, row, column, image] from `layers.first_patches` -> float [image, num_outputs]."""
+        x, num_inputs = patches, 1
+        for i, maximum in enumerate(self.channels):
+            x = MaskedConvPool(maximum, first=i == 0, name=f"conv{i + 1}")(x, num_inputs, channels[i])
+            num_inputs = channels[i]
+        cells = x.shape[1] * x.shape[2]
+        x = x.reshape(-1, x.shape[3]).T  # [image, (channel, row, column)]: the real channels come first
+        return _dense_layers(x, cells * num_inputs, self.hidden_units, widths, self.num_outputs)
+
+
+def _dense_layers(
+    x: jax.Array, num_inputs: Width, hidden_units: Sequence[int], widths: Sequence[Width], num_outputs: int
+) -> jax.Array:
+    for i, maximum in enumerate(hidden_units):
+        x = nn.sigmoid(MaskedDense(maximum, name=f"dense{i + 1}")(x, num_inputs, widths[i]))
+        x, num_inputs = layers.mask_units(x, widths[i]), widths[i]
+    return MaskedDense(num_outputs, name="output")(x, num_inputs, num_outputs)
+
+
+def most_convolutions() -> int:
+    """How many convolutions with pooling an image is large enough for."""
+    size, count = layers.pooled_size(IMAGE_SIZE, FIRST_KERNEL), 1
+    while layers.pooled_size(size, LATER_KERNEL) > 0:
+        size, count = layers.pooled_size(size, LATER_KERNEL), count + 1
+    return count
+
+
+def scale_pixels(images: jax.Array) -> jax.Array:
+    """uint8 pixels [...] -> float in [0, 1]; done once for each batch, not once for each member."""
+    return images.astype(jnp.result_type(float)) / 255
+
+
+def image_patches(images: jax.Array) -> jax.Array:
+    """uint8 images [image, row, column] -> what `CNN` takes."""
+    return layers.first_patches(scale_pixels(images), FIRST_KERNEL)
+
+
+def num_parameters(params) -> int:
+    """Number of values in a tree of parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,78 @@
+"""Adam, SGD and RMSprop with coupled L2, as optax transformations.
+
+Coupled: `l2 * parameter` is added to the gradient before the optimizer sees it, on every parameter, biases included.
+This is what `torch.optim` calls `weight_decay`; `optax.adamw` decays the weights apart from the gradient instead.
+Every scalar may be a traced array, so that trials with different values share one compiled program.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+OPTIMIZERS = ("adam", "sgd", "rmsprop")  # the index of a name here is what `chosen_l2` takes
+
+Scalar = float | jax.Array
+
+
+def adam_l2(learning_rate: Scalar, l2: Scalar) -> optax.GradientTransformation:
+    """Adam (Kingma & Ba 2015) with b1 = 0.9, b2 = 0.999, eps = 1e-8, and coupled L2."""
+    return _with_l2(optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8), learning_rate, l2)
+
+
+def sgd_l2(learning_rate: Scalar, l2: Scalar) -> optax.GradientTransformation:
+    """Gradient descent without momentum, with coupled L2."""
+    return _with_l2(optax.identity(), learning_rate, l2)
+
+
+def rmsprop_l2(learning_rate: Scalar, l2: Scalar) -> optax.GradientTransformation:
+    """RMSprop (Tieleman & Hinton 2012) with decay 0.99 and eps = 1e-8 outside the root, as in torch, and coupled L2."""
+    return _with_l2(optax.scale_by_rms(decay=0.99, eps=1e-8, eps_in_sqrt=False), learning_rate, l2)
+
+
+def _with_l2(rule: optax.GradientTransformation, learning_rate: Scalar, l2: Scalar) -> optax.GradientTransformation:
+    return optax.chain(optax.add_decayed_weights(l2), rule, optax.scale_by_learning_rate(learning_rate))
+
+
+class ChosenState(NamedTuple):
+    count: jax.Array  # int32 [], updates so far
+    mean: optax.Updates  # like the parameters: decayed mean of the gradients
+    square: optax.Updates  # like the parameters: decayed mean of their squares
+
+
+def chosen_l2(optimizer: int | jax.Array, learning_rate: Scalar, l2: Scalar) -> optax.GradientTransformation:
+    """`adam_l2`, `sgd_l2` or `rmsprop_l2`, chosen by a number that may be traced.
+
+    The three are one rule, step = mean / root of the mean square, with other constants: RMSprop keeps no memory in
+    the mean and corrects no bias, SGD in addition divides by 1. So every member runs the same instructions, whichever
+    optimizer it has, where a `lax.switch` under `vmap` would run all three.
+
+    Args:
+      optimizer: int [], an index into `OPTIMIZERS`.
+      learning_rate: float [].
+      l2: float [].
+    """
+    b1 = jnp.asarray((0.9, 0.0, 0.0))[optimizer]
+    b2 = jnp.asarray((0.999, 0.0, 0.99))[optimizer]
+    is_adam, is_sgd = jnp.asarray(optimizer) == 0, jnp.asarray(optimizer) == 1
+
+    def init(params: optax.Params) -> ChosenState:
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return ChosenState(jnp.zeros((), jnp.int32), zeros, zeros)
+
+    def update(gradients: optax.Updates, state: ChosenState, params: optax.Params) -> tuple[optax.Updates, ChosenState]:
+        count = state.count + 1
+        mean_correction = jnp.where(is_adam, 1 - b1**count, 1)
+        square_correction = jnp.where(is_adam, 1 - b2**count, 1)
+        gradients = jax.tree.map(lambda g, p: g + l2 * p, gradients, params)
+        mean = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mean, gradients)
+        square = jax.tree.map(lambda s, g: b2 * s + (1 - b2) * g * g, state.square, gradients)
+
+        def step(m: jax.Array, s: jax.Array) -> jax.Array:
+            divisor = jnp.where(is_sgd, 1, jnp.sqrt(s / square_correction) + 1e-8)
+            return -learning_rate * (m / mean_correction) / divisor
+
+        return jax.tree.map(step, mean, square), ChosenState(count, mean, square)
+
+    return optax.GradientTransformation(init, update)

@@ -1,0 +1,196 @@
+"""All folds of all trials at once: one member's training mapped over folds and trials, compiled, on every device.
+
+The only file that says vmap, jit or mesh. A population's leading axes are always [trial, fold].
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from hw1jax import folds as folds_
+from hw1jax import training
+from hw1jax.folds import Fold
+from hw1jax.training import Data, Hyperparameters, Layout, Params, State, Task
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a population is laid out in a program. It fixes the bits of every result, so it is stored with a study.
+
+    Attributes:
+      slots: trials in the program. Trial n of a search always has slot n mod `slots`; empty slots hold dummies.
+      num_devices: devices that share the slots.
+      trials_at_once: of a device's slots, how many train at once; such groups follow one another. It bounds what a
+        CPU's cache must hold.
+      layout: how a member's step is laid out.
+    """
+
+    slots: int
+    num_devices: int = 1
+    trials_at_once: int = 1
+    layout: Layout = Layout()
+
+    def __post_init__(self):
+        if self.slots % (self.num_devices * self.trials_at_once):
+            raise ValueError(f"{self.slots} slots don't divide by {self.num_devices} devices x {self.trials_at_once}")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What training is the same for all members.
+
+    Attributes:
+      num_epochs: epochs of a member.
+      batch_size: samples a step.
+      seed: of the folds and the minibatches, non-negative integers.
+      epochs_per_call: epochs that a call of the program advances by; a divisor of `num_epochs`.
+      first_fold: the number of the first fold (k for the refit after k-fold cross-validation).
+    """
+
+    num_epochs: int
+    batch_size: int
+    seed: tuple[int, ...]
+    epochs_per_call: int = 1
+    first_fold: int = 0
+
+
+class Problem(NamedTuple):
+    """Everything that all batches of trials share: the program, and the data on its devices."""
+
+    task: Task
+    plan: Plan
+    spec: Spec
+    folds: list[Fold]
+    data: Data
+    pieces: jax.Array | None  # int32 [fold, piece, example], the held-out samples
+
+
+class Progress(NamedTuple):
+    """A population after some epochs."""
+
+    num_epochs: int  # done so far
+    state: State  # [trial, fold, ...]
+    train_loss: np.ndarray  # float [trial, fold, epoch], of the epochs of this call
+    val_loss: np.ndarray | None  # float [trial, fold, epoch]
+
+
+def place(task: Task, plan: Plan, spec: Spec, x: np.ndarray, y: np.ndarray, folds: list[Fold]) -> Problem:
+    """Puts the data on the devices. Folds with an empty validation part are trained, not validated."""
+    everywhere = NamedSharding(_mesh(plan), P())
+    parts = [fold.validation for fold in folds]
+    pieces = None
+    if all(map(len, parts)):
+        size = min(plan.layout.piece_size, max(map(len, parts)))
+        pieces = jax.device_put(folds_.pieces(parts, size), everywhere)
+    return Problem(task, plan, spec, folds, jax.device_put(Data(x, y), everywhere), pieces)
+
+
+def train(
+    problem: Problem, key: jax.Array, numbers: np.ndarray, hyperparameters: Hyperparameters
+) -> Iterator[Progress]:
+    """Trains a population from its first epoch to its last, yielding after each call of the program.
+
+    Args:
+      problem: from `place`.
+      key: the PRNG key of the whole search.
+      numbers: int [trial], the trials' numbers: a member's initial parameters depend on (key, number, fold) alone.
+      hyperparameters: a tree of arrays with a leading [trial] axis, as long as the plan's slots.
+    """
+    sharding = NamedSharding(_mesh(problem.plan), P("trial"))
+    hyperparameters = jax.device_put(hyperparameters, sharding)
+    fold_numbers = problem.spec.first_fold + np.arange(len(problem.folds))
+    state = _init(problem.task, problem.plan, key, jax.device_put(numbers, sharding), fold_numbers, hyperparameters)
+    return resume(problem, state, hyperparameters, first_epoch=0)
+
+
+def resume(problem: Problem, state: State, hyperparameters: Hyperparameters, *, first_epoch: int) -> Iterator[Progress]:
+    """As `train`, from the state that it yielded after `first_epoch` epochs."""
+    task, plan, spec, folds, data, pieces = problem
+    for done in range(first_epoch, spec.num_epochs, spec.epochs_per_call):
+        epochs = range(done, done + spec.epochs_per_call)
+        batches = folds_.minibatches(
+            folds, epochs, batch_size=spec.batch_size, seed=spec.seed, first_fold=spec.first_fold
+        )
+        state, train_loss, val_loss = _fit(task, plan, state, hyperparameters, data, batches, pieces)
+        val_loss = None if val_loss is None else np.asarray(val_loss)
+        yield Progress(epochs.stop, state, np.asarray(train_loss), val_loss)
+
+
+def _mesh(plan: Plan) -> Mesh:
+    # Auto axes: the default, Explicit, refuses a member's gather from data that has no trial axis.
+    return jax.make_mesh((plan.num_devices,), ("trial",), (AxisType.Auto,), devices=jax.devices()[: plan.num_devices])
+
+
+# Runs once, for a moment: compiling it with care would take longer than anything else that a small study compiles.
+@partial(jax.jit, static_argnames=("task", "plan"), compiler_options={"xla_backend_optimization_level": 0})
+def _init(task: Task, plan: Plan, key: jax.Array, numbers, fold_numbers, hyperparameters: Hyperparameters) -> State:
+    def member(number, hyperparameters, fold):
+        member_key = jax.random.fold_in(jax.random.fold_in(key, number), fold)
+        return training.init(task, member_key, hyperparameters)
+
+    over_folds = jax.vmap(member, (None, None, 0))
+    return jax.vmap(over_folds, (0, 0, None))(numbers, hyperparameters, fold_numbers)
+
+
+@partial(jax.jit, static_argnames=("task", "plan"), donate_argnames=("state",))
+def _fit(task: Task, plan: Plan, state: State, hyperparameters, data: Data, batches, pieces):
+    """-> (state, train_loss [trial, fold, epoch], val_loss). batches [fold, epoch, step, batch], shared by trials."""
+
+    def on_one_device(state: State, hyperparameters, data: Data, batches, pieces):
+        def member(state: State, hyperparameters, batches, pieces):
+            return training.fit(task, plan.layout, state, data, batches, pieces, hyperparameters)
+
+        over_folds = jax.vmap(member, (0, None, 0, 0))
+        over_trials = jax.vmap(over_folds, (0, 0, None, None))
+
+        def group(members):
+            return over_trials(*members, batches, pieces)
+
+        return _in_groups(group, (state, hyperparameters), plan.trials_at_once)
+
+    sharded, everywhere = P("trial"), P()
+    over_devices = jax.shard_map(
+        on_one_device,
+        mesh=_mesh(plan),
+        in_specs=(sharded, sharded, everywhere, everywhere, everywhere),
+        out_specs=sharded,
+        check_vma=False,
+    )
+    return over_devices(state, hyperparameters, data, batches, pieces)
+
+
+def _in_groups(function, members: Any, size: int) -> Any:
+    """function(members), group after group of `size` of them; the arrays' first axis counts the members."""
+    num_members = len(jax.tree.leaves(members)[0])
+    if num_members == size:
+        return function(members)
+    grouped = jax.tree.map(lambda a: a.reshape(num_members // size, size, *a.shape[1:]), members)
+    return jax.tree.map(lambda a: a.reshape(num_members, *a.shape[2:]), lax.map(function, grouped))
+
+
+def predict(task: Task, params: Params, hyperparameters: Hyperparameters, x: np.ndarray, piece_size: int = 500):
+    """Outputs [example, output] of one network, computed in pieces."""
+    index = np.arange(-(-len(x) // piece_size) * piece_size).reshape(-1, piece_size) % len(x)
+    outputs = _predict(task, params, hyperparameters, x, index)
+    return np.asarray(outputs).reshape(-1, *outputs.shape[2:])[: len(x)]
+
+
+@partial(jax.jit, static_argnames=("task",))
+def _predict(task: Task, params: Params, hyperparameters: Hyperparameters, x: jax.Array, index: jax.Array):
+    return lax.map(lambda i: task.apply(params, task.prepare(x[i]), hyperparameters), index)
+
+
+@partial(jax.jit, static_argnames=("task",))
+def predict_all(task: Task, params: Params, hyperparameters: Hyperparameters, x: jax.Array) -> jax.Array:
+    """Outputs [trial, fold, example, output] of a population on the same few examples."""
+    prepared = task.prepare(x)
+    over_folds = jax.vmap(lambda params, h: task.apply(params, prepared, h), (0, None))
+    return jax.vmap(over_folds)(params, hyperparameters)

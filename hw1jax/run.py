@@ -1,0 +1,276 @@
+"""The run of a study: search, refit of the best trial, one look at the test set, results on disk."""
+
+import csv
+import hashlib
+import io
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from hw1jax import environment, evaluation, folds, population, search, storage, studies
+from hw1jax.data import Dataset
+from hw1jax.folds import Fold
+from hw1jax.model_file import Model, save_model
+from hw1jax.population import Plan, Problem, Spec
+from hw1jax.progress import Observer
+from hw1jax.search import Draw, TrialScore
+from hw1jax.studies import Settings, Study
+from hw1jax.training import Layout
+
+MOST_SLOTS = 100  # trials a program: bounds the memory, and what a stopped search loses
+MEMBERS_AT_ONCE = 39  # members that train at once on a CPU device: their state must stay in its cache
+CURVE_POINTS = 400  # where the fitted curve of a regression is drawn
+
+
+def run(study: Study, settings: Settings, observer: Observer, *, command: str, started: float) -> dict[str, Any]:
+    """Runs a study from its data to the files of its folder.
+
+    Args:
+      study: which.
+      settings: the user's.
+      observer: is told how it goes.
+      command: how to repeat it, for the record.
+      started: `time.time()` at the start of the process.
+
+    Returns:
+      What `results.json` holds.
+
+    Raises:
+      ValueError: settings or data that can't be run (nothing has been written then), or no trial that didn't diverge.
+    """
+    studies.check(study, settings)
+    data = study.load(settings)
+    splits = folds.k_fold(len(data.x_train), settings.num_folds, (settings.seed,))
+    shortest = min(len(fold.train) for fold in splits)
+    if settings.batch_size > shortest:
+        raise ValueError(f"--batch-size {settings.batch_size} is more than a fold's {shortest} training samples")
+    folder = studies.folder(study, settings)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out {folder} is a file; name a folder")
+
+    observer.start(study.title, settings.num_trials, settings.num_folds, settings.num_epochs)
+    clock = Clock()
+    folder.mkdir(parents=True, exist_ok=True)
+    optuna_study = search.open_study(folder / "journal.log", study.name, sampler=settings.sampler, seed=settings.seed)
+    config = search.claim(optuna_study, _config(study, settings, data), folder)
+    plan = Plan(**config["plan"] | {"layout": Layout(**config["plan"]["layout"])})
+    problem = _problem(study, settings, plan, data, splits)
+    curve_x = _curve_inputs(study, data)
+
+    trials, histories = [], []
+    with clock.measure("train_seconds"):
+        batches = Batches(folder / "batches", problem, settings.seed, curve_x, observer)
+        for batch in search.search(
+            optuna_study,
+            studies.space_of(settings),
+            batches.train,
+            num_trials=settings.num_trials,
+            batch_size=plan.slots,
+        ):
+            trials += batch
+            histories.append(batches.read(batch[0].number))
+            observer.trials(trials)
+    history = Trained(*(np.concatenate(part)[: len(trials)] for part in zip(*histories, strict=True)))
+    _write_trials(folder / "trials.csv", trials)
+    best = search.best(trials)
+    if best is None:
+        raise ValueError(f"every trial diverged, see {folder / 'trials.csv'}; give a lower --learning-rate range")
+
+    with clock.measure("refit_seconds"):
+        model, refit_train_loss = refit(study, settings, data, best.draw, observer)
+    observer.stage("looking at the test set")
+    with clock.measure("test_seconds"):
+        test_outputs = model.predict(data.x_test)
+    save_model(folder / "model.msgpack", model)
+    arrays = history._asdict() | {"refit_train_loss": refit_train_loss, "test_outputs": test_outputs}
+    if len(curve_x):
+        arrays |= {"curve_x": curve_x, "curve_outputs": model.predict(curve_x[:, None])[:, 0]}
+    storage.write_arrays(folder / "histories.npz", arrays)
+    results = {
+        "study": study.name,
+        "title": study.title,
+        "command": command,
+        "config": config | {"num_trials": settings.num_trials},
+        "environment": environment.describe(),
+        "best": {
+            "number": best.number,
+            "params": best.draw.as_dict(),
+            "mean_val_loss": best.mean,
+            "std_val_loss": best.std,
+        },
+        "test": score(study, test_outputs, data.y_test),
+        "reported": {
+            "params": study.reported.best.as_dict(),
+            "test_loss": study.reported.test_loss,
+            "test_accuracy": study.reported.test_accuracy,
+        },
+        "trials": {"complete": sum(t.complete for t in trials), "failed": sum(not t.complete for t in trials)},
+        "timing": clock.seconds | {"total_seconds": time.time() - started},
+    }
+    storage.write_json(folder / "results.json", results)
+    observer.finish(results, folder)
+    return results
+
+
+class Trained(NamedTuple):
+    """A batch of trials after its last epoch."""
+
+    train_loss: np.ndarray  # float32 [trial, fold, epoch]
+    val_loss: np.ndarray  # float32 [trial, fold, epoch]
+    curve_fold_outputs: np.ndarray  # float32 [trial, fold, point]: what a regression predicts along its inputs
+
+
+class Batches:
+    """Trains batches of trials, each kept as a file, so that none is trained twice."""
+
+    def __init__(self, folder: Path, problem: Problem, seed: int, curve_x: np.ndarray, observer: Observer):
+        self._folder, self._problem, self._curve_x, self._observer = folder, problem, curve_x, observer
+        self._key = jax.random.key(seed)
+
+    def train(self, draws: dict[int, Draw]) -> dict[int, np.ndarray]:
+        """{trial number: draw} -> {trial number: validation loss of each fold after the last epoch}."""
+        path = self._path(min(draws))
+        trained = self.read(min(draws)) if path.exists() else None
+        if trained is None or len(trained.val_loss) < len(draws):
+            trained = self._train(draws)
+            storage.write_arrays(path, trained._asdict())
+        return {number: trained.val_loss[i, :, -1] for i, number in enumerate(draws)}
+
+    def read(self, first: int) -> Trained:
+        """The batch whose first trial has this number."""
+        return Trained(**storage.read_arrays(self._path(first)))
+
+    def _path(self, first: int) -> Path:
+        return self._folder / f"{first:06d}.npz"
+
+    def _train(self, draws: dict[int, Draw]) -> Trained:
+        numbers, slots = list(draws), self._problem.plan.slots
+        padded = numbers + [numbers[0]] * (slots - len(numbers))  # empty slots train the first trial once more
+        hyperparameters = studies.as_arrays([draws[number] for number in padded])
+        histories = []
+        for step in population.train(self._problem, self._key, np.array(padded), hyperparameters):
+            histories.append((step.train_loss, step.val_loss))
+            what = f"trials {numbers[0]}-{numbers[-1]}"
+            self._observer.epochs(what, step.num_epochs, self._problem.spec.num_epochs, step.val_loss[..., -1])
+        train_loss, val_loss = (np.concatenate(part, axis=2) for part in zip(*histories, strict=True))
+        curves = np.zeros((slots, train_loss.shape[1], 0), np.float32)
+        if len(self._curve_x):
+            x = self._curve_x[:, None]
+            curves = population.predict_all(self._problem.task, step.state.params, hyperparameters, x)[..., 0]
+        return Trained(*(part[: len(numbers)] for part in (train_loss, val_loss, curves)))
+
+
+def refit(
+    study: Study, settings: Settings, data: Dataset, draw: Draw, observer: Observer
+) -> tuple[Model, np.ndarray]:
+    """Trains one network with these hyperparameters on all training data -> (model, train_loss [epoch]).
+
+    It is fold k of the cross-validation, at its own widths.
+    """
+    everything = Fold(np.arange(len(data.x_train)), np.arange(0))
+    problem = _problem(
+        study, settings, Plan(slots=1, layout=study.layout), data, [everything], draw, first_fold=settings.num_folds
+    )
+    train_loss = []
+    key, number = jax.random.key(settings.seed), np.zeros(1, int)
+    for step in population.train(problem, key, number, studies.as_arrays([draw])):
+        train_loss.append(step.train_loss[0, 0])
+        observer.epochs("refit of the best trial", step.num_epochs, settings.num_epochs, None)
+    params = jax.tree.map(lambda a: np.asarray(a[0, 0]), step.state.params)
+    return Model(study.name, draw, params), np.concatenate(train_loss)
+
+
+def score(study: Study, outputs: np.ndarray, y: np.ndarray) -> dict[str, Any]:
+    """Loss, and for a classifier accuracy and confusion matrix, of outputs [example, output] on y."""
+    result = {"loss": float(np.mean(study.loss(outputs, y))), "accuracy": None, "confusion": None}
+    if study.classes:
+        result["accuracy"] = evaluation.accuracy(outputs, y)
+        result["confusion"] = evaluation.confusion_matrix(outputs, y).tolist()
+    return result
+
+
+def make_plan(settings: Settings, layout: Layout, num_devices: int) -> Plan:
+    """How the trials are laid out: as many to a program as can be, shared evenly by the devices."""
+    wanted = min(settings.num_trials, MOST_SLOTS)
+    if settings.sampler == "tpe":  # it learns from one batch for the next, so there must be several
+        wanted = -(-wanted // 5)
+    num_devices = min(num_devices, wanted)
+    a_device = -(-wanted // num_devices)
+    num_groups = -(-a_device // max(1, MEMBERS_AT_ONCE // settings.num_folds))
+    at_once = -(-a_device // num_groups)
+    return Plan(num_devices * num_groups * at_once, num_devices, at_once, layout)
+
+
+def _problem(
+    study: Study,
+    settings: Settings,
+    plan: Plan,
+    data: Dataset,
+    splits: list[Fold],
+    draw: Draw | None = None,
+    first_fold: int = 0,
+) -> Problem:
+    """The study as a population of at most the space's widths, or of a draw's own."""
+    space = studies.space_of(settings)
+    widest = draw or Draw(tuple(r.high for r in space.channels), tuple(r.high for r in space.hidden_units), 0, 0, "")
+    task = studies.make_task(study, widest.channels, widest.hidden_units)
+    per_call = max(n for n in range(1, study.epochs_per_call + 1) if settings.num_epochs % n == 0)
+    spec = Spec(settings.num_epochs, settings.batch_size, (settings.seed,), per_call, first_fold)
+    return population.place(task, plan, spec, data.x_train, data.y_train, splits)
+
+
+def _config(study: Study, settings: Settings, data: Dataset) -> dict[str, Any]:
+    """All that the results depend on but the number of trials; a folder belongs to one such configuration."""
+    chosen = asdict(settings)
+    for name in ("num_trials", "out", "quick", "data_dir", "train_csv", "test_csv"):
+        chosen.pop(name, None)
+    digest = hashlib.sha256(b"".join(np.ascontiguousarray(part) for part in data)).hexdigest()
+    plan = make_plan(settings, study.layout, len(jax.devices()))
+    return chosen | {"data_sha256": digest, "plan": asdict(plan) | {"layout": plan.layout._asdict()}}
+
+
+def _curve_inputs(study: Study, data: Dataset) -> np.ndarray:
+    if study.classes:
+        return np.zeros(0, np.float32)
+    both = np.concatenate([data.x_train, data.x_test])
+    return np.linspace(both.min(), both.max(), CURVE_POINTS, dtype=np.float32)
+
+
+def _write_trials(path: Path, trials: Sequence[TrialScore]) -> None:
+    """trials.csv: a row a trial, in scikit-learn's words."""
+    text = io.StringIO()
+    rows = [
+        {"number": trial.number, "state": "complete" if trial.complete else "failed"}
+        | trial.draw.columns()
+        | {f"split{i}_val_loss": value for i, value in enumerate(trial.scores)}
+        | {"mean_val_loss": trial.mean, "std_val_loss": trial.std, "rank": rank}
+        for trial, rank in zip(trials, search.ranks(trials), strict=True)
+    ]
+    writer = csv.DictWriter(text, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    storage.write_bytes(path, text.getvalue().encode())
+
+
+class Clock:
+    """Where the time goes: seconds of each part, and of compiling, which the parts leave out."""
+
+    def __init__(self) -> None:
+        self.seconds = {"compile_seconds": 0.0}
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def _listen(self, event: str, duration: float, **_: Any) -> None:
+        if event.startswith("/jax/core/compile/"):
+            self.seconds["compile_seconds"] += duration
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        begin, compiled = time.perf_counter(), self.seconds["compile_seconds"]
+        yield
+        self.seconds[name] = time.perf_counter() - begin - (self.seconds["compile_seconds"] - compiled)
