@@ -11,7 +11,7 @@ import jax
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from hw1jax import run
+from hw1jax import report, run, studies
 from hw1jax.environment import process_start
 from hw1jax.progress import ConsoleObserver
 from hw1jax.search import FloatRange, IntRange
@@ -24,9 +24,15 @@ def main(study: Study, description: str) -> None:
     """Runs a study with the flags of the command line."""
     settings = parse(study, description, sys.argv[1:])
     use_all_cores()
-    with_exit_code(
-        lambda: run.run(study, settings, ConsoleObserver(), command=command_line(), started=process_start())
-    )
+    with_exit_code(lambda: 0 if run_study(study, settings, process_start()) else 1)
+
+
+def run_study(study: Study, settings: Settings, started: float) -> dict[str, Any]:
+    """Runs a study, then draws its figures and page -> what `results.json` holds."""
+    results = run.run(study, settings, ConsoleObserver(), command=command_line(), started=started)
+    page = report.write(studies.folder(study, settings))
+    print(f"Report: {page}")
+    return results
 
 
 def parse(study: Study, description: str, args: Sequence[str]) -> Settings:
@@ -42,23 +48,24 @@ def use_all_cores() -> None:
     same study compiles only once.
     """
     if "JAX_NUM_CPU_DEVICES" not in os.environ:
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count())
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+        jax.config.update("jax_num_cpu_devices", cores or 1)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "hw1jax" / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-def with_exit_code(work: Callable[[], Any]) -> NoReturn:
-    """Does the work and exits: 0, or 2 with one line for what the user can mend, or 130 for Ctrl-C."""
+def with_exit_code(work: Callable[[], int]) -> NoReturn:
+    """Does the work and exits with its code, or 2 and one line for what the user can mend, or 130 for Ctrl-C."""
     try:
-        work()
+        code = work()
     except (ValueError, OSError) as error:
         sys.exit(report_error(error))
     except KeyboardInterrupt:
         print("stopped; the same command goes on where it stopped", file=sys.stderr)
         sys.exit(130)
-    sys.exit(0)
+    sys.exit(code)
 
 
 def report_error(error: Exception) -> int:

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -60,6 +59,29 @@ class Spec:
     seed: tuple[int, ...]
     epochs_per_call: int = 1
     first_fold: int = 0
+
+
+CACHED_BYTES = 2**21  # of members' state that a CPU core trains at once; more falls out of its cache
+STATE_COPIES = 3  # the parameters and an optimizer's two moments
+
+
+def make_plan(num_trials: int, num_folds: int, params: Params, layout: Layout) -> Plan:
+    """All trials in one program, shared evenly by all devices, on a CPU in groups that fit the cache.
+
+    Args:
+      num_trials: trials that train at once; slots may be a few more, so that they divide evenly.
+      num_folds: folds of each.
+      params: a member's parameters, or their shapes.
+      layout: how a member's step is laid out.
+    """
+    devices = jax.devices()
+    num_devices = min(len(devices), num_trials)
+    a_device = -(-num_trials // num_devices)
+    trial_bytes = STATE_COPIES * num_folds * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    fit = max(1, CACHED_BYTES // trial_bytes) if devices[0].platform == "cpu" else a_device
+    num_groups = -(-a_device // fit)
+    at_once = -(-a_device // num_groups)
+    return Plan(num_devices * num_groups * at_once, num_devices, at_once, layout)
 
 
 class Problem(NamedTuple):

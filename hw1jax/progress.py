@@ -36,7 +36,7 @@ class Observer:
 
 
 class ConsoleObserver(Observer):
-    """Shows a run on standard error's terminal, or as plain lines where there is none; the summary on standard output."""
+    """A bar where standard error is a terminal, plain lines elsewhere; the summary on standard output."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)

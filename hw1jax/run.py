@@ -24,7 +24,7 @@ from hw1jax.studies import Settings, Study
 from hw1jax.training import Layout
 
 MOST_SLOTS = 100  # trials a program: bounds the memory, and what a stopped search loses
-MEMBERS_AT_ONCE = 39  # members that train at once on a CPU device: their state must stay in its cache
+TPE_BATCHES = 5  # batches that a TPE search has at least
 CURVE_POINTS = 400  # where the fitted curve of a regression is drawn
 
 
@@ -98,6 +98,7 @@ def run(study: Study, settings: Settings, observer: Observer, *, command: str, s
         "command": command,
         "config": config | {"num_trials": settings.num_trials},
         "environment": environment.describe(),
+        "inputs": {name: path and str(path) for name, path in studies.inputs(settings).items()},
         "best": {
             "number": best.number,
             "params": best.draw.as_dict(),
@@ -111,7 +112,7 @@ def run(study: Study, settings: Settings, observer: Observer, *, command: str, s
             "test_accuracy": study.reported.test_accuracy,
         },
         "trials": {"complete": sum(t.complete for t in trials), "failed": sum(not t.complete for t in trials)},
-        "timing": clock.seconds | {"total_seconds": time.time() - started},
+        "timing": clock.seconds() | {"total_seconds": time.time() - started},
     }
     storage.write_json(folder / "results.json", results)
     observer.finish(results, folder)
@@ -166,9 +167,7 @@ class Batches:
         return Trained(*(part[: len(numbers)] for part in (train_loss, val_loss, curves)))
 
 
-def refit(
-    study: Study, settings: Settings, data: Dataset, draw: Draw, observer: Observer
-) -> tuple[Model, np.ndarray]:
+def refit(study: Study, settings: Settings, data: Dataset, draw: Draw, observer: Observer) -> tuple[Model, np.ndarray]:
     """Trains one network with these hyperparameters on all training data -> (model, train_loss [epoch]).
 
     It is fold k of the cross-validation, at its own widths.
@@ -195,18 +194,6 @@ def score(study: Study, outputs: np.ndarray, y: np.ndarray) -> dict[str, Any]:
     return result
 
 
-def make_plan(settings: Settings, layout: Layout, num_devices: int) -> Plan:
-    """How the trials are laid out: as many to a program as can be, shared evenly by the devices."""
-    wanted = min(settings.num_trials, MOST_SLOTS)
-    if settings.sampler == "tpe":  # it learns from one batch for the next, so there must be several
-        wanted = -(-wanted // 5)
-    num_devices = min(num_devices, wanted)
-    a_device = -(-wanted // num_devices)
-    num_groups = -(-a_device // max(1, MEMBERS_AT_ONCE // settings.num_folds))
-    at_once = -(-a_device // num_groups)
-    return Plan(num_devices * num_groups * at_once, num_devices, at_once, layout)
-
-
 def _problem(
     study: Study,
     settings: Settings,
@@ -217,9 +204,8 @@ def _problem(
     first_fold: int = 0,
 ) -> Problem:
     """The study as a population of at most the space's widths, or of a draw's own."""
-    space = studies.space_of(settings)
-    widest = draw or Draw(tuple(r.high for r in space.channels), tuple(r.high for r in space.hidden_units), 0, 0, "")
-    task = studies.make_task(study, widest.channels, widest.hidden_units)
+    widths = draw or studies.widest(settings)
+    task = studies.make_task(study, widths.channels, widths.hidden_units)
     per_call = max(n for n in range(1, study.epochs_per_call + 1) if settings.num_epochs % n == 0)
     spec = Spec(settings.num_epochs, settings.batch_size, (settings.seed,), per_call, first_fold)
     return population.place(task, plan, spec, data.x_train, data.y_train, splits)
@@ -231,7 +217,11 @@ def _config(study: Study, settings: Settings, data: Dataset) -> dict[str, Any]:
     for name in ("num_trials", "out", "quick", "data_dir", "train_csv", "test_csv"):
         chosen.pop(name, None)
     digest = hashlib.sha256(b"".join(np.ascontiguousarray(part) for part in data)).hexdigest()
-    plan = make_plan(settings, study.layout, len(jax.devices()))
+    wanted = min(settings.num_trials, MOST_SLOTS)
+    if settings.sampler == "tpe":  # it learns from one batch for the next, so there must be several
+        wanted = -(-wanted // TPE_BATCHES)
+    shapes = studies.parameter_shapes(study, studies.widest(settings))
+    plan = population.make_plan(wanted, settings.num_folds, shapes, study.layout)
     return chosen | {"data_sha256": digest, "plan": asdict(plan) | {"layout": plan.layout._asdict()}}
 
 
@@ -262,15 +252,27 @@ class Clock:
     """Where the time goes: seconds of each part, and of compiling, which the parts leave out."""
 
     def __init__(self) -> None:
-        self.seconds = {"compile_seconds": 0.0}
+        self._parts: dict[str, float] = {}
+        self._compiling: list[tuple[float, float]] = []  # (begin, end) of what was traced, lowered and compiled
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
     def _listen(self, event: str, duration: float, **_: Any) -> None:
         if event.startswith("/jax/core/compile/"):
-            self.seconds["compile_seconds"] += duration
+            end = time.perf_counter()
+            begin = end - duration
+            # A function traced within another is reported first, and again as a part of it.
+            self._compiling = [span for span in self._compiling if span[0] < begin] + [(begin, end)]
 
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:
-        begin, compiled = time.perf_counter(), self.seconds["compile_seconds"]
+        """Counts the time of the block as `name`."""
+        begin, compiled = time.perf_counter(), self._compile_seconds()
         yield
-        self.seconds[name] = time.perf_counter() - begin - (self.seconds["compile_seconds"] - compiled)
+        self._parts[name] = time.perf_counter() - begin - (self._compile_seconds() - compiled)
+
+    def _compile_seconds(self) -> float:
+        return sum(end - begin for begin, end in self._compiling)
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each part, and of compiling."""
+        return {"compile_seconds": self._compile_seconds()} | self._parts

@@ -161,9 +161,7 @@ FASHION_CNN = Study(
     name="fashion_cnn",
     title="Fashion-MNIST, convolutional net",
     settings=ConvolutionSettings(num_trials=10, num_epochs=20, batch_size=200, hidden_units=_CONVOLUTION_UNITS),
-    quick=ConvolutionSettings(
-        num_trials=2, num_epochs=1, batch_size=200, hidden_units=_CONVOLUTION_UNITS, quick=True
-    ),
+    quick=ConvolutionSettings(num_trials=2, num_epochs=1, batch_size=200, hidden_units=_CONVOLUTION_UNITS, quick=True),
     load=_load_images,
     loss=losses.cross_entropy,
     loss_name="cross entropy (nats)",
@@ -217,6 +215,19 @@ def parameter_shapes(study: Study, draw: Draw) -> Any:
     task = make_task(study, draw.channels, draw.hidden_units)
     hyperparameters = jax.tree.map(lambda a: a[0], as_arrays([draw]))
     return jax.eval_shape(task.init, jax.random.key(0), hyperparameters)
+
+
+def widest(settings: Settings) -> Draw:
+    """The widest network that the settings can draw."""
+    space = space_of(settings)
+    channels, hidden_units = (tuple(r.high for r in ranges) for ranges in (space.channels, space.hidden_units))
+    return Draw(channels, hidden_units, space.learning_rate.low, space.l2.low, space.optimizers[0])
+
+
+def inputs(settings: Settings) -> dict[str, Path | None]:
+    """The files that the user names instead of the usual data."""
+    names = ("data_dir", "train_csv", "test_csv")
+    return {name: getattr(settings, name) for name in names if hasattr(settings, name)}
 
 
 def folder(study: Study, settings: Settings) -> Path:

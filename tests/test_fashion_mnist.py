@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import tracemalloc
+import warnings
 import zlib
 
 import numpy as np
@@ -114,6 +115,7 @@ DAMAGE = {
     "gzip, empty": gzip.compress(b""),
     "gzip, truncated": gzip.compress(IDX)[:-9],
     "gzip, header alone": gzip.compress(IDX)[:5],
+    "gzip, bad block": gzip.compress(IDX)[:10] + b"\xff" * 50,
     "gzip, edited": edited(gzip.compress(IDX), 2000),
     "gzip, edited checksum": edited(gzip.compress(IDX), len(gzip.compress(IDX)) - 6),
     "gzip, junk behind": gzip.compress(IDX) + b"junk",
@@ -356,10 +358,21 @@ def serve(monkeypatch):
 
 def test_tfds_fetches_the_files_in_silence_without_tensorflow(tmp_path, serve, capfd):
     url = serve(write(tmp_path / "server", BYTES, packed=True))
-    handlers, disabled = logging.root.handlers[:], logging.root.manager.disable
     assert fashion_mnist.from_tfds(FILES, url=url) == BYTES
     assert capfd.readouterr() == ("", "") and "tensorflow" not in sys.modules
-    assert (logging.root.handlers, logging.root.manager.disable) == (handlers, disabled)
+
+
+def test_silence_holds_back_logs_and_warnings_and_leaves_no_trace(monkeypatch, caplog):
+    monkeypatch.setattr(logging.root, "handlers", [])  # as in a program that has set up no logging
+    with fashion_mnist._silence():
+        logging.getLogger("urllib3").addHandler(caplog.handler)
+        logging.getLogger("urllib3").error("retrying")
+        logging.warning("would set up the root logger")
+        warnings.warn("deprecated", DeprecationWarning, stacklevel=1)
+    assert not logging.root.handlers and not caplog.records
+    logging.getLogger("urllib3").error("heard again")
+    logging.getLogger("urllib3").removeHandler(caplog.handler)
+    assert caplog.messages == ["heard again"]
 
 
 def test_tfds_download_of_damaged_or_missing_files_fails(tmp_path, serve, capfd):
@@ -390,6 +403,7 @@ def test_dead_network_is_given_up_at_once(monkeypatch, listening):
 # apt-get, played by shell scripts that note how they were called
 
 FOUND = 'echo "$@" | grep -q {needs} && cp "$DEB" . && exit 0; {fails}'
+PRIVATE = 'case "$*" in *Dir::State::lists=*) test -d lists/partial || exit 100;; esac'  # as apt-get wants it
 MISSING = "echo 'W: some warning' >&2; echo 'E: Unable to locate package dataset-fashion-mnist' >&2; exit 100"
 DEAD = "echo 'E: Failed to fetch the package: Temporary failure resolving the host' >&2; exit 100"
 
@@ -409,7 +423,7 @@ def debian(tmp_path, monkeypatch):
         (programs / name).chmod(0o755)
 
     def play(download, *, update="exit 0"):
-        script("apt-get", f'case "$*" in *update) {update};; esac\n{download}')
+        script("apt-get", f'{PRIVATE}\ncase "$*" in *update) {update};; esac\n{download}')
         script("dpkg-deb", f'test "$1" = -x && test -f "$2" && cp -r {tmp_path / "package"} "$3"')
         return lambda: [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
 

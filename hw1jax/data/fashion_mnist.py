@@ -130,8 +130,8 @@ def from_tfds(files: Files, *, url: str = URL) -> Contents:
 
         tfds.disable_progress_bar()
         manager = tfds.download.DownloadManager(download_dir=folder)
-        paths = manager.download({file.name: f"{url}{file.name}.gz" for file in files})
-        return {file.name: read_file(Path(paths[file.name]), file) for file in files}
+        # one after another: were one to fail, nothing else would be writing to the folder while it is removed
+        return {file.name: read_file(Path(manager.download(f"{url}{file.name}.gz")), file) for file in files}
 
 
 def from_apt(files: Files) -> Contents:
@@ -249,13 +249,7 @@ def _run(*command: str, folder: str) -> str:
     """Run a program in a folder. Returns its first error, empty if all went well."""
     if not shutil.which(command[0]):
         return f"there is no program {command[0]} here"
-    environment = {
-        **os.environ,
-        "LC_ALL": "C",
-        "RES_OPTIONS": "timeout:2 attempts:1",
-    }  # give up a dead name server soon
-    done = subprocess.run(
-        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
-    )
+    env = os.environ | {"LC_ALL": "C", "RES_OPTIONS": "timeout:2 attempts:1"}  # a dead name server is given up soon
+    done = subprocess.run(command, cwd=folder, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     errors = [line for line in done.stderr.splitlines() if line.startswith(("E:", "dpkg-deb:"))]
     return (errors or [f"{command[0]} ended with exit code {done.returncode}"])[0] if done.returncode else ""

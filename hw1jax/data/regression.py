@@ -71,9 +71,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
     except csv.Error as error:
         raise ValueError(f"{path}: row {rows.line_num}: expected two numbers, input,label: {error}") from None
     if not samples:
-        raise ValueError(
-            f"{path}: row {line + 1}: expected at least one row of two numbers after the header, found none"
-        )
+        raise ValueError(f"{path}: row {line + 1}: expected at least one row of two numbers, input,label, found none")
     x, y = np.array(samples, np.float32).T  # [row] each
     return x[:, None], y[:, None]
 

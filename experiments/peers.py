@@ -1,0 +1,658 @@
+"""The peers that the benchmark compares hw1jax with: PyTorch and scikit-learn at the same work, in their strongest forms.
+
+    python experiments/peers.py --work FILE --peer 'torch eager 2 threads' --repeats 5 --seconds 5
+
+prints one line of JSON (`run_peer` says what is in it). The work is a plain file, so that every peer runs in fresh
+processes with thread settings of its own. The same work means: the same samples in the same batches, as many epochs,
+each fold's validation part evaluated after each epoch inside the clock, float32, the same networks, L2 on all
+parameters (torch's `weight_decay`). Each trial has its own widths: torch has no need of padding.
+
+What makes the strong forms strong: data resident as float32 tensors, batches by `index_select` in the given order,
+fused optimizers (`foreach` for RMSprop, which has no fused one), no `.item()` in the loop, validation in large
+batches without gradients, and a malloc that keeps freed memory. Needs numpy alone; torch and scikit-learn are imported
+where a peer trains.
+"""
+
+import argparse
+import functools
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+STUDIES = ("regression", "fashion_mlp", "fashion_cnn")
+EPOCHS_PER_PIECE = {"regression": 10, "fashion_mlp": 1, "fashion_cnn": 1}
+PIECES_PER_EPOCH = {"regression": 1, "fashion_mlp": 4, "fashion_cnn": 20}
+VALIDATION_BATCH = {"regression": 1000, "fashion_mlp": 2000, "fashion_cnn": 500}  # the fastest of those tried
+
+
+class Work(NamedTuple):
+    """One search: the data, the order of all minibatches and the trials.
+
+    An epoch's last batch may be short: its missing entries are -1, as are those at the end of a shorter fold.
+    """
+
+    study: str  # one of STUDIES
+    x: np.ndarray  # float32 [n, 1] or uint8 [n, 28, 28]
+    y: np.ndarray  # float32 [n, 1] or int32 [n]
+    train_order: np.ndarray  # int32 [fold, epoch, step, batch], indices into x
+    val_order: np.ndarray  # int32 [fold, n_val_max]
+    trials: list[dict[str, Any]]  # hidden_units, channels (CNN only), learning_rate, l2, optimizer: adam, sgd, rmsprop
+
+
+class Peer(NamedTuple):
+    """How a peer runs: its trainer (a class below), its processes, which share the work out, and the threads of each."""
+
+    trainer: str
+    processes: int
+    threads: int
+    note: str
+    studies: tuple[str, ...] = STUDIES
+
+
+EAGER = "resident tensors, fused optimizers, no DataLoader"
+COMPILED = "gather, forward, backward and optimizer in one graph, symbolic widths: a compilation an optimizer"
+PEERS = {
+    "torch eager 2 threads": Peer("Eager", 1, 2, EAGER),
+    "torch eager 2 processes x 1 thread": Peer("Eager", 2, 1, EAGER),
+    "torch eager channels_last 2 threads": Peer("ChannelsLast", 1, 2, EAGER, ("fashion_cnn",)),
+    "torch eager channels_last 2 processes x 1 thread": Peer("ChannelsLast", 2, 1, EAGER, ("fashion_cnn",)),
+    "torch.compile": Peer("Compiled", 2, 1, COMPILED),
+    "torch.func vmap over folds": Peer("Vmapped", 2, 1, "the folds of a trial stacked, fused optimizers"),
+    "torch.compile of vmap over folds": Peer("CompiledFolds", 2, 1, COMPILED + "; the folds of a trial stacked"),
+    "scikit-learn MLP": Peer(
+        "ScikitLearn", 2, 1, "no RMSprop trials; no L2 on biases, more L2 in a short batch; its own initial parameters"
+    ),
+    "homework style": Peer("Homework", 1, 2, "Dataset, DataLoader, modules, default optimizers, loss.item() each step"),
+}
+
+
+class Skip(Exception):
+    """A peer cannot do this work; the message is the reason."""
+
+
+def save_work(path: str | os.PathLike, work: Work) -> None:
+    """Write `work` as one .npz file: the arrays, and the rest as JSON text."""
+    text = json.dumps({"study": work.study, "trials": work.trials})
+    arrays = {name: getattr(work, name) for name in ("x", "y", "train_order", "val_order")}
+    with open(path, "wb") as file:
+        np.savez(file, text=np.array(text), **arrays)
+
+
+def load_work(path: str | os.PathLike) -> Work:
+    """Read what `save_work` wrote."""
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in ("x", "y", "train_order", "val_order")}
+        return Work(**json.loads(file["text"].item()), **arrays)
+
+
+def list_peers(study: str) -> list[str]:
+    """The names of a study's peers, installed or not. Raises ValueError for an unknown study."""
+    if study not in STUDIES:
+        raise ValueError(f"there is no study {study!r}: choose one of {', '.join(STUDIES)}")
+    return [name for name, peer in PEERS.items() if study in peer.studies]
+
+
+def run_peer(
+    work_file: str | os.PathLike,
+    name: str,
+    *,
+    python: str = sys.executable,
+    repeats: int = 5,
+    seconds: float = 5.0,
+    full: bool = False,
+) -> dict[str, Any]:
+    """Run a peer in a fresh process of the interpreter `python` and return what it measured.
+
+    A repeat trains warm for at least `seconds`: all trials in turn (fold 0, or all folds where they are stacked), a
+    counted part of an epoch each with as large a part of the validation, in whole rounds. `full` runs the whole search
+    once instead.
+
+    Returns a dict: peer, study; compile_seconds (outside the clock); us_per_sample (one a repeat: wall-clock
+    microseconds, validation included, for each training sample) and samples_timed (training samples, one a repeat);
+    final_train_loss (mean over the last epoch's batches as they are trained) and final_val_loss, [trial][fold] after a
+    full run, else None, and None for a member that is not finite or not trained; threads (of each process); processes;
+    peak_rss_mb (all processes together); torch_version; scikit_learn_version; note. A peer that cannot run here gives
+    {peer, skipped: the reason}. Raises ValueError for an unknown peer.
+    """
+    if name not in PEERS:
+        raise ValueError(f"there is no peer {name!r}: choose one of {', '.join(PEERS)}")
+    command = [python, __file__, "--work", os.fspath(work_file), "--peer", name]
+    command += ["--full"] if full else ["--repeats", str(repeats), "--seconds", str(seconds)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return {"peer": name, "skipped": f"failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+# The same networks, losses and optimizers in torch.
+
+
+def network(work: Work, trial: int, fold: int):
+    """The trial's network as an nn.Sequential, with torch's own initialisation: the same for every peer."""
+    import torch
+    from torch import nn
+
+    torch.manual_seed(1000 * trial + fold)
+    channels = [1, *work.trials[trial].get("channels", [])]
+    layers, side = [], 28
+    for number, (before, after) in enumerate(itertools.pairwise(channels)):
+        kernel = 5 if number else 4
+        layers += [nn.Conv2d(before, after, kernel, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+        side = (side + 3 - kernel) // 2
+    widths = [channels[-1] * side**2 if layers else work.x[0].size, *work.trials[trial]["hidden_units"]]
+    layers.append(nn.Flatten())
+    for before, after in itertools.pairwise(widths):
+        layers += [nn.Linear(before, after), nn.Sigmoid()]
+    return nn.Sequential(*layers, nn.Linear(widths[-1], 1 if work.study == "regression" else 10))
+
+
+def forward(params, x, num_convolutions: int):
+    """The same network as a function of [weight, bias, weight, bias, ...]: quicker than modules, and what vmap needs."""
+    import torch
+    from torch.nn import functional
+
+    layers = list(zip(params[::2], params[1::2], strict=True))
+    for weight, bias in layers[:num_convolutions]:
+        x = functional.max_pool2d(functional.relu(functional.conv2d(x, weight, bias, padding=1)), 2)
+    x = x.flatten(1)
+    for weight, bias in layers[num_convolutions:-1]:
+        x = torch.sigmoid(functional.linear(x, weight, bias))
+    return functional.linear(x, *layers[-1])
+
+
+def mean_loss(outputs, y):
+    """Mean squared error for numbers, cross entropy for classes; float32 []."""
+    from torch.nn import functional
+
+    return functional.mse_loss(outputs, y) if y.is_floating_point() else functional.cross_entropy(outputs, y)
+
+
+def weighted_loss(num_convolutions: int, params, x, y, weight):
+    """The mean loss over the examples of weight 1; those of weight 0 are padding."""
+    from torch.nn import functional
+
+    outputs = forward(params, x, num_convolutions)
+    if y.is_floating_point():
+        losses = (outputs - y).square().squeeze(-1)
+    else:
+        losses = functional.cross_entropy(outputs, y, reduction="none")
+    return (losses * weight).sum() / weight.sum()
+
+
+def stacked_losses(num_convolutions: int, params, x, y, index, weight):
+    """Mean losses [fold] of params stacked over folds, on the batches index [fold, batch] with weight [fold, batch]."""
+    from torch.func import vmap
+
+    return vmap(functools.partial(weighted_loss, num_convolutions))(params, *gather(x, y, index), weight)
+
+
+def stacked_gradients(num_convolutions: int, params, x, y, index, weight):
+    """The gradients of the same, stacked as the params are, and the losses."""
+    from torch.func import grad_and_value, vmap
+
+    loss = functools.partial(weighted_loss, num_convolutions)
+    return vmap(grad_and_value(loss))(params, *gather(x, y, index), weight)
+
+
+def gather(x, y, index):
+    return (part.index_select(0, index.flatten()).unflatten(0, index.shape) for part in (x, y))
+
+
+@functools.cache
+def compiled(optimizer: str, num_convolutions: int):
+    """The whole training step of stacked members, and their losses, each one graph; torch.optim would break it."""
+    import torch
+
+    def losses(*arguments):
+        return stacked_losses(num_convolutions, *arguments)
+
+    def step(params, first, second, count, learning_rate, l2, *batch):
+        gradients, losses = stacked_gradients(num_convolutions, params, *batch)
+        count.add_(1)
+        for param, gradient, m, v in zip(params, gradients, first, second, strict=True):
+            gradient = gradient + l2 * param
+            if optimizer == "sgd":
+                param.sub_(learning_rate * gradient)
+            elif optimizer == "rmsprop":
+                v.mul_(0.99).addcmul_(gradient, gradient, value=0.01)
+                param.sub_(learning_rate * gradient / (v.sqrt() + 1e-8))
+            else:
+                m.lerp_(gradient, 0.1)
+                v.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+                param.sub_(learning_rate / (1 - 0.9**count) * m / ((v / (1 - 0.999**count)).sqrt() + 1e-8))
+        return losses
+
+    dynamic = os.environ.get("DYN", "1") == "1"
+    return tuple(torch.compile(function, fullgraph=True, dynamic=dynamic) for function in (step, losses))
+
+
+# The trainers. Each trains the given folds of one trial: `train` takes some steps of an epoch, order int32
+# [fold, step, batch]; `validate` evaluates some samples, order int32 [fold, n]; both return summed losses [fold].
+
+
+class Eager:
+    """One member at a time in PyTorch's eager mode."""
+
+    optimizers = ("adam", "sgd", "rmsprop")
+    folds_together = False
+
+    @staticmethod
+    def prepare(work: Work):
+        """What all members share: x as float32, classes as int64, resident tensors."""
+        import torch
+
+        x, y = torch.from_numpy(work.x), torch.from_numpy(work.y)
+        if work.study == "regression":
+            return x, y
+        x = x.float().div_(255)
+        return x.unsqueeze(1) if work.study == "fashion_cnn" else x.flatten(1), y.long()
+
+    def __init__(self, work: Work, data, trial: int, folds: tuple[int, ...]):
+        import torch
+
+        self.work, self.data, settings = work, data, work.trials[trial]
+        self.num_convolutions = len(settings.get("channels", []))
+        self.params = self.stack([network(work, trial, fold) for fold in folds])
+        options = {"lr": settings["learning_rate"], "weight_decay": settings["l2"]}
+        if settings["optimizer"] == "rmsprop":
+            self.optimizer = torch.optim.RMSprop(self.params, alpha=0.99, foreach=True, **options)
+        else:
+            make = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[settings["optimizer"]]
+            self.optimizer = make(self.params, fused=True, **options)
+
+    def stack(self, networks):
+        return list(networks[0].parameters())
+
+    def train(self, order: np.ndarray):
+        import torch
+
+        index, batch = torch.from_numpy(order[order >= 0]), order.shape[2]
+        total = torch.zeros(1)
+        # One gather for all steps is best for the regression's short rows; images are best gathered step by step.
+        for rows in index.split(len(index) if self.work.study == "regression" else batch):
+            x, y = (part.index_select(0, rows).split(batch) for part in self.data)
+            for batch_x, batch_y in zip(x, y, strict=True):
+                loss = mean_loss(forward(self.params, batch_x, self.num_convolutions), batch_y)
+                loss.backward()
+                self.optimizer.step()
+                self.optimizer.zero_grad(set_to_none=True)
+                total.add_(loss.detach(), alpha=len(batch_y))
+        return total
+
+    def validate(self, order: np.ndarray):
+        import torch
+
+        total = torch.zeros(1)
+        with torch.inference_mode():
+            for rows in torch.from_numpy(order[order >= 0]).split(VALIDATION_BATCH[self.work.study]):
+                x, y = (part.index_select(0, rows) for part in self.data)
+                total.add_(mean_loss(forward(self.params, x, self.num_convolutions), y), alpha=len(rows))
+        return total
+
+
+class ChannelsLast(Eager):
+    """The same with weights, and so all activations of the convolutions, in channels_last."""
+
+    def stack(self, networks):
+        import torch
+
+        return list(networks[0].to(memory_format=torch.channels_last).parameters())
+
+
+class Vmapped(Eager):
+    """The folds of a trial at once: stacked parameters, vmap of the gradient, one optimizer for all."""
+
+    folds_together = True
+
+    def stack(self, networks):
+        import torch
+
+        return [torch.stack(same).detach() for same in zip(*(net.parameters() for net in networks), strict=True)]
+
+    def step(self, index, weight):
+        gradients, losses = stacked_gradients(self.num_convolutions, self.params, *self.data, index, weight)
+        for param, gradient in zip(self.params, gradients, strict=True):
+            param.grad = gradient
+        self.optimizer.step()
+        return losses
+
+    def losses(self, index, weight):
+        return stacked_losses(self.num_convolutions, self.params, *self.data, index, weight)
+
+    def run(self, function, index):  # [batch, fold, sample]
+        import torch
+
+        with torch.no_grad():
+            weight = (index >= 0).float()
+            total = torch.zeros(index.shape[1])
+            for rows, weights, count in zip(index.clamp(min=0), weight, weight.sum(2), strict=True):
+                total.addcmul_(function(rows, weights), count)
+        return total
+
+    def train(self, order: np.ndarray):
+        import torch
+
+        return self.run(self.step, torch.from_numpy(order).swapaxes(0, 1).contiguous())
+
+    def validate(self, order: np.ndarray):
+        import torch
+
+        parts = torch.from_numpy(order).split(VALIDATION_BATCH[self.work.study], dim=1)
+        return sum(self.run(self.losses, part[None]) for part in parts)
+
+
+class CompiledFolds(Vmapped):
+    """torch.compile of the whole step, and of the validation, of stacked folds."""
+
+    def __init__(self, work: Work, data, trial: int, folds: tuple[int, ...]):
+        import torch
+
+        super().__init__(work, data, trial, folds)
+        settings = work.trials[trial]
+        self.functions = compiled(settings["optimizer"], self.num_convolutions)
+        moments = [[torch.zeros_like(param) for param in self.params] for _ in range(2)]
+        self.state = *moments, *(torch.tensor(number) for number in (0.0, settings["learning_rate"], settings["l2"]))
+
+    def step(self, index, weight):
+        return self.functions[0](self.params, *self.state, *self.data, index, weight)
+
+    def losses(self, index, weight):
+        return self.functions[1](self.params, *self.data, index, weight)
+
+
+class Compiled(CompiledFolds):
+    """The same, a fold at a time."""
+
+    folds_together = False
+
+
+class ScikitLearn:
+    """MLPRegressor or MLPClassifier with `partial_fit` in the given order, set so that its gradients are ours."""
+
+    optimizers = ("adam", "sgd")
+    folds_together = False
+
+    @staticmethod
+    def prepare(work: Work):
+        if work.study == "fashion_cnn":
+            raise Skip("scikit-learn has no convolutions")
+        if work.study == "regression":
+            return work.x, work.y[:, 0]
+        return work.x.reshape(len(work.x), -1) / np.float32(255), work.y
+
+    def __init__(self, work: Work, data, trial: int, folds: tuple[int, ...]):
+        from sklearn.neural_network import MLPClassifier, MLPRegressor
+
+        settings, batch = work.trials[trial], work.train_order.shape[3]
+        self.data, self.regression = data, work.study == "regression"
+        scale = 0.5 if self.regression else 1.0  # its loss is half the squared error, and so are the gradients
+        self.model = (MLPRegressor if self.regression else MLPClassifier)(
+            hidden_layer_sizes=settings["hidden_units"],
+            activation="logistic",
+            solver=settings["optimizer"],
+            alpha=scale * batch * settings["l2"],  # it divides by the batch
+            learning_rate_init=settings["learning_rate"] / (scale if settings["optimizer"] == "sgd" else 1),
+            momentum=0.0,
+            epsilon=scale * 1e-8,
+            batch_size=batch,
+            shuffle=False,
+            random_state=1000 * trial + folds[0],
+        )
+
+    def train(self, order: np.ndarray) -> np.ndarray:
+        x, y = (part[order[order >= 0]] for part in self.data)
+        self.model.partial_fit(x, y, *([] if self.regression else [np.arange(10)]))
+        return np.array([np.nan])  # it tells its loss with the penalty only
+
+    def validate(self, order: np.ndarray) -> np.ndarray:
+        x, y = (part[order[order >= 0]] for part in self.data)
+        if self.regression:
+            return np.array([np.square(self.model.predict(x) - y).sum()])
+        return -np.log(self.model.predict_proba(x)[np.arange(len(y)), y]).sum(keepdims=True)
+
+
+class Samples:
+    """A map-style data set that converts each sample when it is asked for."""
+
+    def __init__(self, work: Work, index: np.ndarray):
+        self.work, self.index = work, index
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, position: int):
+        import torch
+
+        x, y = self.work.x[self.index[position]], self.work.y[self.index[position]]
+        if self.work.study == "regression":
+            return torch.tensor(x), torch.tensor(y)
+        return torch.tensor(x).unsqueeze(0).float() / 255, int(y)
+
+
+class Homework:
+    """The loop of a notebook."""
+
+    optimizers = ("adam", "sgd", "rmsprop")
+    folds_together = False
+
+    @staticmethod
+    def prepare(work: Work):
+        return None
+
+    def __init__(self, work: Work, data, trial: int, folds: tuple[int, ...]):
+        import torch
+
+        settings = work.trials[trial]
+        self.work, self.net = work, network(work, trial, folds[0])
+        make = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop}[settings["optimizer"]]
+        self.optimizer = make(self.net.parameters(), lr=settings["learning_rate"], weight_decay=settings["l2"])
+
+    def losses(self, order: np.ndarray):
+        from torch.utils.data import DataLoader
+
+        for x, y in DataLoader(Samples(self.work, order[order >= 0]), batch_size=self.work.train_order.shape[3]):
+            yield mean_loss(self.net(x), y), len(y)
+
+    def train(self, order: np.ndarray) -> np.ndarray:
+        total = []
+        for loss, count in self.losses(order):
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            total.append(loss.item() * count)
+        return np.array([sum(total)])
+
+    def validate(self, order: np.ndarray) -> np.ndarray:
+        import torch
+
+        with torch.no_grad():
+            return np.array([sum(loss.item() * count for loss, count in self.losses(order))])
+
+
+# The clock.
+
+
+def train_piece(trainer, work: Work, folds: list[int], number: int) -> int:
+    """Train piece `number` of a member's search, with as large a part of the validation; returns the samples trained."""
+    _, num_epochs, num_steps, _ = work.train_order.shape
+    pieces, repeats = min(PIECES_PER_EPOCH[work.study], num_steps), EPOCHS_PER_PIECE[work.study]
+    samples = 0
+    for position in range(number * repeats, (number + 1) * repeats):
+        epoch, piece = divmod(position, pieces)
+        step, val = (slice(n * piece // pieces, n * (piece + 1) // pieces) for n in (num_steps, work.val_order.shape[1]))
+        order = work.train_order[folds, epoch % num_epochs, step]
+        trainer.train(order)
+        trainer.validate(work.val_order[folds, val])
+        samples += int((order >= 0).sum())
+    return samples
+
+
+def train_search(trainer, work: Work, folds: list[int]) -> tuple[list[float], list[float]]:
+    """Train all epochs; returns the mean training and validation losses of the last one, each [fold]."""
+    val_order = work.val_order[folds]
+    for epoch in range(work.train_order.shape[1]):
+        order = work.train_order[folds, epoch]
+        train, val = trainer.train(order), trainer.validate(val_order)
+    train, val = np.asarray(train) / (order >= 0).sum((1, 2)), np.asarray(val) / (val_order >= 0).sum(1)
+    return train.tolist(), val.tolist()
+
+
+def measure(options: argparse.Namespace, counter, barrier) -> dict[str, Any]:
+    """One process of a peer: warm up, then take numbered parts of the work until none is left or time is over."""
+    work, peer = load_work(options.work), PEERS[options.peer]
+    trainer_class = globals()[peer.trainer]
+    trials = [n for n, trial in enumerate(work.trials) if trial["optimizer"] in trainer_class.optimizers]
+    if not trials:
+        raise Skip("it has none of the optimizers of these trials")
+    num_steps = (work.train_order >= 0).any(3).sum(2)
+    if trainer_class.folds_together and (num_steps != num_steps[0]).any():
+        raise Skip("the folds differ in their numbers of steps")
+    folds = list(range(len(work.train_order)))
+    groups = [folds] if trainer_class.folds_together else [[fold] for fold in folds]
+    data = trainer_class.prepare(work)
+    make = functools.partial(trainer_class, work, data)
+
+    start = time.monotonic()
+    trainers = [make(trial, groups[0]) for trial in trials]
+    for trainer in trainers:
+        trainer.train(work.train_order[groups[0], 0, :1])
+        trainer.validate(work.val_order[groups[0], : VALIDATION_BATCH[work.study]])
+    first_seconds = time.monotonic() - start
+    if not options.full:
+        for trainer in trainers:
+            train_piece(trainer, work, groups[0], 0)
+
+    spans, losses, jobs = [], [], list(itertools.product(trials, groups))
+    for _ in range(1 if options.full else options.repeats):
+        barrier.wait()
+        start, samples = time.monotonic(), 0
+        if options.full:
+            for trial, group in (jobs[number] for number in take(counter, lambda number: number == len(jobs))):
+                losses.append((trial, group, *train_search(make(trial, group), work, group)))
+                samples += int((work.train_order[group] >= 0).sum())
+        else:
+            over = functools.partial(round_is_over, len(trials), start + options.seconds)
+            for turn, number in (divmod(number, len(trials)) for number in take(counter, over)):
+                samples += train_piece(trainers[number], work, groups[0], turn + 1)
+        spans.append((start, time.monotonic(), samples))
+        barrier.wait()
+    return {
+        "compile_seconds": first_seconds if issubclass(trainer_class, CompiledFolds) else 0.0,
+        "spans": spans,
+        "losses": losses,
+        "peak_rss_mb": peak_rss_mb(),
+        "versions": {name: sys.modules[name].__version__ for name in ("torch", "sklearn") if name in sys.modules},
+    }
+
+
+def take(counter, stop: Callable[[int], bool]) -> Iterator[int]:
+    """The next number that no process has yet, until `stop` of it is true."""
+    while True:
+        with counter.get_lock():
+            number = counter.value
+            if stop(number):
+                return
+            counter.value += 1
+        yield number
+
+
+def round_is_over(num_trials: int, deadline: float, number: int) -> bool:
+    return number % num_trials == 0 and time.monotonic() >= deadline
+
+
+def peak_rss_mb() -> float:
+    """The largest resident memory of this process; getrusage's is inherited from the parent that forked it."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return math.nan
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def child(pipe, options: argparse.Namespace, counter, barrier) -> None:
+    """What a process runs: `measure`, its result or the reason for none sent through the pipe."""
+    try:
+        if PEERS[options.peer].trainer != "ScikitLearn":
+            import torch
+
+            torch.set_num_threads(PEERS[options.peer].threads)
+        pipe.send(measure(options, counter, barrier))
+    except threading.BrokenBarrierError:
+        pipe.send({})  # the other process knows why
+    except Exception as error:
+        barrier.abort()
+        if isinstance(error, ImportError):
+            error = Skip(f"{error}: pip install '.[peers]' brings it")
+        elif not isinstance(error, Skip):
+            traceback.print_exc()
+        reason = str(error) if isinstance(error, Skip) else f"{type(error).__name__}: {error}"
+        pipe.send({"skipped": reason.splitlines()[0]})
+
+
+def run_processes(options: argparse.Namespace) -> dict[str, Any]:
+    """Start a peer's processes, let them share the work, and put their measurements together."""
+    peer, context, pipes = PEERS[options.peer], multiprocessing.get_context("spawn"), []
+    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(peer.threads)))
+    # glibc returns freed blocks of some MB to the system and faults them in again: 5 % of the CNN's time.
+    os.environ.update(MALLOC_MMAP_THRESHOLD_=str(1 << 32), MALLOC_TRIM_THRESHOLD_=str(1 << 33))
+    counter, barrier = context.Value("q", 0), context.Barrier(peer.processes)
+    with tempfile.TemporaryDirectory() as cache:  # compile_seconds is that of a first run
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
+        for _ in range(peer.processes):
+            receiver, sender = context.Pipe(duplex=False)
+            context.Process(target=child, args=(sender, options, counter, barrier)).start()
+            sender.close()
+            pipes.append(receiver)
+        parts = [pipe.recv() for pipe in pipes]
+    for part in parts:
+        if "skipped" in part:
+            return {"peer": options.peer, **part}
+
+    work = load_work(options.work)
+    train_loss, val_loss = ([[None] * len(work.train_order) for _ in work.trials] for _ in range(2))
+    for trial, folds, *losses in itertools.chain(*(part["losses"] for part in parts)):
+        for table, values in zip((train_loss, val_loss), losses, strict=True):
+            for fold, value in zip(folds, values, strict=True):
+                table[trial][fold] = value if math.isfinite(value) else None
+    spans = [tuple(zip(*repeat, strict=True)) for repeat in zip(*(part["spans"] for part in parts), strict=True)]
+    return {
+        "peer": options.peer,
+        "study": work.study,
+        "compile_seconds": max(part["compile_seconds"] for part in parts),
+        "us_per_sample": [1e6 * (max(ends) - min(starts)) / sum(samples) for starts, ends, samples in spans],
+        "samples_timed": [sum(samples) for _, _, samples in spans],
+        "final_train_loss": train_loss if options.full else None,
+        "final_val_loss": val_loss if options.full else None,
+        "threads": peer.threads,
+        "processes": peer.processes,
+        "peak_rss_mb": sum(part["peak_rss_mb"] for part in parts),
+        "versions": parts[0]["versions"],
+        "note": peer.note,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure one peer; prints one line of JSON.")
+    parser.add_argument("--work", required=True, help="a file that save_work wrote")
+    parser.add_argument("--peer", required=True, choices=list(PEERS))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=5.0, help="the least duration of a repeat")
+    parser.add_argument("--full", action="store_true", help="the whole search, once")
+    print(json.dumps(run_processes(parser.parse_args())))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,396 @@
+"""Figures: each function takes arrays and an `ax`, draws into it, and returns it. The only file that knows matplotlib.
+
+Nothing is computed here but where ink goes, and nothing is global: no pyplot, and the style holds within `style()` alone.
+Colours are Okabe and Ito's, which the colour-blind can tell apart, and matplotlib's viridis, Blues and RdBu.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+WIDTH = 6.5  # inches: the text of a printed page
+DOTS_PER_INCH = 190
+BLACK, GREY, LIGHT = "#000000", "#777777", "#bbbbbb"
+BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+TRAINING, VALIDATION, REFIT, TEST, BEST = BLUE, ORANGE, GREEN, BLACK, ORANGE
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+SEQUENTIAL = "viridis_r"  # dark is low: a small loss stands out
+
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "axes.titlesize": 8.5,
+    "axes.labelsize": 8,
+    "legend.fontsize": 7.5,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "axes.titlelocation": "left",
+    "lines.linewidth": 1.2,
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+}
+
+
+def style() -> AbstractContextManager[None]:
+    """The figures' look, for everything that is drawn and saved within."""
+    return matplotlib.rc_context(STYLE)
+
+
+def figure(num_rows: int = 1, num_columns: int = 1, *, height: float, **options) -> tuple[Figure, np.ndarray]:
+    """A figure as wide as a page and `height` inches high, with its axes [row, column]; options as of `subplots`."""
+    new = Figure(figsize=(WIDTH, height), layout="constrained")
+    return new, new.subplots(num_rows, num_columns, squeeze=False, **options)
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file; the same figure gives the same bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+# The data and the fit of a regression
+
+
+def regression_data(ax: Axes, x_train, y_train, x_test, y_test, *, gaps: Sequence[tuple[float, float]] = ()) -> Axes:
+    """Training and test points ([example] each) in one plane, the gaps of the training inputs shaded."""
+    shade_gaps(ax, gaps)
+    ax.plot(x_train, y_train, "o", color=TRAINING, markersize=3.5, markeredgewidth=0, label="training points")
+    ax.plot(x_test, y_test, "x", color=TEST, markersize=3.5, markeredgewidth=0.8, label="test points")
+    ax.set(title="Data of the regression", xlabel="input x", ylabel="label y")
+    ax.legend()
+    return ax
+
+
+def shade_gaps(ax: Axes, gaps: Sequence[tuple[float, float]]) -> Axes:
+    """Shades the intervals of x without training inputs."""
+    for i, (start, stop) in enumerate(gaps):
+        label = "no training inputs" if i == 0 else None
+        ax.axvspan(start, stop, color="#eeeeee", linewidth=0, label=label, zorder=0)
+    return ax
+
+
+def fitted_curve(ax: Axes, x, y, low, high) -> Axes:
+    """What the refitted best model predicts (`y`) along `x`, and the range of its fold models (all [point])."""
+    ax.fill_between(x, low, high, color=ORANGE, alpha=0.25, linewidth=0, label="range of the fold models")
+    ax.plot(x, y, color=ORANGE, linewidth=1.8, label="refitted best model")
+    ax.set(title="Fitted curve", xlabel="input x", ylabel="label y")
+    ax.legend()
+    return ax
+
+
+def residuals(ax: Axes, x, residual, inside, *, gaps: Sequence[tuple[float, float]] = ()) -> Axes:
+    """Prediction minus label of the test points ([example] each); those `inside` a gap have a colour of their own."""
+    shade_gaps(ax, gaps)
+    ax.axhline(0, color=GREY, linewidth=0.8)
+    for mask, color, marker, label in ((~inside, BLUE, "o", "outside the gaps"), (inside, ORANGE, "s", "inside")):
+        ax.plot(x[mask], residual[mask], marker, color=color, markersize=3.5, markeredgewidth=0, label=label)
+    ax.set(title="Error on the test points", xlabel="input x", ylabel="prediction - label")
+    ax.legend()
+    return ax
+
+
+def bars(ax: Axes, values: Mapping[str, float], *, title: str, label: str, decimals: int) -> Axes:
+    """A horizontal bar a name, the first on top, each with its number."""
+    names = list(values)
+    drawn = ax.barh(names, list(values.values()), color=BLUE, height=0.6)
+    ax.bar_label(drawn, fmt=f"%.{decimals}f", padding=3)
+    ax.invert_yaxis()
+    ax.margins(x=0.15)
+    ax.set(title=title, xlabel=label)
+    return ax
+
+
+# Learning
+
+
+def learning_profile(ax: Axes, train, val, train_mean, val_mean, refit, *, loss_name: str) -> Axes:
+    """Losses by epoch: train and val [fold, epoch] thin, their means [epoch] bold, and the refit's training loss."""
+    epochs = np.arange(1, len(refit) + 1)
+    marker = {"marker": "o", "markersize": 3} if len(epochs) <= 30 else {}
+    for folds, mean, color, name in (
+        (train, train_mean, TRAINING, "training"),
+        (val, val_mean, VALIDATION, "validation"),
+    ):
+        ax.plot(epochs, np.transpose(folds), color=color, linewidth=0.6, alpha=0.55)
+        ax.plot(epochs, mean, color=color, linewidth=1.8, label=f"{name}, mean of {len(folds)} folds", **marker)
+    ax.plot(epochs, refit, color=REFIT, linestyle="--", label="refit on all training data", **marker)
+    ax.set(title="Learning profile of the best trial", xlabel="epoch", ylabel=loss_name)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _log_axis(ax, "y", np.concatenate([np.ravel(train), np.ravel(val), np.ravel(refit)]))
+    ax.legend()
+    return ax
+
+
+def validation_curves(ax: Axes, curves, complete, best: int, *, loss_name: str) -> Axes:
+    """Validation loss of every trial, curves [trial, epoch]; complete bool [trial]; `best` is a row.
+
+    The limits come from the complete trials: what a diverged one does leaves the figure, not the others flat.
+    """
+    epochs = np.arange(1, curves.shape[1] + 1)
+    marker = {"marker": "o", "markersize": 2.5} if len(epochs) <= 30 else {}
+    labels = {True: "other trials", False: "failed trials"}
+    for row, (curve, done) in enumerate(zip(curves, complete, strict=True)):
+        if row != best:
+            look = {"color": BLUE, "alpha": 0.5} if done else {"color": GREY, "linestyle": ":"}
+            ax.plot(epochs, curve, linewidth=0.8, label=labels.pop(bool(done), None), **look, **marker)
+    ax.plot(epochs, curves[best], color=BEST, linewidth=2, label="best trial", zorder=3, **marker)
+    ax.set(title="Validation loss of all trials, mean over the folds", xlabel="epoch", ylabel=loss_name)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    usual = curves[complete]
+    usual = usual[np.isfinite(usual)]
+    _log_axis(ax, "y", usual)
+    low, high = usual.min(), np.quantile(usual, 0.995)
+    room = 0.05 * (high - low) or 0.05 * abs(high) or 1
+    ax.set_ylim(low * 0.92 if ax.get_yscale() == "log" else low - room, high + 2 * room)
+    ax.legend()
+    return ax
+
+
+# Trials
+
+
+def trial_scores(ax: Axes, numbers, folds, means, complete, *, constant: float, loss_name: str) -> Axes:
+    """Each trial's score: a dot a fold (folds [trial, fold]) and a bar at the mean ([trial]), in the given order.
+
+    Failed trials (complete is False) are crosses at the top edge; the dashed line is the loss of a constant.
+    """
+    place = np.arange(len(numbers))
+    done = np.asarray(complete, bool)
+    ax.axhline(constant, color=GREY, linestyle="--", linewidth=0.8, label="constant prediction")
+    ax.vlines(place[done], folds[done].min(axis=1), folds[done].max(axis=1), color=LIGHT, linewidth=2.5, zorder=1)
+    columns = [ax.plot(place[done], fold[done], "o", color=BLUE, markersize=2.5)[0] for fold in folds.T]
+    columns[0].set_label("each fold")
+    ax.plot(place[done], means[done], "_", color=BLACK, markersize=9, markeredgewidth=1.8, label="mean")
+    _crosses(ax, place[~done])
+    ax.set(title="Score of each trial, the best first", xlabel="trial number", ylabel=f"validation {loss_name}")
+    ax.set_xticks(place, [str(number) for number in numbers], rotation=90 if len(numbers) > 30 else 0)
+    ax.set_xlim(-0.7, len(numbers) - 0.3)
+    _log_axis(ax, "y", np.append(folds[done], constant))
+    ax.legend()
+    return ax
+
+
+def hyperparameter_slice(ax: Axes, values, scores, complete, learned, best: int, *, name: str, log: bool) -> Axes:
+    """One hyperparameter against the score, a point a trial (all [trial]), coloured by score.
+
+    Args:
+      values: float, or str for a choice.
+      complete: bool; failed trials are crosses at the top edge.
+      learned: bool; trials no better than a constant are hollow.
+      best: the row with a ring around it.
+    """
+    values = np.asarray(values)
+    if values.dtype.kind == "U":
+        choices, values = np.unique(values, return_inverse=True)
+        ax.set_xticks(range(len(choices)), choices)
+        ax.set_xlim(-0.5, len(choices) - 0.5)
+    elif log:
+        _log_axis(ax, "x", values)
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    norm = _score_norm(scores[complete])
+    shown = complete & learned
+    ax.scatter(values[shown], scores[shown], c=scores[shown], norm=norm, cmap=SEQUENTIAL, s=18, linewidth=0)
+    hollow = complete & ~learned
+    ax.scatter(values[hollow], scores[hollow], s=14, facecolor="none", edgecolor=GREY, linewidth=0.8)
+    ax.scatter(values[best], scores[best], s=70, facecolor="none", edgecolor=BEST, linewidth=1.4, zorder=3)
+    _crosses(ax, values[~complete])
+    _log_axis(ax, "y", scores[complete])
+    ax.set_xlabel(name)
+    return ax
+
+
+def score_plane(ax: Axes, x, y, scores, complete, choices, best: int, *, x_name: str, y_name: str, label: str) -> Axes:
+    """Two hyperparameters on logarithmic axes, a point a trial (all [trial]) coloured by score, a marker a choice."""
+    norm = _score_norm(scores[complete])
+    for marker, choice in zip(MARKERS, sorted(set(choices)), strict=False):
+        mask = complete & (np.asarray(choices) == choice)
+        ax.scatter(x[mask], y[mask], c=scores[mask], norm=norm, cmap=SEQUENTIAL, marker=marker, s=28, linewidth=0)
+        ax.plot([], [], marker, color=GREY, markersize=5, label=choice)
+    ax.scatter(x[best], y[best], s=110, facecolor="none", edgecolor=BEST, linewidth=1.5, label="best trial")
+    if not complete.all():
+        ax.plot(x[~complete], y[~complete], "x", color=GREY, markersize=5, label="failed")
+    _log_axis(ax, "x", x)
+    _log_axis(ax, "y", y)
+    ax.set(title="Learning rate and L2 of all trials, coloured by score", xlabel=x_name, ylabel=y_name)
+    ax.figure.colorbar(ScalarMappable(norm, SEQUENTIAL), ax=ax, label=label, format=_PLAIN)
+    ax.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=5)
+    return ax
+
+
+# The network
+
+
+def weight_histogram(ax: Axes, weights, biases, *, layer: str) -> Axes:
+    """How the weights of a layer (any shape) are distributed; its biases are ticks below."""
+    values = np.ravel(weights)
+    ax.hist(values, bins=int(np.clip(np.sqrt(values.size), 10, 60)), color=BLUE)
+    at = np.full(np.size(biases), -0.03)
+    ax.plot(np.ravel(biases), at, "|", color=ORANGE, markersize=6, transform=ax.get_xaxis_transform(), clip_on=False)
+    ax.tick_params(axis="x", pad=6)
+    ax.set(title=f"{layer}: {values.size:,} weights", xlabel="weight (bias: ticks)", ylabel="count")
+    ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    return ax
+
+
+def activation_profile(ax: Axes, activations, *, title: str) -> Axes:
+    """The activation of each unit of a layer, [unit], for one input; a sigmoid's are between 0 and 1."""
+    units = np.arange(1, len(activations) + 1)
+    ax.bar(units, activations, width=0.8, color=BLUE, linewidth=0)
+    ax.set(title=title, ylim=(0, 1), xlim=(0.3, len(units) + 0.7))
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
+    return ax
+
+
+def image(ax: Axes, pixels, *, title: str) -> Axes:
+    """A grey picture, pixels uint8 [row, column], 255 black as Fashion-MNIST shows it on white paper."""
+    ax.imshow(pixels, cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
+    ax.set_title(title, loc="center")
+    ax.set_axis_off()
+    return ax
+
+
+def feature_maps(ax: Axes, maps, *, title: str) -> Axes:
+    """A convolution's activation profiles, maps [channel, row, column], side by side on one colour scale from 0."""
+    num_columns = _columns_of(len(maps))
+    tiles = _tiled(maps, num_columns)
+    drawn = ax.imshow(tiles, cmap="viridis", vmin=0, interpolation="nearest")
+    ax.set_title(title)
+    ax.set_axis_off()
+    ax.figure.colorbar(drawn, ax=ax, label="activation", shrink=0.85, aspect=25)
+    return ax
+
+
+def receptive_fields(ax: Axes, kernels, *, title: str) -> Axes:
+    """Kernels [channel, input channel, row, column]: a column of tiles a channel, a row of tiles an input channel."""
+    num_channels, num_inputs, size, _ = kernels.shape
+    largest = float(np.abs(kernels).max()) or 1.0
+    tiles = _tiled(np.swapaxes(kernels, 0, 1).reshape(-1, size, size), num_channels)
+    drawn = ax.imshow(tiles, cmap="RdBu_r", vmin=-largest, vmax=largest, interpolation="nearest")
+    step, middle = size + 1, (size - 1) / 2
+    ax.set_xticks(middle + step * np.arange(num_channels), np.arange(1, num_channels + 1))
+    ax.set_yticks(middle + step * np.arange(num_inputs), np.arange(1, num_inputs + 1))
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.set(title=title, xlabel="channel", ylabel="input channel")
+    ax.figure.colorbar(drawn, ax=ax, label="weight", aspect=25, shrink=0.9)
+    return ax
+
+
+# The classifiers
+
+
+def confusion_matrix(ax: Axes, shares, names: Sequence[str]) -> Axes:
+    """Shares [true class, predicted class] of each true class, as percentages with class names."""
+    ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (true, predicted), share in np.ndenumerate(shares):
+        text = f"{100 * share:.1f}" if share else "0"
+        ax.text(predicted, true, text, ha="center", va="center", color="white" if share > 0.55 else BLACK, fontsize=7.5)
+    ax.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
+    ax.set_yticks(range(len(names)), names)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.set(title="Confusion on the test set: % of each true class", xlabel="predicted class", ylabel="true class")
+    return ax
+
+
+def precision_and_recall(ax: Axes, precision, recall, names: Sequence[str]) -> Axes:
+    """Precision and recall of each class ([class] each), joined by a line."""
+    place = np.arange(len(names))
+    ax.hlines(place, np.minimum(precision, recall), np.maximum(precision, recall), color=LIGHT, linewidth=2, zorder=1)
+    ax.plot(precision, place, "o", color=BLUE, markersize=5, label="precision")
+    ax.plot(recall, place, "s", color=ORANGE, markersize=4.5, label="recall")
+    ax.set_yticks(place, names)
+    ax.invert_yaxis()
+    ax.grid(axis="x", color="#e5e5e5", linewidth=0.6)
+    ax.set_axisbelow(True)
+    ax.set(title="Precision and recall by class", xlabel="share", xlim=(-0.02, 1.02))
+    ax.legend(loc="upper left", bbox_to_anchor=(0, -0.14), ncols=2)
+    return ax
+
+
+def reliability(ax: Axes, confidence, accuracy) -> Axes:
+    """Accuracy against mean confidence, [bin] each, NaN for an empty bin; on the diagonal, confidence can be trusted."""
+    filled = np.isfinite(confidence) & np.isfinite(accuracy)
+    ax.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=0.8, label="perfectly calibrated")
+    ax.plot(confidence[filled], accuracy[filled], "o-", color=BLUE, markersize=4, label="this classifier")
+    ax.set(title="Calibration", xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
+    ax.set_aspect("equal")
+    ax.legend(loc="upper left")
+    return ax
+
+
+def confidence_histogram(ax: Axes, edges, right, wrong) -> Axes:
+    """How many test images were predicted with which confidence, rightly and wrongly: [bin + 1], [bin], [bin]."""
+    width = np.diff(edges)
+    ax.bar(edges[:-1], right, width, align="edge", color=BLUE, linewidth=0, label="right")
+    ax.bar(edges[:-1], wrong, width, bottom=right, align="edge", color=ORANGE, linewidth=0, label="wrong")
+    ax.set(title="Confidence", xlabel="confidence", ylabel="test images", xlim=(0, 1.02))
+    ax.legend(loc="upper left")
+    return ax
+
+
+# Shared pieces
+
+_PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
+
+
+def _log_axis(ax: Axes, axis: str, values) -> None:
+    """A logarithmic axis with plain numbers if the positive finite `values` span more than a factor of 4."""
+    values = np.asarray(values)
+    values = values[np.isfinite(values)]
+    if not len(values) or values.min() <= 0 or values.max() < 4 * values.min():
+        return
+    ax.set(**{f"{axis}scale": "log"})
+    ticks = ax.yaxis if axis == "y" else ax.xaxis
+    narrow = values.max() < 300 * values.min()
+    ticks.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow and axis == "y" else (1,)))
+    ticks.set_major_formatter(_PLAIN)
+    ticks.set_minor_formatter(NullFormatter())
+    if narrow and axis == "y":
+        ticks.set_minor_locator(NullLocator())
+
+
+def _score_norm(scores) -> Normalize:
+    """Colours for scores; logarithmic where they span much, and never of no width."""
+    low, high = float(scores.min()), float(scores.max())
+    if low == high:
+        return Normalize(low - 0.5, high + 0.5)
+    return LogNorm(low, high) if 0 < 4 * low < high else Normalize(low, high)
+
+
+def _crosses(ax: Axes, x) -> None:
+    """Failed trials: crosses at the top edge, as they have no score."""
+    if len(x):
+        ax.plot(
+            x, np.full(len(x), 0.97), "x", color=GREY, markersize=5, transform=ax.get_xaxis_transform(), label="failed"
+        )
+
+
+def _columns_of(num_tiles: int) -> int:
+    """Tiles a row: one row of up to 5, else rows of about equal length that a page holds."""
+    num_rows = -(-num_tiles // 5)
+    return -(-num_tiles // num_rows)
+
+
+def _tiled(tiles, num_columns: int) -> np.ndarray:
+    """[tile, row, column] in rows of `num_columns` tiles, with lines of NaN, which is not drawn, between them."""
+    num_tiles, height, width = tiles.shape
+    num_rows = -(-num_tiles // num_columns)
+    board = np.full((num_rows * num_columns, height + 1, width + 1), np.nan)
+    board[:num_tiles, :height, :width] = tiles
+    board = board.reshape(num_rows, num_columns, height + 1, width + 1).swapaxes(1, 2)
+    return board.reshape(num_rows * (height + 1), num_columns * (width + 1))[:-1, :-1]
