@@ -1,4 +1,4 @@
-"""What is inside a trained model, and what its outputs say, as numpy arrays: what the figures show, usable without them.
+"""What is inside a trained model, and what its outputs say, as numpy arrays: what the figures show, without them.
 
 The networks' layers are called "conv1", "conv2", .. and "dense1", "dense2", .., and the last one "output".
 """

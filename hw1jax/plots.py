@@ -1,6 +1,6 @@
 """Figures: each function takes arrays and an `ax`, draws into it, and returns it. The only file that knows matplotlib.
 
-Nothing is computed here but where ink goes, and nothing is global: no pyplot, and the style holds within `style()` alone.
+Nothing is computed here but where ink goes, and nothing is global: no pyplot, and the style holds within `style()`.
 Colours are Okabe and Ito's, which the colour-blind can tell apart, and matplotlib's viridis, Blues and RdBu.
 """
 
@@ -22,7 +22,7 @@ BLACK, GREY, LIGHT = "#000000", "#777777", "#bbbbbb"
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 TRAINING, VALIDATION, REFIT, TEST, BEST = BLUE, ORANGE, GREEN, BLACK, ORANGE
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-SEQUENTIAL = "viridis_r"  # dark is low: a small loss stands out
+SEQUENTIAL = "viridis"  # dark is low: a small loss stands out
 
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -37,7 +37,10 @@ STYLE = {
     "axes.linewidth": 0.7,
     "axes.titlelocation": "left",
     "lines.linewidth": 1.2,
-    "legend.frameon": False,
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.85,
+    "figure.labelsize": 8,
+    "figure.titlesize": 8.5,
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
 }
@@ -119,17 +122,17 @@ def bars(ax: Axes, values: Mapping[str, float], *, title: str, label: str, decim
 def learning_profile(ax: Axes, train, val, train_mean, val_mean, refit, *, loss_name: str) -> Axes:
     """Losses by epoch: train and val [fold, epoch] thin, their means [epoch] bold, and the refit's training loss."""
     epochs = np.arange(1, len(refit) + 1)
-    marker = {"marker": "o", "markersize": 3} if len(epochs) <= 30 else {}
+    dots = _dots(epochs)
     for folds, mean, color, name in (
         (train, train_mean, TRAINING, "training"),
         (val, val_mean, VALIDATION, "validation"),
     ):
-        ax.plot(epochs, np.transpose(folds), color=color, linewidth=0.6, alpha=0.55)
-        ax.plot(epochs, mean, color=color, linewidth=1.8, label=f"{name}, mean of {len(folds)} folds", **marker)
-    ax.plot(epochs, refit, color=REFIT, linestyle="--", label="refit on all training data", **marker)
+        ax.plot(epochs, np.transpose(folds), color=color, linewidth=0.6, alpha=0.55, **dots)
+        ax.plot(epochs, mean, color=color, linewidth=1.8, label=f"{name}, mean of {len(folds)} folds", **dots)
+    ax.plot(epochs, refit, color=REFIT, linestyle="--", label="refit on all training data", **dots)
     ax.set(title="Learning profile of the best trial", xlabel="epoch", ylabel=loss_name)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _log_axis(ax, "y", np.concatenate([np.ravel(train), np.ravel(val), np.ravel(refit)]))
+    _epoch_axis(ax, epochs)
+    _log_loss_axis(ax, np.concatenate([np.ravel(train), np.ravel(val), np.ravel(refit)]))
     ax.legend()
     return ax
 
@@ -140,18 +143,18 @@ def validation_curves(ax: Axes, curves, complete, best: int, *, loss_name: str) 
     The limits come from the complete trials: what a diverged one does leaves the figure, not the others flat.
     """
     epochs = np.arange(1, curves.shape[1] + 1)
-    marker = {"marker": "o", "markersize": 2.5} if len(epochs) <= 30 else {}
+    dots = _dots(epochs)
     labels = {True: "other trials", False: "failed trials"}
     for row, (curve, done) in enumerate(zip(curves, complete, strict=True)):
         if row != best:
-            look = {"color": BLUE, "alpha": 0.5} if done else {"color": GREY, "linestyle": ":"}
-            ax.plot(epochs, curve, linewidth=0.8, label=labels.pop(bool(done), None), **look, **marker)
-    ax.plot(epochs, curves[best], color=BEST, linewidth=2, label="best trial", zorder=3, **marker)
+            look = {"color": BLUE, "alpha": 0.45} if done else {"color": GREY, "linestyle": ":"}
+            ax.plot(epochs, curve, linewidth=0.6, label=labels.pop(bool(done), None), **look, **dots)
+    ax.plot(epochs, curves[best], color=BEST, linewidth=1.8, label="best trial", zorder=3, **dots)
     ax.set(title="Validation loss of all trials, mean over the folds", xlabel="epoch", ylabel=loss_name)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _epoch_axis(ax, epochs)
     usual = curves[complete]
     usual = usual[np.isfinite(usual)]
-    _log_axis(ax, "y", usual)
+    _log_loss_axis(ax, usual)
     low, high = usual.min(), np.quantile(usual, 0.995)
     room = 0.05 * (high - low) or 0.05 * abs(high) or 1
     ax.set_ylim(low * 0.92 if ax.get_yscale() == "log" else low - room, high + 2 * room)
@@ -176,31 +179,25 @@ def trial_scores(ax: Axes, numbers, folds, means, complete, *, constant: float, 
     ax.plot(place[done], means[done], "_", color=BLACK, markersize=9, markeredgewidth=1.8, label="mean")
     _crosses(ax, place[~done])
     ax.set(title="Score of each trial, the best first", xlabel="trial number", ylabel=f"validation {loss_name}")
-    ax.set_xticks(place, [str(number) for number in numbers], rotation=90 if len(numbers) > 30 else 0)
+    every = slice(None, None, -(-len(numbers) // 50))  # more would overlap
+    ax.set_xticks(place[every], [str(number) for number in numbers[every]], rotation=90 if len(numbers) > 30 else 0)
     ax.set_xlim(-0.7, len(numbers) - 0.3)
-    _log_axis(ax, "y", np.append(folds[done], constant))
+    _log_loss_axis(ax, np.append(folds[done], constant))
     ax.legend()
     return ax
 
 
-def hyperparameter_slice(ax: Axes, values, scores, complete, learned, best: int, *, name: str, log: bool) -> Axes:
+def hyperparameter_slice(ax: Axes, values, scores, complete, learned, best: int, *, name: str, choices) -> Axes:
     """One hyperparameter against the score, a point a trial (all [trial]), coloured by score.
 
     Args:
-      values: float, or str for a choice.
+      values: float, or str for a choice among names.
       complete: bool; failed trials are crosses at the top edge.
       learned: bool; trials no better than a constant are hollow.
       best: the row with a ring around it.
+      choices: what could be drawn: (low, high), or the names.
     """
-    values = np.asarray(values)
-    if values.dtype.kind == "U":
-        choices, values = np.unique(values, return_inverse=True)
-        ax.set_xticks(range(len(choices)), choices)
-        ax.set_xlim(-0.5, len(choices) - 0.5)
-    elif log:
-        _log_axis(ax, "x", values)
-    else:
-        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    values = _place(ax, values, choices)
     norm = _score_norm(scores[complete])
     shown = complete & learned
     ax.scatter(values[shown], scores[shown], c=scores[shown], norm=norm, cmap=SEQUENTIAL, s=18, linewidth=0)
@@ -208,25 +205,28 @@ def hyperparameter_slice(ax: Axes, values, scores, complete, learned, best: int,
     ax.scatter(values[hollow], scores[hollow], s=14, facecolor="none", edgecolor=GREY, linewidth=0.8)
     ax.scatter(values[best], scores[best], s=70, facecolor="none", edgecolor=BEST, linewidth=1.4, zorder=3)
     _crosses(ax, values[~complete])
-    _log_axis(ax, "y", scores[complete])
+    _log_loss_axis(ax, scores[complete])
     ax.set_xlabel(name)
     return ax
 
 
-def score_plane(ax: Axes, x, y, scores, complete, choices, best: int, *, x_name: str, y_name: str, label: str) -> Axes:
-    """Two hyperparameters on logarithmic axes, a point a trial (all [trial]) coloured by score, a marker a choice."""
+def score_plane(ax: Axes, x, y, scores, complete, names, best: int, *, x_range, y_range, labels) -> Axes:
+    """Two hyperparameters on logarithmic axes, a point a trial (all [trial]) coloured by score, a marker a name.
+
+    The ranges are (low, high) of what could be drawn; `labels` are those of x, y and score.
+    """
     norm = _score_norm(scores[complete])
-    for marker, choice in zip(MARKERS, sorted(set(choices)), strict=False):
-        mask = complete & (np.asarray(choices) == choice)
+    for marker, name in zip(MARKERS, sorted(set(names)), strict=False):
+        mask = complete & (np.asarray(names) == name)
         ax.scatter(x[mask], y[mask], c=scores[mask], norm=norm, cmap=SEQUENTIAL, marker=marker, s=28, linewidth=0)
-        ax.plot([], [], marker, color=GREY, markersize=5, label=choice)
+        ax.plot([], [], marker, color=GREY, markersize=5, label=name)
     ax.scatter(x[best], y[best], s=110, facecolor="none", edgecolor=BEST, linewidth=1.5, label="best trial")
     if not complete.all():
         ax.plot(x[~complete], y[~complete], "x", color=GREY, markersize=5, label="failed")
-    _log_axis(ax, "x", x)
-    _log_axis(ax, "y", y)
-    ax.set(title="Learning rate and L2 of all trials, coloured by score", xlabel=x_name, ylabel=y_name)
-    ax.figure.colorbar(ScalarMappable(norm, SEQUENTIAL), ax=ax, label=label, format=_PLAIN)
+    _range_axis(ax, "x", *x_range)
+    _range_axis(ax, "y", *y_range)
+    ax.set(title="Learning rate and L2 of all trials, coloured by score", xlabel=labels[0], ylabel=labels[1])
+    ax.figure.colorbar(ScalarMappable(norm, SEQUENTIAL), ax=ax, label=labels[2], format=_PLAIN)
     ax.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=5)
     return ax
 
@@ -286,6 +286,8 @@ def receptive_fields(ax: Axes, kernels, *, title: str) -> Axes:
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     ax.set(title=title, xlabel="channel", ylabel="input channel")
+    if num_inputs == 1:
+        ax.set(yticks=[], ylabel="")
     ax.figure.colorbar(drawn, ax=ax, label="weight", aspect=25, shrink=0.9)
     return ax
 
@@ -323,7 +325,7 @@ def precision_and_recall(ax: Axes, precision, recall, names: Sequence[str]) -> A
 
 
 def reliability(ax: Axes, confidence, accuracy) -> Axes:
-    """Accuracy against mean confidence, [bin] each, NaN for an empty bin; on the diagonal, confidence can be trusted."""
+    """Accuracy against mean confidence, [bin] each, NaN for an empty bin; on the diagonal both are equal."""
     filled = np.isfinite(confidence) & np.isfinite(accuracy)
     ax.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=0.8, label="perfectly calibrated")
     ax.plot(confidence[filled], accuracy[filled], "o-", color=BLUE, markersize=4, label="this classifier")
@@ -348,20 +350,54 @@ def confidence_histogram(ax: Axes, edges, right, wrong) -> Axes:
 _PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 
 
-def _log_axis(ax: Axes, axis: str, values) -> None:
-    """A logarithmic axis with plain numbers if the positive finite `values` span more than a factor of 4."""
+def _dots(epochs) -> dict[str, float | str]:
+    """A few epochs are drawn as points too: a line of one epoch would not be seen."""
+    return {"marker": "o", "markersize": 2.5} if len(epochs) <= 30 else {}
+
+
+def _epoch_axis(ax: Axes, epochs) -> None:
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlim(epochs[0] - 0.02 * len(epochs), epochs[-1] + 0.02 * len(epochs))
+
+
+def _log_loss_axis(ax: Axes, values) -> None:
+    """A logarithmic y axis with plain numbers if the positive finite `values` span more than a factor of 4."""
     values = np.asarray(values)
     values = values[np.isfinite(values)]
     if not len(values) or values.min() <= 0 or values.max() < 4 * values.min():
         return
-    ax.set(**{f"{axis}scale": "log"})
-    ticks = ax.yaxis if axis == "y" else ax.xaxis
-    narrow = values.max() < 300 * values.min()
-    ticks.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow and axis == "y" else (1,)))
-    ticks.set_major_formatter(_PLAIN)
-    ticks.set_minor_formatter(NullFormatter())
-    if narrow and axis == "y":
-        ticks.set_minor_locator(NullLocator())
+    ax.set_yscale("log")
+    ax.yaxis.set_major_formatter(_PLAIN)
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    if values.max() < 300 * values.min():  # too narrow for the powers of 10 alone
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_minor_locator(NullLocator())
+
+
+def _place(ax: Axes, values, choices) -> np.ndarray:
+    """Where values go on the x axis, which shows all that they could have been."""
+    values = np.asarray(values)
+    if values.dtype.kind == "U":
+        names = list(dict.fromkeys([*choices, *values.tolist()]))
+        ax.set_xticks(range(len(names)), names)
+        ax.set_xlim(-0.5, len(names) - 0.5)
+        return np.array([names.index(value) for value in values.tolist()])
+    _range_axis(ax, "x", *choices)
+    return values
+
+
+def _range_axis(ax: Axes, axis: str, low: float, high: float) -> None:
+    """An axis from low to high with a little room, logarithmic if that is a factor of 20 or more."""
+    ticks = ax.xaxis if axis == "x" else ax.yaxis
+    if high >= 20 * low > 0:
+        room = (high / low) ** 0.05
+        ax.set(**{f"{axis}scale": "log", f"{axis}lim": (low / room, high * room)})
+        ticks.set_major_formatter(_PLAIN)
+        ticks.set_minor_formatter(NullFormatter())
+    else:
+        room = 0.06 * (high - low) or 0.5
+        ax.set(**{f"{axis}lim": (low - room, high + room)})
+        ticks.set_major_locator(MaxNLocator(5, integer=high > 2))
 
 
 def _score_norm(scores) -> Normalize:

@@ -146,6 +146,14 @@ def resume(problem: Problem, state: State, hyperparameters: Hyperparameters, *, 
         yield Progress(epochs.stop, state, np.asarray(train_loss), val_loss)
 
 
+def compiled_text(problem: Problem, hyperparameters: Hyperparameters) -> str:
+    """The program of a call as XLA compiled it, for those who want to look."""
+    task, plan, spec, folds, data, pieces = problem
+    state = _init(task, plan, jax.random.key(0), np.arange(plan.slots), np.arange(len(folds)), hyperparameters)
+    batches = folds_.minibatches(folds, range(spec.epochs_per_call), batch_size=spec.batch_size, seed=spec.seed)
+    return _fit.lower(task, plan, state, hyperparameters, data, batches, pieces).compile().as_text()
+
+
 def _mesh(plan: Plan) -> Mesh:
     # Auto axes: the default, Explicit, refuses a member's gather from data that has no trial axis.
     return jax.make_mesh((plan.num_devices,), ("trial",), (AxisType.Auto,), devices=jax.devices()[: plan.num_devices])

@@ -1,4 +1,4 @@
-"""The page that a run leaves behind: `report.html`, one self-contained file, and figures/*.png, from what is on disk."""
+"""The page that a run leaves behind, `report.html` in one self-contained file, and figures/*.png."""
 
 import base64
 import csv
@@ -34,11 +34,8 @@ class Trials(NamedTuple):
     complete: np.ndarray  # bool [trial]; False for failed ones
     folds: np.ndarray  # float [trial, fold], validation loss after the last epoch
     means: np.ndarray  # float [trial]
-
-    def column(self, name: str) -> np.ndarray:
-        """A hyperparameter of every trial, float, or str for a choice; [trial]."""
-        values = [row[name] for row in self.rows]
-        return np.array(values) if name == "optimizer" else np.array(values, float)
+    ranks: np.ndarray  # float [trial], 1 for the best; NaN for failed ones
+    params: dict[str, np.ndarray]  # float [trial], or str for the optimizer
 
 
 class Run(NamedTuple):
@@ -139,24 +136,18 @@ def write_overview(folder: Path, run_folders: Sequence[Path], failures: dict[str
         title = titles.get(name, name)
         links.append(f'<li><a href="#{_e(name)}">{_e(title)}</a></li>')
         if name in problems:
-            parts.append(
-                f'<h2 id="{_e(name)}-failed">{_e(title)}</h2><p class="notice"><strong>This study failed.</strong> '
-                f"{_e(problems[name])}</p>"
-            )
+            note = f"<strong>{_e(title)} failed.</strong> {_e(problems[name])}"
+        else:
+            note = "" if name in shown else "This study has not run yet."
+        if name not in shown:
+            parts.append(f'<h2 id="{_e(name)}">{_e(title)}</h2>')
+        if note:
+            parts.append(f'<p class="notice">{note}</p>')
         if name in shown:
             parts.append(shown[name][1])
-        elif name not in problems:
-            parts.append(f'<h2 id="{_e(name)}">{_e(title)}</h2><p class="notice">This study has not run yet.</p>')
-    title = "Three studies, each searched with all folds of all trials at once"
-    body = "".join(
-        [
-            f"<h1>{title}</h1>",
-            f"<nav><ul>{''.join(links)}</ul></nav>",
-            _headlines([results for results, _ in shown.values()]),
-            _differences(),
-            *parts,
-        ]
-    )
+    headlines = _headlines([results for results, _ in shown.values()]) if shown else ""
+    body = f"<h1>hw1jax: results</h1><nav><ul>{''.join(links)}</ul></nav>{headlines}{''.join(parts)}"
+    body += _differences()
     path = folder / "report.html"
     storage.write_bytes(path, _page("hw1jax: results", body).encode())
     return path
@@ -165,7 +156,8 @@ def write_overview(folder: Path, run_folders: Sequence[Path], failures: dict[str
 def _read_pngs(folder: Path, sections: list[Section]) -> dict[str, bytes]:
     names = [item.name for _, items in sections for item in items if isinstance(item, Picture)]
     paths = {name: folder / "figures" / f"{name}.png" for name in names}
-    if not all(path.exists() for path in paths.values()):
+    ended = (folder / "results.json").stat().st_mtime
+    if not all(path.exists() and path.stat().st_mtime >= ended for path in paths.values()):
         write(folder)
     return {name: path.read_bytes() for name, path in paths.items()}
 
@@ -206,7 +198,10 @@ _EXPECTED = {
     "study": str,
     "title": str,
     "command": str,
-    "config": {"num_trials": int, "num_epochs": int, "num_folds": int, "batch_size": int},
+    "config": {
+        **dict.fromkeys(("num_trials", "num_epochs", "num_folds", "batch_size"), int),
+        **dict.fromkeys(("hidden_units", "learning_rate", "l2", "optimizers"), list),
+    },
     "environment": dict,
     "best": {"number": int, "params": dict, "mean_val_loss": _NUMBER, "std_val_loss": _NUMBER},
     "test": {"loss": _NUMBER, "accuracy": (*_NUMBER, type(None)), "confusion": (list, type(None))},
@@ -220,6 +215,8 @@ def _read_results(path: Path) -> dict[str, Any]:
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
         _check(results, _EXPECTED, "the file")
+        if set(_choices(results["config"])) != set(_columns(results["best"]["params"])):
+            raise ValueError("config and best.params name other hyperparameters")
     except FileNotFoundError:
         raise _missing(path) from None
     except (OSError, ValueError, RecursionError) as error:
@@ -246,19 +243,21 @@ def _read_trials(path: Path, results: dict[str, Any]) -> Trials:
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         splits = [f"split{i}_val_loss" for i in range(results["config"]["num_folds"])]
+        params = _columns(results["best"]["params"])
         trials = Trials(
             rows,
             np.array([int(row["number"]) for row in rows]),
             np.array([row["state"] == "complete" for row in rows]),
             np.array([[float(row[split] or "nan") for split in splits] for row in rows]),
             np.array([float(row["mean_val_loss"] or "nan") for row in rows]),
+            np.array([float(row["rank"] or "nan") for row in rows]),
+            {name: np.array([row[name] for row in rows], str if name == "optimizer" else float) for name in params},
         )
-        best = trials.numbers == results["best"]["number"]
-        if not np.any(best & trials.complete):
+        if results["best"]["number"] not in trials.numbers[trials.complete]:
             raise ValueError(f"no complete trial {results['best']['number']}, the best of results.json")
     except FileNotFoundError:
         raise _missing(path) from None
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, csv.Error) as error:
         raise _damaged(path, error) from None
     return trials
 
@@ -420,7 +419,7 @@ def _classifier_pictures(run: Run) -> list[Picture | Markup]:
     mistakes = inspection.misclassified(outputs, y, true, predicted)
     confidence = evaluation.softmax(outputs).max(axis=1)
     calibration = inspection.calibration(outputs, y)
-    pair = f"{names[true]} taken for {names[predicted]}"
+    pair = f"{names[true]} that were taken for {names[predicted]}"
 
     def draw_confusion() -> plots.Figure:
         figure, axes = plots.figure(height=5.2)
@@ -439,7 +438,8 @@ def _classifier_pictures(run: Run) -> list[Picture | Markup]:
         return figure
 
     def draw_mistakes() -> plots.Figure:
-        figure, axes = plots.figure(2, NUM_MISTAKES // 2, height=2.6)
+        figure, axes = plots.figure(2, NUM_MISTAKES // 2, height=2.8)
+        figure.suptitle(f"Test images of {pair}", x=0.01, ha="left")
         for ax in axes.flat:
             ax.set_axis_off()
         for ax, index in zip(axes.flat, mistakes, strict=False):
@@ -461,7 +461,6 @@ def _classifier_pictures(run: Run) -> list[Picture | Markup]:
             "Precision: the share of the images called so that are so. Recall: the share of the class that was found.",
             draw_classes,
         ),
-        _table(["class", "test images", "precision", "recall"], rows),
         Picture(
             "calibration",
             f"Reliability diagram and confidences; expected calibration error {calibration.expected_error:.3f}",
@@ -480,6 +479,7 @@ def _classifier_pictures(run: Run) -> list[Picture | Markup]:
                 draw_mistakes,
             )
         )
+    content.append(_table(["class", "test images", "precision", "recall"], rows))
     return content
 
 
@@ -487,8 +487,8 @@ def _trial_pictures(run: Run) -> list[Picture]:
     trials, best, study = run.trials, run.best, run.study
     constant = inspection.constant_loss(run.data.y_train, len(study.classes) if study.classes else None)
     learned = trials.means < LEARNED * constant
-    names = {name: _words(name) for name in run.model.draw.columns()}
-    order = np.lexsort((trials.means, ~trials.complete))
+    names, choices = {name: _words(name) for name in run.model.draw.columns()}, _choices(run.results["config"])
+    order = np.argsort(trials.ranks, kind="stable")  # failed ones, of rank NaN, come last
     num_failed, num_hollow = int(np.sum(~trials.complete)), int(np.sum(trials.complete & ~learned))
 
     def draw_scores() -> plots.Figure:
@@ -505,20 +505,21 @@ def _trial_pictures(run: Run) -> list[Picture]:
         return figure
 
     def draw_slices() -> plots.Figure:
-        num_rows = -(-len(names) // 4)
-        figure, axes = plots.figure(num_rows, 4, height=0.4 + 1.7 * num_rows, sharey=True)
+        num_columns = 3 if len(names) in (3, 5, 6) else 4
+        num_rows = -(-len(names) // num_columns)
+        figure, axes = plots.figure(num_rows, num_columns, height=0.4 + 1.7 * num_rows, sharey=True)
         for ax in axes.flat[len(names) :]:
             ax.remove()
         for ax, (name, words) in zip(axes.flat, names.items(), strict=False):
             plots.hyperparameter_slice(
                 ax,
-                trials.column(name),
+                trials.params[name],
                 trials.means,
                 trials.complete,
                 learned,
                 best,
                 name=words,
-                log=name in ("learning_rate", "l2"),
+                choices=choices[name],
             )
         figure.supylabel(f"validation {study.loss_name}")
         return figure
@@ -527,25 +528,27 @@ def _trial_pictures(run: Run) -> list[Picture]:
         figure, axes = plots.figure(height=3.4)
         plots.score_plane(
             axes[0, 0],
-            trials.column("learning_rate"),
-            trials.column("l2"),
+            trials.params["learning_rate"],
+            trials.params["l2"],
             trials.means,
             trials.complete,
-            trials.column("optimizer"),
+            trials.params["optimizer"],
             best,
-            x_name="learning rate",
-            y_name="L2 coefficient",
-            label=f"validation {study.loss_name}",
+            x_range=choices["learning_rate"],
+            y_range=choices["l2"],
+            labels=("learning rate", "L2 coefficient", f"validation {study.loss_name}"),
         )
         return figure
 
-    state = f"{num_failed} failed (crosses at the top edge), {num_hollow} learned no more than a constant (hollow)."
+    states = [f"{num_failed} failed (crosses at the top edge)."] if num_failed else []
+    states += [f"{num_hollow} learned no more than a constant (hollow)."] if num_hollow else []
+    state = " ".join(states)
     return [
         Picture(
             "trial_scores",
             f"Validation loss of each of {len(order)} trials with its folds; {num_failed} failed",
-            f"The score of a trial is the mean over its folds after the last epoch. {state} The dashed line is "
-            f"the loss of the best constant, {constant:.3g}.",
+            f"The score of a trial is the mean over its folds after the last epoch. The dashed line is the loss "
+            f"of the best constant, {constant:.3g}." + (f" {num_failed} failed." if num_failed else ""),
             draw_scores,
         ),
         Picture(
@@ -615,8 +618,8 @@ def _convolution_pictures(run: Run) -> list[Picture]:
     fields = inspection.receptive_fields(run.model)
 
     def draw_maps() -> plots.Figure:
-        rows = [0.5 + 1.15 * -(-len(found[layer][0]) // 5) for layer in fields]
-        figure, axes = plots.figure(len(fields), 2, height=sum(rows), width_ratios=[1, 4.5], height_ratios=rows)
+        heights = [0.4 + 0.95 * -(-len(found[layer][0]) // 5) for layer in fields]
+        figure, axes = plots.figure(len(fields), 2, height=sum(heights), width_ratios=[1, 4.5], height_ratios=heights)
         for i, layer in enumerate(fields):
             maps = found[layer][0]
             size = " x ".join(map(str, maps.shape[1:]))
@@ -655,7 +658,7 @@ def _convolution_pictures(run: Run) -> list[Picture]:
 
 
 def _time_picture(run: Run) -> Picture:
-    timing = dict(run.results["timing"])
+    timing = {name: value for name, value in run.results["timing"].items() if isinstance(value, _NUMBER)}
     total = timing.pop("total_seconds")
     names = {
         "compile_seconds": "compiling",
@@ -700,28 +703,47 @@ def _headlines(all_results: Iterable[dict[str, Any]]) -> Markup:
                 _number(r["timing"]["total_seconds"], "{:.0f} s"),
             ]
         )
-    headings = ["study", "test loss", "the report's", "accuracy", "the report's"]
+    headings = ["study", "test loss", "report's test loss", "accuracy", "report's accuracy"]
     return _table([*headings, "validation loss", "trials", "time"], rows)
+
+
+def _cards(results: dict[str, Any], loss_name: str) -> Markup:
+    """The numbers that count, of one study, the report's beside them."""
+    best, test, reported = results["best"], results["test"], results["reported"]
+    cards = [
+        ("test loss", _number(test["loss"]), f"{loss_name}; the report: {_number(reported['test_loss'], '{:.2f}')}")
+    ]
+    if test["accuracy"] is not None:
+        beside = (
+            "" if reported["test_accuracy"] is None else f"the report: {_number(reported['test_accuracy'], '{:.0%}')}"
+        )
+        cards.append(("test accuracy", _number(test["accuracy"], "{:.1%}"), beside))
+    spread = f"± {_number(best['std_val_loss'])} over the folds, trial {_number(best['number'], '{}')}"
+    cards.append(("validation loss", _number(best["mean_val_loss"]), spread))
+    counts = [_number(results["trials"][name], "{}") for name in ("complete", "failed")]
+    cards.append(("trials", counts[0], f"complete, {counts[1]} failed"))
+    cards.append(("time", _number(results["timing"]["total_seconds"], "{:.0f} s"), "from start to results"))
+    items = (f"<div><dt>{name}</dt><dd>{number}<small>{beside}</small></dd></div>" for name, number, beside in cards)
+    return Markup(f'<dl class="cards">{"".join(items)}</dl>')
 
 
 def _hyperparameters(results: dict[str, Any]) -> Markup:
     """Ranges and best values, the report's beside them."""
-    best, reported, config = (
-        _columns(results["best"]["params"]),
-        _columns(results["reported"]["params"]),
-        results["config"],
-    )
-    ranges = _columns({name: config.get(name, []) for name in ("channels", "hidden_units")})
-    for name in ("learning_rate", "l2"):
-        ranges[name] = config.get(name)
-    rows = []
+    best, reported = (_columns(results[name]["params"]) for name in ("best", "reported"))
+    choices, rows = _choices(results["config"]), []
     for name, value in best.items():
-        among = ranges.get(name)
-        bounds = "{:g} - {:g}".format(*among) if among else ", ".join(config.get("optimizers", []))
+        among = ", ".join(choices[name]) if name == "optimizer" else "{:g} - {:g}".format(*choices[name])
         if name in ("learning_rate", "l2"):
-            bounds += ", log"
-        rows.append([_words(name), bounds, _value(reported.get(name)), _value(value)])
+            among += ", logarithmic"
+        rows.append([_words(name), among, _value(reported.get(name)), _value(value)])
     return _table(["hyperparameter", "range", "the report's best", "best of this run"], rows)
+
+
+def _choices(config: dict[str, Any]) -> dict[str, Any]:
+    """What could be drawn, by the names of trials.csv: (low, high), or the optimizers' names."""
+    space = {name: config[name] for name in ("channels", "hidden_units") if name in config}
+    ranges = _columns(space) | {name: config[name] for name in ("learning_rate", "l2")}
+    return ranges | {"optimizer": config["optimizers"]}
 
 
 def _columns(params: dict[str, Any]) -> dict[str, Any]:
@@ -733,12 +755,11 @@ def _columns(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def _trials_table(run: Run) -> Markup:
-    best = str(run.results["best"]["number"])
     rows = []
-    for row in sorted(run.trials.rows, key=lambda row: (row["rank"] == "", int(row["rank"] or 0), int(row["number"]))):
-        cells = [_value(_parsed(text)) for text in row.values()]
-        rows.append([Markup(f"<strong>{_cell(cell)}</strong>") for cell in cells] if row["number"] == best else cells)
-    return _table([_words(name) for name in run.trials.rows[0]], rows)
+    for i in np.argsort(run.trials.ranks, kind="stable"):
+        cells = [_value(_parsed(text)) for text in run.trials.rows[i].values()]
+        rows.append([Markup(f"<strong>{_cell(cell)}</strong>") for cell in cells] if i == run.best else cells)
+    return _table([_words(name) for name in run.trials.rows[0]], rows, caption="All trials, the best first")
 
 
 def _repeat(results: dict[str, Any]) -> Markup:
@@ -746,10 +767,11 @@ def _repeat(results: dict[str, Any]) -> Markup:
     config = {_words(name): _setting(value) for name, value in results["config"].items()}
     inputs = {_words(name): value for name, value in (results.get("inputs") or {}).items() if value}
     environment = {_words(name): _setting(value) for name, value in results["environment"].items()}
+    settings, environment = (list(map(list, pairs.items())) for pairs in (config | inputs, environment))
     return Markup(
         f"<p>From the root of the checkout:</p><pre><code>{_e(results['command'])}</code></pre>"
-        f"<h4>Settings</h4>{_table(['setting', 'value'], list(map(list, (config | inputs).items())))}"
-        f"<h4>Environment</h4>{_table(['what', 'value'], list(map(list, environment.items())))}"
+        f"{_table(['setting', 'value'], settings, caption='Settings')}"
+        f"{_table(['what', 'value'], environment, caption='Environment')}"
     )
 
 
@@ -763,14 +785,14 @@ def _smaller(run: Run) -> str:
 
 def _differences() -> Markup:
     return Markup(
-        "<details><summary>Where the report and this project differ</summary><ul>"
+        '<h2 id="differences">Where the report and this project differ</h2><ul>'
         "<li>The report prints a sum of squares for what is a mean; losses here are means over the examples.</li>"
-        "<li>Its tables list activations on the rows of the inputs; an activation follows a hidden layer here.</li>"
+        "<li>Its tables list activations on the rows of the inputs; here an activation follows a hidden layer.</li>"
         "<li>Its learning profiles plot the test loss of each epoch. Here the test set is looked at once, by the "
         "refitted best trial; profiles show the training and validation losses of the best trial's folds and the "
         "refit's training loss.</li>"
         "<li>Its table of the convolutional net names no pooling, but its activation profile of the second convolution "
-        "is 11 x 11, which only 2 x 2 max-pooling after each convolution gives (28, 27, 13, 11, 5).</li></ul></details>"
+        "is 11 x 11, which only 2 x 2 max-pooling after each convolution gives (28, 27, 13, 11, 5).</li></ul>"
     )
 
 
@@ -785,9 +807,7 @@ def _study_html(run: Run, sections: list[Section], pngs: dict[str, bytes], *, le
     parts.append(f'<h{level} id="{name}">{_e(run.results["title"])}</h{level}>')
     if smaller := _smaller(run):
         parts.append(f'<p class="notice">{_e(smaller)}</p>')
-    parts.append(_headlines([run.results]))
-    if level == 1:
-        parts.append(_differences())
+    parts.append(_cards(run.results, run.study.loss_name))
     parts.append(f"<nav><ul>{links}</ul></nav>")
     for heading, items in sections:
         parts.append(f'<h{level + 1} id="{anchors[heading]}">{_e(heading)}</h{level + 1}><div class="items">')
@@ -795,6 +815,8 @@ def _study_html(run: Run, sections: list[Section], pngs: dict[str, bytes], *, le
             html = _image(item, pngs[item.name]) if isinstance(item, Picture) else f"<div>{item}</div>"
             parts.append(html)
         parts.append("</div>")
+    if level == 1:
+        parts.append(_differences())
     return Markup("".join(parts))
 
 
@@ -807,11 +829,14 @@ def _image(picture: Picture, png: bytes) -> str:
     )
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> Markup:
+def _table(headings: Sequence[str], rows: Sequence[Sequence[Any]], *, caption: str = "") -> Markup:
     head = "".join(f'<th scope="col">{_e(heading)}</th>' for heading in headings)
     body = "".join(f"<tr>{''.join(f'<td>{_cell(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    above = f"<caption>{_e(caption)}</caption>" if caption else ""
+    kind = "pairs" if len(headings) == 2 else "grid"
     return Markup(
-        f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        f'<div class="scroll" tabindex="0"><table class="{kind}">{above}<thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
     )
 
 
@@ -841,7 +866,7 @@ def _parsed(text: str) -> Any:
 def _setting(value: Any) -> str:
     """A setting as a line of text."""
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_setting(inner)}" for name, inner in value.items())
+        return ", ".join(f"{_words(name)} {_setting(inner)}" for name, inner in value.items())
     if isinstance(value, list):
         ranges = all(isinstance(inner, list) for inner in value)
         numbers = all(isinstance(inner, int | float) for inner in value)
@@ -892,7 +917,13 @@ p, li, figcaption { max-width: 46rem; }
 a { color: var(--link); }
 nav ul { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; list-style: none; padding: 0; margin: 1rem 0; }
 .items { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 34rem), 1fr)); gap: 1.25rem; }
-.items > div { min-width: 0; }
+.items > div { min-width: 0; grid-column: 1 / -1; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 10rem), 1fr)); gap: .75rem;
+  margin: 1rem 0; max-width: 80rem; }
+.cards div { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .6rem .9rem; }
+.cards dt { color: var(--soft); font-size: .85rem; }
+.cards dd { margin: 0; font-size: 1.6rem; font-weight: 600; line-height: 1.25; }
+.cards small { display: block; color: var(--soft); font-size: .85rem; font-weight: 400; }
 figure { margin: 0; min-width: 0; background: var(--card); border: 1px solid var(--line); border-radius: 8px;
   padding: .6rem; align-self: start; }
 figure img { display: block; width: 100%; height: auto; background: #fff; border-radius: 4px; }
@@ -903,11 +934,15 @@ th, td { text-align: left; vertical-align: top; padding: .3rem .9rem .3rem 0; bo
 th { color: var(--soft); font-weight: 600; }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .7rem; overflow-x: auto; }
 .notice { background: var(--notice); border-left: 4px solid var(--edge); padding: .6rem .9rem; white-space: pre-wrap; }
-summary { cursor: pointer; }
+caption { text-align: left; font-weight: 600; padding: .6rem 0 .2rem; }
+.grid th, .grid td { white-space: nowrap; }
+.pairs td { overflow-wrap: anywhere; }
+.pairs td:first-child { overflow-wrap: normal; }
 @media print { :root { --ink: #000; --soft: #333; --paper: #fff; --card: #fff; --line: #bbb; --link: #000;
   --notice: #fff; }
   body { font-size: 10pt; } main { max-width: none; padding: 0; } nav { display: none; }
   .items { display: block; } figure { break-inside: avoid; margin: 0 0 1rem; max-width: 6.5in; border: 0; padding: 0; }
   h2, h3, h4 { break-after: avoid; } tr { break-inside: avoid; } .scroll { overflow: visible; }
-  table { font-size: 7.5pt; } th, td { padding-right: .4rem; } }
+  table { font-size: 7.5pt; } th, td { padding-right: .4rem; } .grid th { white-space: normal; }
+  .cards { grid-template-columns: repeat(5, 1fr); } .cards dd { font-size: 1.2rem; } }
 """

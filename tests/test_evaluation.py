@@ -1,0 +1,75 @@
+"""Test metrics of small cases, computed by hand."""
+
+import json
+
+import numpy as np
+import pytest
+
+from hw1jax import evaluation
+
+# Outputs of five examples over three classes; the largest of each row says what is predicted: 0, 2, 1, 2, 0.
+OUTPUTS = np.array([[3, 1, 2], [0, -1, 5], [-3, -1, -2], [0.1, 0.2, 0.3], [9, 8, 7]], np.float32)
+Y = np.array([0, 2, 0, 1, 0], np.int32)
+CONFUSION = [[2, 1, 0], [0, 0, 1], [0, 0, 1]]  # a row per true class
+
+
+def test_softmax_by_hand():
+    probabilities = evaluation.softmax(np.array([[0.0, np.log(3.0)], [7.0, 7.0]]))
+    np.testing.assert_allclose(probabilities, [[0.25, 0.75], [0.5, 0.5]], rtol=1e-12)
+
+
+def test_softmax_neither_overflows_nor_underflows_and_is_float64():
+    probabilities = evaluation.softmax(np.array([[1e4, 0, -1e4], [-1e4, -1e4, -1e4]], np.float32))
+    assert probabilities.dtype == np.float64
+    np.testing.assert_allclose(probabilities, [[1, 0, 0], [1 / 3, 1 / 3, 1 / 3]])
+
+
+def test_softmax_does_not_change_its_input():
+    outputs = OUTPUTS.astype(np.float64)
+    evaluation.softmax(outputs)
+    np.testing.assert_array_equal(outputs, OUTPUTS.astype(np.float64))
+
+
+def test_accuracy_by_hand():
+    accuracy = evaluation.accuracy(OUTPUTS, Y)
+    assert accuracy == pytest.approx(3 / 5)
+    assert isinstance(accuracy, float)
+
+
+@pytest.mark.parametrize("y, accuracy", [([0, 2, 1, 2, 0], 1.0), ([1, 1, 2, 0, 2], 0.0)])
+def test_accuracy_reaches_both_ends(y, accuracy):
+    assert evaluation.accuracy(OUTPUTS, np.array(y)) == accuracy
+
+
+def test_the_confusion_matrix_has_a_row_per_true_class():
+    confusion = evaluation.confusion_matrix(OUTPUTS, Y)
+    assert confusion.tolist() == CONFUSION
+    assert np.issubdtype(confusion.dtype, np.integer)
+    assert json.loads(json.dumps(confusion.tolist())) == CONFUSION
+
+
+def test_the_confusion_matrix_counts_every_example_and_its_diagonal_is_the_accuracy():
+    rng = np.random.default_rng(0)
+    outputs, y = rng.normal(size=(500, 10)), rng.integers(9, size=500)  # class 9 has no example
+    confusion = evaluation.confusion_matrix(outputs, y)
+    assert confusion.shape == (10, 10)
+    assert confusion.sum() == 500
+    assert confusion.sum(axis=1).tolist() == np.bincount(y, minlength=10).tolist()
+    assert np.trace(confusion) / 500 == pytest.approx(evaluation.accuracy(outputs, y))
+
+
+def test_rows_are_normalised_by_their_true_class_and_an_empty_one_is_zero():
+    shares = evaluation.normalise_rows(np.array([[3, 1, 0], [0, 0, 0], [0, 0, 7]]))
+    np.testing.assert_array_equal(shares, [[0.75, 0.25, 0], [0, 0, 0], [0, 0, 1]])
+
+
+def test_precision_and_recall_by_hand():
+    precision, recall = evaluation.precision_and_recall(np.array(CONFUSION))
+    np.testing.assert_allclose(precision, [1, 0, 1 / 2])
+    np.testing.assert_allclose(recall, [2 / 3, 0, 1])
+
+
+def test_a_class_that_is_never_predicted_or_never_there_scores_zero_without_a_warning():
+    precision, recall = evaluation.precision_and_recall(np.array([[2, 0, 0], [1, 0, 0], [0, 0, 0]]))
+    np.testing.assert_allclose(precision, [2 / 3, 0, 0])
+    np.testing.assert_allclose(recall, [1, 0, 0])
