@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,7 +38,8 @@ def run_study(study: Study, settings: Settings, started: float) -> dict[str, Any
 
 def parse(study: Study, description: str, args: Sequence[str]) -> Settings:
     """Flags to settings; `--quick` changes the defaults, so that flags given beside it still count."""
-    defaults = study.quick if "--quick" in args else study.settings
+    quick = [arg for arg in args if arg in ("--quick", "--no-quick")][-1:] == ["--quick"]  # the last one counts
+    defaults = study.quick if quick else study.settings
     return tyro.cli(type(defaults), args=args, default=defaults, description=description, registry=ranges)
 
 
@@ -76,7 +78,7 @@ def report_error(error: Exception) -> int:
 
 def command_line() -> str:
     """The command that repeats this run, from the root of the checkout."""
-    return " ".join(["python", f"experiments/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    return shlex.join(["python", f"experiments/{Path(sys.argv[0]).name}", *sys.argv[1:]])
 
 
 def _range_rule(kind: type, number: str, convert: Callable[[str], Any]) -> None:

@@ -212,12 +212,19 @@ def gather(x, y, index):
 
 
 @functools.cache
-def compiled(optimizer: str, num_convolutions: int):
-    """The whole training step of stacked members, and their losses, each one graph; torch.optim would break it."""
+def compiled_losses(num_convolutions: int):
     import torch
 
     def losses(*arguments):
         return stacked_losses(num_convolutions, *arguments)
+
+    return torch.compile(losses, fullgraph=True, dynamic=True)
+
+
+@functools.cache
+def compiled_step(num_convolutions: int, optimizer: str):
+    """The whole training step in one graph, the update written out: torch.optim's would hold the learning rate fixed."""
+    import torch
 
     def step(params, first, second, count, learning_rate, l2, *batch):
         gradients, losses = stacked_gradients(num_convolutions, params, *batch)
@@ -235,8 +242,7 @@ def compiled(optimizer: str, num_convolutions: int):
                 param.sub_(learning_rate / (1 - 0.9**count) * m / ((v / (1 - 0.999**count)).sqrt() + 1e-8))
         return losses
 
-    dynamic = os.environ.get("DYN", "1") == "1"
-    return tuple(torch.compile(function, fullgraph=True, dynamic=dynamic) for function in (step, losses))
+    return torch.compile(step, fullgraph=True, dynamic=True)
 
 
 # The trainers. Each trains the given folds of one trial: `train` takes some steps of an epoch, order int32
@@ -336,6 +342,7 @@ class Vmapped(Eager):
         import torch
 
         with torch.no_grad():
+            index = index.clone(memory_format=torch.contiguous_format)  # odd strides would make a graph compile again
             weight = (index >= 0).float()
             total = torch.zeros(index.shape[1])
             for rows, weights, count in zip(index.clamp(min=0), weight, weight.sum(2), strict=True):
@@ -345,7 +352,7 @@ class Vmapped(Eager):
     def train(self, order: np.ndarray):
         import torch
 
-        return self.run(self.step, torch.from_numpy(order).swapaxes(0, 1).contiguous())
+        return self.run(self.step, torch.from_numpy(order).swapaxes(0, 1))
 
     def validate(self, order: np.ndarray):
         import torch
@@ -362,15 +369,15 @@ class CompiledFolds(Vmapped):
 
         super().__init__(work, data, trial, folds)
         settings = work.trials[trial]
-        self.functions = compiled(settings["optimizer"], self.num_convolutions)
+        self.compiled_step = compiled_step(self.num_convolutions, settings["optimizer"])
         moments = [[torch.zeros_like(param) for param in self.params] for _ in range(2)]
         self.state = *moments, *(torch.tensor(number) for number in (0.0, settings["learning_rate"], settings["l2"]))
 
     def step(self, index, weight):
-        return self.functions[0](self.params, *self.state, *self.data, index, weight)
+        return self.compiled_step(self.params, *self.state, *self.data, index, weight)
 
     def losses(self, index, weight):
-        return self.functions[1](self.params, *self.data, index, weight)
+        return compiled_losses(self.num_convolutions)(self.params, *self.data, index, weight)
 
 
 class Compiled(CompiledFolds):
@@ -414,7 +421,7 @@ class ScikitLearn:
 
     def train(self, order: np.ndarray) -> np.ndarray:
         x, y = (part[order[order >= 0]] for part in self.data)
-        self.model.partial_fit(x, y, *([] if self.regression else [np.arange(10)]))
+        self.model.partial_fit(x, y, **({} if self.regression else {"classes": np.arange(10)}))
         return np.array([np.nan])  # it tells its loss with the penalty only
 
     def validate(self, order: np.ndarray) -> np.ndarray:
@@ -492,7 +499,9 @@ def train_piece(trainer, work: Work, folds: list[int], number: int) -> int:
     samples = 0
     for position in range(number * repeats, (number + 1) * repeats):
         epoch, piece = divmod(position, pieces)
-        step, val = (slice(n * piece // pieces, n * (piece + 1) // pieces) for n in (num_steps, work.val_order.shape[1]))
+        step, val = (
+            slice(n * piece // pieces, n * (piece + 1) // pieces) for n in (num_steps, work.val_order.shape[1])
+        )
         order = work.train_order[folds, epoch % num_epochs, step]
         trainer.train(order)
         trainer.validate(work.val_order[folds, val])
@@ -525,12 +534,13 @@ def measure(options: argparse.Namespace, counter, barrier) -> dict[str, Any]:
     data = trainer_class.prepare(work)
     make = functools.partial(trainer_class, work, data)
 
-    start = time.monotonic()
-    trainers = [make(trial, groups[0]) for trial in trials]
-    for trainer in trainers:
-        trainer.train(work.train_order[groups[0], 0, :1])
-        trainer.validate(work.val_order[groups[0], : VALIDATION_BATCH[work.study]])
-    first_seconds = time.monotonic() - start
+    with counter.get_lock():  # one process after the other: the second finds what the first compiled
+        start = time.monotonic()
+        trainers = [make(trial, groups[0]) for trial in trials]
+        for trainer in trainers:
+            trainer.train(work.train_order[groups[0], 0, :1])
+            trainer.validate(work.val_order[groups[0], : VALIDATION_BATCH[work.study]])
+        first_seconds = time.monotonic() - start
     if not options.full:
         for trainer in trainers:
             train_piece(trainer, work, groups[0], 0)
@@ -631,7 +641,7 @@ def run_processes(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "peer": options.peer,
         "study": work.study,
-        "compile_seconds": max(part["compile_seconds"] for part in parts),
+        "compile_seconds": sum(part["compile_seconds"] for part in parts),
         "us_per_sample": [1e6 * (max(ends) - min(starts)) / sum(samples) for starts, ends, samples in spans],
         "samples_timed": [sum(samples) for _, _, samples in spans],
         "final_train_loss": train_loss if options.full else None,

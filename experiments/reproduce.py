@@ -57,6 +57,7 @@ def settings_of(study: Study, options: Options, folder: Path) -> Settings:
 def reproduce(options: Options) -> int:
     """Runs the studies and returns the exit code."""
     folder = options.out or (Path("runs", "quick") if options.quick else Path("runs"))
+    studies.check_folder(folder)
     for study in studies.STUDIES:  # a mistake in the flags is told before an hour of work, not after
         studies.check(study, settings_of(study, options, folder))
     started, all_results, failures = process_start(), [], {}

@@ -1,17 +1,208 @@
-"""What is inside a trained model, and what its outputs say, as numpy arrays: what the figures show, without them.
+"""What a run has left, what is inside its model, and what its outputs say: what the figures show, as numpy arrays.
+
+`read_run` reads a run's folder; the other functions take its model and arrays.
 
 The networks' layers are called "conv1", "conv2", .. and "dense1", "dense2", .., and the last one "output".
 """
 
+import csv
+import hashlib
+import json
+import zipfile
+import zlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax import lax
 
-from hw1jax import evaluation, layers, models
-from hw1jax.model_file import Model
+from hw1jax import evaluation, layers, models, storage, studies
+from hw1jax.data import Dataset, regression
+from hw1jax.model_file import Model, load_model
+from hw1jax.studies import Study
+
+
+class Trials(NamedTuple):
+    """trials.csv."""
+
+    rows: list[dict[str, str]]  # as they stand in the file
+    numbers: np.ndarray  # int [trial]
+    complete: np.ndarray  # bool [trial]; False for failed ones
+    folds: np.ndarray  # float [trial, fold], validation loss after the last epoch
+    means: np.ndarray  # float [trial]
+    ranks: np.ndarray  # float [trial], 1 for the best; NaN for failed ones
+    params: dict[str, np.ndarray]  # float [trial], or str for the optimizer
+
+
+class Run(NamedTuple):
+    """All that a run has left on disk, checked, and its data."""
+
+    study: Study
+    results: dict[str, Any]  # results.json
+    trials: Trials
+    histories: dict[str, np.ndarray]  # histories.npz
+    model: Model
+    data: Dataset
+    gaps: tuple[tuple[float, float], ...]  # of the regression's training inputs
+
+    @property
+    def best(self) -> int:
+        """The row of the best trial."""
+        return int(np.flatnonzero(self.trials.numbers == self.results["best"]["number"])[0])
+
+
+def read_run(folder: Path) -> Run:
+    """Reads and checks what a run has left on disk, and its data.
+
+    Raises:
+      ValueError: a file is missing or damaged, or the data are not those of the run; the message is one line.
+    """
+    results = _read_results(folder / "results.json")
+    study = studies.by_name(results["study"])
+    trials = _read_trials(folder / "trials.csv", results)
+    path = folder / "model.msgpack"
+    try:
+        model = load_model(path)
+    except FileNotFoundError:
+        raise _missing(path) from None
+    if model.study != study.name or model.draw.as_dict() != results["best"]["params"]:
+        raise ValueError(f"{path} is not the best model of the results.json beside it: repeat the run")
+    inputs = results.get("inputs") or {}
+    known = {field.name for field in fields(study.settings)}
+    named = {name: Path(value) for name, value in inputs.items() if value and name in known}
+    data = study.load(replace(study.settings, **named))
+    digest = hashlib.sha256(b"".join(np.ascontiguousarray(part) for part in data)).hexdigest()
+    if digest != results["config"].get("data_sha256", digest):
+        what = ", ".join(map(str, named.values())) or "the usual data"
+        raise ValueError(f"{folder} was run with other data than {what} is now: restore the data, or repeat the run")
+    histories = _read_histories(folder / "histories.npz", study, trials, len(data.x_test))
+    gaps = () if study.classes or named else regression.GAPS
+    return Run(study, results, trials, histories, model, data, gaps)
+
+
+_NUMBER = (int, float)
+_EXPECTED = {
+    "study": str,
+    "title": str,
+    "command": str,
+    "config": {
+        **dict.fromkeys(("num_trials", "num_epochs", "num_folds", "batch_size"), int),
+        **dict.fromkeys(("hidden_units", "learning_rate", "l2", "optimizers"), list),
+    },
+    "environment": dict,
+    "best": {"number": int, "params": dict, "mean_val_loss": _NUMBER, "std_val_loss": _NUMBER},
+    "test": {"loss": _NUMBER, "accuracy": (*_NUMBER, type(None)), "confusion": (list, type(None))},
+    "reported": {"params": dict, "test_loss": _NUMBER, "test_accuracy": (*_NUMBER, type(None))},
+    "trials": {"complete": int, "failed": int},
+    "timing": {"total_seconds": _NUMBER},
+}
+
+
+def _read_results(path: Path) -> dict[str, Any]:
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        _check(results, _EXPECTED, "the file")
+        found = choices(results["config"])
+        if set(found) != set(by_column(results["best"]["params"])):
+            raise ValueError("config and best.params name other hyperparameters")
+        for name, values in found.items():
+            kinds = [str] * len(values) if name == "optimizer" else [_NUMBER] * 2
+            if len(values) != len(kinds) or not all(map(isinstance, values, kinds)):
+                raise ValueError(f"config has no range of {name}")
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise _damaged(path, error) from None
+    return results
+
+
+def _check(value: Any, expected: Any, name: str) -> None:
+    """Raises a ValueError unless a value is of a type, or a dict that has at least these entries."""
+    if not isinstance(expected, dict):
+        if not isinstance(value, expected):
+            raise ValueError(f"{name} is {type(value).__name__}")
+        return
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is {type(value).__name__}, not an object")
+    for key, inner in expected.items():
+        if key not in value:
+            raise ValueError(f"{name} has no {key!r}")
+        _check(value[key], inner, repr(key))
+
+
+def _read_trials(path: Path, results: dict[str, Any]) -> Trials:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        if any(None in row or None in row.values() for row in rows):
+            raise ValueError("a row is shorter or longer than the first")
+        splits = [f"split{i}_val_loss" for i in range(results["config"]["num_folds"])]
+        params = by_column(results["best"]["params"])
+        trials = Trials(
+            rows,
+            np.array([int(row["number"]) for row in rows]),
+            np.array([row["state"] == "complete" for row in rows]),
+            np.array([[float(row[split] or "nan") for split in splits] for row in rows]),
+            np.array([float(row["mean_val_loss"] or "nan") for row in rows]),
+            np.array([float(row["rank"] or "nan") for row in rows]),
+            {name: np.array([row[name] for row in rows], str if name == "optimizer" else float) for name in params},
+        )
+        if results["best"]["number"] not in trials.numbers[trials.complete]:
+            raise ValueError(f"no complete trial {results['best']['number']}, the best of results.json")
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except (OSError, ValueError, KeyError, TypeError, IndexError, csv.Error) as error:
+        raise _damaged(path, error) from None
+    return trials
+
+
+def _read_histories(path: Path, study: Study, trials: Trials, num_test: int) -> dict[str, np.ndarray]:
+    try:
+        arrays = storage.read_arrays(path)
+        num_epochs, num_outputs = len(arrays["refit_train_loss"]), len(study.classes or "1")
+        losses = (*trials.folds.shape, num_epochs)
+        expected = {"train_loss": losses, "val_loss": losses, "test_outputs": (num_test, num_outputs)}
+        if not study.classes:
+            num_points = len(arrays["curve_x"])
+            expected |= {"curve_outputs": (num_points,), "curve_fold_outputs": (*trials.folds.shape, num_points)}
+        for name, shape in expected.items():
+            if arrays[name].shape != shape:
+                raise ValueError(f"{name} has the shape {arrays[name].shape}, expected {shape}")
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise _damaged(path, error) from None
+    return arrays
+
+
+def _missing(path: Path) -> ValueError:
+    return ValueError(f"{path} is missing: name the folder of a finished run, or repeat the run")
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return ValueError(f"{path} is damaged ({reason}): repeat the run's command, which writes it again")
+
+
+def by_column(params: dict[str, Any]) -> dict[str, Any]:
+    """{"hidden_units": [45, 21], "l2": .1} -> {"hidden_units_1": 45, "hidden_units_2": 21, "l2": .1}, as trials.csv."""
+    columns = {}
+    for name, value in params.items():
+        columns |= {f"{name}_{i + 1}": v for i, v in enumerate(value)} if isinstance(value, list) else {name: value}
+    return columns
+
+
+def choices(config: dict[str, Any]) -> dict[str, Any]:
+    """What a search could draw, by the columns of trials.csv: [low, high], or the optimizers' names."""
+    space = {name: config[name] for name in ("channels", "hidden_units") if name in config}
+    ranges = by_column(space) | {name: config[name] for name in ("learning_rate", "l2")}
+    return ranges | {"optimizer": config["optimizers"]}
+
+
+# A model
 
 
 def layer_names(model: Model) -> list[str]:
@@ -87,6 +278,9 @@ def max_pool(images: np.ndarray) -> np.ndarray:
     rows, columns = images.shape[-2] // 2, images.shape[-1] // 2
     cells = images[..., : 2 * rows, : 2 * columns].reshape(*images.shape[:-2], rows, 2, columns, 2)
     return cells.max(axis=(-3, -1))
+
+
+# Outputs and labels
 
 
 def inside_gaps(x: np.ndarray, gaps: Sequence[tuple[float, float]]) -> np.ndarray:

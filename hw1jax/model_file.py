@@ -68,9 +68,10 @@ def load_model(path: Path | str) -> Model:
 
 def _check_params(model: Model) -> None:
     """Raises a ValueError unless the arrays have the shapes that the hyperparameters call for, and are finite."""
-    expected = jax.tree.map(lambda a: a.shape, studies.parameter_shapes(studies.by_name(model.study), model.draw))
-    found = jax.tree.map(np.shape, model.params)
+    shapes = studies.parameter_shapes(studies.by_name(model.study), model.draw)
+    expected = jax.tree.map(lambda a: f"float32 {a.shape}", shapes)
+    found = jax.tree.map(lambda a: f"{np.asarray(a).dtype} {np.shape(a)}", model.params)
     if found != expected:
-        raise ValueError(f"parameters of shapes {found}, expected {expected}")
+        raise ValueError(f"parameters {found}, expected {expected}")
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(model.params)):
         raise ValueError("parameters that are not finite")

@@ -116,8 +116,3 @@ def scale_pixels(images: jax.Array) -> jax.Array:
 def image_patches(images: jax.Array) -> jax.Array:
     """uint8 images [image, row, column] -> what `CNN` takes."""
     return layers.first_patches(scale_pixels(images), FIRST_KERNEL)
-
-
-def num_parameters(params) -> int:
-    """Number of values in a tree of parameters."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))

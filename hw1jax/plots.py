@@ -16,6 +16,8 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
+Array = np.ndarray
+
 WIDTH = 6.5  # inches: the text of a printed page
 DOTS_PER_INCH = 190
 BLACK, GREY, LIGHT = "#000000", "#777777", "#bbbbbb"
@@ -67,7 +69,9 @@ def png(figure: Figure) -> bytes:
 # The data and the fit of a regression
 
 
-def regression_data(ax: Axes, x_train, y_train, x_test, y_test, *, gaps: Sequence[tuple[float, float]] = ()) -> Axes:
+def regression_data(
+    ax: Axes, x_train: Array, y_train: Array, x_test: Array, y_test: Array, *, gaps: Sequence[tuple[float, float]] = ()
+) -> Axes:
     """Training and test points ([example] each) in one plane, the gaps of the training inputs shaded."""
     shade_gaps(ax, gaps)
     ax.plot(x_train, y_train, "o", color=TRAINING, markersize=3.5, markeredgewidth=0, label="training points")
@@ -85,7 +89,7 @@ def shade_gaps(ax: Axes, gaps: Sequence[tuple[float, float]]) -> Axes:
     return ax
 
 
-def fitted_curve(ax: Axes, x, y, low, high) -> Axes:
+def fitted_curve(ax: Axes, x: Array, y: Array, low: Array, high: Array) -> Axes:
     """What the refitted best model predicts (`y`) along `x`, and the range of its fold models (all [point])."""
     ax.fill_between(x, low, high, color=ORANGE, alpha=0.25, linewidth=0, label="range of the fold models")
     ax.plot(x, y, color=ORANGE, linewidth=1.8, label="refitted best model")
@@ -94,7 +98,7 @@ def fitted_curve(ax: Axes, x, y, low, high) -> Axes:
     return ax
 
 
-def residuals(ax: Axes, x, residual, inside, *, gaps: Sequence[tuple[float, float]] = ()) -> Axes:
+def residuals(ax: Axes, x: Array, residual: Array, inside: Array, *, gaps: Sequence[tuple[float, float]] = ()) -> Axes:
     """Prediction minus label of the test points ([example] each); those `inside` a gap have a colour of their own."""
     shade_gaps(ax, gaps)
     ax.axhline(0, color=GREY, linewidth=0.8)
@@ -119,7 +123,9 @@ def bars(ax: Axes, values: Mapping[str, float], *, title: str, label: str, decim
 # Learning
 
 
-def learning_profile(ax: Axes, train, val, train_mean, val_mean, refit, *, loss_name: str) -> Axes:
+def learning_profile(
+    ax: Axes, train: Array, val: Array, train_mean: Array, val_mean: Array, refit: Array, *, loss_name: str
+) -> Axes:
     """Losses by epoch: train and val [fold, epoch] thin, their means [epoch] bold, and the refit's training loss."""
     epochs = np.arange(1, len(refit) + 1)
     dots = _dots(epochs)
@@ -137,7 +143,7 @@ def learning_profile(ax: Axes, train, val, train_mean, val_mean, refit, *, loss_
     return ax
 
 
-def validation_curves(ax: Axes, curves, complete, best: int, *, loss_name: str) -> Axes:
+def validation_curves(ax: Axes, curves: Array, complete: Array, best: int, *, loss_name: str) -> Axes:
     """Validation loss of every trial, curves [trial, epoch]; complete bool [trial]; `best` is a row.
 
     The limits come from the complete trials: what a diverged one does leaves the figure, not the others flat.
@@ -165,7 +171,9 @@ def validation_curves(ax: Axes, curves, complete, best: int, *, loss_name: str) 
 # Trials
 
 
-def trial_scores(ax: Axes, numbers, folds, means, complete, *, constant: float, loss_name: str) -> Axes:
+def trial_scores(
+    ax: Axes, numbers: Array, folds: Array, means: Array, complete: Array, *, constant: float, loss_name: str
+) -> Axes:
     """Each trial's score: a dot a fold (folds [trial, fold]) and a bar at the mean ([trial]), in the given order.
 
     Failed trials (complete is False) are crosses at the top edge; the dashed line is the loss of a constant.
@@ -187,7 +195,9 @@ def trial_scores(ax: Axes, numbers, folds, means, complete, *, constant: float, 
     return ax
 
 
-def hyperparameter_slice(ax: Axes, values, scores, complete, learned, best: int, *, name: str, choices) -> Axes:
+def hyperparameter_slice(
+    ax: Axes, values: Array, scores: Array, complete: Array, learned: Array, best: int, *, name: str, choices: Sequence
+) -> Axes:
     """One hyperparameter against the score, a point a trial (all [trial]), coloured by score.
 
     Args:
@@ -200,7 +210,9 @@ def hyperparameter_slice(ax: Axes, values, scores, complete, learned, best: int,
     values = _place(ax, values, choices)
     norm = _score_norm(scores[complete])
     shown = complete & learned
-    ax.scatter(values[shown], scores[shown], c=scores[shown], norm=norm, cmap=SEQUENTIAL, s=18, linewidth=0)
+    ax.scatter(
+        values[shown], scores[shown], c=scores[shown], norm=norm, cmap=SEQUENTIAL, s=18, edgecolor=GREY, linewidth=0.3
+    )
     hollow = complete & ~learned
     ax.scatter(values[hollow], scores[hollow], s=14, facecolor="none", edgecolor=GREY, linewidth=0.8)
     ax.scatter(values[best], scores[best], s=70, facecolor="none", edgecolor=BEST, linewidth=1.4, zorder=3)
@@ -210,7 +222,19 @@ def hyperparameter_slice(ax: Axes, values, scores, complete, learned, best: int,
     return ax
 
 
-def score_plane(ax: Axes, x, y, scores, complete, names, best: int, *, x_range, y_range, labels) -> Axes:
+def score_plane(
+    ax: Axes,
+    x: Array,
+    y: Array,
+    scores: Array,
+    complete: Array,
+    names: Sequence[str],
+    best: int,
+    *,
+    x_range: Sequence[float],
+    y_range: Sequence[float],
+    labels: tuple[str, str, str],
+) -> Axes:
     """Two hyperparameters on logarithmic axes, a point a trial (all [trial]) coloured by score, a marker a name.
 
     The ranges are (low, high) of what could be drawn; `labels` are those of x, y and score.
@@ -218,7 +242,17 @@ def score_plane(ax: Axes, x, y, scores, complete, names, best: int, *, x_range, 
     norm = _score_norm(scores[complete])
     for marker, name in zip(MARKERS, sorted(set(names)), strict=False):
         mask = complete & (np.asarray(names) == name)
-        ax.scatter(x[mask], y[mask], c=scores[mask], norm=norm, cmap=SEQUENTIAL, marker=marker, s=28, linewidth=0)
+        ax.scatter(
+            x[mask],
+            y[mask],
+            c=scores[mask],
+            norm=norm,
+            cmap=SEQUENTIAL,
+            marker=marker,
+            s=28,
+            edgecolor=GREY,
+            linewidth=0.3,
+        )
         ax.plot([], [], marker, color=GREY, markersize=5, label=name)
     ax.scatter(x[best], y[best], s=110, facecolor="none", edgecolor=BEST, linewidth=1.5, label="best trial")
     if not complete.all():
@@ -234,7 +268,7 @@ def score_plane(ax: Axes, x, y, scores, complete, names, best: int, *, x_range, 
 # The network
 
 
-def weight_histogram(ax: Axes, weights, biases, *, layer: str) -> Axes:
+def weight_histogram(ax: Axes, weights: Array, biases: Array, *, layer: str) -> Axes:
     """How the weights of a layer (any shape) are distributed; its biases are ticks below."""
     values = np.ravel(weights)
     ax.hist(values, bins=int(np.clip(np.sqrt(values.size), 10, 60)), color=BLUE)
@@ -246,16 +280,17 @@ def weight_histogram(ax: Axes, weights, biases, *, layer: str) -> Axes:
     return ax
 
 
-def activation_profile(ax: Axes, activations, *, title: str) -> Axes:
+def activation_profile(ax: Axes, activations: Array, *, title: str) -> Axes:
     """The activation of each unit of a layer, [unit], for one input; a sigmoid's are between 0 and 1."""
     units = np.arange(1, len(activations) + 1)
     ax.bar(units, activations, width=0.8, color=BLUE, linewidth=0)
     ax.set(title=title, ylim=(0, 1), xlim=(0.3, len(units) + 0.7))
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
+    ax.set_xlabel("unit")
     return ax
 
 
-def image(ax: Axes, pixels, *, title: str) -> Axes:
+def image(ax: Axes, pixels: Array, *, title: str) -> Axes:
     """A grey picture, pixels uint8 [row, column], 255 black as Fashion-MNIST shows it on white paper."""
     ax.imshow(pixels, cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
     ax.set_title(title, loc="center")
@@ -263,7 +298,7 @@ def image(ax: Axes, pixels, *, title: str) -> Axes:
     return ax
 
 
-def feature_maps(ax: Axes, maps, *, title: str) -> Axes:
+def feature_maps(ax: Axes, maps: Array, *, title: str) -> Axes:
     """A convolution's activation profiles, maps [channel, row, column], side by side on one colour scale from 0."""
     num_columns = _columns_of(len(maps))
     tiles = _tiled(maps, num_columns)
@@ -274,7 +309,7 @@ def feature_maps(ax: Axes, maps, *, title: str) -> Axes:
     return ax
 
 
-def receptive_fields(ax: Axes, kernels, *, title: str) -> Axes:
+def receptive_fields(ax: Axes, kernels: Array, *, title: str) -> Axes:
     """Kernels [channel, input channel, row, column]: a column of tiles a channel, a row of tiles an input channel."""
     num_channels, num_inputs, size, _ = kernels.shape
     largest = float(np.abs(kernels).max()) or 1.0
@@ -292,10 +327,16 @@ def receptive_fields(ax: Axes, kernels, *, title: str) -> Axes:
     return ax
 
 
+def nothing(ax: Axes) -> Axes:
+    """An empty place in a grid."""
+    ax.set_axis_off()
+    return ax
+
+
 # The classifiers
 
 
-def confusion_matrix(ax: Axes, shares, names: Sequence[str]) -> Axes:
+def confusion_matrix(ax: Axes, shares: Array, names: Sequence[str]) -> Axes:
     """Shares [true class, predicted class] of each true class, as percentages with class names."""
     ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (true, predicted), share in np.ndenumerate(shares):
@@ -309,7 +350,7 @@ def confusion_matrix(ax: Axes, shares, names: Sequence[str]) -> Axes:
     return ax
 
 
-def precision_and_recall(ax: Axes, precision, recall, names: Sequence[str]) -> Axes:
+def precision_and_recall(ax: Axes, precision: Array, recall: Array, names: Sequence[str]) -> Axes:
     """Precision and recall of each class ([class] each), joined by a line."""
     place = np.arange(len(names))
     ax.hlines(place, np.minimum(precision, recall), np.maximum(precision, recall), color=LIGHT, linewidth=2, zorder=1)
@@ -324,7 +365,7 @@ def precision_and_recall(ax: Axes, precision, recall, names: Sequence[str]) -> A
     return ax
 
 
-def reliability(ax: Axes, confidence, accuracy) -> Axes:
+def reliability(ax: Axes, confidence: Array, accuracy: Array) -> Axes:
     """Accuracy against mean confidence, [bin] each, NaN for an empty bin; on the diagonal both are equal."""
     filled = np.isfinite(confidence) & np.isfinite(accuracy)
     ax.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=0.8, label="perfectly calibrated")
@@ -335,7 +376,7 @@ def reliability(ax: Axes, confidence, accuracy) -> Axes:
     return ax
 
 
-def confidence_histogram(ax: Axes, edges, right, wrong) -> Axes:
+def confidence_histogram(ax: Axes, edges: Array, right: Array, wrong: Array) -> Axes:
     """How many test images were predicted with which confidence, rightly and wrongly: [bin + 1], [bin], [bin]."""
     width = np.diff(edges)
     ax.bar(edges[:-1], right, width, align="edge", color=BLUE, linewidth=0, label="right")
@@ -350,17 +391,18 @@ def confidence_histogram(ax: Axes, edges, right, wrong) -> Axes:
 _PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 
 
-def _dots(epochs) -> dict[str, float | str]:
+def _dots(epochs: Array) -> dict[str, float | str]:
     """A few epochs are drawn as points too: a line of one epoch would not be seen."""
     return {"marker": "o", "markersize": 2.5} if len(epochs) <= 30 else {}
 
 
-def _epoch_axis(ax: Axes, epochs) -> None:
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlim(epochs[0] - 0.02 * len(epochs), epochs[-1] + 0.02 * len(epochs))
+def _epoch_axis(ax: Axes, epochs: Array) -> None:
+    room = max(0.02 * len(epochs), 0.2)
+    ax.set_xlim(epochs[0] - room, epochs[-1] + room)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
-def _log_loss_axis(ax: Axes, values) -> None:
+def _log_loss_axis(ax: Axes, values: Array) -> None:
     """A logarithmic y axis with plain numbers if the positive finite `values` span more than a factor of 4."""
     values = np.asarray(values)
     values = values[np.isfinite(values)]
@@ -374,7 +416,7 @@ def _log_loss_axis(ax: Axes, values) -> None:
         ax.yaxis.set_minor_locator(NullLocator())
 
 
-def _place(ax: Axes, values, choices) -> np.ndarray:
+def _place(ax: Axes, values: Array, choices: Sequence) -> np.ndarray:
     """Where values go on the x axis, which shows all that they could have been."""
     values = np.asarray(values)
     if values.dtype.kind == "U":
@@ -400,7 +442,7 @@ def _range_axis(ax: Axes, axis: str, low: float, high: float) -> None:
         ticks.set_major_locator(MaxNLocator(5, integer=high > 2))
 
 
-def _score_norm(scores) -> Normalize:
+def _score_norm(scores: Array) -> Normalize:
     """Colours for scores; logarithmic where they span much, and never of no width."""
     low, high = float(scores.min()), float(scores.max())
     if low == high:
@@ -408,7 +450,7 @@ def _score_norm(scores) -> Normalize:
     return LogNorm(low, high) if 0 < 4 * low < high else Normalize(low, high)
 
 
-def _crosses(ax: Axes, x) -> None:
+def _crosses(ax: Axes, x: Array) -> None:
     """Failed trials: crosses at the top edge, as they have no score."""
     if len(x):
         ax.plot(
@@ -422,7 +464,7 @@ def _columns_of(num_tiles: int) -> int:
     return -(-num_tiles // num_rows)
 
 
-def _tiled(tiles, num_columns: int) -> np.ndarray:
+def _tiled(tiles: Array, num_columns: int) -> np.ndarray:
     """[tile, row, column] in rows of `num_columns` tiles, with lines of NaN, which is not drawn, between them."""
     num_tiles, height, width = tiles.shape
     num_rows = -(-num_tiles // num_columns)

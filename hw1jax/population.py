@@ -3,13 +3,16 @@
 The only file that says vmap, jit or mesh. A population's leading axes are always [trial, fold].
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import partial
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -30,12 +33,16 @@ class Plan:
       trials_at_once: of a device's slots, how many train at once; such groups follow one another. It bounds what a
         CPU's cache must hold.
       layout: how a member's step is laid out.
+      first_device: the first of the devices.
+      own_widths: whether each trial has a program of its own (`train_each`), one slot wide.
     """
 
     slots: int
     num_devices: int = 1
     trials_at_once: int = 1
     layout: Layout = Layout()
+    first_device: int = 0
+    own_widths: bool = False
 
     def __post_init__(self):
         if self.slots % (self.num_devices * self.trials_at_once):
@@ -129,7 +136,7 @@ def train(
     sharding = NamedSharding(_mesh(problem.plan), P("trial"))
     hyperparameters = jax.device_put(hyperparameters, sharding)
     fold_numbers = problem.spec.first_fold + np.arange(len(problem.folds))
-    state = _init(problem.task, problem.plan, key, jax.device_put(numbers, sharding), fold_numbers, hyperparameters)
+    state = _init(problem.task, key, jax.device_put(numbers, sharding), fold_numbers, hyperparameters)
     return resume(problem, state, hyperparameters, first_epoch=0)
 
 
@@ -146,28 +153,92 @@ def resume(problem: Problem, state: State, hyperparameters: Hyperparameters, *, 
         yield Progress(epochs.stop, state, np.asarray(train_loss), val_loss)
 
 
+def train_each(
+    problem: Problem,
+    tasks: list[Task],
+    key: jax.Array,
+    numbers: np.ndarray,
+    hyperparameters: Hyperparameters,
+    watch: Callable[[int, Progress], None],
+) -> None:
+    """Trains each trial by a program of its own, as narrow as the trial is, as many at a time as there are devices.
+
+    On a CPU the narrower network pays for the time that its program takes to compile; an accelerator is better filled
+    by `train`. Here a trial's bits can't depend on its companions.
+
+    Args:
+      problem: as for `train`; its task is the widest, whose initial parameters' corners are the trials' own.
+      tasks: [trial], the same task at each trial's own widths.
+      key, numbers, hyperparameters: as for `train`.
+      watch: is called with a trial's place and progress after each call of its program, from several threads.
+    """
+    plan = Plan(slots=1, layout=problem.plan.layout)
+    free: SimpleQueue[Problem] = SimpleQueue()
+    for i, device in enumerate(jax.devices()[: problem.plan.num_devices]):
+        data, pieces = jax.device_put((problem.data, problem.pieces), device)
+        free.put(problem._replace(plan=replace(plan, first_device=i), data=data, pieces=pieces))
+    fold_numbers = problem.spec.first_fold + np.arange(len(problem.folds))
+    wide = _init(problem.task, key, numbers, fold_numbers, hyperparameters).params
+    wide = jax.tree.map(np.asarray, wide)
+
+    def train_one(place: int) -> None:
+        own, task = free.get(), tasks[place]
+        try:
+            one = jax.tree.map(lambda a: a[place : place + 1], hyperparameters)
+            shapes = jax.eval_shape(task.init, key, jax.tree.map(lambda a: a[0], one))
+            params = jax.tree.map(
+                lambda leaf, shape: leaf[(slice(place, place + 1), slice(None), *map(slice, shape.shape))], wide, shapes
+            )
+            state = State(params, _init_optimizer(task, params, one))
+            for progress in resume(own._replace(task=task), state, one, first_epoch=0):
+                watch(place, progress)
+        finally:
+            free.put(own)
+
+    with ThreadPoolExecutor(problem.plan.num_devices) as pool:
+        for _ in pool.map(train_one, range(len(tasks))):
+            pass  # an error in a thread is raised here
+
+
+def flops(task: Task, x: np.ndarray, y: np.ndarray, hyperparameters: Hyperparameters) -> float:
+    """Floating-point operations of the loss and gradient of one member on these samples, by XLA's own count."""
+
+    def compute(key, x, y, hyperparameters):
+        batch = training.gather(task, Data(x, y), np.arange(len(x)), len(x))
+        return training.loss_and_gradient(task, task.init(key, hyperparameters), batch, hyperparameters)
+
+    return jax.jit(compute).lower(jax.random.key(0), x, y, hyperparameters).cost_analysis()["flops"]
+
+
 def compiled_text(problem: Problem, hyperparameters: Hyperparameters) -> str:
     """The program of a call as XLA compiled it, for those who want to look."""
     task, plan, spec, folds, data, pieces = problem
-    state = _init(task, plan, jax.random.key(0), np.arange(plan.slots), np.arange(len(folds)), hyperparameters)
+    state = _init(task, jax.random.key(0), np.arange(plan.slots), np.arange(len(folds)), hyperparameters)
     batches = folds_.minibatches(folds, range(spec.epochs_per_call), batch_size=spec.batch_size, seed=spec.seed)
     return _fit.lower(task, plan, state, hyperparameters, data, batches, pieces).compile().as_text()
 
 
 def _mesh(plan: Plan) -> Mesh:
     # Auto axes: the default, Explicit, refuses a member's gather from data that has no trial axis.
-    return jax.make_mesh((plan.num_devices,), ("trial",), (AxisType.Auto,), devices=jax.devices()[: plan.num_devices])
+    devices = jax.devices()[plan.first_device : plan.first_device + plan.num_devices]
+    return jax.make_mesh((plan.num_devices,), ("trial",), (AxisType.Auto,), devices=devices)
 
 
-# Runs once, for a moment: compiling it with care would take longer than anything else that a small study compiles.
-@partial(jax.jit, static_argnames=("task", "plan"), compiler_options={"xla_backend_optimization_level": 0})
-def _init(task: Task, plan: Plan, key: jax.Array, numbers, fold_numbers, hyperparameters: Hyperparameters) -> State:
+# These run once, for a moment: compiling them with care would take longer than anything else that a study compiles.
+@partial(jax.jit, static_argnames=("task",), compiler_options={"xla_backend_optimization_level": 0})
+def _init(task: Task, key: jax.Array, numbers, fold_numbers, hyperparameters: Hyperparameters) -> State:
     def member(number, hyperparameters, fold):
         member_key = jax.random.fold_in(jax.random.fold_in(key, number), fold)
         return training.init(task, member_key, hyperparameters)
 
     over_folds = jax.vmap(member, (None, None, 0))
     return jax.vmap(over_folds, (0, 0, None))(numbers, hyperparameters, fold_numbers)
+
+
+@partial(jax.jit, static_argnames=("task",), compiler_options={"xla_backend_optimization_level": 0})
+def _init_optimizer(task: Task, params: Params, hyperparameters: Hyperparameters) -> optax.OptState:
+    over_folds = jax.vmap(lambda params, hyperparameters: task.optimizer(hyperparameters).init(params), (0, None))
+    return jax.vmap(over_folds)(params, hyperparameters)
 
 
 @partial(jax.jit, static_argnames=("task", "plan"), donate_argnames=("state",))
@@ -206,7 +277,9 @@ def _in_groups(function, members: Any, size: int) -> Any:
     return jax.tree.map(lambda a: a.reshape(num_members, *a.shape[2:]), lax.map(function, grouped))
 
 
-def predict(task: Task, params: Params, hyperparameters: Hyperparameters, x: np.ndarray, piece_size: int = 500):
+def predict(
+    task: Task, params: Params, hyperparameters: Hyperparameters, x: np.ndarray, piece_size: int = 500
+) -> np.ndarray:
     """Outputs [example, output] of one network, computed in pieces."""
     index = np.arange(-(-len(x) // piece_size) * piece_size).reshape(-1, piece_size) % len(x)
     outputs = _predict(task, params, hyperparameters, x, index)

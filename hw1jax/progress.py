@@ -25,8 +25,8 @@ class Observer:
     def stage(self, text: str) -> None:
         """What is done from now on, where no epochs are counted."""
 
-    def epochs(self, what: str, done: int, num_epochs: int, val_loss: np.ndarray | None) -> None:
-        """`what` has trained `done` epochs; `val_loss` [trial, fold] is the last epoch's."""
+    def epochs(self, what: str, done: float, num_epochs: int, val_loss: np.ndarray | None) -> None:
+        """`what` has trained `done` epochs, on average; `val_loss` [trial, fold] is of the last one of each trial."""
 
     def trials(self, trials: Sequence[TrialScore]) -> None:
         """These trials have a score by now."""
@@ -62,9 +62,9 @@ class ConsoleObserver(Observer):
         self._update(text, None, None)
         self._line(text)
 
-    def epochs(self, what: str, done: int, num_epochs: int, val_loss: np.ndarray | None) -> None:
+    def epochs(self, what: str, done: float, num_epochs: int, val_loss: np.ndarray | None) -> None:
         left = (time.monotonic() - self._since) / done * (num_epochs - done)
-        text = f"{what}, epoch {done}/{num_epochs}"
+        text = f"{what}, epoch {done:.3g}/{num_epochs}"
         if val_loss is not None:
             finite = val_loss[np.isfinite(val_loss).all(axis=1)]
             if len(finite):
@@ -86,7 +86,7 @@ class ConsoleObserver(Observer):
             self._bar = None
         print_summary([results], folder)
 
-    def _update(self, text: str, done: int | None, total: int | None) -> None:
+    def _update(self, text: str, done: float | None, total: int | None) -> None:
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], description=text, completed=done or 0, total=total)
 

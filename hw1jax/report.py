@@ -1,58 +1,22 @@
 """The page that a run leaves behind, `report.html` in one self-contained file, and figures/*.png."""
 
 import base64
-import csv
-import hashlib
 import html
-import json
 import struct
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from hw1jax import evaluation, inspection, plots, storage, studies
-from hw1jax.data import Dataset, regression
-from hw1jax.model_file import Model, load_model
-from hw1jax.studies import Study
+from hw1jax.inspection import Run
 
 PROFILE_INPUTS = (-2.0, 0.0, 2.0)  # where the homework report shows the regression's activations
 TEST_IMAGE = 0  # the test image whose activations are shown
 NUM_MISTAKES = 12  # misclassified images that are shown
 LEARNED = 0.95  # a trial has learned something if its score is below this share of a constant's loss
-
-
-class Trials(NamedTuple):
-    """trials.csv."""
-
-    rows: list[dict[str, str]]  # as they stand in the file
-    numbers: np.ndarray  # int [trial]
-    complete: np.ndarray  # bool [trial]; False for failed ones
-    folds: np.ndarray  # float [trial, fold], validation loss after the last epoch
-    means: np.ndarray  # float [trial]
-    ranks: np.ndarray  # float [trial], 1 for the best; NaN for failed ones
-    params: dict[str, np.ndarray]  # float [trial], or str for the optimizer
-
-
-class Run(NamedTuple):
-    """All that a run has left on disk, checked, and its data."""
-
-    study: Study
-    results: dict[str, Any]  # results.json
-    trials: Trials
-    histories: dict[str, np.ndarray]  # histories.npz
-    model: Model
-    data: Dataset
-    gaps: tuple[tuple[float, float], ...]  # of the regression's training inputs
-
-    @property
-    def best(self) -> int:
-        """The row of the best trial."""
-        return int(np.flatnonzero(self.trials.numbers == self.results["best"]["number"])[0])
 
 
 class Picture(NamedTuple):
@@ -76,6 +40,7 @@ class Markup(str):
 
 
 Section = tuple[str, list[Picture | Markup]]  # heading, content
+Cell = Callable[[plots.Axes], Any]  # draws into an ax
 
 
 def write(folder: Path) -> Path:
@@ -90,7 +55,7 @@ def write(folder: Path) -> Path:
     Raises:
       ValueError: a file is missing or damaged, or the data are not those of the run; the message is one line.
     """
-    run = read_run(folder)
+    run = inspection.read_run(folder)
     sections = _sections(run)
     pngs = {}
     for _, items in sections:
@@ -123,7 +88,7 @@ def write_overview(folder: Path, run_folders: Sequence[Path], failures: dict[str
     problems = dict(failures)
     for run_folder in run_folders:
         try:
-            run = read_run(run_folder)
+            run = inspection.read_run(run_folder)
             sections = _sections(run)
             pngs = _read_pngs(run_folder, sections)
         except ValueError as error:
@@ -131,23 +96,20 @@ def write_overview(folder: Path, run_folders: Sequence[Path], failures: dict[str
             continue
         titles[run.study.name] = run.results["title"]
         shown[run.study.name] = run.results, _study_html(run, sections, pngs, level=2)
-    parts, links = [], []
+    parts, links, others = [], [], {}
     for name in [*titles, *(name for name in problems if name not in titles)]:
         title = titles.get(name, name)
         links.append(f'<li><a href="#{_e(name)}">{_e(title)}</a></li>')
         if name in problems:
-            note = f"<strong>{_e(title)} failed.</strong> {_e(problems[name])}"
-        else:
-            note = "" if name in shown else "This study has not run yet."
-        if name not in shown:
-            parts.append(f'<h2 id="{_e(name)}">{_e(title)}</h2>')
-        if note:
-            parts.append(f'<p class="notice">{note}</p>')
+            parts.append(f'<p class="notice"><strong>{_e(title)} failed.</strong> {_e(problems[name])}</p>')
         if name in shown:
             parts.append(shown[name][1])
-    headlines = _headlines([results for results, _ in shown.values()]) if shown else ""
-    body = f"<h1>hw1jax: results</h1><nav><ul>{''.join(links)}</ul></nav>{headlines}{''.join(parts)}"
-    body += _differences()
+        else:
+            others[title] = "failed" if name in problems else "has not run yet"
+            parts.append(f'<h2 id="{_e(name)}">{_e(title)}</h2><p>This study {others[title]}.</p>')
+    links.append('<li><a href="#differences">Where the report and this project differ</a></li>')
+    body = f"<h1>hw1jax: results</h1>{_INTRODUCTION}<nav><ul>{''.join(links)}</ul></nav>"
+    body += _headlines([results for results, _ in shown.values()], others) + "".join(parts) + _differences()
     path = folder / "report.html"
     storage.write_bytes(path, _page("hw1jax: results", body).encode())
     return path
@@ -162,532 +124,302 @@ def _read_pngs(folder: Path, sections: list[Section]) -> dict[str, bytes]:
     return {name: path.read_bytes() for name, path in paths.items()}
 
 
-# Reading a run
-
-
-def read_run(folder: Path) -> Run:
-    """Reads and checks what a run has left on disk, and its data.
-
-    Raises:
-      ValueError: a file is missing or damaged, or the data are not those of the run; the message is one line.
-    """
-    results = _read_results(folder / "results.json")
-    study = studies.by_name(results["study"])
-    trials = _read_trials(folder / "trials.csv", results)
-    path = folder / "model.msgpack"
-    try:
-        model = load_model(path)
-    except FileNotFoundError:
-        raise _missing(path) from None
-    if model.study != study.name:
-        raise ValueError(f"{path} is of the study {model.study}, results.json beside it of {study.name}")
-    inputs = results.get("inputs") or {}
-    known = {field.name for field in fields(study.settings)}
-    named = {name: Path(value) for name, value in inputs.items() if value and name in known}
-    data = study.load(replace(study.settings, **named))
-    digest = hashlib.sha256(b"".join(np.ascontiguousarray(part) for part in data)).hexdigest()
-    if digest != results["config"].get("data_sha256", digest):
-        raise ValueError(f"{folder}: its data have changed since it ran ({named or 'embedded'}); run the study again")
-    histories = _read_histories(folder / "histories.npz", study, trials, len(data.x_test))
-    gaps = () if study.classes or named else regression.GAPS
-    return Run(study, results, trials, histories, model, data, gaps)
-
-
-_NUMBER = (int, float)
-_EXPECTED = {
-    "study": str,
-    "title": str,
-    "command": str,
-    "config": {
-        **dict.fromkeys(("num_trials", "num_epochs", "num_folds", "batch_size"), int),
-        **dict.fromkeys(("hidden_units", "learning_rate", "l2", "optimizers"), list),
-    },
-    "environment": dict,
-    "best": {"number": int, "params": dict, "mean_val_loss": _NUMBER, "std_val_loss": _NUMBER},
-    "test": {"loss": _NUMBER, "accuracy": (*_NUMBER, type(None)), "confusion": (list, type(None))},
-    "reported": {"params": dict, "test_loss": _NUMBER, "test_accuracy": (*_NUMBER, type(None))},
-    "trials": {"complete": int, "failed": int},
-    "timing": {"total_seconds": _NUMBER},
-}
-
-
-def _read_results(path: Path) -> dict[str, Any]:
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-        _check(results, _EXPECTED, "the file")
-        if set(_choices(results["config"])) != set(_columns(results["best"]["params"])):
-            raise ValueError("config and best.params name other hyperparameters")
-    except FileNotFoundError:
-        raise _missing(path) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise _damaged(path, error) from None
-    return results
-
-
-def _check(value: Any, expected: Any, name: str) -> None:
-    """Raises a ValueError unless a value is of a type, or a dict that has at least these entries."""
-    if not isinstance(expected, dict):
-        if not isinstance(value, expected):
-            raise ValueError(f"{name} is {type(value).__name__}")
-        return
-    if not isinstance(value, dict):
-        raise ValueError(f"{name} is {type(value).__name__}, not an object")
-    for key, inner in expected.items():
-        if key not in value:
-            raise ValueError(f"{name} has no {key!r}")
-        _check(value[key], inner, repr(key))
-
-
-def _read_trials(path: Path, results: dict[str, Any]) -> Trials:
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        splits = [f"split{i}_val_loss" for i in range(results["config"]["num_folds"])]
-        params = _columns(results["best"]["params"])
-        trials = Trials(
-            rows,
-            np.array([int(row["number"]) for row in rows]),
-            np.array([row["state"] == "complete" for row in rows]),
-            np.array([[float(row[split] or "nan") for split in splits] for row in rows]),
-            np.array([float(row["mean_val_loss"] or "nan") for row in rows]),
-            np.array([float(row["rank"] or "nan") for row in rows]),
-            {name: np.array([row[name] for row in rows], str if name == "optimizer" else float) for name in params},
-        )
-        if results["best"]["number"] not in trials.numbers[trials.complete]:
-            raise ValueError(f"no complete trial {results['best']['number']}, the best of results.json")
-    except FileNotFoundError:
-        raise _missing(path) from None
-    except (OSError, ValueError, KeyError, TypeError, IndexError, csv.Error) as error:
-        raise _damaged(path, error) from None
-    return trials
-
-
-def _read_histories(path: Path, study: Study, trials: Trials, num_test: int) -> dict[str, np.ndarray]:
-    try:
-        arrays = storage.read_arrays(path)
-        num_epochs, num_outputs = len(arrays["refit_train_loss"]), len(study.classes or "1")
-        losses = (*trials.folds.shape, num_epochs)
-        expected = {"train_loss": losses, "val_loss": losses, "test_outputs": (num_test, num_outputs)}
-        if not study.classes:
-            num_points = len(arrays["curve_x"])
-            expected |= {"curve_outputs": (num_points,), "curve_fold_outputs": (*trials.folds.shape, num_points)}
-        for name, shape in expected.items():
-            if arrays[name].shape != shape:
-                raise ValueError(f"{name} has the shape {arrays[name].shape}, expected {shape}")
-    except FileNotFoundError:
-        raise _missing(path) from None
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise _damaged(path, error) from None
-    return arrays
-
-
-def _missing(path: Path) -> ValueError:
-    return ValueError(f"{path} is missing: name the folder of a finished run, or repeat the run")
-
-
-def _damaged(path: Path, error: Exception) -> ValueError:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return ValueError(f"{path} is damaged ({reason}): repeat the run's command, which writes it again")
-
-
 # What a study's page shows
 
 
 def _sections(run: Run) -> list[Section]:
     """Headings, tables and figures of a study, in the order of the page."""
-    sections = [
+    return [
         ("Hyperparameters", [_hyperparameters(run.results)]),
-        ("Data", _data_pictures(run)),
-        ("Learning", _learning_pictures(run)),
-        ("Test set", _classifier_pictures(run) if run.study.classes else _regression_pictures(run)),
-        ("All trials", [*_trial_pictures(run), _trials_table(run)]),
-        ("Inside the network", _network_pictures(run)),
-        ("Where the time went", [_time_picture(run)]),
+        ("Data", [_classes(run) if run.study.classes else _points(run)]),
+        ("Learning", _learning(run)),
+        ("Test set", _classification(run) if run.study.classes else _fit(run)),
+        ("All trials", [*_search(run), _trials_table(run)]),
+        ("Inside the network", _network(run)),
+        ("Where the time went", [_time(run)]),
         ("How to repeat it", [_repeat(run.results)]),
     ]
-    return sections
 
 
-def _data_pictures(run: Run) -> list[Picture]:
-    if run.study.classes:
-        names = run.study.classes
-        firsts = inspection.first_of_each_class(run.data.y_train, len(names))
+def _grid(cells: Sequence[Cell], num_columns: int, *, height: float, title: str = "", label: str = "", **options: Any):
+    """What makes a figure of drawings, row by row; `label` is that of all their y axes, `height` in inches."""
 
-        def draw_classes() -> plots.Figure:
-            figure, axes = plots.figure(2, 5, height=3.0)
-            for ax, (c, index) in zip(axes.flat, firsts.items(), strict=False):
-                plots.image(ax, run.data.x_train[index], title=names[c])
-            return figure
-
-        caption = f"The first training image of each class: {len(run.data.x_train):,} training and "
-        caption += f"{len(run.data.x_test):,} test images of 28 x 28 pixels."
-        return [Picture("classes", f"Ten clothing pictures: {', '.join(names)}", caption, draw_classes)]
-
-    def draw_data() -> plots.Figure:
-        figure, axes = plots.figure(height=3.2)
-        plots.regression_data(axes[0, 0], *_flat(run.data), gaps=run.gaps)
+    def draw() -> plots.Figure:
+        figure, axes = plots.figure(-(-len(cells) // num_columns), num_columns, height=height, **options)
+        for ax, cell in zip(axes.flat, cells, strict=False):
+            cell(ax)
+        for ax in axes.flat[len(cells) :]:
+            ax.remove()
+        if title:
+            figure.suptitle(title, x=0.01, ha="left")
+        if label:
+            figure.supylabel(label)
         return figure
 
+    return draw
+
+
+def _classes(run: Run) -> Picture:
+    names, data = run.study.classes, run.data
+    firsts = inspection.first_of_each_class(data.y_train, len(names))
+    cells = [partial(plots.image, pixels=data.x_train[i], title=names[c]) for c, i in firsts.items()]
+    counts = f"{len(data.x_train):,} training and {len(data.x_test):,} test images of 28 x 28 pixels"
+    alt = f"Ten pictures, one of each class: {', '.join(names)}"
+    return Picture("classes", alt, f"The first training image of each class: {counts}.", _grid(cells, 5, height=3))
+
+
+def _points(run: Run) -> Picture:
     caption = f"{len(run.data.x_train)} noisy training points and {len(run.data.x_test)} test points."
     if run.gaps:
         caption += " The shaded intervals hold no training input: there the fit has to guess."
-    return [Picture("data", "Training and test points of the regression in one plane", caption, draw_data)]
+    alt = "Training and test points of the regression in one plane"
+    return Picture("data", alt, caption, _grid([_draw_points(run)], 1, height=3.2))
 
 
-def _learning_pictures(run: Run) -> list[Picture]:
-    h, best = run.histories, run.best
+def _draw_points(run: Run) -> Cell:
+    flat = {name: part[:, 0] for name, part in run.data._asdict().items()}
+    return partial(plots.regression_data, gaps=run.gaps, **flat)
 
-    def draw_profile() -> plots.Figure:
-        figure, axes = plots.figure(height=3.2)
-        train, val = h["train_loss"][best], h["val_loss"][best]
-        means = train.mean(axis=0), val.mean(axis=0)
-        plots.learning_profile(axes[0, 0], train, val, *means, h["refit_train_loss"], loss_name=run.study.loss_name)
-        return figure
 
-    def draw_curves() -> plots.Figure:
-        figure, axes = plots.figure(height=3.2)
-        curves = h["val_loss"].mean(axis=1)
-        plots.validation_curves(axes[0, 0], curves, run.trials.complete, best, loss_name=run.study.loss_name)
-        return figure
-
-    score = f"{run.results['best']['mean_val_loss']:.4g}"
+def _learning(run: Run) -> list[Picture]:
+    h, best, loss_name = run.histories, run.best, run.study.loss_name
+    train, val = h["train_loss"][best], h["val_loss"][best]
+    means = {"train_mean": train.mean(axis=0), "val_mean": val.mean(axis=0), "refit": h["refit_train_loss"]}
+    profile = partial(plots.learning_profile, train=train, val=val, loss_name=loss_name, **means)
+    curves = h["val_loss"].mean(axis=1)  # [trial, epoch]
+    complete = run.trials.complete
+    every = partial(plots.validation_curves, curves=curves, complete=complete, best=best, loss_name=loss_name)
     return [
         Picture(
             "learning_profile",
-            f"Loss by epoch of the best trial: training and validation of each fold, ending at {score} on validation",
+            f"Loss by epoch of the best trial, training and validation; validation ends at {means['val_mean'][-1]:.4g}",
             f"The best trial (number {run.results['best']['number']}): each fold thin, their mean bold, and its refit "
             "on all training data. Training losses are means over an epoch while the network changes.",
-            draw_profile,
+            _grid([profile], 1, height=3.2),
         ),
         Picture(
             "validation_curves",
-            f"Validation loss by epoch of all {len(run.trials.rows)} trials, the best one marked",
+            f"Validation loss by epoch of all {len(curves)} trials, the best one marked",
             "Every trial of the search, the mean over its folds. The limits come from the trials that did not fail.",
-            draw_curves,
+            _grid([every], 1, height=3.2),
         ),
     ]
 
 
-def _regression_pictures(run: Run) -> list[Picture | Markup]:
-    h = run.histories
+def _fit(run: Run) -> list[Picture | Markup]:
+    h, loss_name = run.histories, run.study.loss_name
+    folds = h["curve_fold_outputs"][run.best]  # [fold, point]
+    curve = {"x": h["curve_x"], "y": h["curve_outputs"], "low": folds.min(axis=0), "high": folds.max(axis=0)}
+
+    def fit(ax: plots.Axes) -> None:
+        _draw_points(run)(ax)
+        plots.fitted_curve(ax, **curve)
+
     x, residual = run.data.x_test[:, 0], (h["test_outputs"] - run.data.y_test)[:, 0]
     inside = inspection.inside_gaps(x, run.gaps)
     losses = np.asarray(run.study.loss(h["test_outputs"], run.data.y_test))
-    parts = {"inside the gaps": inside, "outside the gaps": ~inside, "all test points": np.ones(len(x), bool)}
-    parts = {name: mask for name, mask in parts.items() if mask.any() and (run.gaps or mask.all())}
-    errors = {name: float(losses[mask].mean()) for name, mask in parts.items()}
-    parts_counts = {name: int(mask.sum()) for name, mask in parts.items()}
-
-    def draw_fit() -> plots.Figure:
-        figure, axes = plots.figure(height=3.6)
-        plots.regression_data(axes[0, 0], *_flat(run.data), gaps=run.gaps)
-        fold_curves = h["curve_fold_outputs"][run.best]
-        low, high = fold_curves.min(axis=0), fold_curves.max(axis=0)
-        plots.fitted_curve(axes[0, 0], h["curve_x"], h["curve_outputs"], low, high)
-        return figure
-
-    def draw_errors() -> plots.Figure:
-        figure, axes = plots.figure(1, 2, height=2.8, width_ratios=[3, 2])
-        plots.residuals(axes[0, 0], x, residual, inside, gaps=run.gaps)
-        plots.bars(axes[0, 1], errors, title="By part of the test set", label=run.study.loss_name, decimals=3)
-        return figure
-
-    rows = [[name, parts_counts[name], _number(error)] for name, error in errors.items()]
+    parts = {"inside the gaps": inside, "outside the gaps": ~inside} if inside.any() else {}
+    parts["all test points"] = np.full(len(x), True)
+    errors = {name: float(losses[mask].mean()) for name, mask in parts.items() if mask.any()}
+    rows = [[name, int(parts[name].sum()), _number(error)] for name, error in errors.items()]
+    cells = [
+        partial(plots.residuals, x=x, residual=residual, inside=inside, gaps=run.gaps),
+        partial(plots.bars, values=errors, title="By part of the test set", label=loss_name, decimals=3),
+    ]
     return [
         Picture(
             "fitted_curve",
             "The curve of the refitted best model over the data, with the range of its fold models as a band",
             "The refitted best model, and the range of the models that its folds trained: where they part, the data "
             "do not decide.",
-            draw_fit,
+            _grid([fit], 1, height=3.6),
         ),
         Picture(
             "test_errors",
-            "; ".join(f"{run.study.loss_name} {name}: {error:.3g}" for name, error in errors.items()),
+            "; ".join(f"{loss_name} of {name}: {error:.3g}" for name, error in errors.items()),
             "Errors of the refitted best model on the test points.",
-            draw_errors,
+            _grid(cells, 2, height=2.8, width_ratios=[3, 2]),
         ),
-        _table(["part of the test set", "points", run.study.loss_name], rows),
+        _table(["part of the test set", "points", loss_name], rows),
     ]
 
 
-def _classifier_pictures(run: Run) -> list[Picture | Markup]:
+def _classification(run: Run) -> list[Picture | Markup]:
     names, outputs, y = run.study.classes, run.histories["test_outputs"], run.data.y_test
     confusion = evaluation.confusion_matrix(outputs, y)
     precision, recall = evaluation.precision_and_recall(confusion)
+    rows = [[name, int(confusion[c].sum()), _number(precision[c]), _number(recall[c])] for c, name in enumerate(names)]
     true, predicted = inspection.most_confused_pair(confusion)
-    mistakes = inspection.misclassified(outputs, y, true, predicted)
-    confidence = evaluation.softmax(outputs).max(axis=1)
-    calibration = inspection.calibration(outputs, y)
+    mistakes = inspection.misclassified(outputs, y, true, predicted)[:NUM_MISTAKES]
+    sure = evaluation.softmax(outputs[mistakes])[:, predicted] if len(mistakes) else []
     pair = f"{names[true]} that were taken for {names[predicted]}"
-
-    def draw_confusion() -> plots.Figure:
-        figure, axes = plots.figure(height=5.2)
-        plots.confusion_matrix(axes[0, 0], evaluation.normalise_rows(confusion), names)
-        return figure
-
-    def draw_classes() -> plots.Figure:
-        figure, axes = plots.figure(height=3.4)
-        plots.precision_and_recall(axes[0, 0], precision, recall, names)
-        return figure
-
-    def draw_calibration() -> plots.Figure:
-        figure, axes = plots.figure(1, 2, height=3.0)
-        plots.reliability(axes[0, 0], calibration.confidence, calibration.accuracy)
-        plots.confidence_histogram(axes[0, 1], calibration.edges, calibration.right, calibration.wrong)
-        return figure
-
-    def draw_mistakes() -> plots.Figure:
-        figure, axes = plots.figure(2, NUM_MISTAKES // 2, height=2.8)
-        figure.suptitle(f"Test images of {pair}", x=0.01, ha="left")
-        for ax in axes.flat:
-            ax.set_axis_off()
-        for ax, index in zip(axes.flat, mistakes, strict=False):
-            plots.image(ax, run.data.x_test[index], title=f"{confidence[index]:.0%} sure")
-        return figure
-
-    rows = [[names[c], int(confusion[c].sum()), _number(precision[c]), _number(recall[c])] for c in range(len(names))]
-    content = [
+    count = f"{confusion[true, predicted]} of {confusion[true].sum()}"
+    found = inspection.calibration(outputs, y)
+    error = f"expected calibration error ({len(found.right)} bins): {found.expected_error:.3f}"
+    shares = partial(plots.confusion_matrix, shares=evaluation.normalise_rows(confusion), names=names)
+    by_class = partial(plots.precision_and_recall, precision=precision, recall=recall, names=names)
+    calibration = [
+        partial(plots.reliability, confidence=found.confidence, accuracy=found.accuracy),
+        partial(plots.confidence_histogram, edges=found.edges, right=found.right, wrong=found.wrong),
+    ]
+    images = zip(mistakes, sure, strict=True)
+    wrong = [partial(plots.image, pixels=run.data.x_test[i], title=f"{share:.0%} sure") for i, share in images]
+    pictures = [
         Picture(
             "confusion",
-            f"Confusion matrix, a row a true class; most often wrong: {pair}, {confusion[true, predicted]} images",
-            f"Rows add up to 100 %. The most frequent mistake: {pair}, {confusion[true, predicted]} of "
-            f"{confusion[true].sum()} images.",
-            draw_confusion,
+            f"Confusion matrix, a row a true class; the most frequent mistake: {pair}, {count}",
+            f"Rows add up to 100 %. The most frequent mistake: {pair}, {count} images.",
+            _grid([shares], 1, height=5.2),
         ),
         Picture(
             "precision_recall",
             "Precision and recall of each class; the numbers are in the table below",
             "Precision: the share of the images called so that are so. Recall: the share of the class that was found.",
-            draw_classes,
+            _grid([by_class], 1, height=3.4),
         ),
         Picture(
             "calibration",
-            f"Reliability diagram and confidences; expected calibration error {calibration.expected_error:.3f}",
-            "Confidence is the probability of the predicted class. Expected calibration error (10 bins): "
-            f"{calibration.expected_error:.3f}.",
-            draw_calibration,
+            f"Accuracy against confidence, and a histogram of confidences; {error}",
+            f"Confidence is the probability of the predicted class; {error}.",
+            _grid(calibration, 2, height=3),
         ),
     ]
-    if len(mistakes):
-        content.append(
-            Picture(
-                "mistakes",
-                f"Test images of the most confused pair: {pair}",
-                f"The most confused pair, {pair}: the {min(NUM_MISTAKES, len(mistakes))} of {len(mistakes)} mistakes "
-                "that the network was surest of.",
-                draw_mistakes,
-            )
-        )
-    content.append(_table(["class", "test images", "precision", "recall"], rows))
-    return content
+    if wrong:
+        caption = f"The most confused pair, {pair}: the {len(wrong)} mistakes that the network was surest of."
+        draw = _grid(wrong, 6, height=0.2 + 1.3 * -(-len(wrong) // 6), title=f"Test images of {pair}")
+        pictures.append(Picture("mistakes", f"{len(wrong)} test images of {pair}", caption, draw))
+    return [*pictures, _table(["class", "test images", "precision", "recall"], rows)]
 
 
-def _trial_pictures(run: Run) -> list[Picture]:
-    trials, best, study = run.trials, run.best, run.study
+def _search(run: Run) -> list[Picture]:
+    trials, study = run.trials, run.study
+    choices, label = inspection.choices(run.results["config"]), f"validation {study.loss_name}"
     constant = inspection.constant_loss(run.data.y_train, len(study.classes) if study.classes else None)
     learned = trials.means < LEARNED * constant
-    names, choices = {name: _words(name) for name in run.model.draw.columns()}, _choices(run.results["config"])
-    order = np.argsort(trials.ranks, kind="stable")  # failed ones, of rank NaN, come last
     num_failed, num_hollow = int(np.sum(~trials.complete)), int(np.sum(trials.complete & ~learned))
-
-    def draw_scores() -> plots.Figure:
-        figure, axes = plots.figure(height=3.0)
-        plots.trial_scores(
-            axes[0, 0],
-            trials.numbers[order],
-            trials.folds[order],
-            trials.means[order],
-            trials.complete[order],
-            constant=constant,
-            loss_name=study.loss_name,
-        )
-        return figure
-
-    def draw_slices() -> plots.Figure:
-        num_columns = 3 if len(names) in (3, 5, 6) else 4
-        num_rows = -(-len(names) // num_columns)
-        figure, axes = plots.figure(num_rows, num_columns, height=0.4 + 1.7 * num_rows, sharey=True)
-        for ax in axes.flat[len(names) :]:
-            ax.remove()
-        for ax, (name, words) in zip(axes.flat, names.items(), strict=False):
-            plots.hyperparameter_slice(
-                ax,
-                trials.params[name],
-                trials.means,
-                trials.complete,
-                learned,
-                best,
-                name=words,
-                choices=choices[name],
-            )
-        figure.supylabel(f"validation {study.loss_name}")
-        return figure
-
-    def draw_plane() -> plots.Figure:
-        figure, axes = plots.figure(height=3.4)
-        plots.score_plane(
-            axes[0, 0],
-            trials.params["learning_rate"],
-            trials.params["l2"],
-            trials.means,
-            trials.complete,
-            trials.params["optimizer"],
-            best,
-            x_range=choices["learning_rate"],
-            y_range=choices["l2"],
-            labels=("learning rate", "L2 coefficient", f"validation {study.loss_name}"),
-        )
-        return figure
-
-    states = [f"{num_failed} failed (crosses at the top edge)."] if num_failed else []
-    states += [f"{num_hollow} learned no more than a constant (hollow)."] if num_hollow else []
-    state = " ".join(states)
+    notes = f" {num_failed} failed: crosses, as they have no score." if num_failed else ""
+    hollow = f" {num_hollow} learned no more than a constant: hollow." if num_hollow else ""
+    order = np.argsort(trials.ranks, kind="stable")  # failed ones, of rank NaN, come last
+    ordered = {name: getattr(trials, name)[order] for name in ("numbers", "folds", "means", "complete")}
+    scores = partial(plots.trial_scores, constant=constant, loss_name=study.loss_name, **ordered)
+    shared = {"scores": trials.means, "complete": trials.complete, "best": run.best}
+    one = partial(plots.hyperparameter_slice, learned=learned, **shared)
+    slices = [partial(one, values=v, choices=choices[name], name=_words(name)) for name, v in trials.params.items()]
+    num_columns = 3 if len(slices) in (3, 5, 6) else 4
+    plane = partial(
+        plots.score_plane,
+        x=trials.params["learning_rate"],
+        y=trials.params["l2"],
+        names=trials.params["optimizer"],
+        x_range=choices["learning_rate"],
+        y_range=choices["l2"],
+        labels=("learning rate", "L2 coefficient", label),
+        **shared,
+    )
     return [
         Picture(
             "trial_scores",
             f"Validation loss of each of {len(order)} trials with its folds; {num_failed} failed",
-            f"The score of a trial is the mean over its folds after the last epoch. The dashed line is the loss "
-            f"of the best constant, {constant:.3g}." + (f" {num_failed} failed." if num_failed else ""),
-            draw_scores,
+            "The score of a trial is the mean over its folds after the last epoch. The dashed line is the loss of the "
+            f"best constant, {constant:.3g}.{notes}",
+            _grid([scores], 1, height=3),
         ),
         Picture(
             "slices",
-            f"Score against each of the hyperparameters {', '.join(names.values())}",
-            f"Each hyperparameter against the score; dark is good, the ring is the best trial. {state}",
-            draw_slices,
+            f"Score against each of the hyperparameters {', '.join(map(_words, trials.params))}",
+            f"Each hyperparameter against the score; dark is good, the ring is the best trial.{notes}{hollow}",
+            _grid(slices, num_columns, height=0.4 + 1.7 * -(-len(slices) // num_columns), label=label, sharey=True),
         ),
         Picture(
             "learning_rate_l2",
             "Learning rate and L2 coefficient of all trials, coloured by score, a marker an optimizer",
-            "What usually matters most, together: learning rate, L2 and optimizer.",
-            draw_plane,
+            f"What usually matters most, together: learning rate, L2 and optimizer.{notes}",
+            _grid([plane], 1, height=3.4),
         ),
     ]
 
 
-def _network_pictures(run: Run) -> list[Picture]:
+def _network(run: Run) -> list[Picture]:
     weights, biases = inspection.weights(run.model), inspection.biases(run.model)
-
-    def draw_weights() -> plots.Figure:
-        num_rows = -(-len(weights) // 2)
-        figure, axes = plots.figure(num_rows, 2, height=0.2 + 1.9 * num_rows)
-        for ax in axes.flat[len(weights) :]:
-            ax.remove()
-        for ax, (name, values) in zip(axes.flat, weights.items(), strict=False):
-            plots.weight_histogram(ax, values, biases[name], layer=_layer(name))
-        return figure
-
-    pictures = [
-        Picture(
-            "weights",
-            f"Histograms of the weights of the layers {', '.join(map(_layer, weights))}",
-            "Weights of each layer of the refitted best model; ticks below the axis are its biases.",
-            draw_weights,
-        )
+    cells = [
+        partial(plots.weight_histogram, weights=values, biases=biases[name], layer=_layer(name))
+        for name, values in weights.items()
     ]
+    alt = f"Histograms of the weights of {', '.join(map(_layer, weights))}"
+    caption = "Weights of each layer of the refitted best model; ticks below the axis are its biases."
+    pictures = [Picture("weights", alt, caption, _grid(cells, 2, height=0.2 + 1.9 * -(-len(cells) // 2)))]
+    if not run.study.classes:
+        pictures.append(_profiles(run))
     if run.model.draw.channels:
-        pictures += _convolution_pictures(run)
-    elif not run.study.classes:
-        pictures.append(_activation_picture(run))
+        fields = inspection.receptive_fields(run.model)
+        pictures += [_receptive_fields(name, kernels) for name, kernels in fields.items()]
+        pictures.append(_feature_maps(run))
     return pictures
 
 
-def _activation_picture(run: Run) -> Picture:
+def _profiles(run: Run) -> Picture:
     found = inspection.activations(run.model, np.array(PROFILE_INPUTS, np.float32)[:, None])
-    hidden = [name for name in found if name != "output"]
-
-    def draw() -> plots.Figure:
-        figure, axes = plots.figure(len(hidden), len(PROFILE_INPUTS), height=0.4 + 1.4 * len(hidden), sharey=True)
-        for row, name in zip(axes, hidden, strict=True):
-            row[0].set_ylabel(f"{_layer(name)}\nactivation")
-            for i, (ax, x) in enumerate(zip(row, PROFILE_INPUTS, strict=True)):
-                plots.activation_profile(ax, found[name][i], title=f"x = {x:g}" if name == hidden[0] else "")
-        for ax in axes[-1]:
-            ax.set_xlabel("unit")
-        return figure
-
-    inputs = ", ".join(f"{x:g}" for x in PROFILE_INPUTS)
-    alt = f"Activation of every hidden unit for the inputs {inputs}"
+    found.pop("output")
+    cells = [
+        partial(plots.activation_profile, activations=values[i], title=f"{_layer(name)}, x = {x:g}")
+        for name, values in found.items()
+        for i, x in enumerate(PROFILE_INPUTS)
+    ]
+    alt = f"Activation of every hidden unit for the inputs {', '.join(f'{x:g}' for x in PROFILE_INPUTS)}"
+    draw = _grid(cells, len(PROFILE_INPUTS), height=0.3 + 1.4 * len(found), label="activation", sharey=True)
     return Picture("activations", alt, f"{alt}: a row a layer, a column an input.", draw)
 
 
-def _convolution_pictures(run: Run) -> list[Picture]:
+def _receptive_fields(name: str, kernels: np.ndarray) -> Picture:
+    num_channels, num_inputs, *size = kernels.shape
+    title = f"{_layer(name)}: {num_inputs} x {num_channels} kernels of {' x '.join(map(str, size))} weights"
+    draw = _grid(
+        [partial(plots.receptive_fields, kernels=kernels, title=title)],
+        1,
+        height=1.1 + 5 * num_inputs / num_channels,
+    )
+    alt = f"Receptive fields of {title}, positive weights red, negative blue"
+    caption = f"Receptive fields of {_layer(name)}: a column a channel, a row an input channel."
+    return Picture(f"receptive_fields_{name}", alt, f"{caption} Red weights are positive, blue negative.", draw)
+
+
+def _feature_maps(run: Run) -> Picture:
     pixels, name = run.data.x_test[TEST_IMAGE], run.study.classes[run.data.y_test[TEST_IMAGE]]
     found = inspection.activations(run.model, pixels[None])
-    fields = inspection.receptive_fields(run.model)
-
-    def draw_maps() -> plots.Figure:
-        heights = [0.4 + 0.95 * -(-len(found[layer][0]) // 5) for layer in fields]
-        figure, axes = plots.figure(len(fields), 2, height=sum(heights), width_ratios=[1, 4.5], height_ratios=heights)
-        for i, layer in enumerate(fields):
-            maps = found[layer][0]
-            size = " x ".join(map(str, maps.shape[1:]))
-            plots.feature_maps(axes[i, 1], maps, title=f"{_layer(layer)}: {len(maps)} channels of {size}")
-            axes[i, 0].set_axis_off()
-        plots.image(axes[0, 0], pixels, title=f"test image {TEST_IMAGE}:\n{name}")
-        return figure
-
-    def draw_fields(layer: str) -> plots.Figure:
-        num_channels, num_inputs, *size = fields[layer].shape
-        figure, axes = plots.figure(height=1.1 + 5.0 * num_inputs / num_channels)
-        shape = " x ".join(map(str, size))
-        plots.receptive_fields(axes[0, 0], fields[layer], title=f"{_layer(layer)}: kernels of {shape} pixels")
-        return figure
-
-    def field_picture(layer: str) -> Picture:
-        num_channels, num_inputs, *_ = fields[layer].shape
-        shape = f"{num_inputs} x {num_channels}"
-        return Picture(
-            f"receptive_fields_{layer}",
-            f"Receptive fields of {_layer(layer)}: a grid of {shape} kernels, input channels by channels",
-            f"Receptive fields of {_layer(layer)}: a column a channel, a row an input channel ({shape}). Red weights "
-            "are positive, blue negative.",
-            lambda: draw_fields(layer),
-        )
-
-    return [
-        *map(field_picture, fields),
-        Picture(
-            "feature_maps",
-            f"Activations of every channel of the convolutions for a test image, {name}",
-            f"What the convolutions make of a test image ({name}): activations after ReLU and before pooling.",
-            draw_maps,
-        ),
-    ]
+    found = {layer: maps[0] for layer, maps in found.items() if layer.startswith("conv")}
+    cells: list[Cell] = []
+    for layer, maps in found.items():
+        title = f"{_layer(layer)}: {len(maps)} channels of {' x '.join(map(str, maps.shape[1:]))}"
+        picture = partial(plots.image, pixels=pixels, title=f"test image {TEST_IMAGE}:\n{name}")
+        cells += [plots.nothing if cells else picture, partial(plots.feature_maps, maps=maps, title=title)]
+    heights = [0.4 + 0.95 * -(-len(maps) // 5) for maps in found.values()]
+    draw = _grid(cells, 2, height=sum(heights), width_ratios=[1, 4.5], height_ratios=heights)
+    alt = f"Activations of every channel of the convolutions for a test image, {name}"
+    return Picture("feature_maps", alt, f"{alt}: after ReLU and before pooling.", draw)
 
 
-def _time_picture(run: Run) -> Picture:
-    timing = {name: value for name, value in run.results["timing"].items() if isinstance(value, _NUMBER)}
+def _time(run: Run) -> Picture:
+    timing = {name: value for name, value in run.results["timing"].items() if isinstance(value, int | float)}
     total = timing.pop("total_seconds")
     names = {
         "compile_seconds": "compiling",
         "train_seconds": "search (training and validation)",
         "refit_seconds": "refit of the best trial",
-        "test_seconds": "test set",
+        "test_seconds": "evaluation on the test set",
     }
-    parts = {names.get(name, _words(name)): float(seconds) for name, seconds in timing.items()}
+    parts = {names.get(name, _words(name)): seconds for name, seconds in timing.items()}
     parts["the rest (start, data, files)"] = max(0.0, total - sum(parts.values()))
-
-    def draw() -> plots.Figure:
-        figure, axes = plots.figure(height=0.7 + 0.3 * len(parts))
-        plots.bars(axes[0, 0], parts, title=f"{total:.1f} seconds in all", label="seconds", decimals=1)
-        return figure
-
+    bars = partial(plots.bars, values=parts, title=f"{total:.1f} seconds in all", label="seconds", decimals=1)
     alt = "; ".join(f"{name}: {seconds:.1f} s" for name, seconds in parts.items())
-    return Picture("time", alt, "From the start of the process to results.json; figures and page come after.", draw)
-
-
-def _flat(data: Dataset) -> list[np.ndarray]:
-    """x_train, y_train, x_test, y_test of a regression, [example] each."""
-    return [part[:, 0] for part in data]
+    caption = "From the start of the process to results.json; figures and page come after."
+    return Picture("time", alt, caption, _grid([bars], 1, height=0.7 + 0.3 * len(parts)))
 
 
 # Tables
 
 
-def _headlines(all_results: Iterable[dict[str, Any]]) -> Markup:
-    """The numbers that count, a row a study, the report's beside them."""
+def _headlines(all_results: Iterable[dict[str, Any]], others: dict[str, str]) -> Markup:
+    """The numbers that count, a row a study, the report's beside them; others: {title: why there are no numbers}."""
     rows = []
     for r in all_results:
         accuracy, reported = r["test"]["accuracy"], r["reported"]["test_accuracy"]
@@ -695,7 +427,7 @@ def _headlines(all_results: Iterable[dict[str, Any]]) -> Markup:
             [
                 r["title"],
                 _number(r["test"]["loss"]),
-                _number(r["reported"]["test_loss"]),
+                _number(r["reported"]["test_loss"], "{:.2f}"),
                 "-" if accuracy is None else _number(accuracy, "{:.1%}"),
                 "-" if reported is None else _number(reported, "{:.0%}"),
                 Markup(f"{_number(r['best']['mean_val_loss'])} ± {_number(r['best']['std_val_loss'])}"),
@@ -703,6 +435,7 @@ def _headlines(all_results: Iterable[dict[str, Any]]) -> Markup:
                 _number(r["timing"]["total_seconds"], "{:.0f} s"),
             ]
         )
+    rows += [[title, why, *["-"] * 6] for title, why in others.items()]
     headings = ["study", "test loss", "report's test loss", "accuracy", "report's accuracy"]
     return _table([*headings, "validation loss", "trials", "time"], rows)
 
@@ -710,13 +443,10 @@ def _headlines(all_results: Iterable[dict[str, Any]]) -> Markup:
 def _cards(results: dict[str, Any], loss_name: str) -> Markup:
     """The numbers that count, of one study, the report's beside them."""
     best, test, reported = results["best"], results["test"], results["reported"]
-    cards = [
-        ("test loss", _number(test["loss"]), f"{loss_name}; the report: {_number(reported['test_loss'], '{:.2f}')}")
-    ]
-    if test["accuracy"] is not None:
-        beside = (
-            "" if reported["test_accuracy"] is None else f"the report: {_number(reported['test_accuracy'], '{:.0%}')}"
-        )
+    beside = f"{loss_name}; the report: {_number(reported['test_loss'], '{:.2f}')}"
+    cards = [("test loss", _number(test["loss"]), beside)]
+    if test["accuracy"] is not None and reported["test_accuracy"] is not None:
+        beside = f"the report: {_number(reported['test_accuracy'], '{:.0%}')}"
         cards.append(("test accuracy", _number(test["accuracy"], "{:.1%}"), beside))
     spread = f"± {_number(best['std_val_loss'])} over the folds, trial {_number(best['number'], '{}')}"
     cards.append(("validation loss", _number(best["mean_val_loss"]), spread))
@@ -729,29 +459,14 @@ def _cards(results: dict[str, Any], loss_name: str) -> Markup:
 
 def _hyperparameters(results: dict[str, Any]) -> Markup:
     """Ranges and best values, the report's beside them."""
-    best, reported = (_columns(results[name]["params"]) for name in ("best", "reported"))
-    choices, rows = _choices(results["config"]), []
+    best, reported = (inspection.by_column(results[name]["params"]) for name in ("best", "reported"))
+    choices, rows = inspection.choices(results["config"]), []
     for name, value in best.items():
         among = ", ".join(choices[name]) if name == "optimizer" else "{:g} - {:g}".format(*choices[name])
         if name in ("learning_rate", "l2"):
-            among += ", logarithmic"
+            among += ", log scale"
         rows.append([_words(name), among, _value(reported.get(name)), _value(value)])
     return _table(["hyperparameter", "range", "the report's best", "best of this run"], rows)
-
-
-def _choices(config: dict[str, Any]) -> dict[str, Any]:
-    """What could be drawn, by the names of trials.csv: (low, high), or the optimizers' names."""
-    space = {name: config[name] for name in ("channels", "hidden_units") if name in config}
-    ranges = _columns(space) | {name: config[name] for name in ("learning_rate", "l2")}
-    return ranges | {"optimizer": config["optimizers"]}
-
-
-def _columns(params: dict[str, Any]) -> dict[str, Any]:
-    """A draw's values by the names of trials.csv."""
-    columns = {}
-    for name, value in params.items():
-        columns |= {f"{name}_{i + 1}": v for i, v in enumerate(value)} if isinstance(value, list) else {name: value}
-    return columns
 
 
 def _trials_table(run: Run) -> Markup:
@@ -783,6 +498,12 @@ def _smaller(run: Run) -> str:
     return f"Not the report's amount of work: {', '.join(other)}." if other else ""
 
 
+_INTRODUCTION = (
+    "<p>A hyperparameter search with cross-validation; the best trial, trained again on all training data, has then "
+    "looked at the test set once. &ldquo;The report&rdquo; is the homework report that hw1jax reimplements.</p>"
+)
+
+
 def _differences() -> Markup:
     return Markup(
         '<h2 id="differences">Where the report and this project differ</h2><ul>'
@@ -804,7 +525,7 @@ def _study_html(run: Run, sections: list[Section], pngs: dict[str, bytes], *, le
     name, parts = run.study.name, []
     anchors = {heading: f"{name}-{heading.lower().replace(' ', '-')}" for heading, _ in sections}
     links = "".join(f'<li><a href="#{anchor}">{_e(heading)}</a></li>' for heading, anchor in anchors.items())
-    parts.append(f'<h{level} id="{name}">{_e(run.results["title"])}</h{level}>')
+    parts.append(f'<h{level} id="{name}">{_e(run.results["title"])}</h{level}>{_INTRODUCTION if level == 1 else ""}')
     if smaller := _smaller(run):
         parts.append(f'<p class="notice">{_e(smaller)}</p>')
     parts.append(_cards(run.results, run.study.loss_name))
@@ -812,8 +533,7 @@ def _study_html(run: Run, sections: list[Section], pngs: dict[str, bytes], *, le
     for heading, items in sections:
         parts.append(f'<h{level + 1} id="{anchors[heading]}">{_e(heading)}</h{level + 1}><div class="items">')
         for item in items:
-            html = _image(item, pngs[item.name]) if isinstance(item, Picture) else f"<div>{item}</div>"
-            parts.append(html)
+            parts.append(_image(item, pngs[item.name]) if isinstance(item, Picture) else f"<div>{item}</div>")
         parts.append("</div>")
     if level == 1:
         parts.append(_differences())
@@ -833,7 +553,7 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[Any]], *, caption: s
     head = "".join(f'<th scope="col">{_e(heading)}</th>' for heading in headings)
     body = "".join(f"<tr>{''.join(f'<td>{_cell(cell)}</td>' for cell in row)}</tr>" for row in rows)
     above = f"<caption>{_e(caption)}</caption>" if caption else ""
-    kind = "pairs" if len(headings) == 2 else "grid"
+    kind = "pairs" if len(headings) == 2 else "wide" if len(headings) > 5 else "small"
     return Markup(
         f'<div class="scroll" tabindex="0"><table class="{kind}">{above}<thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
@@ -935,7 +655,7 @@ th { color: var(--soft); font-weight: 600; }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .7rem; overflow-x: auto; }
 .notice { background: var(--notice); border-left: 4px solid var(--edge); padding: .6rem .9rem; white-space: pre-wrap; }
 caption { text-align: left; font-weight: 600; padding: .6rem 0 .2rem; }
-.grid th, .grid td { white-space: nowrap; }
+.wide th, .wide td { white-space: nowrap; }
 .pairs td { overflow-wrap: anywhere; }
 .pairs td:first-child { overflow-wrap: normal; }
 @media print { :root { --ink: #000; --soft: #333; --paper: #fff; --card: #fff; --line: #bbb; --link: #000;
@@ -943,6 +663,6 @@ caption { text-align: left; font-weight: 600; padding: .6rem 0 .2rem; }
   body { font-size: 10pt; } main { max-width: none; padding: 0; } nav { display: none; }
   .items { display: block; } figure { break-inside: avoid; margin: 0 0 1rem; max-width: 6.5in; border: 0; padding: 0; }
   h2, h3, h4 { break-after: avoid; } tr { break-inside: avoid; } .scroll { overflow: visible; }
-  table { font-size: 7.5pt; } th, td { padding-right: .4rem; } .grid th { white-space: normal; }
+  table { font-size: 7.5pt; } th, td { padding-right: .4rem; } .wide th { white-space: normal; }
   .cards { grid-template-columns: repeat(5, 1fr); } .cards dd { font-size: 1.2rem; } }
 """

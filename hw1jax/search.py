@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 SAMPLERS = ("random", "tpe")
@@ -132,15 +133,41 @@ class PureRandomSampler(optuna.samplers.BaseSampler):
 
 
 def open_study(journal: Path, name: str, *, sampler: str, seed: int) -> optuna.Study:
-    """The study in Optuna's journal at `journal`, created if there is none (`optuna-dashboard` opens it as well)."""
+    """The study in Optuna's journal at `journal`, created if there is none (`optuna-dashboard` opens it as well).
+
+    Raises:
+      ValueError: the file is no journal, or holds another study.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         chosen = PureRandomSampler(seed) if sampler == "random" else optuna.samplers.TPESampler(seed=seed)
-        storage = JournalStorage(JournalFileBackend(str(journal)))
+        _drop_torn_line(journal)
+        try:
+            storage = JournalStorage(JournalFileBackend(str(journal)))
+            others = [other for other in optuna.get_all_study_names(storage) if other != name]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{journal} is not a journal of Optuna ({error}): give another --out") from error
+        if others:
+            raise ValueError(f"{journal.parent} holds the study {others[0]}, not {name}: give another --out")
         return optuna.create_study(
             storage=storage, study_name=name, sampler=chosen, direction="minimize", load_if_exists=True
         )
+
+
+def _drop_torn_line(journal: Path) -> None:
+    """Cuts off the part of a line that a killed process has left, which the next append would continue."""
+    if not journal.is_file():
+        return
+    lock = JournalFileSymlinkLock(str(journal))
+    lock.acquire()
+    try:
+        content = journal.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if 0 < whole < len(content):
+            os.truncate(journal, whole)
+    finally:
+        lock.release()
 
 
 def claim(study: optuna.Study, config: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -202,10 +229,9 @@ def search(
         trials = {number: _ask(study, number) for number in numbers}
         draws = {number: suggest(trial, space) for number, trial in trials.items()}
         frozen = study.get_trials(deepcopy=False)
-        if any(not frozen[number].state.is_finished() for number in numbers):
-            scores = train(draws)
-        else:
-            scores = {number: frozen[number].user_attrs["scores"] for number in numbers}
+        scores = {n: frozen[n].user_attrs["scores"] for n in numbers if frozen[n].state.is_finished()}
+        if len(scores) < len(numbers):  # a trial that has a score keeps it, though its slot runs once more
+            scores = train(draws) | scores
         batch = [TrialScore(number, draws[number], tuple(map(float, scores[number]))) for number in numbers]
         for score in batch:
             if not frozen[score.number].state.is_finished():

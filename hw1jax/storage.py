@@ -4,6 +4,8 @@ import io
 import json
 import os
 import tempfile
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +36,24 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes arrays by name as a compressed npz."""
+    """Writes arrays by name as a compressed npz. Objects, which only pickle could write, are refused."""
+    for name, array in arrays.items():
+        if np.asarray(array).dtype.hasobject:
+            raise ValueError(f"{name} holds Python objects, not numbers")
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_bytes(path, buffer.getvalue())
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Reads what `write_arrays` wrote. Objects, which could execute code, are refused."""
-    with np.load(path, allow_pickle=False) as arrays:
-        return dict(arrays)
+    """Reads what `write_arrays` wrote. Objects, which could execute code, are refused.
+
+    Raises:
+      ValueError: the file is damaged, or something else; the message names it.
+    """
+    try:
+        # From memory: on a file that is no zip, np.load leaves the file open.
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it and run the same command again") from error

@@ -50,6 +50,8 @@ class Settings:
     """Range of the L2 coefficient (logarithmic)."""
     optimizers: tuple[Literal["adam", "sgd", "rmsprop"], ...] = optimizers.OPTIMIZERS
     """Optimizers to choose from."""
+    widths: Literal["auto", "padded", "exact"] = "auto"
+    """Networks padded to the same widths in one program, or each at its own widths in its own program."""
     out: Path | None = None
     """Folder of the results; runs/STUDY, or runs/quick/STUDY with --quick, if not given."""
     quick: bool = False
@@ -127,6 +129,9 @@ def _load_regression(settings: RegressionSettings) -> Dataset:
 def _load_images(settings: ImageSettings) -> Dataset:
     return fashion_mnist.load(settings.data_dir)
 
+
+LARGEST_SEED = 2**32 - 1  # JAX's keys take no more bits of it
+LARGEST_WIDTH = 10_000  # of a layer; more is a slip of the finger, and fills the memory
 
 _UNITS = (IntRange(10, 50), IntRange(10, 50), IntRange(3, 30))
 _CONVOLUTION_UNITS = (IntRange(20, 50), IntRange(20, 50))
@@ -235,6 +240,11 @@ def folder(study: Study, settings: Settings) -> Path:
     return settings.out or Path("runs", *(["quick"] if settings.quick else []), study.name)
 
 
+def num_parameters(study: Study, draw: Draw) -> int:
+    """Parameters of a network at its own widths."""
+    return sum(leaf.size for leaf in jax.tree.leaves(parameter_shapes(study, draw)))
+
+
 def space_of(settings: Settings) -> Space:
     """What the settings say is searched."""
     channels = getattr(settings, "channels", ())
@@ -257,11 +267,15 @@ def check(study: Study, settings: Settings) -> None:
     for name, least in (("num_trials", 1), ("num_epochs", 1), ("batch_size", 1), ("num_folds", 2), ("seed", 0)):
         if getattr(settings, name) < least:
             raise ValueError(f"{_flag(name)} must be at least {least}, got {getattr(settings, name)}")
+    if settings.seed > LARGEST_SEED:
+        raise ValueError(f"--seed must be at most {LARGEST_SEED}, got {settings.seed}")
     space = space_of(settings)
     for name, ranges in (("hidden_units", space.hidden_units), ("channels", space.channels)):
         for low, high in ranges:
             if not 1 <= low <= high:
                 raise ValueError(f"{_flag(name)}: a range goes from a low number of at least 1 up, got {low}-{high}")
+            if high > LARGEST_WIDTH:
+                raise ValueError(f"{_flag(name)}: a layer has at most {LARGEST_WIDTH} units, got {low}-{high}")
     for name, (low, high) in (("learning_rate", space.learning_rate), ("l2", space.l2)):
         if not 0 < low <= high < float("inf"):
             raise ValueError(f"{_flag(name)}: a range goes from a low number above 0 up, got {low:g}-{high:g}")
@@ -272,7 +286,16 @@ def check(study: Study, settings: Settings) -> None:
     if isinstance(settings, ConvolutionSettings):
         most = models.most_convolutions()
         if not 1 <= len(space.channels) <= most:
-            raise ValueError(f"--channels needs 1 to {most} ranges: pooling leaves nothing of the image after that")
+            raise ValueError(
+                f"--channels needs 1 to {most} ranges, as the image is pooled away after {most} convolutions"
+            )
+
+
+def check_folder(folder: Path) -> None:
+    """Raises a ValueError if results can't go there because a file is in the way."""
+    taken = next((path for path in (folder, *folder.absolute().parents) if path.exists()), None)
+    if taken is not None and not taken.is_dir():
+        raise ValueError(f"--out {folder}: {taken} is a file; name a folder")
 
 
 def _flag(name: str) -> str:

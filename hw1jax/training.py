@@ -16,6 +16,7 @@ Hyperparameters = Any  # a tree of arrays, one trial's: traced, and different fr
 
 
 def unchanged(x: jax.Array) -> jax.Array:
+    """The `prepare` of a task whose batches need none."""
     return x
 
 
@@ -87,7 +88,9 @@ def gather(task: Task, data: Data, index: jax.Array, chunk_size: int) -> Batch:
     return Batch(jax.vmap(task.prepare)(data.x[index]), data.y[index], real)
 
 
-def loss_and_gradient(task: Task, params: Params, batch: Batch, hyperparameters: Hyperparameters):
+def loss_and_gradient(
+    task: Task, params: Params, batch: Batch, hyperparameters: Hyperparameters
+) -> tuple[jax.Array, Params]:
     """(sum of the losses of the real examples, its gradient in `params`), added up over the chunks."""
 
     def chunk_loss(params: Params, chunk: Batch) -> jax.Array:

@@ -1,13 +1,14 @@
-"""Folds partition the samples; an epoch's minibatches hold exactly a fold's own training samples, in their own order."""
+"""Folds partition the samples; an epoch's minibatches hold exactly a fold's own training samples."""
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hw1jax import folds
 from hw1jax.folds import PADDING, Fold
 
+patient = settings(deadline=None)  # the machine may be busy
 SEEDS = st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=2)
 FOLDS_AND_SAMPLES = st.integers(2, 10).flatmap(lambda k: st.tuples(st.just(k), st.integers(k, 1000)))
 
@@ -35,12 +36,14 @@ def assert_partition(splits, num_samples, num_folds):
     assert min(sizes) >= 1
 
 
+@patient
 @given(FOLDS_AND_SAMPLES, SEEDS)
 def test_folds_partition_the_samples_in_parts_that_differ_by_at_most_one(numbers, seed):
     num_folds, num_samples = numbers
     assert_partition(folds.k_fold(num_samples, num_folds, seed), num_samples, num_folds)
 
 
+@patient
 @given(FOLDS_AND_SAMPLES, SEEDS, st.integers(1, 12), st.integers(0, 2**32 - 1))
 def test_stratified_folds_partition_and_differ_by_at_most_one_in_each_label(numbers, seed, num_labels, label_seed):
     num_folds, num_samples = numbers
@@ -58,6 +61,7 @@ def test_stratified_folds_take_labels_of_any_kind():
         assert sorted(names[fold.validation]) == ["cat", "cat", "dog"]
 
 
+@patient
 @given(FOLDS_AND_SAMPLES, SEEDS)
 def test_the_same_seed_gives_the_same_folds(numbers, seed):
     num_folds, num_samples = numbers
@@ -89,6 +93,7 @@ def test_labels_that_are_not_one_a_sample_are_refused():
         folds.stratified_k_fold(np.zeros((6, 2)), 2, [0])
 
 
+@patient
 @given(unequal_folds(), st.integers(1, 120), st.integers(0, 3), st.integers(1, 3), SEEDS)
 def test_each_epoch_holds_exactly_its_folds_training_samples_and_padding_only_at_the_end(
     splits, batch_size, first, num_epochs, seed
@@ -105,6 +110,7 @@ def test_each_epoch_holds_exactly_its_folds_training_samples_and_padding_only_at
             assert np.all(order[num_train:] == PADDING)
 
 
+@patient
 @given(unequal_folds(), st.integers(1, 40), SEEDS)
 def test_an_epochs_order_does_not_depend_on_which_epochs_are_made_with_it(splits, batch_size, seed):
     alone = folds.minibatches(splits, range(3, 6), batch_size=batch_size, seed=seed)
@@ -112,6 +118,7 @@ def test_an_epochs_order_does_not_depend_on_which_epochs_are_made_with_it(splits
     np.testing.assert_array_equal(alone, among[:, 3:6])
 
 
+@patient
 @given(unequal_folds(), st.integers(1, 40), st.integers(1, 40), SEEDS)
 def test_a_folds_order_does_not_depend_on_the_other_folds_nor_on_the_batch_size(splits, batch_size, other_size, seed):
     last = len(splits) - 1
@@ -122,6 +129,7 @@ def test_a_folds_order_does_not_depend_on_the_other_folds_nor_on_the_batch_size(
         np.testing.assert_array_equal(real(one[last, epoch]), real(other[last, epoch]))
 
 
+@patient
 @given(unequal_folds(), st.integers(1, 40), SEEDS)
 def test_first_fold_is_the_number_of_the_first_fold(splits, batch_size, seed):
     together = folds.minibatches(splits, range(2), batch_size=batch_size, seed=seed)
@@ -169,6 +177,7 @@ def test_numpys_global_generator_is_neither_used_nor_moved():
     np.testing.assert_array_equal(first, everything())
 
 
+@patient
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=4), st.integers(1, 50))
 def test_pieces_hold_each_part_in_order_with_padding_at_the_end(sizes, piece_size):
     parts = [1000 * i + np.arange(size) for i, size in enumerate(sizes)]

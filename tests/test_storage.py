@@ -108,12 +108,13 @@ def test_json_refuses_numbers_that_are_not_finite_and_keeps_the_old_file(tmp_pat
     st.dictionaries(
         st.text("abcdefghijklmnopqrstuvwxyz_0", min_size=1, max_size=12).filter(lambda name: name != "file"),
         hnp.arrays(
-            st.sampled_from([np.float32, np.float64, np.int32, np.uint8, bool]), hnp.array_shapes(min_dims=0, min_side=0)
+            st.sampled_from([np.float32, np.float64, np.int32, np.uint8, bool]),
+            hnp.array_shapes(min_dims=0, min_side=0),
         ),
         max_size=3,
     )
 )
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 def test_arrays_come_back_with_their_shapes_types_and_bits(tmp_path_factory, arrays):
     path = tmp_path_factory.getbasetemp() / "arrays.npz"
     storage.write_arrays(path, arrays)

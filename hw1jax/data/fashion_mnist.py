@@ -111,6 +111,7 @@ def store(contents: Contents, folder: Path) -> None:
 
 
 def from_cache(files: Files) -> Contents:
+    """The files in the project's own cache."""
     try:
         return read_folder(cache_folder(), files)
     except DataError as error:
@@ -119,6 +120,7 @@ def from_cache(files: Files) -> Contents:
 
 
 def from_debian_folder(files: Files) -> Contents:
+    """The files where Debian's package installs them."""
     return read_folder(DEBIAN_FOLDER, files)
 
 

@@ -1,0 +1,128 @@
+"""`cross_validate` as its users see it: the README's example, their own splits, and one line for each mistake."""
+
+import re
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from hw1jax import cross_validate, k_fold, rmsprop_l2, squared_error, stratified_k_fold
+
+X = np.linspace(-3, 3, 60, dtype=np.float32)[:, None]
+Y = np.sin(2 * X)
+
+
+def init(key, hyperparameters):
+    first, second = jax.random.split(key)
+    return {"first": jax.random.normal(first, (1, 8)), "second": 0.1 * jax.random.normal(second, (8, 1))}
+
+
+def apply(params, x, hyperparameters):
+    return jnp.tanh(x @ params["first"]) @ params["second"]
+
+
+def optimizer(hyperparameters):
+    return optax.sgd(hyperparameters["learning_rate"], momentum=hyperparameters["momentum"])
+
+
+HYPERPARAMETERS = {"learning_rate": np.float32([0.01, 0.1, 0.03]), "momentum": np.float32([0.0, 0.5, 0.9])}
+GIVEN = {
+    "init": init,
+    "apply": apply,
+    "loss": squared_error,
+    "optimizer": optimizer,
+    "hyperparameters": HYPERPARAMETERS,
+    "x": X,
+    "y": Y,
+    "key": jax.random.key(3),
+    "num_epochs": 5,
+    "batch_size": 16,
+}
+
+
+def test_readme_example_runs_and_is_short(capsys):
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    code = re.search(r"<!-- example -->\n```python\n(.*?)```", readme, re.DOTALL).group(1)
+    assert len(code.strip().splitlines()) <= 15
+    names = {}
+    exec(code, names)
+    assert names["result"].val_loss.shape == (8, 3, 100)
+    assert 1e-3 < float(capsys.readouterr().out) < 0.2
+
+
+def test_losses_and_parameters_have_leading_trial_and_fold_axes():
+    result = cross_validate(**GIVEN, num_folds=4, return_params=True)
+    chex.assert_shape((result.train_loss, result.val_loss), (3, 4, 5))
+    chex.assert_tree_shape_prefix(result.params, (3, 4))
+    outputs = apply(jax.tree.map(lambda a: a[2, 1], result.params), X, None)
+    fold = k_fold(60, 4, tuple(int(v) for v in jax.random.key_data(GIVEN["key"])))[1]
+    held_out = np.mean((outputs - Y)[fold.validation] ** 2)
+    np.testing.assert_allclose(result.val_loss[2, 1, -1], held_out, rtol=1e-5)
+
+
+def test_parameters_are_returned_only_when_asked_for():
+    assert cross_validate(**GIVEN).params is None
+
+
+def test_trials_are_those_trained_one_by_one():
+    together = cross_validate(**GIVEN)
+    for i in range(3):
+        # A trial's initial parameters depend on its number: trial 0 alone has number 0.
+        one = {name: values[i : i + 1] for name, values in HYPERPARAMETERS.items()}
+        alone = cross_validate(**GIVEN | {"hyperparameters": one})
+        if i == 0:
+            np.testing.assert_allclose(together.val_loss[:1], alone.val_loss, rtol=1e-5)
+        else:
+            assert not np.allclose(together.val_loss[i], alone.val_loss[0])
+
+
+def test_second_call_with_the_same_functions_compiles_nothing():
+    compiled = []
+    cross_validate(**GIVEN)
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compiled.append(event) if event.endswith("backend_compile_duration") else None
+    )
+    other = {name: values / 2 for name, values in HYPERPARAMETERS.items()}
+    cross_validate(**GIVEN | {"hyperparameters": other, "key": jax.random.key(4)})
+    assert not compiled
+
+
+def test_own_splits_are_used():
+    splits = [(np.arange(40), np.arange(40, 60)), (np.arange(20, 60), np.arange(20))]
+    result = cross_validate(**GIVEN, folds=splits, return_params=True)
+    outputs = apply(jax.tree.map(lambda a: a[0, 1], result.params), X, None)
+    np.testing.assert_allclose(result.val_loss[0, 1, -1], np.mean((outputs - Y)[:20] ** 2), rtol=1e-5)
+    assert cross_validate(**GIVEN, folds=stratified_k_fold(Y[:, 0] > 0, 2, (0,))).val_loss.shape == (3, 2, 5)
+
+
+def test_legacy_keys_and_our_optimizers_are_accepted():
+    rates = np.float32([0.01, 0.003])
+    given = GIVEN | {"hyperparameters": rates, "optimizer": lambda rate: rmsprop_l2(rate, 0.1 * rate)}
+    result = cross_validate(**given | {"key": jax.random.PRNGKey(3)})
+    assert np.isfinite(result.val_loss).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"y": Y[:-1]}, "x and y must have the same leading sample axis"),
+        ({"hyperparameters": {"learning_rate": np.ones(3), "momentum": np.ones(2)}}, "same leading trial axis"),
+        ({"hyperparameters": 0.1}, "same leading trial axis"),
+        ({"hyperparameters": np.zeros(0)}, "at least 1 long"),
+        ({"loss": lambda outputs, y: jnp.mean((outputs - y) ** 2)}, "one value an example"),
+        ({"num_epochs": 0}, "num_epochs must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"num_folds": 1}, "number of folds"),
+        ({"num_folds": 61}, "number of folds"),
+        ({"folds": []}, "folds is empty"),
+        ({"folds": [(np.arange(40), np.arange(30, 60))]}, "the same sample"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(change, message):
+    with pytest.raises(ValueError, match=message) as error:
+        cross_validate(**GIVEN | change)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,301 @@
+"""Figures come from arrays: what each function drew, not that it did not crash."""
+
+import ast
+import inspect
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from hw1jax import plots
+
+RANDOM = np.random.RandomState(0)
+
+
+@pytest.fixture
+def ax():
+    return Figure().subplots()
+
+
+def line(ax, label):
+    """The one line with this label, as (x, y)."""
+    (found,) = [line for line in ax.lines if line.get_label() == label]
+    return np.asarray(found.get_xdata()), np.asarray(found.get_ydata())
+
+
+def legend(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def tick_labels(axis):
+    return [label.get_text() for label in axis.get_ticklabels()]
+
+
+def test_regression_data_shows_every_point_and_shades_the_gaps(ax):
+    x_train, y_train, x_test, y_test = RANDOM.normal(size=(4, 6))
+    plots.regression_data(ax, x_train, y_train, x_test, y_test, gaps=((-3, -1), (1, 2)))
+    np.testing.assert_array_equal(line(ax, "training points"), [x_train, y_train])
+    np.testing.assert_array_equal(line(ax, "test points"), [x_test, y_test])
+    assert [(patch.get_x(), patch.get_width()) for patch in ax.patches] == [(-3, 2), (1, 1)]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("input x", "label y")
+    assert legend(ax) == ["no training inputs", "training points", "test points"]
+
+
+def test_without_gaps_nothing_is_shaded(ax):
+    plots.regression_data(ax, *np.zeros((4, 2)))
+    assert not ax.patches
+
+
+def test_fitted_curve_shows_the_model_and_the_range_of_the_folds(ax):
+    x, y = np.linspace(-1, 1, 5), np.arange(5.0)
+    plots.fitted_curve(ax, x, y, y - 1, y + 2)
+    np.testing.assert_array_equal(line(ax, "refitted best model"), [x, y])
+    corners = ax.collections[0].get_paths()[0].vertices
+    assert {tuple(point) for point in np.stack([x, y - 1], 1)} <= {tuple(point) for point in corners}
+    assert {tuple(point) for point in np.stack([x, y + 2], 1)} <= {tuple(point) for point in corners}
+
+
+def test_residuals_inside_the_gaps_have_a_colour_of_their_own(ax):
+    x, residual = np.arange(4.0), np.array([1, -1, 2, -2.0])
+    inside = np.array([True, False, False, True])
+    plots.residuals(ax, x, residual, inside, gaps=((-1, 1),))
+    np.testing.assert_array_equal(line(ax, "inside"), [[0, 3], [1, -2]])
+    np.testing.assert_array_equal(line(ax, "outside the gaps"), [[1, 2], [-1, 2]])
+    colors = {line.get_label(): line.get_color() for line in ax.lines}
+    assert colors["inside"] != colors["outside the gaps"]
+
+
+def test_bars_carry_their_numbers_the_first_on_top(ax):
+    plots.bars(ax, {"compile": 1.25, "train": 3.0}, title="time", label="seconds", decimals=2)
+    assert [patch.get_width() for patch in ax.patches] == [1.25, 3.0]
+    assert [text.get_text() for text in ax.texts] == ["1.25", "3.00"]
+    assert ax.yaxis_inverted() and ax.get_xlabel() == "seconds"
+
+
+def test_learning_profile_shows_folds_thin_their_mean_bold_and_the_refit(ax):
+    train, val, refit = RANDOM.uniform(0.1, 2, (3, 5)), RANDOM.uniform(0.1, 2, (3, 5)), np.linspace(1, 0.1, 5)
+    plots.learning_profile(ax, train, val, train.mean(0), val.mean(0), refit, loss_name="cross entropy (nats)")
+    x, y = line(ax, "validation, mean of 3 folds")
+    np.testing.assert_array_equal(x, [1, 2, 3, 4, 5])
+    np.testing.assert_array_equal(y, val.mean(0))
+    np.testing.assert_array_equal(line(ax, "refit on all training data")[1], refit)
+    thin = [line for line in ax.lines if line.get_linewidth() < 1]
+    np.testing.assert_array_equal([line.get_ydata() for line in thin], [*train, *val])
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "cross entropy (nats)")
+
+
+def test_losses_are_logarithmic_where_they_span_much_with_plain_numbers(ax):
+    wide = np.array([[5, 0.01], [6, 0.02]])
+    plots.learning_profile(ax, wide, wide, wide[0], wide[1], wide[0], loss_name="loss")
+    assert ax.get_yscale() == "log"
+    assert ax.yaxis.get_major_formatter()(0.05) == "0.05"
+
+
+@pytest.mark.parametrize("num_epochs", [1, 2, 20, 1000])
+def test_epochs_are_whole_numbers_and_a_single_one_is_seen(ax, num_epochs):
+    ones = np.ones((2, num_epochs))
+    plots.learning_profile(ax, ones, ones, ones[0], ones[0], ones[0], loss_name="loss")
+    low, high = ax.get_xlim()
+    ticks = ax.get_xticks()
+    np.testing.assert_array_equal(ticks, np.round(ticks))
+    assert low < 1 and high > num_epochs and any(low <= tick <= high for tick in ticks)
+    assert all((line.get_marker() == "o") == (num_epochs <= 30) for line in ax.lines)
+
+
+def test_a_diverged_trial_does_not_wreck_the_limits_of_the_curves(ax):
+    curves = np.array([[2, 1.5, 1.0], [2, 1e9, np.inf], [2, 1.8, 1.6], [3, np.nan, np.nan]])
+    plots.validation_curves(ax, curves, np.array([True, False, True, False]), 0, loss_name="loss")
+    low, high = ax.get_ylim()
+    assert 0.8 < low < 1 and 2 < high < 2.5
+    np.testing.assert_array_equal(line(ax, "best trial")[1], curves[0])
+    assert sorted(legend(ax)) == ["best trial", "failed trials", "other trials"]
+
+
+def test_equal_curves_still_have_limits_of_some_width(ax):
+    plots.validation_curves(ax, np.ones((2, 3)), np.array([True, True]), 1, loss_name="loss")
+    low, high = ax.get_ylim()
+    assert low < 1 < high
+
+
+def test_trial_scores_show_folds_means_and_failed_trials(ax):
+    folds = np.array([[1, 1.2], [1.4, 2.0], [np.nan, 3]])
+    complete = np.array([True, True, False])
+    plots.trial_scores(ax, np.array([7, 2, 4]), folds, folds.mean(1), complete, constant=2.3, loss_name="loss")
+    np.testing.assert_allclose(line(ax, "mean"), [[0, 1], [1.1, 1.7]])
+    np.testing.assert_array_equal(line(ax, "each fold"), [[0, 1], [1, 1.4]])
+    np.testing.assert_array_equal(line(ax, "constant prediction")[1], [2.3, 2.3])
+    np.testing.assert_array_equal(line(ax, "failed")[0], [2])
+    assert tick_labels(ax.xaxis) == ["7", "2", "4"]
+    assert ax.get_ylim()[1] < 3
+
+
+def test_many_trials_get_few_enough_labels_to_be_read(ax):
+    folds = np.ones((200, 3))
+    plots.trial_scores(ax, np.arange(200), folds, folds[:, 0], folds[:, 0] > 0, constant=2, loss_name="loss")
+    assert 25 <= len(ax.get_xticks()) <= 50
+
+
+def test_a_slice_shows_learned_hollow_failed_and_best_trials(ax):
+    scores = np.array([0.5, 2.3, np.inf, 0.9])
+    complete, learned = np.array([True, True, False, True]), np.array([True, False, False, True])
+    values = np.array([10, 20, 30, 40.0])
+    plots.hyperparameter_slice(ax, values, scores, complete, learned, 0, name="units", choices=[5, 50])
+    shown, hollow, ring = ax.collections
+    np.testing.assert_array_equal(shown.get_offsets(), [[10, 0.5], [40, 0.9]])
+    np.testing.assert_array_equal(shown.get_array(), [0.5, 0.9])
+    np.testing.assert_array_equal(hollow.get_offsets(), [[20, 2.3]])
+    assert len(hollow.get_facecolor()) == 0
+    np.testing.assert_array_equal(ring.get_offsets(), [[10, 0.5]])
+    np.testing.assert_array_equal(line(ax, "failed")[0], [30])
+    low, high = ax.get_xlim()
+    assert low < 5 and high > 50 and ax.get_xscale() == "linear" and ax.get_xlabel() == "units"
+
+
+def test_a_wide_range_is_logarithmic(ax):
+    ones = np.ones(2)
+    plots.hyperparameter_slice(ax, np.array([1e-3, 1e-2]), ones, ones > 0, ones > 0, 0, name="x", choices=[1e-3, 0.1])
+    assert ax.get_xscale() == "log" and ax.get_xlim()[0] < 1e-3 and ax.get_xlim()[1] > 0.1
+
+
+def test_choices_stand_side_by_side_also_those_never_drawn(ax):
+    names, ones = np.array(["sgd", "adam", "sgd"]), np.ones(3)
+    plots.hyperparameter_slice(
+        ax, names, ones, ones > 0, ones > 0, 1, name="optimizer", choices=["adam", "sgd", "rmsprop"]
+    )
+    assert tick_labels(ax.xaxis) == ["adam", "sgd", "rmsprop"]
+    np.testing.assert_array_equal(ax.collections[0].get_offsets()[:, 0], [1, 0, 1])
+
+
+def test_the_score_plane_marks_optimizers_and_the_best(ax):
+    x, y, scores = np.array([1e-3, 1e-2, 1e-1]), np.array([1e-4, 1e-3, 1e-2]), np.array([1.0, 2.0, np.nan])
+    plots.score_plane(
+        ax, x, y, scores, np.array([True, True, False]), np.array(["sgd", "adam", "sgd"]), 0,
+        x_range=(1e-3, 1e-1), y_range=(1e-4, 1e-1), labels=("learning rate", "L2", "loss"),
+    )  # fmt: skip
+    offsets = [tuple(np.ravel(c.get_offsets())) for c in ax.collections]
+    assert offsets == [(1e-2, 1e-3), (1e-3, 1e-4), (1e-3, 1e-4)]  # adam, sgd, the ring
+    assert legend(ax) == ["adam", "sgd", "best trial", "failed"]
+    np.testing.assert_array_equal(line(ax, "failed")[0], [1e-1])
+    assert ax.get_xscale() == ax.get_yscale() == "log"
+
+
+def test_weight_histogram_counts_every_weight_and_marks_the_biases(ax):
+    weights, biases = RANDOM.normal(size=(20, 10)), np.array([0.5, -0.5])
+    plots.weight_histogram(ax, weights, biases, layer="hidden layer 1")
+    assert sum(patch.get_height() for patch in ax.patches) == 200
+    np.testing.assert_array_equal(ax.lines[0].get_xdata(), biases)
+    assert ax.get_title("left") + ax.get_title() == "hidden layer 1: 200 weights"
+
+
+def test_activation_profile_has_a_bar_a_unit_between_0_and_1(ax):
+    plots.activation_profile(ax, np.array([0.1, 0.9, 0.5]), title="x = 2")
+    assert [patch.get_height() for patch in ax.patches] == [0.1, 0.9, 0.5]
+    assert ax.get_ylim() == (0, 1)
+
+
+def test_image_shows_the_pixels_on_a_fixed_scale(ax):
+    pixels = RANDOM.randint(0, 256, (28, 28)).astype(np.uint8)
+    plots.image(ax, pixels, title="Coat")
+    (drawn,) = ax.images
+    np.testing.assert_array_equal(drawn.get_array(), pixels)
+    assert drawn.get_clim() == (0, 255) and ax.get_title() == "Coat" and not ax.axison
+
+
+def test_feature_maps_are_tiles_on_one_scale(ax):
+    maps = np.arange(7 * 2 * 3.0).reshape(7, 2, 3)
+    plots.feature_maps(ax, maps, title="maps")
+    tiles = np.ma.filled(ax.images[0].get_array(), np.nan)
+    assert tiles.shape == (2 * 3 - 1, 4 * 4 - 1)  # 2 rows of 4 tiles, lines between them
+    np.testing.assert_array_equal(tiles[:2, :3], maps[0])
+    np.testing.assert_array_equal(tiles[3:5, 4:7], maps[5])
+    assert np.isnan(tiles[2]).all() and np.isnan(tiles[3:, 12:]).all()
+    assert ax.images[0].get_clim() == (0, maps.max())
+
+
+def test_receptive_fields_are_a_grid_of_input_channels_by_channels(ax):
+    kernels = RANDOM.normal(size=(3, 2, 5, 5))
+    plots.receptive_fields(ax, kernels, title="convolution 2")
+    tiles = np.ma.filled(ax.images[0].get_array(), np.nan)
+    assert tiles.shape == (2 * 6 - 1, 3 * 6 - 1)
+    np.testing.assert_array_equal(tiles[6:11, 12:17], kernels[2, 1])
+    low, high = ax.images[0].get_clim()
+    assert low == -high and high == np.abs(kernels).max()
+    assert tick_labels(ax.xaxis) == ["1", "2", "3"] and tick_labels(ax.yaxis) == ["1", "2"]
+
+
+def test_dead_kernels_and_maps_are_drawn_too(ax):
+    plots.receptive_fields(ax, np.zeros((2, 1, 4, 4)), title="dead")
+    plots.feature_maps(ax, np.zeros((2, 4, 4)), title="dead")
+    assert len(ax.images) == 2 and all(np.diff(image.get_clim()) > 0 for image in ax.images)
+    ax.figure.canvas.draw()
+
+
+def test_confusion_matrix_shows_names_and_percentages_on_the_right_cells(ax):
+    shares = np.array([[0.9, 0.1, 0], [0.25, 0.75, 0], [0, 0, 1]])
+    plots.confusion_matrix(ax, shares, ["Coat", "Bag", "Shirt"])
+    np.testing.assert_array_equal(ax.images[0].get_array(), shares)
+    texts = {tuple(text.get_position()): text.get_text() for text in ax.texts}
+    assert texts[0, 1] == "25.0" and texts[1, 0] == "10.0" and texts[2, 0] == "0"  # (predicted, true)
+    assert tick_labels(ax.xaxis) == tick_labels(ax.yaxis) == ["Coat", "Bag", "Shirt"]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("predicted class", "true class")
+    colors = {text.get_text(): to_hex(text.get_color()) for text in ax.texts}
+    assert colors["100.0"] == "#ffffff" and colors["0"] == "#000000"
+
+
+def test_precision_and_recall_stand_beside_their_class(ax):
+    precision, recall = np.array([0.5, 0.9]), np.array([0.6, 0.7])
+    plots.precision_and_recall(ax, precision, recall, ["Coat", "Bag"])
+    np.testing.assert_array_equal(line(ax, "precision"), [precision, [0, 1]])
+    np.testing.assert_array_equal(line(ax, "recall"), [recall, [0, 1]])
+    assert tick_labels(ax.yaxis) == ["Coat", "Bag"] and ax.yaxis_inverted()
+
+
+def test_reliability_leaves_out_empty_bins(ax):
+    plots.reliability(ax, np.array([np.nan, 0.5, 0.9]), np.array([np.nan, 0.4, 1.0]))
+    np.testing.assert_array_equal(line(ax, "this classifier"), [[0.5, 0.9], [0.4, 1.0]])
+    np.testing.assert_array_equal(line(ax, "perfectly calibrated"), [[0, 1], [0, 1]])
+
+
+def test_confidence_histogram_stacks_the_wrong_on_the_right(ax):
+    plots.confidence_histogram(ax, np.array([0, 0.5, 1]), np.array([3, 5]), np.array([2, 1]))
+    boxes = [(p.get_x(), p.get_y(), p.get_width(), p.get_height()) for p in ax.patches]
+    assert boxes == [(0, 0, 0.5, 3), (0.5, 0, 0.5, 5), (0, 3, 0.5, 2), (0.5, 5, 0.5, 1)]
+    assert legend(ax) == ["right", "wrong"]
+
+
+def test_every_drawing_takes_an_ax_first_and_gives_it_back(ax):
+    for name, function in inspect.getmembers(plots, inspect.isfunction):
+        if (
+            function.__module__ == plots.__name__
+            and not name.startswith("_")
+            and name not in ("figure", "png", "style")
+        ):
+            assert next(iter(inspect.signature(function).parameters)) == "ax", name
+            assert inspect.signature(function).return_annotation is plots.Axes, name
+    for drawn in (plots.nothing(ax), plots.shade_gaps(ax, ()), plots.image(ax, np.zeros((2, 2)), title="")):
+        assert drawn is ax
+
+
+def test_the_style_holds_within_alone():
+    before = dict(matplotlib.rcParams)
+    with plots.style():
+        assert matplotlib.rcParams["font.size"] == plots.STYLE["font.size"]
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_a_figure_is_a_page_wide_and_its_png_the_same_every_time():
+    with plots.style():
+        first, second = (plots.figure(2, 3, height=1.5) for _ in range(2))
+        assert first[1].shape == (2, 3) and tuple(first[0].get_size_inches()) == (plots.WIDTH, 1.5)
+        content = plots.png(first[0])
+        assert content == plots.png(second[0])
+    assert content.startswith(b"\x89PNG")
+    assert int.from_bytes(content[16:20]) == pytest.approx(plots.WIDTH * plots.DOTS_PER_INCH, abs=1)
+
+
+def test_pyplot_and_its_global_state_stay_out():
+    tree = ast.parse(inspect.getsource(plots))
+    imports = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert imports and not any("pyplot" in line or "pylab" in line for line in imports)
