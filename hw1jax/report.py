@@ -248,7 +248,8 @@ def _classification(run: Run) -> list[Picture | Markup]:
     names, outputs, y = run.study.classes, run.histories["test_outputs"], run.data.y_test
     confusion = evaluation.confusion_matrix(outputs, y)
     precision, recall = evaluation.precision_and_recall(confusion)
-    rows = [[name, int(confusion[c].sum()), _number(precision[c]), _number(recall[c])] for c, name in enumerate(names)]
+    numbers = zip(names, confusion.sum(axis=1).tolist(), precision.tolist(), recall.tolist(), strict=True)
+    rows = [[name, count, _number(p), _number(r)] for name, count, p, r in numbers]
     true, predicted = inspection.most_confused_pair(confusion)
     mistakes = inspection.misclassified(outputs, y, true, predicted)[:NUM_MISTAKES]
     sure = evaluation.softmax(outputs[mistakes])[:, predicted] if len(mistakes) else []

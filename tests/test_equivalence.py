@@ -186,5 +186,3 @@ def test_members_of_a_population_differ():
     draws = [studies.widest(study.settings)] * 2  # the same hyperparameters, so only the keys differ
     (end,) = population.train(problem, jax.random.key(0), np.arange(2), as_arrays(draws))
     assert len(np.unique(end.val_loss)) == 6
-
-

@@ -1,0 +1,176 @@
+"""The run of a study, small: what it leaves behind, that it repeats, goes on, and fails as it should."""
+
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import reproduce
+
+from hw1jax import run, search, storage, studies
+from hw1jax.data import Dataset
+from hw1jax.model_file import load_model
+from hw1jax.progress import Observer
+from hw1jax.search import FloatRange, IntRange
+
+
+def fake_images(settings):
+    """Classes that a small net can tell apart: the brightest column."""
+    rng = np.random.default_rng(0)
+    y = np.arange(180, dtype=np.int32) % 10
+    x = rng.integers(0, 60, (180, 28, 28), dtype=np.uint8)
+    x[np.arange(180), :, 2 * y + 3] += 190
+    return Dataset(x[:120], y[:120], x[120:], y[120:])
+
+
+UNITS = (IntRange(3, 8), IntRange(3, 6))
+SMALL = {
+    "regression": replace(
+        studies.REGRESSION,
+        settings=replace(studies.REGRESSION.settings, num_trials=5, num_epochs=20, hidden_units=UNITS),
+    ),
+    "fashion_mlp": replace(
+        studies.FASHION_MLP,
+        settings=replace(studies.FASHION_MLP.settings, num_trials=3, num_epochs=2, batch_size=20, hidden_units=UNITS),
+        load=fake_images,
+    ),
+    "fashion_cnn": replace(
+        studies.FASHION_CNN,
+        settings=replace(
+            studies.FASHION_CNN.settings,
+            num_trials=2,
+            num_epochs=2,
+            batch_size=20,
+            hidden_units=UNITS,
+            channels=(IntRange(2, 3), IntRange(2, 4)),
+        ),
+        load=fake_images,
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def small_studies(monkeypatch):
+    monkeypatch.setattr(studies, "STUDIES", tuple(SMALL.values()))
+
+
+def execute(study, folder, **settings):
+    return run.run(study, replace(study.settings, out=folder, **settings), Observer(), command="test", started=0.0)
+
+
+def read_trials(folder):
+    return list(csv.DictReader((folder / "trials.csv").read_text().splitlines()))
+
+
+def lasting(folder):
+    """What must be the same each time: all files but times and dates."""
+    results = json.loads((folder / "results.json").read_text())
+    del results["timing"], results["environment"]
+    arrays = storage.read_arrays(folder / "histories.npz")
+    return results, (folder / "trials.csv").read_text(), {name: a.tobytes() for name, a in arrays.items()}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_run_leaves_consistent_files_behind(name, tmp_path):
+    study = SMALL[name]
+    results = execute(study, tmp_path)
+    assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(results))
+    rows = read_trials(tmp_path)
+    arrays = storage.read_arrays(tmp_path / "histories.npz")
+    trials, folds, epochs = arrays["val_loss"].shape
+    assert (trials, folds, epochs) == (study.settings.num_trials, 3, study.settings.num_epochs)
+    for row, losses in zip(rows, arrays["val_loss"], strict=True):
+        splits = [float(row[f"split{i}_val_loss"]) for i in range(3)]
+        np.testing.assert_array_equal(np.float32(splits), losses[:, -1])
+        assert float(row["mean_val_loss"]) == pytest.approx(np.mean(splits))
+    first = min(rows, key=lambda row: float(row["mean_val_loss"]))
+    assert first["rank"] == "1"
+    assert int(first["number"]) == results["best"]["number"]
+
+    data, model = study.load(study.settings), load_model(tmp_path / "model.msgpack")
+    np.testing.assert_array_equal(model.predict(data.x_test), arrays["test_outputs"])
+    assert results["test"] == run.score(study, arrays["test_outputs"], data.y_test)
+    assert arrays["refit_train_loss"].shape == (epochs,)
+    if study.classes:
+        assert np.sum(results["test"]["confusion"]) == len(data.y_test)
+    assert min(results["timing"].values()) >= 0
+
+
+@pytest.mark.parametrize("widths", ["padded", "exact"])
+def test_same_command_twice_gives_the_same_files(widths, tmp_path):
+    for folder in ("first", "second"):
+        execute(SMALL["regression"], tmp_path / folder, widths=widths)
+    assert lasting(tmp_path / "first") == lasting(tmp_path / "second")
+
+
+def test_own_widths_agree_with_padded_ones_at_first(tmp_path):
+    found = []
+    for widths in ("padded", "exact"):
+        slow = {"learning_rate": FloatRange(0.001, 0.01), "num_epochs": 2}  # 8 steps
+        execute(SMALL["regression"], tmp_path / widths, widths=widths, **slow)
+        found.append(storage.read_arrays(tmp_path / widths / "histories.npz")["val_loss"])
+    np.testing.assert_allclose(*found, rtol=1e-5)
+
+
+def test_finished_search_is_not_trained_again_and_more_trials_extend_it(tmp_path, monkeypatch):
+    study = SMALL["regression"]
+    execute(study, tmp_path / "once", num_trials=4)
+    before = lasting(tmp_path / "once")
+    trained = []
+    train = run.Batches._train
+    monkeypatch.setattr(run.Batches, "_train", lambda self, draws: trained.append(list(draws)) or train(self, draws))
+    execute(study, tmp_path / "once", num_trials=4)
+    assert lasting(tmp_path / "once") == before
+    assert trained == []
+    execute(study, tmp_path / "once", num_trials=7)
+    assert trained == [[4, 5, 6]]
+    rows = (tmp_path / "once" / "trials.csv").read_text().splitlines()
+    old = before[1].splitlines()
+    assert [row.rpartition(",")[0] for row in rows[:5]] == [row.rpartition(",")[0] for row in old]  # all but the rank
+
+
+def test_changed_settings_in_the_same_folder_are_refused(tmp_path):
+    execute(SMALL["regression"], tmp_path)
+    before = lasting(tmp_path)
+    with pytest.raises(ValueError, match="num_epochs = 20, not 21"):
+        execute(SMALL["regression"], tmp_path, num_epochs=21)
+    assert lasting(tmp_path) == before
+
+
+def test_search_in_which_all_trials_diverge_is_an_error_without_a_model(tmp_path):
+    with pytest.raises(ValueError, match="every trial diverged"):
+        execute(SMALL["regression"], tmp_path, learning_rate=FloatRange(1e30, 1e31))
+    states = [row["state"] for row in read_trials(tmp_path)]
+    assert states == ["failed"] * 5
+    assert not (tmp_path / "model.msgpack").exists()
+
+
+def test_batch_larger_than_a_training_fold_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="--batch-size 67 is more than a fold's 66"):
+        execute(SMALL["regression"], tmp_path / "new", batch_size=67)
+    assert not (tmp_path / "new").exists()
+
+
+def test_more_slots_than_trials_change_no_draw(tmp_path):
+    study = SMALL["regression"]
+    space = studies.space_of(study.settings)
+    draws = []
+    for number in (3, 5):
+        optuna_study = search.open_study(tmp_path / f"{number}.log", "s", sampler="random", seed=0)
+        draws.append([search.suggest(optuna_study.ask(), space) for _ in range(number)])
+    assert draws[1][:3] == draws[0]
+
+
+def test_reproduce_goes_on_after_a_study_that_fails(tmp_path, monkeypatch, capsys):
+    def no_data(settings):
+        raise ValueError("no images today")
+
+    broken = replace(SMALL["fashion_mlp"], load=no_data)
+    monkeypatch.setattr(studies, "STUDIES", (SMALL["regression"], broken, SMALL["fashion_cnn"]))
+    monkeypatch.setattr(reproduce.command, "ConsoleObserver", Observer)
+    assert reproduce.reproduce(reproduce.Options(out=tmp_path)) == 1
+    assert "failed: fashion_mlp: no images today" in capsys.readouterr().err
+    assert (tmp_path / "regression" / "results.json").exists()
+    assert (tmp_path / "fashion_cnn" / "results.json").exists()
+    assert "no images today" in (tmp_path / "report.html").read_text()
