@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax import lax
 
-from hw1jax import evaluation, layers, models, studies
+from hw1jax import evaluation, layers, models, storage, studies
 from hw1jax.data import Dataset, regression
 from hw1jax.model_file import Model, load_model
 from hw1jax.studies import Study
@@ -161,8 +161,7 @@ def _read_trials(path: Path, results: dict[str, Any]) -> Trials:
 
 def _read_histories(path: Path, study: Study, trials: Trials, num_test: int) -> dict[str, np.ndarray]:
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
-            arrays = dict(content)
+        arrays = storage.read_arrays(path)
         num_epochs, num_outputs = len(arrays["refit_train_loss"]), len(study.classes or "1")
         losses = (*trials.folds.shape, num_epochs)
         expected = {"train_loss": losses, "val_loss": losses, "test_outputs": (num_test, num_outputs)}

@@ -60,38 +60,23 @@ def pooled_size(size: int, kernel_size: int) -> int:
     return (size + 2 - kernel_size + 1) // 2
 
 
-def first_patches(images: jax.Array, kernel_size: int) -> jax.Array:
-    """The patches that a first convolution with padding 1 and 2x2 pooling sees.
-
-    They depend on no parameter, so that one set serves every member that trains on the batch.
+def first_conv_pool(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """As `conv_pool`, for one-channel images, which need no gradient, and for any k.
 
     Args:
-      images: float [image, row, column].
-      kernel_size: k of the k x k convolution.
-
-    Returns:
-      float [(k+1)^2, cell row, cell column, image]: for each pooling cell the (k+1) x (k+1) pixels that its four
-      convolution outputs see.
-    """
-    size, patch = pooled_size(images.shape[1], kernel_size), kernel_size + 1
-    x = _pad(images.transpose(1, 2, 0), size, kernel_size, axis=0)  # [row, column, image]
-    span = 2 * size - 1
-    taken = [x[dy : dy + span : 2, dx : dx + span : 2] for dy in range(patch) for dx in range(patch)]
-    return jnp.stack(taken)
-
-
-def first_conv_pool(patches: jax.Array, weights: jax.Array) -> jax.Array:
-    """Convolution, ReLU and 2x2 max-pooling of one-channel images.
-
-    Args:
-      patches: [(k+1)^2, row, column, image] from `first_patches`.
+      x: [row, column, image], square.
       weights: [1 + k^2, channel].
 
     Returns:
-      [channel, row, column, image].
+      [channel, pooled row, pooled column, image].
     """
-    blocks = _blocks(kernels(weights, 1)).reshape(-1, len(patches))
-    return _product_and_pool(blocks, patches, weights[0])
+    kernel = kernels(weights, 1)
+    patch = kernel.shape[-1] + 1  # a pooling cell's four outputs see patch x patch pixels
+    size = pooled_size(len(x), patch - 1)
+    x = _pad(x, size, patch - 1, axis=0)
+    span = 2 * size - 1
+    taken = [x[dy : dy + span : 2, dx : dx + span : 2] for dy in range(patch) for dx in range(patch)]
+    return _product_and_pool(_blocks(kernel).reshape(-1, patch**2), jnp.stack(taken), weights[0])
 
 
 def conv_pool(x: jax.Array, weights: jax.Array) -> jax.Array:
@@ -192,8 +177,8 @@ def _relu_of_maximum_forward(z: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _relu_of_maximum_backward(winner: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
-    place = lax.broadcasted_iota(jnp.int32, (4, *winner.shape), 0)
-    return (jnp.where(place == winner[None], gradient[None], 0),)
+    # A loop over the four, as its operands are computed once: see `_shifted_backward`.
+    return (lax.map(lambda place: jnp.where(winner == place, gradient, 0), jnp.arange(4)),)
 
 
 relu_of_maximum.defvjp(_relu_of_maximum_forward, _relu_of_maximum_backward)

@@ -33,7 +33,7 @@ class MaskedDense(nn.Module):
 class MaskedConvPool(nn.Module):
     """Convolution with padding 1, ReLU and 2x2 max-pooling, at most `channels` channels, initialised as torch's.
 
-    The first convolution of a network takes patches (`layers.first_patches`), later ones the channels before.
+    The first convolution of a network takes images of one channel, later ones the channels before.
     """
 
     channels: int
@@ -41,7 +41,7 @@ class MaskedConvPool(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, num_inputs: Width, width: Width) -> jax.Array:
-        """x [patch or channel, row, column, image] -> [channel, row, column, image]; beyond `width` it is 0."""
+        """x [row, column, image] if first, else [channel, row, column, image] -> [channel, row, column, image]."""
         size, layer = (FIRST_KERNEL, layers.first_conv_pool) if self.first else (LATER_KERNEL, layers.conv_pool)
         shape = (1 + (1 if self.first else len(x)) * size**2, self.channels)
         weights = self.param("weights", layers.uniform_by_fan_in, shape, num_inputs * size**2, width)
@@ -80,9 +80,9 @@ class CNN(nn.Module):
     num_outputs: int
 
     @nn.compact
-    def __call__(self, patches: jax.Array, channels: Sequence[Width], widths: Sequence[Width]) -> jax.Array:
-        """patches float [patch, row, column, image] from `layers.first_patches` -> float [image, num_outputs]."""
-        x, num_inputs = patches, 1
+    def __call__(self, x: jax.Array, channels: Sequence[Width], widths: Sequence[Width]) -> jax.Array:
+        """x float [row, column, image] from `images_last` -> float [image, num_outputs]."""
+        num_inputs = 1
         for i, maximum in enumerate(self.channels):
             x = MaskedConvPool(maximum, first=i == 0, name=f"conv{i + 1}")(x, num_inputs, channels[i])
             num_inputs = channels[i]
@@ -113,6 +113,6 @@ def scale_pixels(images: jax.Array) -> jax.Array:
     return images.astype(jnp.result_type(float)) / 255
 
 
-def image_patches(images: jax.Array) -> jax.Array:
-    """uint8 images [image, row, column] -> what `CNN` takes."""
-    return layers.first_patches(scale_pixels(images), FIRST_KERNEL)
+def images_last(images: jax.Array) -> jax.Array:
+    """uint8 images [image, row, column] -> what `CNN` takes: float [row, column, image] in [0, 1]."""
+    return scale_pixels(images.transpose(1, 2, 0))

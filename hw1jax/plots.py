@@ -11,8 +11,9 @@ from contextlib import AbstractContextManager
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm, Normalize
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
@@ -44,7 +45,6 @@ STYLE = {
     "figure.labelsize": 8,
     "figure.titlesize": 8.5,
     "figure.facecolor": "white",
-    "savefig.facecolor": "white",
 }
 
 
@@ -55,14 +55,14 @@ def style() -> AbstractContextManager[None]:
 
 def figure(num_rows: int = 1, num_columns: int = 1, *, height: float, **options) -> tuple[Figure, np.ndarray]:
     """A figure as wide as a page and `height` inches high, with its axes [row, column]; options as of `subplots`."""
-    new = Figure(figsize=(WIDTH, height), layout="constrained")
+    new = Figure(figsize=(WIDTH, height), dpi=DOTS_PER_INCH, layout="constrained")
     return new, new.subplots(num_rows, num_columns, squeeze=False, **options)
 
 
 def png(figure: Figure) -> bytes:
     """The figure as a PNG file; the same figure gives the same bytes."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})  # `savefig` would draw twice
     return buffer.getvalue()
 
 
@@ -143,25 +143,25 @@ def learning_profile(
     return ax
 
 
-def validation_curves(ax: Axes, curves: Array, complete: Array, best: int, *, loss_name: str) -> Axes:
-    """Validation loss of every trial, curves [trial, epoch]; complete bool [trial]; `best` is a row.
+def validation_curves(ax: Axes, curves: Array, usual: Array, best: int, *, loss_name: str) -> Axes:
+    """Validation loss of every trial, curves [trial, epoch]; usual bool [trial]; `best` is a row.
 
-    The limits come from the complete trials: what a diverged one does leaves the figure, not the others flat.
+    The limits come from the usual trials: a diverged one leaves the figure instead of flattening the others.
     """
     epochs = np.arange(1, curves.shape[1] + 1)
     dots = _dots(epochs)
-    labels = {True: "other trials", False: "failed trials"}
-    for row, (curve, done) in enumerate(zip(curves, complete, strict=True)):
+    labels = {True: "other trials", False: "failed or off the scale"}
+    for row, (curve, done) in enumerate(zip(curves, usual, strict=True)):
         if row != best:
             look = {"color": BLUE, "alpha": 0.45} if done else {"color": GREY, "linestyle": ":"}
             ax.plot(epochs, curve, linewidth=0.6, label=labels.pop(bool(done), None), **look, **dots)
     ax.plot(epochs, curves[best], color=BEST, linewidth=1.8, label="best trial", zorder=3, **dots)
     ax.set(title="Validation loss of all trials, mean over the folds", xlabel="epoch", ylabel=loss_name)
     _epoch_axis(ax, epochs)
-    usual = curves[complete]
-    usual = usual[np.isfinite(usual)]
-    _log_loss_axis(ax, usual)
-    low, high = usual.min(), np.quantile(usual, 0.995)
+    shown = curves[usual]
+    shown = shown[np.isfinite(shown)]
+    _log_loss_axis(ax, shown)
+    low, high = shown.min(), np.quantile(shown, 0.995)
     room = 0.05 * (high - low) or 0.05 * abs(high) or 1
     ax.set_ylim(low * 0.92 if ax.get_yscale() == "log" else low - room, high + 2 * room)
     ax.legend()
@@ -172,14 +172,14 @@ def validation_curves(ax: Axes, curves: Array, complete: Array, best: int, *, lo
 
 
 def trial_scores(
-    ax: Axes, numbers: Array, folds: Array, means: Array, complete: Array, *, constant: float, loss_name: str
+    ax: Axes, numbers: Array, folds: Array, means: Array, usual: Array, *, constant: float, loss_name: str
 ) -> Axes:
     """Each trial's score: a dot a fold (folds [trial, fold]) and a bar at the mean ([trial]), in the given order.
 
-    Failed trials (complete is False) are crosses at the top edge; the dashed line is the loss of a constant.
+    Trials that are not `usual` (failed, or far off) are crosses at the top edge; the dashed line is a constant's loss.
     """
     place = np.arange(len(numbers))
-    done = np.asarray(complete, bool)
+    done = np.asarray(usual, bool)
     ax.axhline(constant, color=GREY, linestyle="--", linewidth=0.8, label="constant prediction")
     ax.vlines(place[done], folds[done].min(axis=1), folds[done].max(axis=1), color=LIGHT, linewidth=2.5, zorder=1)
     columns = [ax.plot(place[done], fold[done], "o", color=BLUE, markersize=2.5)[0] for fold in folds.T]
@@ -196,28 +196,28 @@ def trial_scores(
 
 
 def hyperparameter_slice(
-    ax: Axes, values: Array, scores: Array, complete: Array, learned: Array, best: int, *, name: str, choices: Sequence
+    ax: Axes, values: Array, scores: Array, usual: Array, learned: Array, best: int, *, name: str, choices: Sequence
 ) -> Axes:
     """One hyperparameter against the score, a point a trial (all [trial]), coloured by score.
 
     Args:
       values: float, or str for a choice among names.
-      complete: bool; failed trials are crosses at the top edge.
+      usual: bool; the others, failed or far off, are crosses at the top edge.
       learned: bool; trials no better than a constant are hollow.
       best: the row with a ring around it.
       choices: what could be drawn: (low, high), or the names.
     """
     values = _place(ax, values, choices)
-    norm = _score_norm(scores[complete])
-    shown = complete & learned
+    norm = _score_norm(scores[usual])
+    shown = usual & learned
     ax.scatter(
         values[shown], scores[shown], c=scores[shown], norm=norm, cmap=SEQUENTIAL, s=18, edgecolor=GREY, linewidth=0.3
     )
-    hollow = complete & ~learned
+    hollow = usual & ~learned
     ax.scatter(values[hollow], scores[hollow], s=14, facecolor="none", edgecolor=GREY, linewidth=0.8)
     ax.scatter(values[best], scores[best], s=70, facecolor="none", edgecolor=BEST, linewidth=1.4, zorder=3)
-    _crosses(ax, values[~complete])
-    _log_loss_axis(ax, scores[complete])
+    _crosses(ax, values[~usual])
+    _log_loss_axis(ax, scores[usual])
     ax.set_xlabel(name)
     return ax
 
@@ -227,7 +227,7 @@ def score_plane(
     x: Array,
     y: Array,
     scores: Array,
-    complete: Array,
+    usual: Array,
     names: Sequence[str],
     best: int,
     *,
@@ -239,9 +239,9 @@ def score_plane(
 
     The ranges are (low, high) of what could be drawn; `labels` are those of x, y and score.
     """
-    norm = _score_norm(scores[complete])
+    norm = _score_norm(scores[usual])
     for marker, name in zip(MARKERS, sorted(set(names)), strict=False):
-        mask = complete & (np.asarray(names) == name)
+        mask = usual & (np.asarray(names) == name)
         ax.scatter(
             x[mask],
             y[mask],
@@ -255,8 +255,8 @@ def score_plane(
         )
         ax.plot([], [], marker, color=GREY, markersize=5, label=name)
     ax.scatter(x[best], y[best], s=110, facecolor="none", edgecolor=BEST, linewidth=1.5, label="best trial")
-    if not complete.all():
-        ax.plot(x[~complete], y[~complete], "x", color=GREY, markersize=5, label="failed")
+    if not usual.all():
+        ax.plot(x[~usual], y[~usual], "x", color=GREY, markersize=5, label="failed or off the scale")
     _range_axis(ax, "x", *x_range)
     _range_axis(ax, "y", *y_range)
     ax.set(title="Learning rate and L2 of all trials, coloured by score", xlabel=labels[0], ylabel=labels[1])
@@ -443,18 +443,18 @@ def _range_axis(ax: Axes, axis: str, low: float, high: float) -> None:
 
 
 def _score_norm(scores: Array) -> Normalize:
-    """Colours for scores; logarithmic where they span much, and never of no width."""
+    """Colours for scores, never of no width."""
     low, high = float(scores.min()), float(scores.max())
-    if low == high:
-        return Normalize(low - 0.5, high + 0.5)
-    return LogNorm(low, high) if 0 < 4 * low < high else Normalize(low, high)
+    return Normalize(low, high) if low < high else Normalize(low - 0.5, high + 0.5)
 
 
 def _crosses(ax: Axes, x: Array) -> None:
-    """Failed trials: crosses at the top edge, as they have no score."""
+    """Trials without a score, or one far off: crosses at the top edge."""
     if len(x):
+        ax.margins(y=0.12)  # so that they stand above the points
+        label = "failed or off the scale"
         ax.plot(
-            x, np.full(len(x), 0.97), "x", color=GREY, markersize=5, transform=ax.get_xaxis_transform(), label="failed"
+            x, np.full(len(x), 0.97), "x", color=GREY, markersize=5, transform=ax.get_xaxis_transform(), label=label
         )
 
 

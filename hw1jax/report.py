@@ -16,7 +16,7 @@ from hw1jax.inspection import Run
 PROFILE_INPUTS = (-2.0, 0.0, 2.0)  # where the homework report shows the regression's activations
 TEST_IMAGE = 0  # the test image whose activations are shown
 NUM_MISTAKES = 12  # misclassified images that are shown
-LEARNED = 0.95  # a trial has learned something if its score is below this share of a constant's loss
+LEARNED, OFF_SCALE = 0.95, 5  # of a constant's loss: a trial below has learned something; one beyond is not drawn
 
 
 class Picture(NamedTuple):
@@ -187,8 +187,7 @@ def _learning(run: Run) -> list[Picture]:
     means = {"train_mean": train.mean(axis=0), "val_mean": val.mean(axis=0), "refit": h["refit_train_loss"]}
     profile = partial(plots.learning_profile, train=train, val=val, loss_name=loss_name, **means)
     curves = h["val_loss"].mean(axis=1)  # [trial, epoch]
-    complete = run.trials.complete
-    every = partial(plots.validation_curves, curves=curves, complete=complete, best=best, loss_name=loss_name)
+    every = partial(plots.validation_curves, curves=curves, usual=_usual(run), best=best, loss_name=loss_name)
     return [
         Picture(
             "learning_profile",
@@ -200,7 +199,8 @@ def _learning(run: Run) -> list[Picture]:
         Picture(
             "validation_curves",
             f"Validation loss by epoch of all {len(curves)} trials, the best one marked",
-            "Every trial of the search, the mean over its folds. The limits come from the trials that did not fail.",
+            "Every trial of the search, the mean over its folds. Failed trials, and those that ended beyond "
+            f"{OFF_SCALE} times a constant's loss, don't count for the limits.",
             _grid([every], 1, height=3.2),
         ),
     ]
@@ -295,15 +295,17 @@ def _classification(run: Run) -> list[Picture | Markup]:
 def _search(run: Run) -> list[Picture]:
     trials, study = run.trials, run.study
     choices, label = inspection.choices(run.results["config"]), f"validation {study.loss_name}"
-    constant = inspection.constant_loss(run.data.y_train, len(study.classes) if study.classes else None)
+    constant, usual = _constant_loss(run), _usual(run)
     learned = trials.means < LEARNED * constant
-    num_failed, num_hollow = int(np.sum(~trials.complete)), int(np.sum(trials.complete & ~learned))
-    notes = f" {num_failed} failed: crosses, as they have no score." if num_failed else ""
-    hollow = f" {num_hollow} learned no more than a constant: hollow." if num_hollow else ""
+    num_failed, num_off = int(np.sum(~trials.complete)), int(np.sum(trials.complete & ~usual))
+    num_hollow = int(np.sum(usual & ~learned))
+    notes = f" Crosses: {num_failed} failed" if num_failed or num_off else ""
+    notes += f", {num_off} beyond {OFF_SCALE} times a constant's loss." if num_off else "." if notes else ""
+    hollow = f" Hollow: {num_hollow} learned no more than a constant." if num_hollow else ""
     order = np.argsort(trials.ranks, kind="stable")  # failed ones, of rank NaN, come last
-    ordered = {name: getattr(trials, name)[order] for name in ("numbers", "folds", "means", "complete")}
+    ordered = {name: getattr(trials, name)[order] for name in ("numbers", "folds", "means")} | {"usual": usual[order]}
     scores = partial(plots.trial_scores, constant=constant, loss_name=study.loss_name, **ordered)
-    shared = {"scores": trials.means, "complete": trials.complete, "best": run.best}
+    shared = {"scores": trials.means, "usual": usual, "best": run.best}
     one = partial(plots.hyperparameter_slice, learned=learned, **shared)
     slices = [partial(one, values=v, choices=choices[name], name=_words(name)) for name, v in trials.params.items()]
     num_columns = 3 if len(slices) in (3, 5, 6) else 4
@@ -338,6 +340,17 @@ def _search(run: Run) -> list[Picture]:
             _grid([plane], 1, height=3.4),
         ),
     ]
+
+
+def _constant_loss(run: Run) -> float:
+    return inspection.constant_loss(run.data.y_train, len(run.study.classes) if run.study.classes else None)
+
+
+def _usual(run: Run) -> np.ndarray:
+    """The trials whose scores fit into one figure, bool [trial]: neither failed nor far off, and always the best."""
+    usual = run.trials.complete & (run.trials.means <= OFF_SCALE * _constant_loss(run))
+    usual[run.best] = True
+    return usual
 
 
 def _network(run: Run) -> list[Picture]:
@@ -656,7 +669,8 @@ th { color: var(--soft); font-weight: 600; }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .7rem; overflow-x: auto; }
 .notice { background: var(--notice); border-left: 4px solid var(--edge); padding: .6rem .9rem; white-space: pre-wrap; }
 caption { text-align: left; font-weight: 600; padding: .6rem 0 .2rem; }
-.wide th, .wide td { white-space: nowrap; }
+.wide td { white-space: nowrap; }
+.wide th, .wide td { font-size: .85rem; padding-right: .7rem; }
 .pairs td { overflow-wrap: anywhere; }
 .pairs td:first-child { overflow-wrap: normal; }
 @media print { :root { --ink: #000; --soft: #333; --paper: #fff; --card: #fff; --line: #bbb; --link: #000;
@@ -664,6 +678,6 @@ caption { text-align: left; font-weight: 600; padding: .6rem 0 .2rem; }
   body { font-size: 10pt; } main { max-width: none; padding: 0; } nav { display: none; }
   .items { display: block; } figure { break-inside: avoid; margin: 0 0 1rem; max-width: 6.5in; border: 0; padding: 0; }
   h2, h3, h4 { break-after: avoid; } tr { break-inside: avoid; } .scroll { overflow: visible; }
-  table { font-size: 7.5pt; } th, td { padding-right: .4rem; } .wide th { white-space: normal; }
+  table { font-size: 7.5pt; } th, td, .wide th, .wide td { font-size: 7.5pt; padding-right: .4rem; }
   .cards { grid-template-columns: repeat(5, 1fr); } .cards dd { font-size: 1.2rem; } }
 """

@@ -183,7 +183,7 @@ def make_task(study: Study, channels: tuple[int, ...], hidden_units: tuple[int, 
     """The study's network with these maximum widths, as a task whose hyperparameters are `Hyperparameters`."""
     num_outputs = len(study.classes) if study.classes else 1
     if channels:
-        network, prepare = models.CNN(channels, hidden_units, num_outputs), models.image_patches
+        network, prepare = models.CNN(channels, hidden_units, num_outputs), models.images_last
         example = jnp.zeros((1, models.IMAGE_SIZE, models.IMAGE_SIZE), jnp.uint8)
     elif study.classes:
         network, prepare = models.MLP(hidden_units, num_outputs), models.scale_pixels

@@ -110,7 +110,7 @@ def test_a_diverged_trial_does_not_wreck_the_limits_of_the_curves(ax):
     low, high = ax.get_ylim()
     assert 0.8 < low < 1 and 2 < high < 2.5
     np.testing.assert_array_equal(line(ax, "best trial")[1], curves[0])
-    assert sorted(legend(ax)) == ["best trial", "failed trials", "other trials"]
+    assert sorted(legend(ax)) == ["best trial", "failed or off the scale", "other trials"]
 
 
 def test_equal_curves_still_have_limits_of_some_width(ax):
@@ -126,7 +126,7 @@ def test_trial_scores_show_folds_means_and_failed_trials(ax):
     np.testing.assert_allclose(line(ax, "mean"), [[0, 1], [1.1, 1.7]])
     np.testing.assert_array_equal(line(ax, "each fold"), [[0, 1], [1, 1.4]])
     np.testing.assert_array_equal(line(ax, "constant prediction")[1], [2.3, 2.3])
-    np.testing.assert_array_equal(line(ax, "failed")[0], [2])
+    np.testing.assert_array_equal(line(ax, "failed or off the scale")[0], [2])
     assert tick_labels(ax.xaxis) == ["7", "2", "4"]
     assert ax.get_ylim()[1] < 3
 
@@ -148,7 +148,7 @@ def test_a_slice_shows_learned_hollow_failed_and_best_trials(ax):
     np.testing.assert_array_equal(hollow.get_offsets(), [[20, 2.3]])
     assert len(hollow.get_facecolor()) == 0
     np.testing.assert_array_equal(ring.get_offsets(), [[10, 0.5]])
-    np.testing.assert_array_equal(line(ax, "failed")[0], [30])
+    np.testing.assert_array_equal(line(ax, "failed or off the scale")[0], [30])
     low, high = ax.get_xlim()
     assert low < 5 and high > 50 and ax.get_xscale() == "linear" and ax.get_xlabel() == "units"
 
@@ -176,8 +176,8 @@ def test_the_score_plane_marks_optimizers_and_the_best(ax):
     )  # fmt: skip
     offsets = [tuple(np.ravel(c.get_offsets())) for c in ax.collections]
     assert offsets == [(1e-2, 1e-3), (1e-3, 1e-4), (1e-3, 1e-4)]  # adam, sgd, the ring
-    assert legend(ax) == ["adam", "sgd", "best trial", "failed"]
-    np.testing.assert_array_equal(line(ax, "failed")[0], [1e-1])
+    assert legend(ax) == ["adam", "sgd", "best trial", "failed or off the scale"]
+    np.testing.assert_array_equal(line(ax, "failed or off the scale")[0], [1e-1])
     assert ax.get_xscale() == ax.get_yscale() == "log"
 
 

@@ -134,8 +134,12 @@ def small():
 def runs(tmp_path_factory, small):
     """A fake run of each study, its page written."""
     folder = tmp_path_factory.mktemp("runs")
-    for study in studies.STUDIES:
-        report.write(fake_run(folder / study.name, study.name))
+    for name in DRAWS:
+        with pytest.MonkeyPatch.context() as patch:
+            if name == "fashion_mlp":  # its kinds of figures are all among the other classifier's: save the time
+                content = plots.png(plots.figure(height=1)[0])
+                patch.setattr(plots, "png", lambda figure, content=content: content)
+            report.write(fake_run(folder / name, name))
     return folder
 
 
@@ -143,6 +147,15 @@ def runs(tmp_path_factory, small):
 def run_copy(runs, tmp_path):
     """A regression's folder to be damaged."""
     return Path(shutil.copytree(runs / "regression", tmp_path / "regression"))
+
+
+@pytest.fixture
+def blank(monkeypatch):
+    """Where the figures don't matter: none is rendered; the list grows with each that would have been."""
+    rendered: list[plots.Figure] = []
+    content = plots.png(plots.figure(height=1)[0])
+    monkeypatch.setattr(plots, "png", lambda figure: rendered.append(figure) or content)
+    return rendered
 
 
 class Page(HTMLParser):
@@ -252,10 +265,10 @@ def test_links_lead_to_places_in_the_page(runs, name):
 def test_a_diverged_trial_is_in_the_table_and_last(runs):
     page = Page(runs / "regression" / "report.html")
     assert page.text.index("failed", page.text.index("All trials, the best first")) > page.text.rindex("complete")
-    assert "1 failed: crosses" in page.text
+    assert "Crosses: 1 failed." in page.text
 
 
-def test_text_from_outside_shows_as_text(tmp_path):
+def test_text_from_outside_shows_as_text(tmp_path, blank):
     results = {"title": EVIL, "command": f"python {EVIL}", "environment": {"device": EVIL, EVIL: "x"},
                "inputs": {"data_dir": EVIL}}  # fmt: skip
     path = report.write(fake_run(tmp_path / "regression", "regression", **results))
@@ -268,7 +281,7 @@ def test_text_from_outside_shows_as_text(tmp_path):
     assert Page(overview).text.count(EVIL) >= 6
 
 
-def test_own_data_have_no_gaps(tmp_path):
+def test_own_data_have_no_gaps(tmp_path, blank):
     data = tiny_data("regression")
     for part, x, y in (("train", data.x_train, data.y_train), ("test", data.x_test, data.y_test)):
         rows = "".join(f"{a!r},{b!r}\n" for a, b in zip(x[:, 0].tolist(), y[:, 0].tolist(), strict=True))
@@ -388,17 +401,16 @@ def test_an_overview_before_anything_has_ended_is_a_page_too(tmp_path):
     assert Page(report.write_overview(tmp_path, [], {})).text.count("has not run yet") == 6
 
 
-def test_the_overview_takes_figures_as_they_are_and_draws_missing_or_old_ones(run_copy, tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(plots, "png", lambda figure, png=plots.png: drawn.append(1) or png(figure))
+def test_the_overview_takes_figures_as_they_are_and_draws_missing_or_old_ones(run_copy, tmp_path, blank):
+    number = len(FIGURES["regression"] | EVERYWHERE)
     report.write_overview(tmp_path, [run_copy], {})
-    assert not drawn
+    assert len(blank) == 0
     (run_copy / "figures" / "time.png").unlink()
     report.write_overview(tmp_path, [run_copy], {})
-    assert len(drawn) == len(FIGURES["regression"] | EVERYWHERE)
+    assert len(blank) == number
     os.utime(run_copy / "figures" / "time.png", (0, 0))
     report.write_overview(tmp_path, [run_copy], {})
-    assert len(drawn) == 2 * len(FIGURES["regression"] | EVERYWHERE)
+    assert len(blank) == 2 * number
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -494,7 +506,7 @@ def test_a_browser_shows_the_page_without_complaint_request_or_sideways_scrollin
     assert [url for url in requests if not url.startswith("data:")] == [path.as_uri()]
 
 
-def test_a_browser_shows_a_script_in_a_title_as_text(tmp_path, browser):
+def test_a_browser_shows_a_script_in_a_title_as_text(tmp_path, browser, blank):
     path = report.write(fake_run(tmp_path / "regression", "regression", title=EVIL))
     browser.open(path, 400)
     assert browser.value("document.querySelector('h1').textContent") == EVIL
