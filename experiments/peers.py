@@ -1,4 +1,4 @@
-"""The peers that the benchmark compares hw1jax with: PyTorch and scikit-learn at the same work, in their strongest forms.
+"""The peers of the benchmark: PyTorch and scikit-learn at the same work as hw1jax, in their strongest forms.
 
     python experiments/peers.py --work FILE --peer 'torch eager 2 threads' --repeats 5 --seconds 5
 
@@ -27,10 +27,13 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+torch: Any = None  # a process that trains imports it (`child`); the benchmark, which imports this file, must not
 
 STUDIES = ("regression", "fashion_mlp", "fashion_cnn")
 EPOCHS_PER_PIECE = {"regression": 10, "fashion_mlp": 1, "fashion_cnn": 1}
@@ -53,7 +56,7 @@ class Work(NamedTuple):
 
 
 class Peer(NamedTuple):
-    """How a peer runs: its trainer (a class below), its processes, which share the work out, and the threads of each."""
+    """How a peer runs: its trainer (a class below), the processes that share the work, the threads of each."""
 
     trainer: str
     processes: int
@@ -124,7 +127,7 @@ def run_peer(
     microseconds, validation included, for each training sample) and samples_timed (training samples, one a repeat);
     final_train_loss (mean over the last epoch's batches as they are trained) and final_val_loss, [trial][fold] after a
     full run, else None, and None for a member that is not finite or not trained; threads (of each process); processes;
-    peak_rss_mb (all processes together); torch_version; scikit_learn_version; note. A peer that cannot run here gives
+    peak_rss_mb (all processes together); versions (of torch or sklearn); note. A peer that cannot run here gives
     {peer, skipped: the reason}. Raises ValueError for an unknown peer.
     """
     if name not in PEERS:
@@ -137,74 +140,62 @@ def run_peer(
     return json.loads(done.stdout.splitlines()[-1])
 
 
-# The same networks, losses and optimizers in torch.
+# The same networks and losses in torch. `params` is [weight, bias, weight, bias, ...].
 
 
 def network(work: Work, trial: int, fold: int):
     """The trial's network as an nn.Sequential, with torch's own initialisation: the same for every peer."""
-    import torch
-    from torch import nn
-
     torch.manual_seed(1000 * trial + fold)
-    channels = [1, *work.trials[trial].get("channels", [])]
-    layers, side = [], 28
-    for number, (before, after) in enumerate(itertools.pairwise(channels)):
-        kernel = 5 if number else 4
-        layers += [nn.Conv2d(before, after, kernel, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
-        side = (side + 3 - kernel) // 2
-    widths = [channels[-1] * side**2 if layers else work.x[0].size, *work.trials[trial]["hidden_units"]]
+    nn, settings = torch.nn, work.trials[trial]
+    layers, features, side = [], 1, 28
+    for channels in settings.get("channels", []):
+        kernel = 5 if layers else 4
+        layers += [nn.Conv2d(features, channels, kernel, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+        features, side = channels, (side + 3 - kernel) // 2
+    inputs = features * side**2 if layers else work.x[0].size
     layers.append(nn.Flatten())
-    for before, after in itertools.pairwise(widths):
-        layers += [nn.Linear(before, after), nn.Sigmoid()]
-    return nn.Sequential(*layers, nn.Linear(widths[-1], 1 if work.study == "regression" else 10))
+    for units in settings["hidden_units"]:
+        layers += [nn.Linear(inputs, units), nn.Sigmoid()]
+        inputs = units
+    return nn.Sequential(*layers, nn.Linear(inputs, 1 if work.study == "regression" else 10))
 
 
-def forward(params, x, num_convolutions: int):
-    """The same network as a function of [weight, bias, weight, bias, ...]: quicker than modules, and what vmap needs."""
-    import torch
-    from torch.nn import functional
-
-    layers = list(zip(params[::2], params[1::2], strict=True))
-    for weight, bias in layers[:num_convolutions]:
-        x = functional.max_pool2d(functional.relu(functional.conv2d(x, weight, bias, padding=1)), 2)
-    x = x.flatten(1)
-    for weight, bias in layers[num_convolutions:-1]:
-        x = torch.sigmoid(functional.linear(x, weight, bias))
-    return functional.linear(x, *layers[-1])
+def forward(params, x):
+    """The same network as a function of its parameters: 5 % quicker than modules, and what vmap needs."""
+    nn = torch.nn.functional
+    *hidden, last = zip(params[::2], params[1::2], strict=True)
+    for weight, bias in hidden:
+        if weight.dim() == 4:
+            x = nn.max_pool2d(nn.relu(nn.conv2d(x, weight, bias, padding=1)), 2)
+        else:
+            x = torch.sigmoid(nn.linear(x.flatten(1), weight, bias))
+    return nn.linear(x, *last)
 
 
 def mean_loss(outputs, y):
-    """Mean squared error for numbers, cross entropy for classes; float32 []."""
-    from torch.nn import functional
+    """Mean squared error for numbers, cross entropy for classes."""
+    nn = torch.nn.functional
+    return nn.mse_loss(outputs, y) if y.is_floating_point() else nn.cross_entropy(outputs, y)
 
-    return functional.mse_loss(outputs, y) if y.is_floating_point() else functional.cross_entropy(outputs, y)
 
-
-def weighted_loss(num_convolutions: int, params, x, y, weight):
+def weighted_loss(params, x, y, weight):
     """The mean loss over the examples of weight 1; those of weight 0 are padding."""
-    from torch.nn import functional
-
-    outputs = forward(params, x, num_convolutions)
+    outputs = forward(params, x)
     if y.is_floating_point():
         losses = (outputs - y).square().squeeze(-1)
     else:
-        losses = functional.cross_entropy(outputs, y, reduction="none")
+        losses = torch.nn.functional.cross_entropy(outputs, y, reduction="none")
     return (losses * weight).sum() / weight.sum()
 
 
-def stacked_losses(num_convolutions: int, params, x, y, index, weight):
+def stacked_losses(params, x, y, index, weight):
     """Mean losses [fold] of params stacked over folds, on the batches index [fold, batch] with weight [fold, batch]."""
-    from torch.func import vmap
-
-    return vmap(functools.partial(weighted_loss, num_convolutions))(params, *gather(x, y, index), weight)
+    return torch.func.vmap(weighted_loss)(params, *gather(x, y, index), weight)
 
 
-def stacked_gradients(num_convolutions: int, params, x, y, index, weight):
+def stacked_gradients(params, x, y, index, weight):
     """The gradients of the same, stacked as the params are, and the losses."""
-    from torch.func import grad_and_value, vmap
-
-    loss = functools.partial(weighted_loss, num_convolutions)
-    return vmap(grad_and_value(loss))(params, *gather(x, y, index), weight)
+    return torch.func.vmap(torch.func.grad_and_value(weighted_loss))(params, *gather(x, y, index), weight)
 
 
 def gather(x, y, index):
@@ -212,22 +203,16 @@ def gather(x, y, index):
 
 
 @functools.cache
-def compiled_losses(num_convolutions: int):
-    import torch
-
-    def losses(*arguments):
-        return stacked_losses(num_convolutions, *arguments)
-
-    return torch.compile(losses, fullgraph=True, dynamic=True)
+def compiled_losses():
+    return torch.compile(stacked_losses, fullgraph=True, dynamic=True)
 
 
 @functools.cache
-def compiled_step(num_convolutions: int, optimizer: str):
-    """The whole training step in one graph, the update written out: torch.optim's would hold the learning rate fixed."""
-    import torch
+def compiled_step(optimizer: str):
+    """A training step as one graph, the update written out: torch.optim's holds the learning rate as a constant."""
 
     def step(params, first, second, count, learning_rate, l2, *batch):
-        gradients, losses = stacked_gradients(num_convolutions, params, *batch)
+        gradients, losses = stacked_gradients(params, *batch)
         count.add_(1)
         for param, gradient, m, v in zip(params, gradients, first, second, strict=True):
             gradient = gradient + l2 * param
@@ -242,7 +227,15 @@ def compiled_step(num_convolutions: int, optimizer: str):
                 param.sub_(learning_rate / (1 - 0.9**count) * m / ((v / (1 - 0.999**count)).sqrt() + 1e-8))
         return losses
 
+    torch._dynamo.config.recompile_limit = 64  # widths that happen to be equal get a graph of their own
+    # Static widths are a fifth faster in the regression, and cost 8 s of compiling a trial, more than its training.
     return torch.compile(step, fullgraph=True, dynamic=True)
+
+
+def make_optimizer(params, settings: dict[str, Any], *, fast: bool):
+    make = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop}[settings["optimizer"]]
+    options = {"foreach" if settings["optimizer"] == "rmsprop" else "fused": True} if fast else {}
+    return make(params, lr=settings["learning_rate"], weight_decay=settings["l2"], **options)
 
 
 # The trainers. Each trains the given folds of one trial: `train` takes some steps of an epoch, order int32
@@ -252,69 +245,50 @@ def compiled_step(num_convolutions: int, optimizer: str):
 class Eager:
     """One member at a time in PyTorch's eager mode."""
 
-    optimizers = ("adam", "sgd", "rmsprop")
-    folds_together = False
+    optimizers, folds_together = ("adam", "sgd", "rmsprop"), False
 
     @staticmethod
     def prepare(work: Work):
-        """What all members share: x as float32, classes as int64, resident tensors."""
-        import torch
-
+        """What all members share, resident: x as float32, classes as int64."""
         x, y = torch.from_numpy(work.x), torch.from_numpy(work.y)
         if work.study == "regression":
             return x, y
         x = x.float().div_(255)
         return x.unsqueeze(1) if work.study == "fashion_cnn" else x.flatten(1), y.long()
 
-    def __init__(self, work: Work, data, trial: int, folds: tuple[int, ...]):
-        import torch
+    def __init__(self, work: Work, data, trial: int, folds: list[int]):
+        self.work, self.data = work, data
+        self.params = self.parameters([network(work, trial, fold) for fold in folds])
+        self.optimizer = make_optimizer(self.params, work.trials[trial], fast=True)
 
-        self.work, self.data, settings = work, data, work.trials[trial]
-        self.num_convolutions = len(settings.get("channels", []))
-        self.params = self.stack([network(work, trial, fold) for fold in folds])
-        options = {"lr": settings["learning_rate"], "weight_decay": settings["l2"]}
-        if settings["optimizer"] == "rmsprop":
-            self.optimizer = torch.optim.RMSprop(self.params, alpha=0.99, foreach=True, **options)
-        else:
-            make = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[settings["optimizer"]]
-            self.optimizer = make(self.params, fused=True, **options)
-
-    def stack(self, networks):
+    def parameters(self, networks):
         return list(networks[0].parameters())
 
     def train(self, order: np.ndarray):
-        import torch
-
-        index, batch = torch.from_numpy(order[order >= 0]), order.shape[2]
-        total = torch.zeros(1)
+        index, batch, total = torch.from_numpy(order[order >= 0]), order.shape[2], torch.zeros(1)
         # One gather for all steps is best for the regression's short rows; images are best gathered step by step.
         for rows in index.split(len(index) if self.work.study == "regression" else batch):
-            x, y = (part.index_select(0, rows).split(batch) for part in self.data)
-            for batch_x, batch_y in zip(x, y, strict=True):
-                loss = mean_loss(forward(self.params, batch_x, self.num_convolutions), batch_y)
+            for x, y in zip(*(part.index_select(0, rows).split(batch) for part in self.data), strict=True):
+                loss = mean_loss(forward(self.params, x), y)
                 loss.backward()
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=True)
-                total.add_(loss.detach(), alpha=len(batch_y))
+                total.add_(loss.detach(), alpha=len(y))
         return total
 
     def validate(self, order: np.ndarray):
-        import torch
-
         total = torch.zeros(1)
         with torch.inference_mode():
             for rows in torch.from_numpy(order[order >= 0]).split(VALIDATION_BATCH[self.work.study]):
                 x, y = (part.index_select(0, rows) for part in self.data)
-                total.add_(mean_loss(forward(self.params, x, self.num_convolutions), y), alpha=len(rows))
+                total.add_(mean_loss(forward(self.params, x), y), alpha=len(rows))
         return total
 
 
 class ChannelsLast(Eager):
     """The same with weights, and so all activations of the convolutions, in channels_last."""
 
-    def stack(self, networks):
-        import torch
-
+    def parameters(self, networks):
         return list(networks[0].to(memory_format=torch.channels_last).parameters())
 
 
@@ -323,61 +297,50 @@ class Vmapped(Eager):
 
     folds_together = True
 
-    def stack(self, networks):
-        import torch
-
+    def parameters(self, networks):
         return [torch.stack(same).detach() for same in zip(*(net.parameters() for net in networks), strict=True)]
 
-    def step(self, index, weight):
-        gradients, losses = stacked_gradients(self.num_convolutions, self.params, *self.data, index, weight)
+    def step(self, *batch):
+        gradients, losses = stacked_gradients(self.params, *batch)
         for param, gradient in zip(self.params, gradients, strict=True):
             param.grad = gradient
         self.optimizer.step()
         return losses
 
-    def losses(self, index, weight):
-        return stacked_losses(self.num_convolutions, self.params, *self.data, index, weight)
+    def losses(self, *batch):
+        return stacked_losses(self.params, *batch)
 
-    def run(self, function, index):  # [batch, fold, sample]
-        import torch
-
+    def sum_losses(self, function, batches):  # batches: int32 [fold, batch] each
+        total = 0
         with torch.no_grad():
-            index = index.clone(memory_format=torch.contiguous_format)  # odd strides would make a graph compile again
-            weight = (index >= 0).float()
-            total = torch.zeros(index.shape[1])
-            for rows, weights, count in zip(index.clamp(min=0), weight, weight.sum(2), strict=True):
-                total.addcmul_(function(rows, weights), count)
+            for index in batches:
+                index = index.clone(memory_format=torch.contiguous_format)  # other strides would compile anew
+                weight = (index >= 0).float()
+                total = total + function(*self.data, index.clamp_(min=0), weight) * weight.sum(1)
         return total
 
     def train(self, order: np.ndarray):
-        import torch
-
-        return self.run(self.step, torch.from_numpy(order).swapaxes(0, 1))
+        return self.sum_losses(self.step, torch.from_numpy(order).unbind(1))
 
     def validate(self, order: np.ndarray):
-        import torch
-
-        parts = torch.from_numpy(order).split(VALIDATION_BATCH[self.work.study], dim=1)
-        return sum(self.run(self.losses, part[None]) for part in parts)
+        return self.sum_losses(self.losses, torch.from_numpy(order).split(VALIDATION_BATCH[self.work.study], dim=1))
 
 
 class CompiledFolds(Vmapped):
     """torch.compile of the whole step, and of the validation, of stacked folds."""
 
-    def __init__(self, work: Work, data, trial: int, folds: tuple[int, ...]):
-        import torch
-
+    def __init__(self, work: Work, data, trial: int, folds: list[int]):
         super().__init__(work, data, trial, folds)
         settings = work.trials[trial]
-        self.compiled_step = compiled_step(self.num_convolutions, settings["optimizer"])
         moments = [[torch.zeros_like(param) for param in self.params] for _ in range(2)]
         self.state = *moments, *(torch.tensor(number) for number in (0.0, settings["learning_rate"], settings["l2"]))
+        self.compiled_step = compiled_step(settings["optimizer"])
 
-    def step(self, index, weight):
-        return self.compiled_step(self.params, *self.state, *self.data, index, weight)
+    def step(self, *batch):
+        return self.compiled_step(self.params, *self.state, *batch)
 
-    def losses(self, index, weight):
-        return compiled_losses(self.num_convolutions)(self.params, *self.data, index, weight)
+    def losses(self, *batch):
+        return compiled_losses()(self.params, *batch)
 
 
 class Compiled(CompiledFolds):
@@ -389,8 +352,7 @@ class Compiled(CompiledFolds):
 class ScikitLearn:
     """MLPRegressor or MLPClassifier with `partial_fit` in the given order, set so that its gradients are ours."""
 
-    optimizers = ("adam", "sgd")
-    folds_together = False
+    optimizers, folds_together = ("adam", "sgd"), False
 
     @staticmethod
     def prepare(work: Work):
@@ -400,17 +362,17 @@ class ScikitLearn:
             return work.x, work.y[:, 0]
         return work.x.reshape(len(work.x), -1) / np.float32(255), work.y
 
-    def __init__(self, work: Work, data, trial: int, folds: tuple[int, ...]):
+    def __init__(self, work: Work, data, trial: int, folds: list[int]):
         from sklearn.neural_network import MLPClassifier, MLPRegressor
 
         settings, batch = work.trials[trial], work.train_order.shape[3]
         self.data, self.regression = data, work.study == "regression"
-        scale = 0.5 if self.regression else 1.0  # its loss is half the squared error, and so are the gradients
+        scale = 0.5 if self.regression else 1.0  # its loss is half the squared error, and its gradients half of ours
         self.model = (MLPRegressor if self.regression else MLPClassifier)(
             hidden_layer_sizes=settings["hidden_units"],
             activation="logistic",
             solver=settings["optimizer"],
-            alpha=scale * batch * settings["l2"],  # it divides by the batch
+            alpha=scale * batch * settings["l2"],  # which it divides by the batch
             learning_rate_init=settings["learning_rate"] / (scale if settings["optimizer"] == "sgd" else 1),
             momentum=0.0,
             epsilon=scale * 1e-8,
@@ -427,7 +389,7 @@ class ScikitLearn:
     def validate(self, order: np.ndarray) -> np.ndarray:
         x, y = (part[order[order >= 0]] for part in self.data)
         if self.regression:
-            return np.array([np.square(self.model.predict(x) - y).sum()])
+            return np.square(self.model.predict(x) - y).sum(keepdims=True)
         return -np.log(self.model.predict_proba(x)[np.arange(len(y)), y]).sum(keepdims=True)
 
 
@@ -441,8 +403,6 @@ class Samples:
         return len(self.index)
 
     def __getitem__(self, position: int):
-        import torch
-
         x, y = self.work.x[self.index[position]], self.work.y[self.index[position]]
         if self.work.study == "regression":
             return torch.tensor(x), torch.tensor(y)
@@ -452,25 +412,19 @@ class Samples:
 class Homework:
     """The loop of a notebook."""
 
-    optimizers = ("adam", "sgd", "rmsprop")
-    folds_together = False
+    optimizers, folds_together = ("adam", "sgd", "rmsprop"), False
 
     @staticmethod
-    def prepare(work: Work):
+    def prepare(work: Work) -> None:
         return None
 
-    def __init__(self, work: Work, data, trial: int, folds: tuple[int, ...]):
-        import torch
-
-        settings = work.trials[trial]
+    def __init__(self, work: Work, data, trial: int, folds: list[int]):
         self.work, self.net = work, network(work, trial, folds[0])
-        make = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop}[settings["optimizer"]]
-        self.optimizer = make(self.net.parameters(), lr=settings["learning_rate"], weight_decay=settings["l2"])
+        self.optimizer = make_optimizer(self.net.parameters(), work.trials[trial], fast=False)
 
     def losses(self, order: np.ndarray):
-        from torch.utils.data import DataLoader
-
-        for x, y in DataLoader(Samples(self.work, order[order >= 0]), batch_size=self.work.train_order.shape[3]):
+        samples = Samples(self.work, order[order >= 0])
+        for x, y in torch.utils.data.DataLoader(samples, batch_size=self.work.train_order.shape[3]):
             yield mean_loss(self.net(x), y), len(y)
 
     def train(self, order: np.ndarray) -> np.ndarray:
@@ -483,8 +437,6 @@ class Homework:
         return np.array([sum(total)])
 
     def validate(self, order: np.ndarray) -> np.ndarray:
-        import torch
-
         with torch.no_grad():
             return np.array([sum(loss.item() * count for loss, count in self.losses(order))])
 
@@ -493,7 +445,7 @@ class Homework:
 
 
 def train_piece(trainer, work: Work, folds: list[int], number: int) -> int:
-    """Train piece `number` of a member's search, with as large a part of the validation; returns the samples trained."""
+    """Train piece `number` of a member's search and as large a part of the validation; returns the samples."""
     _, num_epochs, num_steps, _ = work.train_order.shape
     pieces, repeats = min(PIECES_PER_EPOCH[work.study], num_steps), EPOCHS_PER_PIECE[work.study]
     samples = 0
@@ -524,6 +476,8 @@ def measure(options: argparse.Namespace, counter, barrier) -> dict[str, Any]:
     work, peer = load_work(options.work), PEERS[options.peer]
     trainer_class = globals()[peer.trainer]
     trials = [n for n, trial in enumerate(work.trials) if trial["optimizer"] in trainer_class.optimizers]
+    if work.study not in peer.studies:
+        raise Skip(f"it is for {', '.join(peer.studies)} alone")
     if not trials:
         raise Skip("it has none of the optimizers of these trials")
     num_steps = (work.train_order >= 0).any(3).sum(2)
@@ -531,8 +485,7 @@ def measure(options: argparse.Namespace, counter, barrier) -> dict[str, Any]:
         raise Skip("the folds differ in their numbers of steps")
     folds = list(range(len(work.train_order)))
     groups = [folds] if trainer_class.folds_together else [[fold] for fold in folds]
-    data = trainer_class.prepare(work)
-    make = functools.partial(trainer_class, work, data)
+    make = functools.partial(trainer_class, work, trainer_class.prepare(work))
 
     with counter.get_lock():  # one process after the other: the second finds what the first compiled
         start = time.monotonic()
@@ -541,27 +494,25 @@ def measure(options: argparse.Namespace, counter, barrier) -> dict[str, Any]:
             trainer.train(work.train_order[groups[0], 0, :1])
             trainer.validate(work.val_order[groups[0], : VALIDATION_BATCH[work.study]])
         first_seconds = time.monotonic() - start
-    if not options.full:
-        for trainer in trainers:
-            train_piece(trainer, work, groups[0], 0)
 
-    spans, losses, jobs = [], [], list(itertools.product(trials, groups))
-    for _ in range(1 if options.full else options.repeats):
+    spans, losses = [], []
+    for repeat in range(1 if options.full else 1 + options.repeats):
         barrier.wait()
         start, samples = time.monotonic(), 0
         if options.full:
+            jobs = list(itertools.product(trials, groups))
             for trial, group in (jobs[number] for number in take(counter, lambda number: number == len(jobs))):
                 losses.append((trial, group, *train_search(make(trial, group), work, group)))
                 samples += int((work.train_order[group] >= 0).sum())
         else:
-            over = functools.partial(round_is_over, len(trials), start + options.seconds)
-            for turn, number in (divmod(number, len(trials)) for number in take(counter, over)):
-                samples += train_piece(trainers[number], work, groups[0], turn + 1)
+            deadline = start + (options.seconds if repeat else 0.1)  # the first, of a round, is for warming up
+            for number in take(counter, functools.partial(round_is_over, len(trials), deadline)):
+                samples += train_piece(trainers[number % len(trials)], work, groups[0], number // len(trials))
         spans.append((start, time.monotonic(), samples))
         barrier.wait()
     return {
         "compile_seconds": first_seconds if issubclass(trainer_class, CompiledFolds) else 0.0,
-        "spans": spans,
+        "spans": spans if options.full else spans[1:],
         "losses": losses,
         "peak_rss_mb": peak_rss_mb(),
         "versions": {name: sys.modules[name].__version__ for name in ("torch", "sklearn") if name in sys.modules},
@@ -594,6 +545,7 @@ def peak_rss_mb() -> float:
 
 def child(pipe, options: argparse.Namespace, counter, barrier) -> None:
     """What a process runs: `measure`, its result or the reason for none sent through the pipe."""
+    global torch
     try:
         if PEERS[options.peer].trainer != "ScikitLearn":
             import torch
@@ -601,20 +553,20 @@ def child(pipe, options: argparse.Namespace, counter, barrier) -> None:
             torch.set_num_threads(PEERS[options.peer].threads)
         pipe.send(measure(options, counter, barrier))
     except threading.BrokenBarrierError:
-        pipe.send({})  # the other process knows why
+        pipe.send({})  # the other process says why
     except Exception as error:
         barrier.abort()
+        reason = str(error) if isinstance(error, Skip) else f"{type(error).__name__}: {error}".splitlines()[0]
         if isinstance(error, ImportError):
-            error = Skip(f"{error}: pip install '.[peers]' brings it")
+            reason = f"{error}: pip install '.[peers]' brings it"
         elif not isinstance(error, Skip):
             traceback.print_exc()
-        reason = str(error) if isinstance(error, Skip) else f"{type(error).__name__}: {error}"
-        pipe.send({"skipped": reason.splitlines()[0]})
+        pipe.send({"skipped": reason})
 
 
 def run_processes(options: argparse.Namespace) -> dict[str, Any]:
     """Start a peer's processes, let them share the work, and put their measurements together."""
-    peer, context, pipes = PEERS[options.peer], multiprocessing.get_context("spawn"), []
+    peer, context, pipes, parts = PEERS[options.peer], multiprocessing.get_context("spawn"), [], []
     os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(peer.threads)))
     # glibc returns freed blocks of some MB to the system and faults them in again: 5 % of the CNN's time.
     os.environ.update(MALLOC_MMAP_THRESHOLD_=str(1 << 32), MALLOC_TRIM_THRESHOLD_=str(1 << 33))
@@ -623,10 +575,16 @@ def run_processes(options: argparse.Namespace) -> dict[str, Any]:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
         for _ in range(peer.processes):
             receiver, sender = context.Pipe(duplex=False)
-            context.Process(target=child, args=(sender, options, counter, barrier)).start()
+            context.Process(target=child, args=(sender, options, counter, barrier), daemon=True).start()
             sender.close()
             pipes.append(receiver)
-        parts = [pipe.recv() for pipe in pipes]
+        try:
+            while pipes:
+                for pipe in connection.wait(pipes):
+                    parts.append(pipe.recv())
+                    pipes.remove(pipe)
+        except EOFError:
+            parts = [{"skipped": "a process died: was there enough memory?"}]
     for part in parts:
         if "skipped" in part:
             return {"peer": options.peer, **part}

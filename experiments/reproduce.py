@@ -15,7 +15,6 @@ import command
 import tyro
 
 from hw1jax import report, studies
-from hw1jax.environment import process_start
 from hw1jax.progress import print_summary
 from hw1jax.studies import Settings, Study
 
@@ -60,7 +59,7 @@ def reproduce(options: Options) -> int:
     studies.check_folder(folder)
     for study in studies.STUDIES:  # a mistake in the flags is told before an hour of work, not after
         studies.check(study, settings_of(study, options, folder))
-    started, all_results, failures = process_start(), [], {}
+    started, all_results, failures = command.STARTED, [], {}
     for study in studies.STUDIES:
         settings = settings_of(study, options, folder)
         try:

@@ -3,7 +3,6 @@
 import os
 import platform
 import subprocess
-import time
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -47,13 +46,3 @@ def _commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return commit.stdout.strip() + (" with changes" if changes.stdout.strip() else "")
-
-
-def process_start() -> float:
-    """When this process started, in seconds since the epoch; where the system doesn't tell, about now."""
-    try:
-        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-        ticks = int(fields[19])  # field 22 of the line: clock ticks from boot to the start of the process
-        return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
-    except (OSError, AttributeError, IndexError, ValueError):
-        return time.time() - time.process_time()

@@ -52,6 +52,8 @@ class Settings:
     """Optimizers to choose from."""
     widths: Literal["auto", "padded", "exact"] = "auto"
     """Networks padded to the same widths in one program, or each at its own widths in its own program."""
+    members_per_program: int | None = None
+    """Networks (trials x folds) that one program trains at most; as many as there are, if not given."""
     out: Path | None = None
     """Folder of the results; runs/STUDY, or runs/quick/STUDY with --quick, if not given."""
     quick: bool = False
@@ -267,6 +269,8 @@ def check(study: Study, settings: Settings) -> None:
     for name, least in (("num_trials", 1), ("num_epochs", 1), ("batch_size", 1), ("num_folds", 2), ("seed", 0)):
         if getattr(settings, name) < least:
             raise ValueError(f"{_flag(name)} must be at least {least}, got {getattr(settings, name)}")
+    if settings.members_per_program is not None and settings.members_per_program < settings.num_folds:
+        raise ValueError(f"--members-per-program must be at least a trial's {settings.num_folds} folds")
     if settings.seed > LARGEST_SEED:
         raise ValueError(f"--seed must be at most {LARGEST_SEED}, got {settings.seed}")
     space = space_of(settings)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import reproduce
 
-from hw1jax import run, search, storage, studies
+from hw1jax import batches, run, search, storage, studies
 from hw1jax.data import Dataset
 from hw1jax.model_file import load_model
 from hw1jax.progress import Observer
@@ -118,8 +118,8 @@ def test_finished_search_is_not_trained_again_and_more_trials_extend_it(tmp_path
     execute(study, tmp_path / "once", num_trials=4)
     before = lasting(tmp_path / "once")
     trained = []
-    train = run.Batches._train
-    monkeypatch.setattr(run.Batches, "_train", lambda self, draws: trained.append(list(draws)) or train(self, draws))
+    train = batches.Batches._train
+    monkeypatch.setattr(batches.Batches, "_train", lambda self, draws: trained.append(list(draws)) or train(self, draws))
     execute(study, tmp_path / "once", num_trials=4)
     assert lasting(tmp_path / "once") == before
     assert trained == []
