@@ -33,13 +33,13 @@ class Batches:
         self._key, self._curve_x, self._observer = jax.random.key(seed), curve_x, observer
 
     def train(self, draws: dict[int, Draw]) -> dict[int, np.ndarray]:
-        """{trial number: draw} -> {trial number: validation loss of each fold after the last epoch}."""
+        """{trial number: draw} -> {trial number: validation losses, [fold, epoch]}."""
         path = self._path(min(draws))
         trained = self.read(min(draws)) if path.exists() else None
         if trained is None or len(trained.val_loss) < len(draws):
             trained = self._train(draws)
             storage.write_arrays(path, trained._asdict())
-        return {number: trained.val_loss[i, :, -1] for i, number in enumerate(draws)}
+        return {number: trained.val_loss[i] for i, number in enumerate(draws)}
 
     def read(self, first: int) -> Trained:
         """The batch whose first trial has this number."""

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+LARGEST_TRANSPOSED = 512  # inputs of a dense layer above which transposing them costs more than it saves
+
 Width = int | jax.Array  # a number of units or channels, Python's or traced
 
 
@@ -50,9 +52,28 @@ def mask_units(x: jax.Array, width: Width) -> jax.Array:
     return jnp.where(lax.broadcast_in_dim(inside, x.shape, (x.ndim - 1,)), x, 0)
 
 
+@jax.custom_vjp
 def dense(x: jax.Array, weights: jax.Array) -> jax.Array:
     """x [batch, inputs], weights [1 + inputs, units] -> [batch, units]."""
     return x @ weights[1:] + weights[:1]
+
+
+def _dense_forward(x: jax.Array, weights: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return dense(x, weights), (x, weights)
+
+
+def _dense_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # Autodiff's product, over the first axis of both, takes XLA:CPU twice as long for small matrices as one with x
+    # transposed before. XLA would fold a mere transpose into the product; put together with the bias's ones it stays.
+    x, weights = saved
+    if x.shape[1] > LARGEST_TRANSPOSED:
+        weights_gradient = jnp.concatenate([jnp.sum(gradient, axis=0, keepdims=True), x.T @ gradient])
+    else:
+        weights_gradient = jnp.concatenate([jnp.ones((1, len(x)), x.dtype), x.T]) @ gradient
+    return gradient @ weights[1:].T, weights_gradient
+
+
+dense.defvjp(_dense_forward, _dense_backward)
 
 
 def pooled_size(size: int, kernel_size: int) -> int:

@@ -16,7 +16,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-SAMPLERS = ("random", "tpe")
+MOST_REPORTS = 20  # intermediate values of a trial, for Optuna's plots
 
 
 class IntRange(NamedTuple):
@@ -86,7 +86,9 @@ class TrialScore(NamedTuple):
 
     @property
     def mean(self) -> float:
-        return float(np.mean(self.scores))
+        """Mean over the folds: what is minimised."""
+        with np.errstate(invalid="ignore"):  # infinity less infinity, in a failed trial
+            return float(np.mean(self.scores))
 
     @property
     def std(self) -> float:
@@ -207,7 +209,7 @@ def suggest(trial: Trial, space: Space) -> Draw:
 def search(
     study: optuna.Study,
     space: Space,
-    train: Callable[[dict[int, Draw]], dict[int, Sequence[float]]],
+    train: Callable[[dict[int, Draw]], dict[int, Sequence[float] | np.ndarray]],
     *,
     num_trials: int,
     batch_size: int,
@@ -220,7 +222,8 @@ def search(
     Args:
       study: from `open_study`.
       space: what to draw from.
-      train: {number: draw} -> {number: score of each fold}.
+      train: {number: draw} -> {number: validation losses [fold, epoch], or [fold] after the last epoch alone}. The
+        last ones are the scores.
       num_trials: trials in all, those that the study already has included.
       batch_size: trials a batch.
     """
@@ -229,13 +232,17 @@ def search(
         trials = {number: _ask(study, number) for number in numbers}
         draws = {number: suggest(trial, space) for number, trial in trials.items()}
         frozen = study.get_trials(deepcopy=False)
-        scores = {n: frozen[n].user_attrs["scores"] for n in numbers if frozen[n].state.is_finished()}
-        if len(scores) < len(numbers):  # a trial that has a score keeps it, though its slot runs once more
-            scores = train(draws) | scores
-        batch = [TrialScore(number, draws[number], tuple(map(float, scores[number]))) for number in numbers]
-        for score in batch:
-            if not frozen[score.number].state.is_finished():
-                _tell(study, trials[score.number], score)
+        losses = {n: frozen[n].user_attrs["scores"] for n in numbers if frozen[n].state.is_finished()}
+        if len(losses) < len(numbers):  # a trial that has a score keeps it, though its slot runs once more
+            losses = train(draws) | losses
+        batch = []
+        for number in numbers:
+            of_epochs = np.reshape(losses[number], (len(losses[number]), -1))  # [fold, epoch]
+            batch.append(TrialScore(number, draws[number], tuple(map(float, of_epochs[:, -1]))))
+            if not frozen[number].state.is_finished():
+                with np.errstate(invalid="ignore"):  # infinity less infinity, in a diverged trial
+                    mean_losses = of_epochs.mean(axis=0)
+                _tell(study, trials[number], batch[-1], mean_losses)
         yield batch
 
 
@@ -250,7 +257,11 @@ def _ask(study: optuna.Study, number: int) -> Trial:
     return trial
 
 
-def _tell(study: optuna.Study, trial: Trial, score: TrialScore) -> None:
+def _tell(study: optuna.Study, trial: Trial, score: TrialScore, mean_losses: np.ndarray) -> None:
+    num_epochs = len(mean_losses)  # a few of them: each takes a journal 0.4 ms
+    for epoch in np.unique(np.linspace(1, num_epochs, min(num_epochs, MOST_REPORTS)).astype(int)):
+        if np.isfinite(mean_losses[epoch - 1]):
+            trial.report(float(mean_losses[epoch - 1]), step=int(epoch))
     for i, value in enumerate(score.scores):  # before `tell`: a finished trial can't change
         trial.set_user_attr(f"split{i}_val_loss", value)
     trial.set_user_attr("scores", list(score.scores))

@@ -119,7 +119,9 @@ def test_finished_search_is_not_trained_again_and_more_trials_extend_it(tmp_path
     before = lasting(tmp_path / "once")
     trained = []
     train = batches.Batches._train
-    monkeypatch.setattr(batches.Batches, "_train", lambda self, draws: trained.append(list(draws)) or train(self, draws))
+    monkeypatch.setattr(
+        batches.Batches, "_train", lambda self, draws: trained.append(list(draws)) or train(self, draws)
+    )
     execute(study, tmp_path / "once", num_trials=4)
     assert lasting(tmp_path / "once") == before
     assert trained == []
