@@ -495,13 +495,12 @@ def measure(options: argparse.Namespace, counter, barrier) -> dict[str, Any]:
             trainer.validate(work.val_order[groups[0], : VALIDATION_BATCH[work.study]])
         first_seconds = time.monotonic() - start
 
-    spans, losses = [], []
+    spans, losses, jobs = [], [], list(itertools.product(trials, groups))
     for repeat in range(1 if options.full else 1 + options.repeats):
         barrier.wait()
         start, samples = time.monotonic(), 0
         if options.full:
-            jobs = list(itertools.product(trials, groups))
-            for trial, group in (jobs[number] for number in take(counter, lambda number: number == len(jobs))):
+            for trial, group in (jobs[number] for number in take(counter, len(jobs).__eq__)):
                 losses.append((trial, group, *train_search(make(trial, group), work, group)))
                 samples += int((work.train_order[group] >= 0).sum())
         else:
@@ -568,6 +567,8 @@ def run_processes(options: argparse.Namespace) -> dict[str, Any]:
     """Start a peer's processes, let them share the work, and put their measurements together."""
     peer, context, pipes, parts = PEERS[options.peer], multiprocessing.get_context("spawn"), [], []
     os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(peer.threads)))
+    # Threads that spin at a barrier lose a time slice when another program takes their core: 4 times slower or more.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # glibc returns freed blocks of some MB to the system and faults them in again: 5 % of the CNN's time.
     os.environ.update(MALLOC_MMAP_THRESHOLD_=str(1 << 32), MALLOC_TRIM_THRESHOLD_=str(1 << 33))
     counter, barrier = context.Value("q", 0), context.Barrier(peer.processes)

@@ -193,7 +193,7 @@ def _relu_of_maximum_forward(z: jax.Array) -> tuple[jax.Array, jax.Array]:
     best, winner = z[0], jnp.zeros(z.shape[1:], jnp.int32)
     for i in range(1, len(z)):
         better = z[i] > best
-        best, winner = jnp.where(better, z[i], best), jnp.where(better, i, winner)
+        best, winner = jnp.maximum(best, z[i]), jnp.where(better, i, winner)  # `maximum` keeps a NaN
     return jnp.maximum(best, 0), jnp.where(best <= 0, len(z), winner)  # ReLU's gradient at 0 is 0: nobody wins
 
 

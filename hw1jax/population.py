@@ -137,6 +137,7 @@ def train(
     hyperparameters = jax.device_put(hyperparameters, sharding)
     fold_numbers = problem.spec.first_fold + np.arange(len(problem.folds))
     state = _init(problem.task, key, jax.device_put(numbers, sharding), fold_numbers, hyperparameters)
+    state = jax.device_put(state, sharding)  # as a call leaves it, or the second call would compile anew
     return resume(problem, state, hyperparameters, first_epoch=0)
 
 

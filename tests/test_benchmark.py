@@ -1,0 +1,167 @@
+"""The benchmark: all forms do the same work, and its files say what was measured and what was not."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import benchmark
+import forms
+import jax
+import numpy as np
+import peers
+import pytest
+
+RANDOM = np.random.RandomState(0)
+
+
+def trial(units, learning_rate, optimizer):
+    hyperparameters = {"hidden_units": units, "learning_rate": learning_rate, "l2": 1e-3, "optimizer": optimizer}
+    return {"channels": []} | hyperparameters
+
+
+@pytest.fixture(scope="module")
+def regression():
+    x = RANDOM.uniform(-5, 5, (31, 1)).astype(np.float32)
+    trials = [trial([10, 12, 3], 1e-3, "adam"), trial([20, 11, 5], 1e-2, "sgd")]
+    return forms.order_work("regression", x, np.sin(x), trials, num_folds=3, num_epochs=4, batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def images():
+    x, y = RANDOM.randint(0, 256, (25, 28, 28)).astype(np.uint8), RANDOM.randint(0, 10, 25).astype(np.int32)
+    trials = [trial([10, 12, 3], 1e-3, "rmsprop"), trial([20, 11, 5], 1e-2, "adam")]
+    return forms.order_work("fashion_mlp", x, y, trials, num_folds=2, num_epochs=1, batch_size=3)
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """Each device compiles a program of its own; the images' forms are spread over two."""
+    device = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda: device)
+
+
+def final(form, work):
+    result = forms.run_form(form, work, repeats=1, seconds=0, full=True)
+    assert result["us_per_sample"] == []
+    return np.array(result["final_val_loss"], float)
+
+
+def check_agreement(losses):
+    """In float32, after a few steps at small learning rates."""
+    assert losses[0].shape == (2, len(losses[0][0]))
+    assert len(np.unique(losses[0])) == losses[0].size, "members differ"
+    for other in losses[1:]:
+        np.testing.assert_allclose(other, losses[0], rtol=1e-4)
+
+
+def test_forms_end_with_the_same_losses(regression, one_device):
+    check_agreement([final(form, regression) for form in forms.FORMS[:3]])
+
+
+def test_forms_end_with_the_same_losses_on_images_at_own_widths_too(images):
+    check_agreement([final(form, images) for form in (forms.ALL, forms.OWN)])
+
+
+def test_a_repeat_counts_the_training_samples_of_whole_rounds(regression, one_device):
+    result = forms.run_form(forms.ALL, regression, repeats=3, seconds=0, full=False)
+    assert result["samples_timed"] == [2 * 2 * 31 * 4] * 3  # trials x (folds - 1) x samples x epochs
+    assert all(us > 0 for us in result["us_per_sample"])
+    assert result["final_val_loss"] is None
+
+
+def test_a_work_with_other_minibatches_is_refused(regression):
+    other = regression._replace(train_order=regression.train_order[:, ::-1])
+    with pytest.raises(ValueError, match="order_work"):
+        forms.make_jobs(forms.ALL, other, 4, 4)
+
+
+def test_each_sample_trains_in_all_folds_but_the_one_that_validates_it(regression):
+    for train, val in zip(regression.train_order, regression.val_order, strict=True):
+        for epoch in train:
+            assert sorted([*epoch[epoch >= 0], *val[val >= 0]]) == list(range(31))
+
+
+def test_operations_of_a_dense_net_are_about_six_a_weight(images):
+    # Two of each product forward and two for each gradient; there is none for the first layer's input.
+    weights = np.mean([784 * 10 * 2 / 3 + 10 * 12 + 12 * 3 + 3 * 10, 784 * 20 * 2 / 3 + 20 * 11 + 11 * 5 + 5 * 10])
+    assert 0.9 < forms.operations_per_sample(images) / (6 * weights) < 1.3
+
+
+def test_quality_is_compared_over_the_members_that_converged_everywhere():
+    rows = [{"final_val_loss": [[1, 3], [None, 7]]}, {"final_val_loss": [[2, 4], [5, None]]}]
+    benchmark.compare_quality(rows)
+    assert [row["mean_val_loss"] for row in rows] == [2, 3]
+    assert [row["best_val_loss"] for row in rows] == [2, 3]
+    assert [row["failed_members"] for row in rows] == [1, 1]
+
+
+def fake_form(arguments, **_):
+    """As a child would answer, at once."""
+    form = arguments[1]
+    if form == "matrix products":
+        return {"gflops": 100.0, "by_size": {"512": 100.0}}
+    if form == "progress bar":
+        return {"ratio": 1.01}
+    if "--full" in arguments:
+        return {"final_val_loss": [[0.5, 0.6, 0.7]] * 3}
+    speed = 1.0 + forms.FORMS.index(form)
+    return {"us_per_sample": [speed, speed + 1, speed + 2], "compile_seconds": 1.0, "peak_rss_mb": 300.0}
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """The files of a benchmark whose own forms are pretended, with a Python that has no torch."""
+    out, no_torch = tmp_path_factory.mktemp("benchmark"), tmp_path_factory.mktemp("no torch")
+    (no_torch / "torch.py").write_text("raise ImportError('there is no torch')")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(no_torch))
+        patch.setattr(benchmark, "run_form", fake_form)
+        patch.setattr(peers, "list_peers", lambda study: ["torch eager 2 threads"])
+        benchmark.benchmark(benchmark.parse(["--studies", "regression", "--quick", "--out", str(out)]))
+    return out
+
+
+def test_the_table_has_a_row_for_each_form_with_its_median_and_range(report):
+    lines = (report / "benchmark.md").read_text().splitlines()
+    for form, expected in zip(forms.FORMS[:3], ("2 (1-3)", "3 (2-4)", "4 (3-5)"), strict=True):
+        (row,) = [line for line in lines if line.startswith(f"| **{form}**")]
+        assert row.split(" | ")[1] == expected
+    assert sum("0.6, best 0.6" in line for line in lines) == 1
+    assert "| 30 | " in "\n".join(lines)
+
+
+def test_a_missing_peer_is_a_line(report):
+    (line,) = [line for line in (report / "benchmark.md").read_text().splitlines() if "torch eager" in line]
+    assert line.startswith("- skipped: torch eager 2 threads: ")
+    assert "no torch" in line
+
+
+def test_the_raw_numbers_are_in_the_json_and_the_plots_are_drawn(report):
+    results = json.loads((report / "benchmark.json").read_text())
+    study = results["studies"]["regression"]
+    assert study["rows"][0]["us_per_sample"] == [1, 2, 3]
+    assert study["search_samples"] == 25 * 1000 * 200
+    assert study["rows"][0]["search_seconds"] == pytest.approx(2e-6 * study["search_samples"])
+    assert study["strongest_peer"] is None
+    assert len(study["trials"]) == 3
+    assert results["environment"]["packages"]["jax"] == results["versions"]["jax"]
+    for name in ("speed.png", "growth.png"):
+        assert (report / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_draws_are_those_of_the_experiment_and_few_of_them_are_its_first():
+    few, _ = benchmark.make_work("regression", None, quick=True)
+    all_draws, _ = benchmark.make_work("regression", None, quick=False)
+    assert few.trials == all_draws.trials[:3]
+    assert all_draws.train_order.shape == (3, 1000, 4, 20)
+
+
+def test_importing_the_benchmark_needs_none_of_the_heavy_libraries():
+    heavy = ("optuna", "tyro", "rich", "tensorflow_datasets", "torch", "matplotlib", "jax")
+    code = f"import sys, benchmark; print(*(name for name in {heavy} if name in sys.modules))"
+    folder = Path(benchmark.__file__).parent
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(folder)},
+                          capture_output=True, text=True, check=True, timeout=60)  # fmt: skip
+    assert done.stdout.split() == []
