@@ -68,7 +68,7 @@ def with_exit_code(work: Callable[[], int]) -> NoReturn:
     except (ValueError, OSError) as error:
         sys.exit(report_error(error))
     except KeyboardInterrupt:
-        print("stopped; the same command goes on where it stopped", file=sys.stderr)
+        print("stopped; the same command goes on with the batch of trials that it was at", file=sys.stderr)
         sys.exit(130)
     sys.exit(code)
 

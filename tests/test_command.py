@@ -371,7 +371,7 @@ def test_a_folder_with_other_settings_is_refused_before_anything_is_said_to_be_t
     [
         (ValueError("a mistake"), 2, "error: a mistake\n"),
         (OSError(28, "No space left on device", "runs"), 2, "error: [Errno 28] No space left on device: 'runs'\n"),
-        (KeyboardInterrupt(), 130, "stopped; the same command goes on where it stopped\n"),
+        (KeyboardInterrupt(), 130, "stopped; the same command goes on with the batch of trials that it was at\n"),
     ],
 )
 def test_what_ends_the_work_becomes_an_exit_code_and_a_line(capsys, error, code, message):
