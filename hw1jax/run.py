@@ -16,7 +16,7 @@ import numpy as np
 from hw1jax import environment, evaluation, folds, population, search, storage, studies
 from hw1jax.batches import Batches, Trained
 from hw1jax.clock import Clock
-from hw1jax.data import Dataset
+from hw1jax.data import Dataset, sha256
 from hw1jax.folds import Fold
 from hw1jax.model_file import Model, save_model
 from hw1jax.planning import make_plan
@@ -122,7 +122,8 @@ def run(study: Study, settings: Settings, observer: Observer, *, command: str, s
 def refit(study: Study, settings: Settings, data: Dataset, draw: Draw, observer: Observer) -> tuple[Model, np.ndarray]:
     """Trains one network with these hyperparameters on all training data -> (model, train_loss [epoch]).
 
-    It is fold k of the cross-validation, at its own widths.
+    It is fold k of the cross-validation, at its own widths. Its initial parameters are those of trial number 0, so that
+    hyperparameters which belong to no trial (the report's best) can be refitted as well.
     """
     everything = Fold(np.arange(len(data.x_train)), np.arange(0))
     problem = _problem(
@@ -168,9 +169,8 @@ def _config(study: Study, settings: Settings, data: Dataset) -> dict[str, Any]:
     chosen = asdict(settings)
     for name in ("num_trials", "out", "quick", "widths", "members_per_program", "data_dir", "train_csv", "test_csv"):
         chosen.pop(name, None)
-    digest = hashlib.sha256(b"".join(np.ascontiguousarray(part) for part in data)).hexdigest()
     plan = make_plan(study, settings, data)
-    return chosen | {"data_sha256": digest, "plan": asdict(plan) | {"layout": plan.layout._asdict()}}
+    return chosen | {"data_sha256": sha256(data), "plan": asdict(plan) | {"layout": plan.layout._asdict()}}
 
 
 def _digest(config: dict[str, Any]) -> str:

@@ -29,7 +29,7 @@ class Task(NamedTuple):
       loss: (outputs, y) -> [batch], one value an example.
       optimizer: (hyperparameters) -> optax transformation.
       prepare: x -> x, what a batch undergoes before `apply`. As it depends on no trial, it is done once for all the
-        trials of a fold.
+        trials of a fold that share a program.
     """
 
     init: Callable[[jax.Array, Hyperparameters], Params]

@@ -110,7 +110,7 @@ def test_population_of_mixed_trials_follows_the_trajectories_of_networks_trained
     num, batch_size = 65, 20  # folds of 43 and 44 samples: the last batch of an epoch is short
     x, y = examples(study, num)
     folds = k_fold(num, 3, (5,))
-    num_epochs = 17 if study is not studies.FASHION_CNN else 4
+    num_epochs = 17  # of 3 steps
     spec = Spec(num_epochs, batch_size, (5,), epochs_per_call=1)
     problem = population.place(task, Plan(4, 2, 1, layout), spec, x, y, folds)
     key = jax.random.key(9)
