@@ -212,7 +212,7 @@ def layer_names(model: Model) -> list[str]:
 
 def weights_and_biases(model: Model) -> dict[str, np.ndarray]:
     """Each layer's parameters, float32 [1 + inputs, units]; the first row is the bias."""
-    return {name: np.asarray(model.params[name]["weights"]) for name in layer_names(model)}
+    return {name: np.asarray(model.params[name]["weights"]).T for name in layer_names(model)}
 
 
 def weights(model: Model) -> dict[str, np.ndarray]:
@@ -237,7 +237,7 @@ def receptive_fields(model: Model) -> dict[str, np.ndarray]:
     fields, num_inputs = {}, 1
     for name, values in weights_and_biases(model).items():
         if name.startswith("conv"):
-            fields[name] = np.asarray(layers.kernels(values, num_inputs))
+            fields[name] = np.asarray(layers.kernels(values.T, num_inputs))
             num_inputs = len(fields[name])
     return fields
 

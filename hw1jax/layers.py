@@ -1,7 +1,8 @@
 """Dense and convolution layers whose widths are traced, made to stay fast under `vmap` and on a CPU.
 
-The parameters of a layer are one matrix, `weights` [1 + inputs, units]: its first row is the bias, the weight of a
-constant 1. The inputs of a convolution are (input channel, row, column) of its k x k window, in this order.
+The parameters of a layer are one matrix, `weights` [units, 1 + inputs]: its first column is the bias, the weight of a
+constant 1. The inputs of a convolution are (input channel, row, column) of its k x k window, in this order. With the
+inputs last, the gradient of a narrow layer is a product that XLA:CPU does at full speed; it halves with the units last.
 
 Convolutions work on images in the minor dimension, `[channel, row, column, image]`: each slice, pad and mask is then a
 contiguous vector loop, and each convolution one matrix product with a long last axis. `lax.conv` under `vmap`
@@ -16,33 +17,31 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-LARGEST_TRANSPOSED = 512  # inputs of a dense layer above which transposing them costs more than it saves
-
 Width = int | jax.Array  # a number of units or channels, Python's or traced
 
 
 def uniform_by_fan_in(key: jax.Array, shape: tuple[int, int], fan_in: Width, width: Width) -> jax.Array:
     """A layer's initial weights, U(-1/sqrt(fan_in), 1/sqrt(fan_in)) as torch's, whatever the padding.
 
-    Each row is drawn with a key of its own, and a value in it depends on its place alone, since the corner of a large
-    draw is not the small draw.
+    The weights of each input are drawn with a key of their own, and a value among them depends on its place alone,
+    since the corner of a large draw is not the small draw.
 
     Args:
       key: the key of the layer.
-      shape: (1 + maximum inputs, maximum units); the first row is the bias.
+      shape: (maximum units, 1 + maximum inputs); the first column is the bias.
       fan_in: the member's own number of inputs to a unit.
       width: the member's own number of units.
 
     Returns:
       float [*shape], 0 beyond the member's own size.
     """
-    num_rows, num_units = shape
+    num_units, num_columns = shape
 
-    def draw_row(row: jax.Array) -> jax.Array:
-        return jax.random.uniform(jax.random.fold_in(key, row), (num_units,), minval=-1, maxval=1)
+    def draw_column(column: jax.Array) -> jax.Array:
+        return jax.random.uniform(jax.random.fold_in(key, column), (num_units,), minval=-1, maxval=1)
 
-    values = jax.vmap(draw_row)(jnp.arange(num_rows))
-    inside = (jnp.arange(num_rows) <= fan_in)[:, None] & (jnp.arange(num_units) < width)[None, :]
+    values = jax.vmap(draw_column, out_axes=1)(jnp.arange(num_columns))
+    inside = (jnp.arange(num_units) < width)[:, None] & (jnp.arange(num_columns) <= fan_in)[None, :]
     return jnp.where(inside, values / jnp.sqrt(jnp.asarray(fan_in, values.dtype)), 0)
 
 
@@ -52,28 +51,9 @@ def mask_units(x: jax.Array, width: Width) -> jax.Array:
     return jnp.where(lax.broadcast_in_dim(inside, x.shape, (x.ndim - 1,)), x, 0)
 
 
-@jax.custom_vjp
 def dense(x: jax.Array, weights: jax.Array) -> jax.Array:
-    """x [batch, inputs], weights [1 + inputs, units] -> [batch, units]."""
-    return x @ weights[1:] + weights[:1]
-
-
-def _dense_forward(x: jax.Array, weights: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return dense(x, weights), (x, weights)
-
-
-def _dense_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    # Autodiff's product, over the first axis of both, takes XLA:CPU twice as long for small matrices as one with x
-    # transposed before. XLA would fold a mere transpose into the product; put together with the bias's ones it stays.
-    x, weights = saved
-    if x.shape[1] > LARGEST_TRANSPOSED:
-        weights_gradient = jnp.concatenate([jnp.sum(gradient, axis=0, keepdims=True), x.T @ gradient])
-    else:
-        weights_gradient = jnp.concatenate([jnp.ones((1, len(x)), x.dtype), x.T]) @ gradient
-    return gradient @ weights[1:].T, weights_gradient
-
-
-dense.defvjp(_dense_forward, _dense_backward)
+    """x [batch, inputs], weights [units, 1 + inputs] -> [batch, units]."""
+    return x @ weights[:, 1:].T + weights[None, :, 0]
 
 
 def pooled_size(size: int, kernel_size: int) -> int:
@@ -86,7 +66,7 @@ def first_conv_pool(x: jax.Array, weights: jax.Array) -> jax.Array:
 
     Args:
       x: [row, column, image], square.
-      weights: [1 + k^2, channel].
+      weights: [channel, 1 + k^2].
 
     Returns:
       [channel, pooled row, pooled column, image].
@@ -97,7 +77,7 @@ def first_conv_pool(x: jax.Array, weights: jax.Array) -> jax.Array:
     x = _pad(x, size, patch - 1, axis=0)
     span = 2 * size - 1
     taken = [x[dy : dy + span : 2, dx : dx + span : 2] for dy in range(patch) for dx in range(patch)]
-    return _product_and_pool(_blocks(kernel).reshape(-1, patch**2), jnp.stack(taken), weights[0])
+    return _product_and_pool(_blocks(kernel).reshape(-1, patch**2), jnp.stack(taken), weights[:, 0])
 
 
 def conv_pool(x: jax.Array, weights: jax.Array) -> jax.Array:
@@ -105,7 +85,7 @@ def conv_pool(x: jax.Array, weights: jax.Array) -> jax.Array:
 
     Args:
       x: [input channel, row, column, image], square.
-      weights: [1 + input channel * k^2, channel] with k odd.
+      weights: [channel, 1 + input channel * k^2] with k odd.
 
     Returns:
       [channel, pooled row, pooled column, image].
@@ -120,13 +100,13 @@ def conv_pool(x: jax.Array, weights: jax.Array) -> jax.Array:
     phases = x.reshape(4 * num_inputs, half, half, -1)  # [(row parity, column parity, input), row, column, image]
     blocks = _blocks(kernel).reshape(4 * num_channels, num_inputs, shifts, 2, shifts, 2)
     blocks = blocks.transpose(0, 2, 4, 3, 5, 1).reshape(4 * num_channels, -1)
-    return _product_and_pool(blocks, _shifted(phases, shifts, size), weights[0])
+    return _product_and_pool(blocks, _shifted(phases, shifts, size), weights[:, 0])
 
 
 def kernels(weights: jax.Array, num_inputs: int) -> jax.Array:
     """A convolution's weights without the bias, as torch shapes them: [channel, input channel, k, k]."""
-    size = math.isqrt((len(weights) - 1) // num_inputs)
-    return weights[1:].T.reshape(-1, num_inputs, size, size)
+    size = math.isqrt((weights.shape[1] - 1) // num_inputs)
+    return weights[:, 1:].reshape(-1, num_inputs, size, size)
 
 
 def _pad(x: jax.Array, size: int, kernel_size: int, *, axis: int) -> jax.Array:

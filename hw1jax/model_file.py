@@ -10,7 +10,7 @@ import numpy as np
 from hw1jax import population, storage, studies
 from hw1jax.search import Draw
 
-FORMAT = 1  # of the file; another format is refused, not guessed at
+FORMAT = 2  # of the file; another format is refused, not guessed at
 
 
 class Model(NamedTuple):
@@ -19,7 +19,7 @@ class Model(NamedTuple):
     Attributes:
       study: name of the study it belongs to.
       draw: its hyperparameters.
-      params: {layer: {"weights": float32 [1 + inputs, units]}}, the first row the bias.
+      params: {layer: {"weights": float32 [units, 1 + inputs]}}, the first column the bias.
     """
 
     study: str

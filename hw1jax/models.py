@@ -25,7 +25,7 @@ class MaskedDense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, num_inputs: Width, width: Width) -> jax.Array:
         """x [batch, inputs], of which the first `num_inputs` are real -> [batch, units], not masked yet."""
-        shape = (1 + x.shape[-1], self.units)
+        shape = (self.units, 1 + x.shape[-1])
         weights = self.param("weights", layers.uniform_by_fan_in, shape, num_inputs, width)
         return layers.dense(x, weights)
 
@@ -43,7 +43,7 @@ class MaskedConvPool(nn.Module):
     def __call__(self, x: jax.Array, num_inputs: Width, width: Width) -> jax.Array:
         """x [row, column, image] if first, else [channel, row, column, image] -> [channel, row, column, image]."""
         size, layer = (FIRST_KERNEL, layers.first_conv_pool) if self.first else (LATER_KERNEL, layers.conv_pool)
-        shape = (1 + (1 if self.first else len(x)) * size**2, self.channels)
+        shape = (self.channels, 1 + (1 if self.first else len(x)) * size**2)
         weights = self.param("weights", layers.uniform_by_fan_in, shape, num_inputs * size**2, width)
         return layer(x, weights)  # ReLU of a padded channel is ReLU(0 + 0) = 0: no mask is needed after it
 

@@ -173,11 +173,14 @@ def train_each(
       key, numbers, hyperparameters: as for `train`.
       watch: is called with a trial's place and progress after each call of its program, from several threads.
     """
-    plan = Plan(slots=1, layout=problem.plan.layout)
+    plan = Plan(1, layout=problem.plan.layout)
     free: SimpleQueue[Problem] = SimpleQueue()
-    for i, device in enumerate(jax.devices()[: problem.plan.num_devices]):
-        data, pieces = jax.device_put((problem.data, problem.pieces), device)
-        free.put(problem._replace(plan=replace(plan, first_device=i), data=data, pieces=pieces))
+    for i in range(problem.plan.num_devices):
+        # The cores of a CPU can share its first device, and a program that is always compiled for that one is found
+        # again in the compilation cache, whichever thread has its turn.
+        plan_i = replace(plan, first_device=0 if jax.default_backend() == "cpu" else i)
+        placed = jax.device_put((problem.data, problem.pieces), jax.devices()[plan_i.first_device])
+        free.put(problem._replace(plan=plan_i, data=placed[0], pieces=placed[1]))
     fold_numbers = problem.spec.first_fold + np.arange(len(problem.folds))
     wide = _init(problem.task, key, numbers, fold_numbers, hyperparameters).params
     wide = jax.tree.map(np.asarray, wide)
@@ -190,7 +193,9 @@ def train_each(
             params = jax.tree.map(
                 lambda leaf, shape: leaf[(slice(place, place + 1), slice(None), *map(slice, shape.shape))], wide, shapes
             )
-            state = State(params, _init_optimizer(task, params, one))
+            # As a call leaves it, or the second call would compile anew.
+            sharding = NamedSharding(_mesh(own.plan), P("trial"))
+            state = jax.device_put(State(params, _init_optimizer(task, params, one)), sharding)
             for progress in resume(own._replace(task=task), state, one, first_epoch=0):
                 watch(place, progress)
         finally:

@@ -19,17 +19,17 @@ def forward(params, x):
         x = x / 255.0
     x = x.reshape(x.shape[0], -1)
     for name in sorted(name for name in params if name.startswith("dense")):
-        x = nn.sigmoid(x @ params[name]["weights"][1:] + params[name]["weights"][:1])
-    return x @ params["output"]["weights"][1:] + params["output"]["weights"][:1]
+        x = nn.sigmoid(x @ params[name]["weights"][:, 1:].T + params[name]["weights"][None, :, 0])
+    return x @ params["output"]["weights"][:, 1:].T + params["output"]["weights"][None, :, 0]
 
 
 def convolution(x, weights):
     """[image, channel, row, column] with padding 1."""
     num_inputs = x.shape[1]
-    size = int(((len(weights) - 1) // num_inputs) ** 0.5)
-    kernel = weights[1:].T.reshape(-1, num_inputs, size, size)
+    size = int(((weights.shape[1] - 1) // num_inputs) ** 0.5)
+    kernel = weights[:, 1:].reshape(-1, num_inputs, size, size)
     x = lax.conv_general_dilated(x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NCHW", "OIHW", "NCHW"))
-    return x + weights[0][None, :, None, None]
+    return x + weights[:, 0][None, :, None, None]
 
 
 def pool(x):

@@ -11,7 +11,7 @@ from hw1jax.search import Draw
 def dense_model(*layers: np.ndarray) -> Model:
     """A regression net with these [1 + inputs, units] layers, the last one the output."""
     names = [*(f"dense{i + 1}" for i in range(len(layers) - 1)), "output"]
-    params = {name: {"weights": np.array(layer, np.float32)} for name, layer in zip(names, layers, strict=True)}
+    params = {name: {"weights": np.array(layer, np.float32).T} for name, layer in zip(names, layers, strict=True)}
     return Model("regression", Draw((), tuple(len(layer[0]) for layer in layers[:-1]), 0.01, 0.001, "adam"), params)
 
 
@@ -55,7 +55,7 @@ def test_activations_of_convolutions_are_those_computed_by_hand():
     first[1 + 1 * 4 + 1] = 1  # the kernel's row 1, column 1: with padding 1, the pixel itself
     first[0] = -0.5
     second[1 + 2 * 5 + 2, 1] = 3  # row 2, column 2 of the second channel's kernel: the cell one below and to the right
-    model.params["conv1"]["weights"], model.params["conv2"]["weights"] = first, second
+    model.params["conv1"]["weights"], model.params["conv2"]["weights"] = first.T, second.T
     images = np.random.RandomState(1).randint(0, 256, (2, 28, 28)).astype(np.uint8)
     found = inspection.activations(model, images)
 

@@ -36,7 +36,7 @@ def inputs(num):
 
 def plain_forward(params, x):
     """Outputs in numpy, at the parameters' own widths; x [example, ...], or [image, row, column] for a CNN."""
-    params = {name: np.asarray(layer["weights"]) for name, layer in params.items()}
+    params = {name: np.asarray(layer["weights"]).T for name, layer in params.items()}  # [1 + inputs, units]
     for name in sorted(name for name in params if name.startswith("conv")):
         x = plain_conv_pool(x[:, None] if name == "conv1" else x, params[name])
     x = x.reshape(len(x), -1)
@@ -59,27 +59,27 @@ def plain_conv_pool(x, weights):
 def dense_shapes(num_inputs, widths, num_outputs):
     sizes = [num_inputs, *widths, num_outputs]
     names = [f"dense{i + 1}" for i in range(len(widths))] + ["output"]
-    return {name: (1 + a, b) for name, a, b in zip(names, sizes[:-1], sizes[1:], strict=True)}
+    return {name: (b, 1 + a) for name, a, b in zip(names, sizes[:-1], sizes[1:], strict=True)}
 
 
 def cnn_shapes(channels, widths, cells):
     """Shapes of a CNN's weights, by the formulas of the report."""
     convolutions, num_inputs = {}, 1
     for i, width in enumerate(channels):
-        convolutions[f"conv{i + 1}"] = (1 + num_inputs * (25 if i else 16), width)
+        convolutions[f"conv{i + 1}"] = (width, 1 + num_inputs * (25 if i else 16))
         num_inputs = width
     return convolutions | dense_shapes(cells * num_inputs, widths, 10)
 
 
 def crop(params, shapes):
-    return {name: {"weights": params[name]["weights"][:rows, :units]} for name, (rows, units) in shapes.items()}
+    return {name: {"weights": params[name]["weights"][:units, :columns]} for name, (units, columns) in shapes.items()}
 
 
 def beyond(params, shapes):
     """The values outside a network of these shapes."""
     kept = {name: np.array(layer["weights"]) for name, layer in params.items()}
-    for name, (rows, units) in shapes.items():
-        kept[name][:rows, :units] = 0
+    for name, (units, columns) in shapes.items():
+        kept[name][:units, :columns] = 0
     return np.concatenate([leaf.ravel() for leaf in kept.values()])
 
 
@@ -200,7 +200,7 @@ def test_one_more_convolution_than_the_most_leaves_no_pixel():
         x = jax.ShapeDtypeStruct((28, 28, 1), jnp.float64)
         network = models.CNN((2,) * num, (3,), 10)
         variables = jax.eval_shape(network.init, jax.random.key(0), x, (2,) * num, (3,))
-        return (len(variables["params"]["dense1"]["weights"]) - 1) / 2
+        return (variables["params"]["dense1"]["weights"].shape[1] - 1) / 2
 
     most = models.most_convolutions()
     assert most == 3
