@@ -1,6 +1,6 @@
 """The speed of the three studies, ours and the peers', at equal work, measured in one run on one machine.
 
-    python experiments/benchmark.py [--studies regression fashion_mlp fashion_cnn] [--peers-python PYTHON] [--cold]
+    python experiments/benchmark.py [--studies regression fashion_mlp fashion_cnn] [--peers-python PYTHON] [--cold STUDIES]
 
 Equal work: one file a study (`peers.Work`) with the samples, the folds, the order of all minibatches and the first
 draws of the search with seed 0; everybody computes in float32. The unit is the microsecond per training sample.
@@ -10,7 +10,7 @@ each fold's validation after each epoch, and our transfer of the losses to the h
 initial parameters and compiling (`compile` in the table: the first two rounds less two warm ones). Every form
 (forms.py) and every peer (peers.py) runs in processes of its own, on all cores; a repeat lasts at least --seconds and
 counts whole rounds; the table has the median of the repeats and their range. 'search' is that median times the samples
-of the study's full search: scaled, not run. With --cold, full searches are run as well, from process start to results,
+of the study's full search: scaled, not run. With --cold, the full searches of these studies are run as well, from process start to results,
 with an empty compilation cache and with the filled one. The images of the convolutional study are the first 12,000.
 
 Rates count the floating-point operations of loss and gradient at each trial's own widths, by XLA's count; validation
@@ -142,7 +142,7 @@ def measure_study(name: str, options: argparse.Namespace, folder: Path, peak: fl
         tell(name, "progress bar")
         # FORCE_COLOR: the bar is drawn though there is no terminal.
         result["progress"] = run_form(["--form", "progress bar", *flags], FORCE_COLOR="1")
-    if options.cold:
+    if name in options.cold:
         result["cold"] = {cache: cold_run(name, options, folder, cache) for cache in ("empty cache", "filled cache")}
     return result
 
@@ -310,7 +310,9 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--no-peers", action="store_true", help="measure hw1jax alone")
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each form")
     parser.add_argument("--seconds", type=float, default=4.0, help="the least duration of one")
-    parser.add_argument("--cold", action="store_true", help="run the searches themselves as well, twice each")
+    parser.add_argument(
+        "--cold", nargs="+", choices=STUDIES, default=(), help="run these searches themselves as well, twice each"
+    )
     parser.add_argument("--quick", action="store_true", help="a look at the tables: few trials and samples, one repeat")
     options = parser.parse_args(args)
     if options.repeats < 1 or options.seconds < 0:
