@@ -1,6 +1,6 @@
 """The speed of the three studies, ours and the peers', at equal work, measured in one run on one machine.
 
-    python experiments/benchmark.py [--studies regression fashion_mlp fashion_cnn] [--peers-python PYTHON] [--cold STUDIES]
+    python experiments/benchmark.py [--studies STUDIES] [--peers-python PYTHON] [--cold STUDIES] [--help]
 
 Equal work: one file a study (`peers.Work`) with the samples, the folds, the order of all minibatches and the first
 draws of the search with seed 0; everybody computes in float32. The unit is the microsecond per training sample.
@@ -10,8 +10,9 @@ each fold's validation after each epoch, and our transfer of the losses to the h
 initial parameters and compiling (`compile` in the table: the first two rounds less two warm ones). Every form
 (forms.py) and every peer (peers.py) runs in processes of its own, on all cores; a repeat lasts at least --seconds and
 counts whole rounds; the table has the median of the repeats and their range. 'search' is that median times the samples
-of the study's full search: scaled, not run. With --cold, the full searches of these studies are run as well, from process start to results,
-with an empty compilation cache and with the filled one. The images of the convolutional study are the first 12,000.
+of the study's full search: scaled, not run. With --cold, the full searches of these studies are run as well, from
+process start to results, with an empty compilation cache and with the filled one. The images of the convolutional study
+are the first 12,000.
 
 Rates count the floating-point operations of loss and gradient at each trial's own widths, by XLA's count; validation
 and the optimizer are left out, so the share of the machine's matrix-product peak is a lower bound. 'peak MB' is the
@@ -46,39 +47,39 @@ EPOCHS = {"regression": 1000, "fashion_mlp": 2, "fashion_cnn": 2}  # of the work
 GROWTH = (10, 25, 100, 333, 1000)  # trials of 3 folds
 
 
-# The work. Importing `hw1jax.studies` imports Optuna, so it waits until it is needed.
+# The work. Importing `hw1jax.studies` imports JAX, so it waits until it is needed.
 
 
-def make_work(name: str, data_dir: Path | None, *, quick: bool) -> tuple[Work, int]:
-    """A study's first draws on its data -> (work, training samples of the study's full search)."""
-    from hw1jax import search, studies
+def make_work(name: str, data_dir: Path | None, *, quick: bool, synthetic: bool = False) -> tuple[Work, int]:
+    """A study's first draws on its data, or on noise -> (work, training samples of the study's full search)."""
+    from hw1jax import space, studies
 
     study = studies.by_name(name)
     settings = replace(study.settings, data_dir=data_dir) if hasattr(study.settings, "data_dir") else study.settings
-    data = study.load(settings)
-    draws: dict[int, search.Draw] = {}
+    data = noise_images() if synthetic and study.classes else study.load(settings)
     num_trials = 3 if quick else settings.num_trials
-
-    def note(batch: dict[int, search.Draw]) -> dict[int, Sequence[float]]:
-        draws.update(batch)
-        return dict.fromkeys(batch, (0.0,))
-
-    with tempfile.TemporaryDirectory() as folder:
-        optuna_study = search.open_study(Path(folder, "journal.log"), name, sampler="random", seed=forms.SEED)
-        space = studies.space_of(settings)
-        list(search.search(optuna_study, space, note, num_trials=num_trials, batch_size=num_trials))
+    draws = [space.random_draw(studies.space_of(settings), forms.SEED, n) for n in range(num_trials)]
     count = min(SAMPLES[name], 3000 if quick else SAMPLES[name])
     epochs = min(EPOCHS[name], 100 if quick else EPOCHS[name])
     work = forms.order_work(
         name,
         data.x_train[:count],
         data.y_train[:count],
-        [draws[n].as_dict() for n in range(num_trials)],
+        [draw.as_dict() for draw in draws],
         num_folds=settings.num_folds,
         num_epochs=epochs,
         batch_size=settings.batch_size,
     )
     return work, settings.num_trials * settings.num_epochs * (settings.num_folds - 1) * len(data.x_train)
+
+
+def noise_images() -> Any:
+    """As many and as large as Fashion-MNIST's training images, where those can't be had; their losses say nothing."""
+    from hw1jax.data import Dataset
+
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (60_000, 28, 28), np.uint8), rng.integers(0, 10, 60_000, np.int32)
+    return Dataset(x, y, x[:0], y[:0])
 
 
 # The parent: starts processes, one at a time, and puts together what they print.
@@ -95,7 +96,7 @@ def run_form(arguments: Sequence[str], **environment_variables: str) -> dict[str
 
 def measure_study(name: str, options: argparse.Namespace, folder: Path, peak: float) -> dict[str, Any]:
     """Everything about one study, as benchmark.json holds it."""
-    work, search_samples = make_work(name, options.data_dir, quick=options.quick)
+    work, search_samples = make_work(name, options.data_dir, quick=options.quick, synthetic=options.synthetic)
     file, clock = folder / f"{name}.npz", {"repeats": options.repeats, "seconds": options.seconds}
     peers.save_work(file, work)
     flags = ["--work", str(file), "--repeats", str(options.repeats), "--seconds", str(options.seconds)]
@@ -132,13 +133,16 @@ def measure_study(name: str, options: argparse.Namespace, folder: Path, peak: fl
     }
     strongest = min((row for row in rows if not row["ours"]), key=speed, default=None)
     result["strongest_peer"] = strongest["name"] if strongest and "skipped" not in strongest else None
-    if name == "regression":
+    accelerator = options.platform != "cpu"
+    if name == "regression" or accelerator:
         a_step = (work.train_order[:, 0] >= 0).sum() / (work.train_order[:, 0] >= 0).any(2).sum()  # samples
         result["growth"] = []
-        for n in GROWTH[: 2 if options.quick else None]:
+        growth = (1, *GROWTH) if accelerator else GROWTH
+        for n in growth[: 2 if options.quick else None]:
             tell(name, f"growth, {3 * n} members")
             row = {"members": 3 * n, **run_form(["--form", forms.ALL, "--trials", str(n), *flags])}
             result["growth"].append(row if "skipped" in row else row | {"us_per_member_step": a_step * speed(row)})
+    if name == "regression":
         tell(name, "progress bar")
         # FORCE_COLOR: the bar is drawn though there is no terminal.
         result["progress"] = run_form(["--form", "progress bar", *flags], FORCE_COLOR="1")
@@ -285,6 +289,7 @@ def benchmark(options: argparse.Namespace) -> None:
         raise ValueError(f"the matrix products {peak['skipped']}")
     settings = {name: str(v) if isinstance(v, Path) else v for name, v in vars(options).items()}
     machine = environment.describe()
+    options.platform = machine["platform"]
     results = {"environment": machine, "settings": settings, "peak": peak, "versions": {}, "studies": {}}
     with tempfile.TemporaryDirectory() as folder:
         for name in options.studies:
@@ -306,6 +311,7 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--studies", nargs="+", choices=STUDIES, default=STUDIES, help="which to measure")
     parser.add_argument("--out", type=Path, default=Path("runs", "benchmark"), help="folder of the results")
     parser.add_argument("--data-dir", type=Path, help="folder with the four Fashion-MNIST files")
+    parser.add_argument("--synthetic", action="store_true", help="take noise for images, where there are none")
     parser.add_argument("--peers-python", default=sys.executable, help="interpreter that has torch and scikit-learn")
     parser.add_argument("--no-peers", action="store_true", help="measure hw1jax alone")
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each form")

@@ -3,7 +3,9 @@
 import os
 import re
 import shlex
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,26 +16,39 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from hw1jax import report, run, studies
+from hw1jax.batches import Stopped
 from hw1jax.progress import ConsoleObserver
-from hw1jax.search import FloatRange, IntRange
+from hw1jax.space import FloatRange, IntRange
 from hw1jax.studies import Settings, Study
 
 # Until here a process has only imported: its wall time is the processor's.
 STARTED = time.time() - time.process_time()
 
 ranges = ConstructorRegistry()
+SECONDS_TO_STOP = 3
+SECONDS_TO_NOTICE = 10  # that another process has died
+stopped = threading.Event()  # training has put down where it was
 
 
 def main(study: Study, description: str) -> None:
     """Runs a study with the flags of the command line."""
     settings = parse(study, description, sys.argv[1:])
-    use_all_cores()
-    with_exit_code(lambda: 0 if run_study(study, settings, STARTED) else 1)
+    use_all_cores(settings.num_devices)
+    set_precision(settings.precision, reproducible=settings.reproducible)
+    join(settings)
+    stop = stop_on_signals()
+    with_exit_code(lambda: run_study(study, settings, STARTED, stop))
 
 
-def run_study(study: Study, settings: Settings, started: float) -> dict[str, Any]:
+def run_study(study: Study, settings: Settings, started: float, stop: threading.Event) -> dict[str, Any]:
     """Runs a study, then draws its figures and page -> what `results.json` holds."""
-    results = run.run(study, settings, ConsoleObserver(), command=command_line(), started=started)
+    observer = ConsoleObserver(quiet=settings.quiet, verbose=settings.verbose)
+    try:
+        results = run.run(study, settings, observer, command=command_line(), started=started, stop=stop)
+    finally:
+        observer.close()
+    if not results:
+        return results
     page = report.write(studies.folder(study, settings))
     print(f"Report: {page}")
     return results
@@ -46,36 +61,97 @@ def parse(study: Study, description: str, args: Sequence[str]) -> Settings:
     return tyro.cli(type(defaults), args=args, default=defaults, description=description, registry=ranges)
 
 
-def use_all_cores() -> None:
+def use_all_cores(most: int | None = None) -> None:
     """On a CPU, a device for each core: XLA spreads members over devices better than one member over cores.
+
+    `most`: more devices than cores are made where they are asked for, to try out a plan for another machine.
 
     To be called before JAX is first used. The compiled programs are kept in the user's cache folder, so that the
     same study compiles only once.
     """
     if "JAX_NUM_CPU_DEVICES" not in os.environ:
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-        jax.config.update("jax_num_cpu_devices", cores or 1)
+        jax.config.update("jax_num_cpu_devices", max(cores or 1, most or 1))
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "hw1jax" / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-def with_exit_code(work: Callable[[], int]) -> NoReturn:
-    """Does the work and exits with its code, or 2 and one line for what the user can mend, or 130 for Ctrl-C."""
+def set_precision(precision: str, *, reproducible: bool) -> None:
+    """How exactly an accelerator computes; before JAX is first used."""
+    jax.config.update("jax_default_matmul_precision", precision)
+    if reproducible:
+        flags = "--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
+
+
+def join(settings: Settings) -> None:
+    """Makes this process one of several, if the flags say so; before JAX is first used."""
+    if settings.distributed:
+        jax.distributed.initialize(
+            settings.coordinator,
+            settings.num_processes,
+            settings.process_id,
+            heartbeat_timeout_seconds=SECONDS_TO_NOTICE,
+            shutdown_timeout_seconds=SECONDS_TO_NOTICE,
+        )
+
+
+def stop_on_signals() -> threading.Event:
+    """Lets Ctrl-C and SIGTERM end the process, with 130 or 143, within a few seconds whatever it is at.
+
+    The main thread may be deep in a compiled program, where Python's own handlers don't run; so a thread of its own
+    hears the signals. Training is asked to put down where it is; after `SECONDS_TO_STOP`, or at a second signal, the
+    process ends where it stands: files appear whole or not at all.
+
+    Returns:
+      The event that asks training to stop.
+    """
+    stop = threading.Event()
+    heard, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+
+    def end(number: int) -> NoReturn:
+        if sys.stderr.isatty():
+            print("\x1b[?25h", end="", file=sys.stderr, flush=True)  # the bar has hidden the cursor
+        sys.stdout.flush()
+        os._exit(128 + number)
+
+    def listen() -> None:
+        number = os.read(heard, 1)[0]
+        print("\nstopping; the same command goes on from here", file=sys.stderr, flush=True)
+        stop.set()
+        timer = threading.Timer(SECONDS_TO_STOP, end, [number])
+        timer.daemon = True
+        timer.start()
+        threading.Thread(target=lambda: stopped.wait() and end(number), daemon=True).start()
+        end(os.read(heard, 1)[0])
+
+    threading.Thread(target=listen, daemon=True).start()
+    return stop
+
+
+def with_exit_code(work: Callable[[], Any]) -> NoReturn:
+    """Does the work and exits with its code, if it returns one, or with 2 and one line for what the user can mend."""
     try:
-        code = work()
+        result = work()
     except (ValueError, OSError) as error:
         sys.exit(report_error(error))
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on with the batch of trials that it was at", file=sys.stderr)
-        sys.exit(130)
-    sys.exit(code)
+    except Stopped:
+        stopped.set()
+        threading.Event().wait()  # `stop_on_signals` ends the process, with the signal's code
+    sys.exit(result if isinstance(result, int) else 0)
 
 
 def report_error(error: Exception) -> int:
     """Prints an error that the user can mend as one line, and returns the exit code for it."""
-    print(f"error: {error}", file=sys.stderr)
+    if isinstance(error, OSError) and error.filename:
+        error = f"{error.filename}: {error.strerror}"
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     return 2
 
 

@@ -54,10 +54,10 @@ def order_work(
 
 
 def draw_of(trial: dict[str, Any]) -> Any:
-    """A trial of a work as `search.Draw`."""
-    from hw1jax.search import Draw
+    """A trial of a work as `space.Draw`."""
+    from hw1jax.space import Draw
 
-    return Draw(**{name: tuple(value) if isinstance(value, list) else value for name, value in trial.items()})
+    return Draw.from_dict({"channels": [], **trial})
 
 
 # Our forms: iterators, each of which advances some members by some epochs on one device, or on all.
@@ -113,7 +113,7 @@ def make_jobs(form: str, work: Work, num_epochs: int, epochs_per_call: int) -> l
             if i is not None:
                 spec_i, pieces = replace(spec, first_fold=i), problem.pieces[part]
                 problem = problem._replace(spec=spec_i, folds=splits[part], pieces=pieces)
-            if form == OWN:  # as population.train_each, but each trial keeps its device
+            if form == OWN:  # as population.one_trial_each, but each trial keeps its device
                 problem = problem._replace(task=studies.make_task(study, draws[n].channels, draws[n].hidden_units))
             jobs.append(Job(device, population.train(problem, key, number, arrays), slice(n, n + 1), part))
     return jobs

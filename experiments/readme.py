@@ -1,23 +1,43 @@
-"""Fills the README's tables from what the other scripts have left in `runs`.
+"""Fills the README's tables, figures and examples of output from what the other scripts have left in `runs`.
 
 Small copies of the numbers and figures that the README shows are kept in `experiments/results`.
 
     python experiments/readme.py [RUNS]
 """
 
+import contextlib
+import io
 import json
+import os
 import re
 import shutil
 import statistics
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from hw1jax import storage
+from hw1jax.progress import print_summary
 from hw1jax.studies import STUDIES
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "experiments" / "results"
+FIGURES = {  # of each block: where in the runs, and what it shows
+    "figures": {
+        "regression/figures/fitted_curve.png": "The regression's refitted best model as a curve over training and test "
+        "points, with the range of its fold models as a band",
+        "regression/figures/trial_scores.png": "Validation loss of each of the regression's trials with its folds, the "
+        "best first, beside that of a constant",
+        "fashion_cnn/figures/confusion.png": "Confusion matrix of the convolutional net on the test set, in percent of "
+        "each true class",
+    },
+    "speed figure": {
+        "benchmark/speed.png": "Time per training sample, study by study: our forms as full bars, the peers' hatched",
+    },
+}
 
 
 def collect(runs: Path) -> None:
@@ -27,13 +47,18 @@ def collect(runs: Path) -> None:
         results = runs / study.name / "results.json"
         if results.exists():
             shutil.copy(results, RESULTS / f"{study.name}.json")
-    for source in (
-        runs / "seeds" / "seeds.json",
-        runs / "benchmark" / "benchmark.md",
-        runs / "benchmark" / "speed.png",
-    ):
+    for source in (runs / "seeds" / "seeds.json", runs / "benchmark" / "benchmark.md"):
         if source.exists():
             shutil.copy(source, RESULTS / source.name)
+    for source in (source for block in FIGURES.values() for source in block):
+        if (runs / source).exists():
+            with Image.open(runs / source) as image:  # 64 colours: a third of the bytes, and it looks the same
+                image.convert("RGB").quantize(64).save(RESULTS / kept_name(source), optimize=True)
+
+
+def kept_name(source: str) -> str:
+    """regression/figures/data.png -> regression_data.png."""
+    return f"{Path(source).parts[0]}_{Path(source).name}"
 
 
 def results_table(results: list[dict[str, Any]]) -> str:
@@ -81,9 +106,47 @@ def seeds_table(seeds: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def images(block: dict[str, str]) -> str:
+    """Figures, one below the other; block: {source: what it shows}."""
+    lines = [
+        f'<img src="experiments/results/{kept_name(source)}" alt="{alt}" width="640">' for source, alt in block.items()
+    ]
+    return "\n\n".join(lines)
+
+
+def end_of_run(results: dict[str, Any]) -> str:
+    """What an experiment prints on standard output."""
+    folder = Path("runs", results["study"])
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        print_summary([results], folder)
+        print(f"Report: {folder / 'report.html'}")
+    return code(printed.getvalue())
+
+
+def help_text() -> str:
+    """What `--help` prints, to be unfolded."""
+    script = "experiments/regression.py"
+    plain = {"COLUMNS": "110", "NO_COLOR": "1", "PYTHONUTF8": "1"}
+    command = [sys.executable, script, "--help"]
+    shown = subprocess.run(command, cwd=ROOT, env=os.environ | plain, stdout=subprocess.PIPE, check=True, timeout=120)
+    text = code(shown.stdout.decode())
+    return f"<details>\n<summary><code>python {script} --help</code></summary>\n\n{text}\n\n</details>"
+
+
+def code(text: str) -> str:
+    """Output as a block of its own, without the blanks that its lines end with."""
+    lines = [line.rstrip() for line in text.strip().splitlines()]
+    return "\n".join(["```text", *lines, "```"])
+
+
 def blocks() -> dict[str, str]:
-    """The text of each of the README's blocks that there are numbers for."""
-    found = {}
+    """The text of each of the README's blocks that there is something for."""
+    found = {"help": help_text()}
+    for name, block in FIGURES.items():
+        if all((RESULTS / kept_name(source)).exists() for source in block):
+            found[name] = images(block)
+    if (RESULTS / "regression.json").exists():
+        found["end of a run"] = end_of_run(json.loads((RESULTS / "regression.json").read_text()))
     results = [RESULTS / f"{study.name}.json" for study in STUDIES]
     if all(path.exists() for path in results):
         found["results"] = results_table([json.loads(path.read_text()) for path in results])

@@ -6,6 +6,7 @@ A study that fails doesn't stop the others; it is named at the end, and the exit
 """
 
 import sys
+import threading
 import time
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -41,6 +42,16 @@ class Options:
     """How hyperparameters are drawn."""
     data_dir: Path | None = None
     """Folder with the four Fashion-MNIST files, instead of fetching them."""
+    num_devices: int | None = None
+    """Devices to use (on a CPU, cores); all, if not given."""
+    precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
+    """Of matrix products on a GPU or TPU; a CPU computes in float32."""
+    reproducible: bool = False
+    """On a GPU, the same bits each time: slower."""
+    quiet: bool = False
+    """Show the results alone."""
+    verbose: bool = False
+    """Show every trial, and a line each time that a program comes back."""
     report_only: Path | None = None
     """Only rebuild the figures and pages of this folder from what is on disk."""
 
@@ -53,7 +64,7 @@ def settings_of(study: Study, options: Options, folder: Path) -> Settings:
     return replace(defaults, **given | {"out": folder / study.name})
 
 
-def reproduce(options: Options) -> int:
+def reproduce(options: Options, stop: threading.Event) -> int:
     """Runs the studies and returns the exit code."""
     folder = options.out or (Path("runs", "quick") if options.quick else Path("runs"))
     studies.check_folder(folder)
@@ -63,7 +74,7 @@ def reproduce(options: Options) -> int:
     for study in studies.STUDIES:
         settings = settings_of(study, options, folder)
         try:
-            all_results.append(command.run_study(study, settings, started))
+            all_results.append(command.run_study(study, settings, started, stop))
         except (ValueError, OSError) as error:
             command.report_error(error)
             failures[study.name] = str(error)
@@ -96,10 +107,12 @@ def report_only(folder: Path) -> int:
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
-    command.use_all_cores()
+    command.use_all_cores(options.num_devices)
+    command.set_precision(options.precision, reproducible=options.reproducible)
     if options.report_only is not None:
         command.with_exit_code(lambda: report_only(options.report_only))
-    command.with_exit_code(lambda: reproduce(options))
+    stop = command.stop_on_signals()
+    command.with_exit_code(lambda: reproduce(options, stop))
 
 
 if __name__ == "__main__":

@@ -64,8 +64,11 @@ def cross_validate(
       return_params: whether to return the trained parameters.
 
     Raises:
-      ValueError: sizes that don't fit each other, or a loss that is not one value an example.
+      ValueError: sizes that don't fit each other, values that aren't finite, a loss that isn't one value an example.
+      TypeError: data or hyperparameters that are not numbers, or `y` of a type that the loss doesn't take.
     """
+    for name, tree in (("hyperparameters", hyperparameters), ("x", x), ("y", y)):
+        _check_numbers(tree, name)
     num_trials = _common_length(hyperparameters, "hyperparameters", "trial")
     num_samples = _common_length((x, y), "x and y", "sample")
     for name, value in (("num_epochs", num_epochs), ("batch_size", batch_size)):
@@ -85,6 +88,15 @@ def cross_validate(
     (end,) = population.train(problem, key, slots, filled)
     params = jax.tree.map(lambda a: a[:num_trials], end.state.params) if return_params else None
     return CrossValidation(end.train_loss[:num_trials], end.val_loss[:num_trials], params)
+
+
+def _check_numbers(tree: Any, name: str) -> None:
+    for leaf in map(np.asarray, jax.tree.leaves(tree)):
+        if leaf.dtype.kind not in "biufcV":  # V: bfloat16 and its like
+            raise TypeError(f"{name} must be numbers, got an array of {leaf.dtype}")
+        if leaf.dtype.kind in "fc" and not np.isfinite(leaf).all():
+            count = np.count_nonzero(~np.isfinite(leaf))
+            raise ValueError(f"{name} must be finite, got {count} of {leaf.size} values that are NaN or infinite")
 
 
 def _common_length(tree: Any, name: str, axis: str) -> int:

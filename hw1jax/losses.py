@@ -14,7 +14,12 @@ def squared_error(outputs: jax.Array, y: jax.Array) -> jax.Array:
 
     Returns:
       float [batch], in the unit of `y` squared; its mean over the batch is torch's `MSELoss`.
+
+    Raises:
+      ValueError: `outputs` and `y` have not the same shape.
     """
+    if outputs.shape != y.shape:
+        raise ValueError(f"squared error takes y of the outputs' shape, got outputs {outputs.shape}, y {y.shape}")
     return jnp.mean(jnp.square(outputs - y), axis=-1)
 
 
@@ -27,7 +32,12 @@ def cross_entropy(outputs: jax.Array, y: jax.Array) -> jax.Array:
 
     Returns:
       float [batch]; its mean over the batch is torch's `CrossEntropyLoss`.
+
+    Raises:
+      TypeError: `y` is not of an integer type.
     """
+    if not jnp.issubdtype(y.dtype, jnp.integer):
+        raise TypeError(f"cross entropy takes classes as integers, got y of {y.dtype}")
     return optax.losses.softmax_cross_entropy_with_integer_labels(outputs, y)
 
 

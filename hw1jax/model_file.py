@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from hw1jax import population, storage, studies
-from hw1jax.search import Draw
+from hw1jax.space import Draw
 
 FORMAT = 2  # of the file; another format is refused, not guessed at
 
@@ -54,9 +54,7 @@ def load_model(path: Path | str) -> Model:
         content = flax.serialization.msgpack_restore(Path(path).read_bytes())
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']}, expected {FORMAT}")
-        values = content["hyperparameters"]
-        widths = (tuple(map(int, values[name])) for name in ("channels", "hidden_units"))
-        draw = Draw(*widths, float(values["learning_rate"]), float(values["l2"]), str(values["optimizer"]))
+        draw = Draw.from_dict(content["hyperparameters"])
         model = Model(str(content["study"]), draw, content["params"])
         _check_params(model)
     except OSError:

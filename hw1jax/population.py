@@ -3,17 +3,16 @@
 The only file that says vmap, jit or mesh. A population's leading axes are always [trial, fold].
 """
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
-from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
 from jax import lax
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -34,7 +33,7 @@ class Plan:
         CPU's cache must hold.
       layout: how a member's step is laid out.
       first_device: the first of the devices.
-      own_widths: whether each trial has a program of its own (`train_each`), one slot wide.
+      own_widths: whether each trial has a program of its own (`one_trial_each`), one slot wide.
     """
 
     slots: int
@@ -45,7 +44,7 @@ class Plan:
     own_widths: bool = False
 
     def __post_init__(self):
-        if self.slots % (self.num_devices * self.trials_at_once):
+        if not self.own_widths and self.slots % (self.num_devices * self.trials_at_once):
             raise ValueError(f"{self.slots} slots don't divide by {self.num_devices} devices x {self.trials_at_once}")
 
 
@@ -72,16 +71,17 @@ CACHED_BYTES = 2**21  # of members' state that a CPU core trains at once; more f
 STATE_COPIES = 3  # the parameters and an optimizer's two moments
 
 
-def make_plan(num_trials: int, num_folds: int, params: Params, layout: Layout) -> Plan:
-    """All trials in one program, shared evenly by all devices, on a CPU in groups that fit the cache.
+def make_plan(num_trials: int, num_folds: int, params: Params, layout: Layout, num_devices: int | None = None) -> Plan:
+    """All trials in one program, shared evenly by the devices, on a CPU in groups that fit the cache.
 
     Args:
       num_trials: trials that train at once; slots may be a few more, so that they divide evenly.
       num_folds: folds of each.
       params: a member's parameters, or their shapes.
       layout: how a member's step is laid out.
+      num_devices: at most so many devices; all, if not given.
     """
-    devices = jax.devices()
+    devices = jax.devices()[:num_devices]
     num_devices = min(len(devices), num_trials)
     a_device = -(-num_trials // num_devices)
     trial_bytes = STATE_COPIES * num_folds * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
@@ -122,10 +122,8 @@ def place(task: Task, plan: Plan, spec: Spec, x: np.ndarray, y: np.ndarray, fold
     return Problem(task, plan, spec, folds, jax.device_put(Data(x, y), everywhere), pieces)
 
 
-def train(
-    problem: Problem, key: jax.Array, numbers: np.ndarray, hyperparameters: Hyperparameters
-) -> Iterator[Progress]:
-    """Trains a population from its first epoch to its last, yielding after each call of the program.
+def start(problem: Problem, key: jax.Array, numbers: np.ndarray, hyperparameters: Hyperparameters) -> State:
+    """New members.
 
     Args:
       problem: from `place`.
@@ -133,77 +131,74 @@ def train(
       numbers: int [trial], the trials' numbers: a member's initial parameters depend on (key, number, fold) alone.
       hyperparameters: a tree of arrays with a leading [trial] axis, as long as the plan's slots.
     """
-    sharding = NamedSharding(_mesh(problem.plan), P("trial"))
-    hyperparameters = jax.device_put(hyperparameters, sharding)
+    mesh = _mesh(problem.plan)
+    numbers, hyperparameters = jax.device_put((numbers, hyperparameters), NamedSharding(mesh, P("trial")))
+    key_data, kind = np.asarray(jax.random.key_data(key)), jax.random.key_impl(key)  # all processes may hold numbers
     fold_numbers = problem.spec.first_fold + np.arange(len(problem.folds))
-    state = _init(problem.task, key, jax.device_put(numbers, sharding), fold_numbers, hyperparameters)
-    state = jax.device_put(state, sharding)  # as a call leaves it, or the second call would compile anew
-    return resume(problem, state, hyperparameters, first_epoch=0)
+    return put(problem, _init(problem.task, kind, key_data, numbers, fold_numbers, hyperparameters))
+
+
+def put(problem: Problem, state: State) -> State:
+    """A state on its devices as a call leaves it, or the second call would compile anew."""
+    return jax.device_put(state, NamedSharding(_mesh(problem.plan), P("trial")))
+
+
+def train(
+    problem: Problem, key: jax.Array, numbers: np.ndarray, hyperparameters: Hyperparameters
+) -> Iterator[Progress]:
+    """Trains a population from its first epoch to its last, yielding after each call of the program.
+
+    The arguments are those of `start`.
+    """
+    return resume(problem, start(problem, key, numbers, hyperparameters), hyperparameters, first_epoch=0)
 
 
 def resume(problem: Problem, state: State, hyperparameters: Hyperparameters, *, first_epoch: int) -> Iterator[Progress]:
     """As `train`, from the state that it yielded after `first_epoch` epochs."""
     task, plan, spec, folds, data, pieces = problem
+    hyperparameters = jax.device_put(hyperparameters, NamedSharding(_mesh(plan), P("trial")))
     for done in range(first_epoch, spec.num_epochs, spec.epochs_per_call):
         epochs = range(done, done + spec.epochs_per_call)
         batches = folds_.minibatches(
             folds, epochs, batch_size=spec.batch_size, seed=spec.seed, first_fold=spec.first_fold
         )
         state, train_loss, val_loss = _fit(task, plan, state, hyperparameters, data, batches, pieces)
-        val_loss = None if val_loss is None else np.asarray(val_loss)
-        yield Progress(epochs.stop, state, np.asarray(train_loss), val_loss)
+        val_loss = None if val_loss is None else on_host(val_loss)
+        yield Progress(epochs.stop, state, on_host(train_loss), val_loss)
 
 
-def train_each(
-    problem: Problem,
-    tasks: list[Task],
-    key: jax.Array,
-    numbers: np.ndarray,
-    hyperparameters: Hyperparameters,
-    watch: Callable[[int, Progress], None],
-) -> None:
-    """Trains each trial by a program of its own, as narrow as the trial is, as many at a time as there are devices.
+def on_host(array: jax.Array) -> np.ndarray:
+    """A whole array; where several processes hold its parts, all of them call this together."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
-    On a CPU the narrower network pays for the time that its program takes to compile; an accelerator is better filled
-    by `train`. Here a trial's bits can't depend on its companions.
 
-    Args:
-      problem: as for `train`; its task is the widest, whose initial parameters' corners are the trials' own.
-      tasks: [trial], the same task at each trial's own widths.
-      key, numbers, hyperparameters: as for `train`.
-      watch: is called with a trial's place and progress after each call of its program, from several threads.
+def one_trial_each(problem: Problem) -> list[Problem]:
+    """The problem as programs one slot wide, one for each of the plan's devices, to train side by side in threads.
+
+    On a CPU a trial's own network, without padding, pays for the time that its program takes to compile; an
+    accelerator is better filled by all trials in one. Here a trial's bits can't depend on its companions.
     """
-    plan = Plan(1, layout=problem.plan.layout)
-    free: SimpleQueue[Problem] = SimpleQueue()
+    problems = []
     for i in range(problem.plan.num_devices):
         # The cores of a CPU can share its first device, and a program that is always compiled for that one is found
         # again in the compilation cache, whichever thread has its turn.
-        plan_i = replace(plan, first_device=0 if jax.default_backend() == "cpu" else i)
-        placed = jax.device_put((problem.data, problem.pieces), jax.devices()[plan_i.first_device])
-        free.put(problem._replace(plan=plan_i, data=placed[0], pieces=placed[1]))
-    fold_numbers = problem.spec.first_fold + np.arange(len(problem.folds))
-    wide = _init(problem.task, key, numbers, fold_numbers, hyperparameters).params
-    wide = jax.tree.map(np.asarray, wide)
+        plan = Plan(1, layout=problem.plan.layout, first_device=0 if jax.default_backend() == "cpu" else i)
+        data, pieces = jax.device_put((problem.data, problem.pieces), jax.devices()[plan.first_device])
+        problems.append(problem._replace(plan=plan, data=data, pieces=pieces))
+    return problems
 
-    def train_one(place: int) -> None:
-        own, task = free.get(), tasks[place]
-        try:
-            one = jax.tree.map(lambda a: a[place : place + 1], hyperparameters)
-            shapes = jax.eval_shape(task.init, key, jax.tree.map(lambda a: a[0], one))
-            params = jax.tree.map(
-                lambda leaf, shape: leaf[(slice(place, place + 1), slice(None), *map(slice, shape.shape))], wide, shapes
-            )
-            # As a call leaves it, or the second call would compile anew.
-            sharding = NamedSharding(_mesh(own.plan), P("trial"))
-            state = jax.device_put(State(params, _init_optimizer(task, params, one)), sharding)
-            for progress in resume(own._replace(task=task), state, one, first_epoch=0):
-                watch(place, progress)
-        finally:
-            free.put(own)
 
-    with ThreadPoolExecutor(problem.plan.num_devices) as pool:
-        for _ in pool.map(train_one, range(len(tasks))):
-            pass  # an error in a thread is raised here
+def start_narrow(problem: Problem, task: Task, key: jax.Array, number: int, hyperparameters: Hyperparameters) -> State:
+    """A new trial of `task`, the problem's at the trial's own widths: the corners of the wide one's parameters.
+
+    So the program that makes initial parameters is compiled once, not for each trial.
+    """
+    wide = start(problem, key, np.array([number]), hyperparameters).params
+    shapes = jax.eval_shape(task.init, key, jax.tree.map(lambda a: a[0], hyperparameters))
+    params = jax.tree.map(lambda a, own: np.asarray(a)[(..., *map(slice, own.shape))], wide, shapes)
+    return put(problem, State(params, _init_optimizer(task, params, hyperparameters)))
 
 
 def flops(task: Task, x: np.ndarray, y: np.ndarray, hyperparameters: Hyperparameters) -> float:
@@ -218,10 +213,22 @@ def flops(task: Task, x: np.ndarray, y: np.ndarray, hyperparameters: Hyperparame
 
 def compiled_text(problem: Problem, hyperparameters: Hyperparameters) -> str:
     """The program of a call as XLA compiled it, for those who want to look."""
+    return _compile(problem, hyperparameters).as_text()
+
+
+def bytes_needed(problem: Problem, hyperparameters: Hyperparameters) -> int:
+    """What a call of the program takes of a device's memory beside the data, by XLA's own count."""
+    sizes = _compile(problem, hyperparameters).memory_analysis()
+    taken = sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
+    return taken - sizes.alias_size_in_bytes
+
+
+def _compile(problem: Problem, hyperparameters: Hyperparameters) -> jax.stages.Compiled:
     task, plan, spec, folds, data, pieces = problem
-    state = _init(task, jax.random.key(0), np.arange(plan.slots), np.arange(len(folds)), hyperparameters)
+    state = start(problem, jax.random.key(0), np.arange(plan.slots), hyperparameters)
+    hyperparameters = jax.device_put(hyperparameters, NamedSharding(_mesh(plan), P("trial")))
     batches = folds_.minibatches(folds, range(spec.epochs_per_call), batch_size=spec.batch_size, seed=spec.seed)
-    return _fit.lower(task, plan, state, hyperparameters, data, batches, pieces).compile().as_text()
+    return _fit.lower(task, plan, state, hyperparameters, data, batches, pieces).compile()
 
 
 def _mesh(plan: Plan) -> Mesh:
@@ -231,8 +238,10 @@ def _mesh(plan: Plan) -> Mesh:
 
 
 # These run once, for a moment: compiling them with care would take longer than anything else that a study compiles.
-@partial(jax.jit, static_argnames=("task",), compiler_options={"xla_backend_optimization_level": 0})
-def _init(task: Task, key: jax.Array, numbers, fold_numbers, hyperparameters: Hyperparameters) -> State:
+@partial(jax.jit, static_argnames=("task", "kind"), compiler_options={"xla_backend_optimization_level": 0})
+def _init(task: Task, kind, key_data, numbers, fold_numbers, hyperparameters: Hyperparameters) -> State:
+    key = jax.random.wrap_key_data(key_data, impl=kind)
+
     def member(number, hyperparameters, fold):
         member_key = jax.random.fold_in(jax.random.fold_in(key, number), fold)
         return training.init(task, member_key, hyperparameters)

@@ -28,18 +28,28 @@ class Observer:
     def epochs(self, what: str, done: float, num_epochs: int, val_loss: np.ndarray | None) -> None:
         """`what` has trained `done` epochs, on average; `val_loss` [trial, fold] is of the last one of each trial."""
 
+    def note(self, text: str) -> None:
+        """Something that the user should know."""
+
     def trials(self, trials: Sequence[TrialScore]) -> None:
         """These trials have a score by now."""
 
     def finish(self, results: dict[str, Any], folder: Path) -> None:
         """The study has ended, and its files are in `folder`."""
 
+    def close(self) -> None:
+        """Gives the terminal back."""
+
 
 class ConsoleObserver(Observer):
-    """A bar where standard error is a terminal, plain lines elsewhere; the summary on standard output."""
+    """A bar where standard error is a terminal, plain lines elsewhere; the summary on standard output.
 
-    def __init__(self) -> None:
+    `quiet`: notes and the summary alone. `verbose`: all lines, also beside the bar, and every trial's score.
+    """
+
+    def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
         self._console = Console(stderr=True)
+        self._quiet, self._verbose = quiet, verbose
         self._bar: Progress | None = None
         self._title = ""
         self._best = ""
@@ -49,7 +59,7 @@ class ConsoleObserver(Observer):
         self._title, self._best = title, ""
         self._since = self._last_line = time.monotonic()
         self._line(f"{title}: {num_trials} trials x {num_folds} folds x {num_epochs} epochs")
-        if self._console.is_terminal:
+        if self._console.is_terminal and not self._quiet:
             columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()]
             self._bar = Progress(*columns, console=self._console, transient=True)
             self._bar.add_task("compiling", total=None)
@@ -71,26 +81,41 @@ class ConsoleObserver(Observer):
                 text += f", validation loss mean {finite.mean():.4f}, best {finite.mean(axis=1).min():.4f}"
         text += f"{self._best}, {_duration(left)} left"
         self._update(text, done, num_epochs)
-        if self._bar is None and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+        sparse = self._bar is None and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES
+        if sparse or self._verbose:
             self._line(text)
+
+    def note(self, text: str) -> None:
+        self._print(text)
 
     def trials(self, trials: Sequence[TrialScore]) -> None:
         self._since = time.monotonic()
         failed, winner = sum(not t.complete for t in trials), best(trials)
         self._best = f", best so far {winner.mean:.4f} (trial {winner.number})" if winner else ""
+        if self._verbose:
+            for trial in trials:
+                state = f"{trial.mean:.4f} ± {trial.std:.4f}" if trial.complete else "failed"
+                self._line(f"trial {trial.number}: {state}, {trial.draw}")
         self._line(f"{len(trials)} trials done, {failed} failed{self._best}")
 
     def finish(self, results: dict[str, Any], folder: Path) -> None:
+        self.close()
+        print_summary([results], folder)
+
+    def close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-        print_summary([results], folder)
 
     def _update(self, text: str, done: float | None, total: int | None) -> None:
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], description=text, completed=done or 0, total=total)
 
     def _line(self, text: str) -> None:
+        if not self._quiet:
+            self._print(text)
+
+    def _print(self, text: str) -> None:
         self._last_line = time.monotonic()
         self._console.print(f"[{self._title}] {text}", markup=False, highlight=False, soft_wrap=True)
 

@@ -4,33 +4,48 @@ import csv
 import hashlib
 import io
 import json
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from hw1jax import environment, evaluation, folds, population, search, storage, studies
-from hw1jax.batches import Batches, Trained
+from hw1jax import environment, evaluation, folds, hosts, population, search, storage, studies
+from hw1jax.batches import Batches, Trained, follow
 from hw1jax.clock import Clock
 from hw1jax.data import Dataset, sha256
 from hw1jax.folds import Fold
-from hw1jax.model_file import Model, save_model
-from hw1jax.planning import make_plan
-from hw1jax.population import Plan, Problem, Spec
+from hw1jax.model_file import Model, load_model, save_model
+from hw1jax.planning import make_plan, make_problem
+from hw1jax.population import Plan
 from hw1jax.progress import Observer
-from hw1jax.search import Draw, TrialScore
+from hw1jax.search import TrialScore
+from hw1jax.space import Draw
 from hw1jax.studies import Settings, Study
 from hw1jax.training import Layout
 
 CURVE_POINTS = 400  # where the fitted curve of a regression is drawn
+# Settings that don't belong to a search: the plan and the data's digest stand for some of them.
+NO_RESULT_DEPENDS_ON = ("num_trials", "out", "quick", "widths", "members_per_program", "num_devices")
+NO_RESULT_DEPENDS_ON += ("reproducible", "distributed", "coordinator", "num_processes", "process_id")
+NO_RESULT_DEPENDS_ON += ("storage", "quiet", "verbose", "data_dir", "train_csv", "test_csv")
 
 
-def run(study: Study, settings: Settings, observer: Observer, *, command: str, started: float) -> dict[str, Any]:
-    """Runs a study from its data to the files of its folder.
+def run(
+    study: Study,
+    settings: Settings,
+    observer: Observer,
+    *,
+    command: str,
+    started: float,
+    stop: threading.Event | None = None,
+) -> dict[str, Any]:
+    """Runs a study from its data to the files of its folder, or goes on with it, or shares it with other processes.
 
     Args:
       study: which.
@@ -38,12 +53,14 @@ def run(study: Study, settings: Settings, observer: Observer, *, command: str, s
       observer: is told how it goes.
       command: how to repeat it, for the record.
       started: `time.time()` at the start of the process.
+      stop: training stops soon after it is set.
 
     Returns:
-      What `results.json` holds.
+      What `results.json` holds; nothing in the processes that only help process 0 (see `hosts`).
 
     Raises:
       ValueError: settings or data that can't be run (nothing has been written then), or no trial that didn't diverge.
+      batches.Stopped: `stop` was set; the same call goes on from there.
     """
     studies.check(study, settings)
     data = study.load(settings)
@@ -53,70 +70,130 @@ def run(study: Study, settings: Settings, observer: Observer, *, command: str, s
         raise ValueError(f"--batch-size {settings.batch_size} is more than a fold's {shortest} training samples")
     folder = studies.folder(study, settings)
     studies.check_folder(folder)
+    if jax.process_index() > 0:
+        return _follow(study, settings, data, splits)
     clock = Clock()
     folder.mkdir(parents=True, exist_ok=True)
-    optuna_study = search.open_study(folder / "journal.log", study.name, sampler=settings.sampler, seed=settings.seed)
-    config = search.claim(optuna_study, _config(study, settings, data), folder)
-    observer.start(study.title, settings.num_trials, settings.num_folds, settings.num_epochs)
-    plan = Plan(**config["plan"] | {"layout": Layout(**config["plan"]["layout"])})
-    problem = _problem(study, settings, plan, data, splits)
-    curve_x = _curve_inputs(study, data)
+    alone = partial(storage.lock, folder / ".search.lock")
+    with hosts.leading():
+        with alone():
+            optuna_study = search.open_study(
+                folder / "journal.log",
+                study.name,
+                sampler=settings.sampler,
+                seed=settings.seed,
+                url=settings.storage,
+            )
+            config = search.claim(optuna_study, _config(study, settings, data, splits), folder)
+        observer.start(study.title, settings.num_trials, settings.num_folds, settings.num_epochs)
+        plan = _plan_of(config)
+        hosts.tell(config)
+        problem = make_problem(study, settings, plan, data, splits)
+        curve_x = _curve_inputs(study, data)
 
-    trials, histories = [], []
-    with clock.measure("train_seconds", threads=plan.num_devices if plan.own_widths else 1):
-        batches = Batches(folder / "batches" / _digest(config), study, problem, settings.seed, curve_x, observer)
-        for batch in search.search(
-            optuna_study,
-            studies.space_of(settings),
-            batches.train,
-            num_trials=settings.num_trials,
-            batch_size=plan.slots,
-        ):
-            trials += batch
-            histories.append(batches.read(batch[0].number))
-            observer.trials(trials)
-    history = Trained(*(np.concatenate(part)[: len(trials)] for part in zip(*histories, strict=True)))
-    _write_trials(folder / "trials.csv", trials)
+        trials: list[TrialScore] = []
+        histories: dict[int, Trained] = {}  # by each batch's first trial
+        place = folder / "batches" / _digest(config)
+        stop = stop or threading.Event()
+        batches = Batches(place, study, problem, settings.seed, curve_x, observer, stop)
+        with clock.measure("train_seconds", threads=plan.num_devices if plan.own_widths else 1):
+            for batch in search.search(
+                optuna_study,
+                studies.space_of(settings),
+                batches.train,
+                num_trials=settings.num_trials,
+                batch_size=plan.slots,
+                alone=alone,
+            ):
+                trials = sorted([*trials, *batch])
+                histories[batch[0].number] = batches.read({trial.number: trial.draw for trial in batch})
+                observer.trials(trials)
+    in_order = [histories[first] for first in sorted(histories)]
+    history = Trained(*(np.concatenate(part) for part in zip(*in_order, strict=True)))
+    _write_trials(folder / "trials.csv", trials, history)
     best = search.best(trials)
     if best is None:
         raise ValueError(f"every trial diverged, see {folder / 'trials.csv'}; give a lower --learning-rate range")
 
-    with clock.measure("refit_seconds"):
-        model, refit_train_loss = refit(study, settings, data, best.draw, observer)
-    observer.stage("looking at the test set")
-    with clock.measure("test_seconds"):
-        test_outputs = model.predict(data.x_test)
-    save_model(folder / "model.msgpack", model)
-    arrays = history._asdict() | {"refit_train_loss": refit_train_loss, "test_outputs": test_outputs}
-    if len(curve_x):
-        arrays |= {"curve_x": curve_x, "curve_outputs": model.predict(curve_x[:, None])[:, 0]}
-    storage.write_arrays(folder / "histories.npz", arrays)
-    results = {
-        "study": study.name,
-        "title": study.title,
-        "command": command,
-        "config": config | {"num_trials": settings.num_trials},
-        "num_programs": len(trials) if plan.own_widths else 1,
-        "environment": environment.describe(),
-        "inputs": {name: path and str(path) for name, path in studies.inputs(settings).items()},
-        "best": {
-            "number": best.number,
-            "params": best.draw.as_dict(),
-            "mean_val_loss": best.mean,
-            "std_val_loss": best.std,
-        },
-        "test": score(study, test_outputs, data.y_test),
-        "reported": {
-            "params": study.reported.best.as_dict(),
-            "test_loss": study.reported.test_loss,
-            "test_accuracy": study.reported.test_accuracy,
-        },
-        "trials": {"complete": sum(t.complete for t in trials), "failed": sum(not t.complete for t in trials)},
-        "timing": clock.seconds() | {"total_seconds": time.time() - started},
-    }
-    storage.write_json(folder / "results.json", results)
+    with storage.lock(folder / ".refit.lock"):  # the first of several processes trains, the others find the model
+        with clock.measure("refit_seconds"):
+            model, refit_train_loss = _kept_refit(study, settings, folder, best.draw) or refit(
+                study, settings, data, best.draw, observer
+            )
+        observer.stage("looking at the test set")
+        with clock.measure("test_seconds"):
+            test_outputs = model.predict(data.x_test)
+        arrays = history._asdict() | {"refit_train_loss": refit_train_loss, "test_outputs": test_outputs}
+        if len(curve_x):
+            arrays |= {"curve_x": curve_x, "curve_outputs": model.predict(curve_x[:, None])[:, 0]}
+        storage.write_arrays(folder / "histories.npz", arrays)
+        save_model(folder / "model.msgpack", model)  # after the histories: where it is, they are
+        results = {
+            "study": study.name,
+            "title": study.title,
+            "command": command,
+            "config": config | {"num_trials": settings.num_trials},
+            "num_programs": len(trials) if plan.own_widths else 1,
+            "halvings": batches.halvings,
+            "environment": environment.describe(),
+            "inputs": {name: path and str(path) for name, path in studies.inputs(settings).items()},
+            "best": {
+                "number": best.number,
+                "params": best.draw.as_dict(),
+                "mean_val_loss": best.mean,
+                "std_val_loss": best.std,
+            },
+            "test": score(study, test_outputs, data.y_test),
+            "reported": {
+                "params": study.reported.best.as_dict(),
+                "test_loss": study.reported.test_loss,
+                "test_accuracy": study.reported.test_accuracy,
+            },
+            "trials": {"complete": sum(t.complete for t in trials), "failed": sum(not t.complete for t in trials)},
+            "timing": clock.seconds() | {"total_seconds": time.time() - started},
+        }
+        storage.write_json(folder / "results.json", results)
     observer.finish(results, folder)
     return results
+
+
+def _follow(study: Study, settings: Settings, data: Dataset, splits: list[Fold]) -> dict[str, Any]:
+    """What the processes other than 0 do: their part of the search. They write nothing, and return nothing."""
+    if config := hosts.hear():
+        problem = make_problem(study, settings, _plan_of(config), data, splits)
+        follow(study, problem, settings.seed, _curve_inputs(study, data))
+    return {}
+
+
+def _plan_of(config: dict[str, Any]) -> Plan:
+    """The plan of a stored configuration.
+
+    Raises:
+      ValueError: it needs more devices than there are here.
+    """
+    plan = Plan(**config["plan"] | {"layout": Layout(**config["plan"]["layout"])})
+    if plan.num_devices > len(jax.devices()) and not plan.own_widths:
+        raise ValueError(
+            f"this search was begun on {plan.num_devices} devices, here are {len(jax.devices())}: go on with it where "
+            "there are as many (on a CPU, with JAX_NUM_CPU_DEVICES), or give another --out"
+        )
+    if hosts.are_several() and (plan.own_widths or plan.num_devices < len(jax.devices())):
+        raise ValueError(
+            "several processes train one program on all their devices: give --widths padded, no --num-devices, and "
+            "trials enough for all devices"
+        )
+    return plan
+
+
+def _kept_refit(study: Study, settings: Settings, folder: Path, draw: Draw) -> tuple[Model, np.ndarray] | None:
+    """What an earlier run of the same search has refitted, if it was this draw."""
+    try:
+        model = load_model(folder / "model.msgpack")
+        train_loss = storage.read_arrays(folder / "histories.npz")["refit_train_loss"]
+    except (FileNotFoundError, KeyError, ValueError):
+        return None  # none yet, or damaged: it is made anew
+    same = (model.study, model.draw) == (study.name, draw) and train_loss.shape == (settings.num_epochs,)
+    return (model, train_loss) if same else None
 
 
 def refit(study: Study, settings: Settings, data: Dataset, draw: Draw, observer: Observer) -> tuple[Model, np.ndarray]:
@@ -126,7 +203,7 @@ def refit(study: Study, settings: Settings, data: Dataset, draw: Draw, observer:
     hyperparameters which belong to no trial (the report's best) can be refitted as well.
     """
     everything = Fold(np.arange(len(data.x_train)), np.arange(0))
-    problem = _problem(
+    problem = make_problem(
         study, settings, Plan(slots=1, layout=study.layout), data, [everything], draw, first_fold=settings.num_folds
     )
     train_loss = []
@@ -147,29 +224,12 @@ def score(study: Study, outputs: np.ndarray, y: np.ndarray) -> dict[str, Any]:
     return result
 
 
-def _problem(
-    study: Study,
-    settings: Settings,
-    plan: Plan,
-    data: Dataset,
-    splits: list[Fold],
-    draw: Draw | None = None,
-    first_fold: int = 0,
-) -> Problem:
-    """The study as a population of at most the space's widths, or of a draw's own."""
-    widths = draw or studies.widest(settings)
-    task = studies.make_task(study, widths.channels, widths.hidden_units)
-    per_call = max(n for n in range(1, study.epochs_per_call + 1) if settings.num_epochs % n == 0)
-    spec = Spec(settings.num_epochs, settings.batch_size, (settings.seed,), per_call, first_fold)
-    return population.place(task, plan, spec, data.x_train, data.y_train, splits)
-
-
-def _config(study: Study, settings: Settings, data: Dataset) -> dict[str, Any]:
+def _config(study: Study, settings: Settings, data: Dataset, splits: list[Fold]) -> dict[str, Any]:
     """All that the results depend on but the number of trials; a folder belongs to one such configuration."""
     chosen = asdict(settings)
-    for name in ("num_trials", "out", "quick", "widths", "members_per_program", "data_dir", "train_csv", "test_csv"):
+    for name in NO_RESULT_DEPENDS_ON:
         chosen.pop(name, None)
-    plan = make_plan(study, settings, data)
+    plan = make_plan(study, settings, data, splits)
     return chosen | {"data_sha256": sha256(data), "plan": asdict(plan) | {"layout": plan.layout._asdict()}}
 
 
@@ -185,15 +245,17 @@ def _curve_inputs(study: Study, data: Dataset) -> np.ndarray:
     return np.linspace(both.min(), both.max(), CURVE_POINTS, dtype=np.float32)
 
 
-def _write_trials(path: Path, trials: Sequence[TrialScore]) -> None:
-    """trials.csv: a row a trial, in scikit-learn's words."""
+def _write_trials(path: Path, trials: Sequence[TrialScore], history: Trained) -> None:
+    """trials.csv: a row a trial, in scikit-learn's words; a failed one says in which epoch it diverged."""
     text = io.StringIO()
+    finite = np.isfinite(history.train_loss + history.val_loss).all(axis=1)  # [trial, epoch]
     rows = [
         {"number": trial.number, "state": "complete" if trial.complete else "failed"}
         | trial.draw.columns()
         | {f"split{i}_val_loss": value for i, value in enumerate(trial.scores)}
         | {"mean_val_loss": trial.mean, "std_val_loss": trial.std, "rank": rank}
-        for trial, rank in zip(trials, search.ranks(trials), strict=True)
+        | {"diverged_epoch": "" if trial.complete else 1 + int(np.argmin(own))}
+        for trial, rank, own in zip(trials, search.ranks(trials), finite, strict=True)
     ]
     writer = csv.DictWriter(text, rows[0])
     writer.writeheader()

@@ -1,80 +1,26 @@
 """Hyperparameter search: ask Optuna for a batch of trials, train the batch, tell. The only file that knows Optuna."""
 
-import hashlib
 import json
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from hw1jax import storage
+from hw1jax.space import Draw, FloatRange, IntRange, Space, draw, sample
+
 MOST_REPORTS = 20  # intermediate values of a trial, for Optuna's plots
-
-
-class IntRange(NamedTuple):
-    """Whole numbers from low to high, both included."""
-
-    low: int
-    high: int
-
-    def __str__(self) -> str:
-        return f"{self.low}-{self.high}"
-
-
-class FloatRange(NamedTuple):
-    """Positive numbers from low to high, drawn on a logarithmic scale."""
-
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.low:g}-{self.high:g}"
-
-
-@dataclass(frozen=True)
-class Space:
-    """What is searched, and how widely.
-
-    Attributes:
-      hidden_units: the range of each hidden dense layer.
-      channels: the range of each convolution; empty for a dense net.
-      learning_rate, l2: their ranges.
-      optimizers: names of `hw1jax.optimizers.OPTIMIZERS`.
-    """
-
-    hidden_units: tuple[IntRange, ...]
-    channels: tuple[IntRange, ...] = ()
-    learning_rate: FloatRange = FloatRange(1e-3, 1e-1)
-    l2: FloatRange = FloatRange(1e-4, 1e-1)
-    optimizers: tuple[str, ...] = ("adam", "sgd", "rmsprop")
-
-
-class Draw(NamedTuple):
-    """One trial's hyperparameters, as plain Python values."""
-
-    channels: tuple[int, ...]
-    hidden_units: tuple[int, ...]
-    learning_rate: float
-    l2: float
-    optimizer: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """As JSON and MessagePack take it."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in self._asdict().items()}
-
-    def columns(self) -> dict[str, Any]:
-        """One plain value a name, the names of Optuna's parameters."""
-        widths = {"channels": self.channels, "hidden_units": self.hidden_units}
-        named = {f"{name}_{i + 1}": width for name, all in widths.items() for i, width in enumerate(all)}
-        return named | {"learning_rate": self.learning_rate, "l2": self.l2, "optimizer": self.optimizer}
+SECONDS_BETWEEN_LOOKS = 0.5  # at what other processes are training
 
 
 class TrialScore(NamedTuple):
@@ -120,56 +66,103 @@ class PureRandomSampler(optuna.samplers.BaseSampler):
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        name = int.from_bytes(hashlib.sha256(param_name.encode()).digest()[:8])
-        rng = np.random.default_rng([self._seed, trial.number, name])
         match param_distribution:
             case IntDistribution(low=low, high=high):
-                return int(rng.integers(low, high, endpoint=True))
+                values = IntRange(low, high)
             case FloatDistribution(low=low, high=high, log=True):
-                return float(np.clip(np.exp(rng.uniform(np.log(low), np.log(high))), low, high))
-            case FloatDistribution(low=low, high=high):
-                return float(rng.uniform(low, high))
+                values = FloatRange(low, high)
             case CategoricalDistribution(choices=choices):
-                return choices[rng.integers(len(choices))]
-        raise ValueError(f"no way to draw {param_name} from {param_distribution}")
+                values = choices
+            case _:
+                raise ValueError(f"no way to draw {param_name} from {param_distribution}")
+        return sample(values, self._seed, trial.number, param_name)
 
 
-def open_study(journal: Path, name: str, *, sampler: str, seed: int) -> optuna.Study:
+class JournalLock:
+    """Optuna's lock of its journal, freed by the operating system when its process ends.
+
+    Optuna's own are links or files that a killed process leaves behind, and that the next one waits 30 s for.
+    """
+
+    def __init__(self, journal: Path):
+        self._path = journal.with_name(f".{journal.name}.lock")
+
+    def acquire(self) -> bool:
+        self._held = storage.lock(self._path)
+        self._held.__enter__()
+        return True
+
+    def release(self) -> None:
+        self._held.__exit__(None, None, None)
+
+
+def open_study(journal: Path, name: str, *, sampler: str, seed: int, url: str | None = None) -> optuna.Study:
     """The study in Optuna's journal at `journal`, created if there is none (`optuna-dashboard` opens it as well).
 
+    Args:
+      journal: the file.
+      name: of the study.
+      sampler: "random" or "tpe".
+      seed: of the sampler.
+      url: of a database to use instead of the journal, as Optuna's RDBStorage takes it.
+
     Raises:
-      ValueError: the file is no journal, or holds another study.
+      ValueError: the file is no journal, is damaged, or holds another study; there is no such database.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         chosen = PureRandomSampler(seed) if sampler == "random" else optuna.samplers.TPESampler(seed=seed)
-        _drop_torn_line(journal)
-        try:
-            storage = JournalStorage(JournalFileBackend(str(journal)))
-            others = [other for other in optuna.get_all_study_names(storage) if other != name]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{journal} is not a journal of Optuna ({error}): give another --out") from error
-        if others:
-            raise ValueError(f"{journal.parent} holds the study {others[0]}, not {name}: give another --out")
+        kept = _open_journal(journal, name) if url is None else _open_database(url)
         return optuna.create_study(
-            storage=storage, study_name=name, sampler=chosen, direction="minimize", load_if_exists=True
+            storage=kept, study_name=name, sampler=chosen, direction="minimize", load_if_exists=True
         )
 
 
-def _drop_torn_line(journal: Path) -> None:
-    """Cuts off the part of a line that a killed process has left, which the next append would continue."""
+def _open_journal(journal: Path, name: str) -> BaseStorage:
+    _repair(journal)
+    try:
+        kept = JournalStorage(JournalFileBackend(str(journal), lock_obj=JournalLock(journal)))
+        others = [other for other in optuna.get_all_study_names(kept) if other != name]
+    except OSError:
+        raise
+    except Exception as error:  # whatever Optuna chokes on, the file is not a journal
+        raise ValueError(f"{journal} is not a journal of Optuna ({error!r}): give another --out") from error
+    if others:
+        raise ValueError(f"{journal.parent} holds the study {others[0]}, not {name}: give another --out")
+    return kept
+
+
+def _open_database(url: str) -> BaseStorage:
+    try:
+        return optuna.storages.RDBStorage(url)
+    except Exception as error:  # SQLAlchemy's and the drivers' errors have no base of their own
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"--storage: the database doesn't open ({reason})") from error
+
+
+def _repair(journal: Path) -> None:
+    """Cuts off the part of a line that a killed process has left, which the next append would continue.
+
+    Raises:
+      ValueError: a line before the last is damaged; the file is left as it is.
+    """
     if not journal.is_file():
         return
-    lock = JournalFileSymlinkLock(str(journal))
-    lock.acquire()
-    try:
+    with storage.lock(JournalLock(journal)._path):
         content = journal.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if 0 < whole < len(content):
-            os.truncate(journal, whole)
-    finally:
-        lock.release()
+        *lines, rest = content.split(b"\n")  # whole lines, and what stands after the last line's end
+        for number, line in enumerate(lines, 1):
+            try:
+                whole = isinstance(json.loads(line), dict)
+            except ValueError:
+                whole = False
+            if not whole:
+                raise ValueError(f"{journal}, line {number} is damaged: take the line out, or give another --out")
+        if rest and (lines or rest.startswith(b"{")):
+            os.truncate(journal, len(content) - len(rest))
+        elif rest:
+            raise ValueError(f"{journal} is not a journal of Optuna: give another --out")
 
 
 def claim(study: optuna.Study, config: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -197,76 +190,99 @@ def claim(study: optuna.Study, config: dict[str, Any], folder: Path) -> dict[str
 
 def suggest(trial: Trial, space: Space) -> Draw:
     """Draws (or, for a trial that has been asked before, reads back) a trial's hyperparameters."""
-    return Draw(
-        tuple(trial.suggest_int(f"channels_{i + 1}", *bounds) for i, bounds in enumerate(space.channels)),
-        tuple(trial.suggest_int(f"hidden_units_{i + 1}", *bounds) for i, bounds in enumerate(space.hidden_units)),
-        trial.suggest_float("learning_rate", *space.learning_rate, log=True),
-        trial.suggest_float("l2", *space.l2, log=True),
-        trial.suggest_categorical("optimizer", space.optimizers),
-    )
+
+    def choose(name: str, values: IntRange | FloatRange | tuple[str, ...]) -> Any:
+        if isinstance(values, IntRange):
+            return trial.suggest_int(name, *values)
+        if isinstance(values, FloatRange):
+            return trial.suggest_float(name, *values, log=True)
+        return trial.suggest_categorical(name, values)
+
+    return draw(space, choose)
 
 
 def search(
     study: optuna.Study,
     space: Space,
-    train: Callable[[dict[int, Draw]], dict[int, Sequence[float] | np.ndarray]],
+    train: Callable[[dict[int, Draw]], dict[int, Sequence[float] | np.ndarray] | None],
     *,
     num_trials: int,
     batch_size: int,
+    alone: Callable[[], AbstractContextManager] = nullcontext,
 ) -> Iterator[list[TrialScore]]:
     """Asks for batches of trials, trains each batch, tells its scores; yields each batch.
 
-    Trial n is always in batch n // batch_size, so a search that was stopped goes on with the same batches. Trials
-    that have a score are not trained again.
+    Trial n is always in batch n // batch_size, so a search that was stopped goes on with the same batches, and several
+    processes can work on one search. Trials that have a score are not trained again.
 
     Args:
       study: from `open_study`.
       space: what to draw from.
       train: {number: draw} -> {number: validation losses [fold, epoch], or [fold] after the last epoch alone}. The
-        last ones are the scores.
+        last ones are the scores. None: another process is at it; the batch's turn comes again.
       num_trials: trials in all, those that the study already has included.
       batch_size: trials a batch.
+      alone: makes a context in which no other process asks or tells.
     """
-    for first in range(0, num_trials, batch_size):
-        numbers = range(first, min(first + batch_size, num_trials))
-        trials = {number: _ask(study, number) for number in numbers}
-        draws = {number: suggest(trial, space) for number, trial in trials.items()}
-        frozen = study.get_trials(deepcopy=False)
-        losses = {n: frozen[n].user_attrs["scores"] for n in numbers if frozen[n].state.is_finished()}
-        if len(losses) < len(numbers):  # a trial that has a score keeps it, though its slot runs once more
-            losses = train(draws) | losses
-        batch = []
-        for number in numbers:
-            of_epochs = np.reshape(losses[number], (len(losses[number]), -1))  # [fold, epoch]
-            batch.append(TrialScore(number, draws[number], tuple(map(float, of_epochs[:, -1]))))
-            if not frozen[number].state.is_finished():
-                with np.errstate(invalid="ignore"):  # infinity less infinity, in a diverged trial
-                    mean_losses = of_epochs.mean(axis=0)
-                _tell(study, trials[number], batch[-1], mean_losses)
-        yield batch
+    waiting = [range(first, min(first + batch_size, num_trials)) for first in range(0, num_trials, batch_size)]
+    while waiting:
+        done = []
+        for numbers in waiting:
+            with alone():
+                trials = {number: _ask(study, number, space) for number in numbers}
+                draws = {number: suggest(trial, space) for number, trial in trials.items()}
+                told = _told_scores(study, numbers)
+            losses = told if len(told) == len(numbers) else train(draws)
+            if losses is not None:
+                losses |= told
+                with alone():
+                    told = _told_scores(study, numbers)
+                    for number in numbers:
+                        if number not in told:
+                            _tell(study, trials[number], losses[number])
+                yield [TrialScore(n, draws[n], tuple(map(float, _by_epoch(losses[n])[:, -1]))) for n in numbers]
+                done.append(numbers)
+            elif not isinstance(study.sampler, PureRandomSampler):
+                break  # what the next batch draws depends on this one's scores
+        if not done:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        waiting = [numbers for numbers in waiting if numbers not in done]
 
 
-def _ask(study: optuna.Study, number: int) -> Trial:
-    """The trial with this number: a new one, or the one that an earlier run has asked for."""
+def _ask(study: optuna.Study, number: int, space: Space) -> Trial:
+    """The trial with this number: a new one, or the one that has been asked for before."""
     known = study.get_trials(deepcopy=False)
-    if number < len(known):
-        return Trial(study, known[number]._trial_id)
-    trial = study.ask()
-    if trial.number != number:
-        raise RuntimeError(f"asked for trial {number}, got {trial.number}: another process works on this journal")
-    return trial
+    while len(known) <= number:  # one that others have begun and not drawn yet is drawn here
+        suggest(study.ask(), space)
+        known = study.get_trials(deepcopy=False)
+    return Trial(study, known[number]._trial_id)
 
 
-def _tell(study: optuna.Study, trial: Trial, score: TrialScore, mean_losses: np.ndarray) -> None:
+def _told_scores(study: optuna.Study, numbers: Sequence[int]) -> dict[int, list[float]]:
+    """The scores of those of the trials that have them."""
+    frozen = study.get_trials(deepcopy=False)
+    return {n: frozen[n].user_attrs["scores"] for n in numbers if frozen[n].state.is_finished()}
+
+
+def _by_epoch(losses: Sequence[float] | np.ndarray) -> np.ndarray:
+    """[fold, epoch] of losses [fold, epoch] or [fold]."""
+    return np.reshape(losses, (len(losses), -1))
+
+
+def _tell(study: optuna.Study, trial: Trial, losses: Sequence[float] | np.ndarray) -> None:
+    by_epoch = _by_epoch(losses)
+    scores = [float(value) for value in by_epoch[:, -1]]
+    with np.errstate(invalid="ignore"):  # infinity less infinity, in a diverged trial
+        mean_losses = by_epoch.mean(axis=0)
     num_epochs = len(mean_losses)  # a few of them: each takes a journal 0.4 ms
     for epoch in np.unique(np.linspace(1, num_epochs, min(num_epochs, MOST_REPORTS)).astype(int)):
         if np.isfinite(mean_losses[epoch - 1]):
             trial.report(float(mean_losses[epoch - 1]), step=int(epoch))
-    for i, value in enumerate(score.scores):  # before `tell`: a finished trial can't change
+    for i, value in enumerate(scores):  # before `tell`: a finished trial can't change
         trial.set_user_attr(f"split{i}_val_loss", value)
-    trial.set_user_attr("scores", list(score.scores))
-    if score.complete:
-        study.tell(trial, score.mean)
+    trial.set_user_attr("scores", scores)
+    if np.isfinite(scores).all():
+        study.tell(trial, float(np.mean(scores)))
     else:
         study.tell(trial, state=TrialState.FAIL)
 

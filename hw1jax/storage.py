@@ -1,11 +1,12 @@
-"""Files that appear whole or not at all: written beside their place, then renamed into it."""
+"""Files that appear whole or not at all: written beside their place, then renamed into it. Locks that die with us."""
 
+import fcntl
 import io
 import json
 import os
 import tempfile
-import zipfile
-import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,5 +56,33 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         # From memory: on a file that is no zip, np.load leaves the file open.
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
             return dict(arrays)
-    except (EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-        raise ValueError(f"{path} is damaged ({error}): remove it and run the same command again") from error
+    except OSError:
+        raise
+    except Exception as error:  # whatever zip, zlib or the headers of arrays choke on, the file is damaged
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path} is damaged ({reason}): remove it and run the same command again") from error
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Holds the lock file at `path`, waiting for it. The operating system frees it when its process ends, however."""
+    with _open_lock(path) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def try_lock(path: Path) -> Iterator[bool]:
+    """As `lock`, without waiting: yields False if somebody holds it, be it another thread of this process."""
+    with _open_lock(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def _open_lock(path: Path) -> io.BufferedWriter:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return open(path, "ab")

@@ -12,7 +12,7 @@ import numpy as np
 
 from hw1jax import losses, models, optimizers
 from hw1jax.data import Dataset, fashion_mnist, regression
-from hw1jax.search import Draw, FloatRange, IntRange, Space
+from hw1jax.space import Draw, FloatRange, IntRange, Space
 from hw1jax.training import Layout, Task, unchanged
 
 
@@ -54,10 +54,31 @@ class Settings:
     """Networks padded to the same widths in one program, or each at its own widths in its own program."""
     members_per_program: int | None = None
     """Networks (trials x folds) that one program trains at most; as many as there are, if not given."""
+    num_devices: int | None = None
+    """Devices to use (on a CPU, cores); all, if not given."""
+    precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
+    """Of matrix products on a GPU or TPU; a CPU computes in float32."""
+    reproducible: bool = False
+    """On a GPU, the same bits each time: slower, as XLA may neither reorder sums nor try out kernels."""
+    distributed: bool = False
+    """One program over the devices of several processes, each started with the same flags; found by themselves on
+    SLURM, Kubernetes and Cloud TPU, elsewhere by the next three flags."""
+    coordinator: str | None = None
+    """HOST:PORT where process 0 listens."""
+    num_processes: int | None = None
+    """Processes in all."""
+    process_id: int | None = None
+    """This process's number, from 0."""
     out: Path | None = None
     """Folder of the results; runs/STUDY, or runs/quick/STUDY with --quick, if not given."""
+    storage: str | None = None
+    """URL of a database for Optuna, such as postgresql+psycopg://user@host/name, instead of OUT/journal.log."""
     quick: bool = False
     """A small run on the real data: fewer trials and epochs, unless they are given."""
+    quiet: bool = False
+    """Show the results alone."""
+    verbose: bool = False
+    """Show every trial, and a line each time that the program comes back."""
 
 
 @dataclass(frozen=True)
@@ -269,6 +290,10 @@ def check(study: Study, settings: Settings) -> None:
     for name, least in (("num_trials", 1), ("num_epochs", 1), ("batch_size", 1), ("num_folds", 2), ("seed", 0)):
         if getattr(settings, name) < least:
             raise ValueError(f"{_flag(name)} must be at least {least}, got {getattr(settings, name)}")
+    if settings.num_devices is not None and settings.num_devices < 1:
+        raise ValueError(f"--num-devices must be at least 1, got {settings.num_devices}")
+    if settings.quiet and settings.verbose:
+        raise ValueError("--quiet and --verbose don't go together")
     if settings.members_per_program is not None and settings.members_per_program < settings.num_folds:
         raise ValueError(f"--members-per-program must be at least a trial's {settings.num_folds} folds")
     if settings.seed > LARGEST_SEED:

@@ -15,7 +15,7 @@ import pytest
 import reproduce
 
 from hw1jax import run, studies
-from hw1jax.search import FloatRange, IntRange
+from hw1jax.space import FloatRange, IntRange
 from hw1jax.studies import FASHION_CNN, FASHION_MLP, REGRESSION
 
 EXPERIMENTS = Path(command.__file__).parent

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from hw1jax import cross_validate, k_fold, rmsprop_l2, squared_error, stratified_k_fold
+from hw1jax import cross_entropy, cross_validate, k_fold, rmsprop_l2, squared_error, stratified_k_fold
 
 X = np.linspace(-3, 3, 60, dtype=np.float32)[:, None]
 Y = np.sin(2 * X)
@@ -114,6 +114,10 @@ def test_legacy_keys_and_our_optimizers_are_accepted():
         ({"hyperparameters": 0.1}, "same leading trial axis"),
         ({"hyperparameters": np.zeros(0)}, "at least 1 long"),
         ({"loss": lambda outputs, y: jnp.mean((outputs - y) ** 2)}, "one value an example"),
+        ({"x": np.where(X > 0, X, np.nan)}, "x must be finite, got"),
+        ({"y": np.full_like(Y, np.inf)}, "y must be finite, got 60 of 60 values"),
+        ({"hyperparameters": HYPERPARAMETERS | {"learning_rate": np.float32([0.1, np.nan, 0.1])}}, "must be finite"),
+        ({"y": Y[:, 0]}, "y of the outputs' shape"),
         ({"num_epochs": 0}, "num_epochs must be at least 1"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"num_folds": 1}, "number of folds"),
@@ -124,5 +128,19 @@ def test_legacy_keys_and_our_optimizers_are_accepted():
 )
 def test_mistakes_are_told_in_one_line(change, message):
     with pytest.raises(ValueError, match=message) as error:
+        cross_validate(**GIVEN | change)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"y": Y.astype(str)}, "y must be numbers, got an array of <U"),
+        ({"hyperparameters": {"learning_rate": np.array(["fast", "slow"])}}, "hyperparameters must be numbers"),
+        ({"loss": cross_entropy}, "classes as integers, got y of float"),
+    ],
+)
+def test_wrong_types_are_told_in_one_line(change, message):
+    with pytest.raises(TypeError, match=message) as error:
         cross_validate(**GIVEN | change)
     assert "\n" not in str(error.value)

@@ -12,7 +12,7 @@ import reference
 from hw1jax import population, studies, training
 from hw1jax.folds import PADDING, k_fold, minibatches
 from hw1jax.population import Plan, Spec
-from hw1jax.search import Draw
+from hw1jax.space import Draw
 from hw1jax.training import Layout
 
 LOSSES = {"regression": reference.squared_error, "fashion_mlp": reference.cross_entropy}

@@ -5,7 +5,7 @@ import pytest
 
 from hw1jax import inspection, studies
 from hw1jax.model_file import Model
-from hw1jax.search import Draw
+from hw1jax.space import Draw
 
 
 def dense_model(*layers: np.ndarray) -> Model:

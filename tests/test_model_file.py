@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hw1jax import model_file, studies
 from hw1jax.model_file import Model, load_model, save_model
-from hw1jax.search import Draw
+from hw1jax.space import Draw
 
 DRAWS = {
     "regression": Draw((), (4, 3), 0.016, 0.0003, "adam"),

@@ -18,7 +18,7 @@ import pytest
 from hw1jax import evaluation, inspection, plots, report, storage, studies
 from hw1jax.data import Dataset
 from hw1jax.model_file import Model, save_model
-from hw1jax.search import Draw
+from hw1jax.space import Draw
 
 EVIL = '<script>alert(1)</script>"><img src=x onerror=alert(2)>'
 NUM_TRIALS, NUM_FOLDS, NUM_EPOCHS = 5, 3, 4

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from hw1jax import batches, run, search, storage, studies
 from hw1jax.data import Dataset
 from hw1jax.model_file import load_model
 from hw1jax.progress import Observer
-from hw1jax.search import FloatRange, IntRange
+from hw1jax.space import FloatRange, IntRange
 
 
 def fake_images(settings):
@@ -119,9 +120,7 @@ def test_finished_search_is_not_trained_again_and_more_trials_extend_it(tmp_path
     before = lasting(tmp_path / "once")
     trained = []
     train = batches.Batches._train
-    monkeypatch.setattr(
-        batches.Batches, "_train", lambda self, draws: trained.append(list(draws)) or train(self, draws)
-    )
+    monkeypatch.setattr(batches.Batches, "_train", lambda self, *job: trained.append(job[0]) or train(self, *job))
     execute(study, tmp_path / "once", num_trials=4)
     assert lasting(tmp_path / "once") == before
     assert trained == []
@@ -129,7 +128,8 @@ def test_finished_search_is_not_trained_again_and_more_trials_extend_it(tmp_path
     assert trained == [[4, 5, 6]]
     rows = (tmp_path / "once" / "trials.csv").read_text().splitlines()
     old = before[1].splitlines()
-    assert [row.rpartition(",")[0] for row in rows[:5]] == [row.rpartition(",")[0] for row in old]  # all but the rank
+    ranked = slice(-2)  # all but the rank and the epoch of divergence
+    assert [row.split(",")[ranked] for row in rows[:5]] == [row.split(",")[ranked] for row in old]
 
 
 def test_changed_settings_in_the_same_folder_are_refused(tmp_path):
@@ -170,8 +170,8 @@ def test_reproduce_goes_on_after_a_study_that_fails(tmp_path, monkeypatch, capsy
 
     broken = replace(SMALL["fashion_mlp"], load=no_data)
     monkeypatch.setattr(studies, "STUDIES", (SMALL["regression"], broken, SMALL["fashion_cnn"]))
-    monkeypatch.setattr(reproduce.command, "ConsoleObserver", Observer)
-    assert reproduce.reproduce(reproduce.Options(out=tmp_path)) == 1
+    monkeypatch.setattr(reproduce.command, "ConsoleObserver", lambda **_: Observer())
+    assert reproduce.reproduce(reproduce.Options(out=tmp_path), threading.Event()) == 1
     assert "failed: fashion_mlp: no images today" in capsys.readouterr().err
     assert (tmp_path / "regression" / "results.json").exists()
     assert (tmp_path / "fashion_cnn" / "results.json").exists()

@@ -1,0 +1,94 @@
+"""A small search in a process of its own, for tests that stop it: python tests/small_run.py OUT [--help]"""
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
+
+import command
+from optuna.storages.journal import JournalFileBackend
+
+from hw1jax import batches, run, studies
+from hw1jax.progress import Observer
+from hw1jax.space import IntRange
+
+parser = argparse.ArgumentParser()
+parser.add_argument("out", type=Path)
+parser.add_argument("--num-trials", type=int, default=12)
+parser.add_argument("--num-epochs", type=int, default=1000)
+parser.add_argument("--widths", default="padded")
+parser.add_argument("--storage")
+parser.add_argument("--log", type=Path, help="gets a line for each epoch of each trial that is trained")
+parser.add_argument("--kill-at-rename", type=int, help="die just before the n-th file gets its name")
+parser.add_argument("--kill-at-record", type=int, help="die in the middle of writing the n-th time to the journal")
+parser.add_argument("--remove-folder", action="store_true", help="remove the folder once training has begun")
+parser.add_argument("--coordinator", help="HOST:PORT, if this is one of two processes")
+parser.add_argument("--process-id", type=int)
+options = parser.parse_args()
+
+STUDY = replace(
+    studies.REGRESSION,
+    settings=replace(
+        studies.REGRESSION.settings,
+        hidden_units=(IntRange(3, 8), IntRange(3, 6)),
+        members_per_program=9,
+        num_trials=options.num_trials,
+        num_epochs=options.num_epochs,
+        widths=options.widths,
+        storage=options.storage,
+        distributed=options.coordinator is not None,
+        coordinator=options.coordinator,
+        num_processes=2,
+        process_id=options.process_id,
+        out=options.out,
+    ),
+)
+
+
+class Log(Observer):
+    """Keeps count of what is trained."""
+
+    def epochs(self, what, done, num_epochs, val_loss):
+        if options.remove_folder:
+            shutil.rmtree(options.out)
+            options.remove_folder = False
+        if options.log and what.startswith("trials"):
+            with open(options.log, "a") as file:
+                file.write(f"{what} {done}\n")
+
+
+def die_at(number, owner, name, before):
+    """Makes the number-th call of a function the process's last."""
+    function, calls = getattr(owner, name), 0
+
+    def counting(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            before(*args, **kwargs)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+
+    setattr(owner, name, counting)
+
+
+def half_a_record(backend, logs):
+    with open(backend._file_path, "ab") as file:
+        file.write(b'{"op_code": 1, "worker')
+
+
+if options.kill_at_rename:
+    die_at(options.kill_at_rename, os, "replace", lambda *_: None)
+if options.kill_at_record:
+    die_at(options.kill_at_record, JournalFileBackend, "append_logs", half_a_record)
+batches.SECONDS_BETWEEN_CHECKPOINTS = 0
+command.use_all_cores()
+command.join(STUDY.settings)
+stop = command.stop_on_signals()
+command.with_exit_code(lambda: run.run(STUDY, STUDY.settings, Log(), command="", started=time.time(), stop=stop))

@@ -1,0 +1,228 @@
+"""Whatever a user gives: valid settings and data, or a mistake told in one line; nothing else, nothing written."""
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import command
+import matplotlib
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hw1jax import studies
+from hw1jax.data import Dataset, regression
+
+STUDY = st.sampled_from(studies.STUDIES)
+
+# Flags.
+
+whole = st.one_of(st.integers(-2, 12), st.sampled_from([2**31, 2**32 - 1, 2**32, 2**64, 10**30])).map(str)
+real = st.one_of(
+    st.floats(1e-6, 1e3).map(repr),
+    st.sampled_from(["0", "1", "1e-3", ".5", "-1", "nan", "inf", "1e999", "1e-999", "1E+2", "0x1", "1_0"]),
+)
+good_words = ("random", "tpe", "adam", "sgd", "rmsprop", "auto", "padded", "exact", "none", "None", "True", "False")
+junk = st.one_of(
+    st.sampled_from(["", " ", "-", "--", "=", "a=b", "10:50", "4-10,10-15", "\n", "\0", "٣-٩", "²-³", "9" * 5000, "ß"]),
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=6).filter(
+        lambda text: not text.strip("-").startswith("h")
+    ),
+)
+value = st.one_of(
+    whole,
+    real,
+    st.builds("{}-{}".format, whole, whole),
+    st.builds("{}-{}".format, st.integers(1, 20), st.integers(10, 60)),
+    st.builds("{}-{}".format, real, real),
+    st.sampled_from(good_words),
+    junk,
+)
+NAMES = sorted({field.name for study in studies.STUDIES for field in fields(study.settings)} | {"bogus"})
+name = st.sampled_from(["--" + name.replace("_", "-") for name in NAMES] + ["--no-quick"])
+any_flag = st.builds(lambda flag, values: [flag, *values], name, st.lists(value, max_size=4))
+ranges = st.lists(st.builds("{}-{}".format, st.integers(0, 20), st.integers(10, 60)), max_size=4)
+likely_flag = st.one_of(  # so that many a line is right
+    st.builds(lambda flag, number: [flag, str(number)], st.sampled_from(["--num-trials", "--seed"]), st.integers(0, 9)),
+    st.builds(lambda flag, number: [f"{flag}={number}"], st.just("--num-folds"), st.integers(1, 5)),
+    st.builds(lambda flag, all: [flag, *all], st.sampled_from(["--hidden-units", "--channels"]), ranges),
+    st.builds(
+        lambda flag, low, high: [flag, f"{low:g}-{high:g}"],
+        st.sampled_from(["--learning-rate", "--l2"]),
+        st.floats(0, 0.1),
+        st.floats(0.01, 1),
+    ),
+    st.builds(lambda all: ["--optimizers", *all], st.lists(st.sampled_from(["adam", "sgd", "rmsprop"]), max_size=3)),
+    st.sampled_from([["--quick"], ["--no-quick"], ["--sampler", "tpe"], ["--widths", "exact"], ["--out", "x"]]),
+    st.builds(lambda number: ["--members-per-program", str(number)], st.integers(0, 9)),
+)
+lines = st.one_of(st.lists(likely_flag, max_size=4), st.lists(any_flag, max_size=3))
+
+
+def assert_valid(chosen):
+    """What a run relies on, written down once more."""
+    assert min(chosen.num_trials, chosen.num_epochs, chosen.batch_size) >= 1
+    assert chosen.num_folds >= 2
+    assert 0 <= chosen.seed < 2**32
+    assert chosen.sampler in ("random", "tpe")
+    assert chosen.widths in ("auto", "padded", "exact")
+    assert chosen.members_per_program is None or chosen.members_per_program >= chosen.num_folds
+    assert chosen.hidden_units
+    assert all(1 <= low <= high <= 10_000 for low, high in chosen.hidden_units)
+    for low, high in (chosen.learning_rate, chosen.l2):
+        assert 0 < low <= high < float("inf")
+    assert chosen.optimizers
+    assert set(chosen.optimizers) <= {"adam", "sgd", "rmsprop"}
+    if isinstance(chosen, studies.ConvolutionSettings):
+        assert 1 <= len(chosen.channels) <= 3
+        assert all(1 <= low <= high <= 10_000 for low, high in chosen.channels)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(STUDY, lines)
+def test_any_flags_are_valid_settings_or_a_mistake_told_in_one_line(study, flags):
+    args, out, err = [arg for flag in flags for arg in flag], io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            chosen = command.parse(study, "", args)
+    except SystemExit as end:  # tyro's own message
+        assert end.code == 2
+        assert (out.getvalue(), "Traceback" in err.getvalue()) == ("", False)
+        assert err.getvalue()
+        return
+    try:
+        studies.check(study, chosen)
+    except ValueError as error:
+        assert len(str(error).splitlines()) == 1
+        assert str(error).startswith("--")
+        return
+    assert isinstance(chosen, type(study.settings))
+    assert_valid(chosen)
+
+
+# CSV files.
+
+cell = st.one_of(
+    st.floats(-100, 100).map(repr),
+    st.sampled_from(
+        ["", " ", "0", "-1", "+2", " 3 ", ".5", "1e3", "nan", "NaN", "inf", "-Infinity", "1e39", "1e999", "9" * 5000]
+        + ["1_0", "0x10", "1,5", "two", '"', '""', "'1'", "٣", "½", "−1", "\0", "1\u2028", "=1+1", "\ufeff", "\t4"]
+    ),
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=4),
+)
+quoted = cell.map(lambda text: '"{}"'.format(text.replace('"', '""')))
+number = st.one_of(st.floats(-1e3, 1e3).map(repr), st.integers(-9, 9).map(str), st.integers(-9, 9).map('"{}"'.format))
+header = st.sampled_from(
+    ["input,label"] * 6
+    + ["label,input", "input;label", "Input,Label", "x,y", "input", "input,label,extra", "", "1,2", ' input , "label"']
+    + ["\ufeffinput,label", '"input,label"', '"input\nlabel",', "ïnput,label"]
+)
+blank = st.sampled_from(["", " ", "\t", ","])
+good_row = st.tuples(number, number).map(",".join)
+odd_row = st.lists(st.one_of(cell, quoted, number), max_size=4).map(",".join)
+good_text = st.builds(
+    lambda rows, end: end.join(["input,label", *rows]), st.lists(good_row, min_size=1), st.sampled_from(["\n", "\r\n"])
+)
+odd_text = st.builds(
+    lambda first, rows, end: end.join([first, *rows]),
+    header,
+    st.lists(st.one_of(good_row, good_row, odd_row, blank), max_size=6),
+    st.sampled_from(["\n", "\r\n", "\r", "\n\n", "\x85"]),
+)
+csv_text = st.one_of(good_text, odd_text, st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
+encoding = st.sampled_from(["utf-8"] * 8 + ["utf-16", "latin-1"])
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(csv_text, encoding, st.booleans())
+def test_any_csv_is_data_or_a_mistake_told_in_one_line(tmp_path, text, encoding, is_test):
+    odd, good = tmp_path / "odd ü.csv", tmp_path / "good.csv"
+    odd.write_bytes(text.encode(encoding, errors="replace"))
+    good.write_text("input,label\n1,2\n3,4\n5,6\n")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*")}
+    try:
+        data = regression.from_csv(*((good, odd) if is_test else (odd, good)))
+    except ValueError as error:
+        assert str(error).startswith(f"{odd}: ")
+        assert len(str(error).splitlines()) == 1
+        assert len(str(error)) < len(str(odd)) + 200
+    else:
+        assert isinstance(data, Dataset)
+        for x, y in (data[:2], data[2:]):
+            assert x.shape == y.shape == (len(x), 1)
+            assert len(x) >= 1
+            assert x.dtype == y.dtype == np.float32
+            assert np.isfinite(x).all()
+            assert np.isfinite(y).all()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*")} == before
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(good_text)
+def test_rows_of_two_numbers_are_always_data(tmp_path, text):
+    path = tmp_path / "good.csv"
+    path.write_bytes(text.encode())
+    rows = [[float(cell.strip('"')) for cell in line.split(",")] for line in text.splitlines()[1:]]
+    data = regression.from_csv(path, path)
+    np.testing.assert_array_equal(np.hstack([data.x_test, data.y_test]), np.float32(rows), strict=True)
+
+
+# The command itself, as a person gives it.
+
+GOOD_CSV = b"input,label\n1,2\n3,4\n5,6\n7,8\n"
+MISTAKES = {
+    "an unknown flag": ("--num-trails 3 --out run", {}, ["--num-trails"]),
+    "a range upside down": ("--learning-rate 0.1-0.01 --out run", {}, ["error: --learning-rate", "0.1-0.01"]),
+    "a CSV file with a gap": (
+        "--train-csv good.csv --test-csv bad.csv --out run",
+        {"good.csv": GOOD_CSV, "bad.csv": GOOD_CSV + b"9,nan\n"},
+        ["error: bad.csv: row 6"],
+    ),
+    "fewer samples than a batch": (
+        "--train-csv good.csv --test-csv good.csv --out run",
+        {"good.csv": GOOD_CSV},
+        ["error: --batch-size 20"],
+    ),
+    "a file in the way": ("--quick --out notes.txt/run", {"notes.txt": b"mine"}, ["error: --out", "notes.txt"]),
+}
+
+
+@pytest.fixture(scope="module")
+def mistakes(tmp_path_factory):
+    """All commands at once, as each only waits for the imports: {name: (folder, process)}."""
+    folder, script = tmp_path_factory.mktemp("mistakes"), Path(command.__file__).parent / "regression.py"
+    environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache"), "MPLCONFIGDIR": matplotlib.get_cachedir()}
+    processes = {}
+    for name, (line, files, _) in MISTAKES.items():
+        place = folder / name
+        place.mkdir()
+        for file, content in files.items():
+            (place / file).write_bytes(content)
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
+        process = subprocess.Popen(
+            [sys.executable, script, *line.split()], cwd=place, env=environment, text=True, **streams
+        )
+        processes[name] = (place, process)
+    yield processes
+    for _, process in processes.values():
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_ends_the_command_with_code_2_a_message_and_no_folder(mistakes, name):
+    folder, process = mistakes[name]
+    _, files, words = MISTAKES[name]
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (2, "")
+    assert "Traceback" not in err
+    for word in words:
+        assert word in err
+    if "error: " in words[0]:
+        assert err.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in folder.rglob("*")} == files

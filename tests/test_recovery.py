@@ -1,0 +1,229 @@
+"""Whatever happens to a search, going on with it ends as if nothing had happened, bit for bit."""
+
+import csv
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hw1jax import search, storage
+
+LONG = "HW1JAX_LONG_TESTS" in os.environ  # as many kills and workers as the project asks for, ten minutes
+SCRIPT = Path(__file__).with_name("small_run.py")
+
+
+def start(out, *flags, **options):
+    command = [sys.executable, str(SCRIPT), str(out), *map(str, flags)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def finish(process, timeout=120):
+    _, errors = process.communicate(timeout=timeout)
+    return process.returncode, errors
+
+
+def complete(out, *flags):
+    code, errors = finish(start(out, *flags))
+    assert code == 0, errors
+
+
+def lasting(folder):
+    """All that a run leaves but times and dates."""
+    results = json.loads((folder / "results.json").read_text())
+    del results["timing"], results["environment"]
+    arrays = storage.read_arrays(folder / "histories.npz")
+    histories = {name: array.tobytes() for name, array in arrays.items()}
+    return results, (folder / "trials.csv").read_text(), histories, (folder / "model.msgpack").read_bytes()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """One compilation cache for all these processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, cache):
+    """(what is left, seconds of a run with a filled cache, epochs trained)"""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    complete(folder / "first")
+    begin = time.monotonic()
+    complete(folder / "second", "--log", folder / "log")
+    seconds = time.monotonic() - begin
+    assert lasting(folder / "first") == lasting(folder / "second")
+    return lasting(folder / "second"), seconds, len((folder / "log").read_text().splitlines())
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_end(tmp_path, undisturbed):
+    expected, seconds, calls = undisturbed
+    moments, twice = 50 if LONG else 3, []
+    for i in range(moments):
+        out, log = tmp_path / f"{i}", tmp_path / f"{i}.log"
+        process = start(out, "--log", log)
+        time.sleep(seconds * (0.35 + 0.6 * (i + 0.5) / moments))  # before that, Python imports
+        process.kill()
+        finish(process)
+        complete(out, "--log", log)
+        assert lasting(out) == expected
+        twice.append(len(log.read_text().splitlines()) / calls - 1)
+    print(f"computed twice: {sum(twice) / moments:.1%} of a search on average, {max(twice):.1%} at most")
+    assert max(twice) < 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_by_a_signal_it_says_so_ends_soon_and_goes_on(tmp_path, undisturbed, number):
+    expected, _, calls = undisturbed
+    process = start(tmp_path / "out", "--log", tmp_path / "log")
+    while not (tmp_path / "log").exists():
+        time.sleep(0.01)
+    process.send_signal(number)
+    begin = time.monotonic()
+    code, errors = finish(process)
+    assert code == 128 + number
+    assert errors.strip() == "stopping; the same command goes on from here"
+    assert time.monotonic() - begin < 8
+    complete(tmp_path / "out", "--log", tmp_path / "log")
+    assert lasting(tmp_path / "out") == expected
+    assert len((tmp_path / "log").read_text().splitlines()) <= calls + 1  # it had put down where it was
+
+
+def test_killed_just_before_each_file_gets_its_name(tmp_path, undisturbed):
+    codes = []
+    for number in range(1, 40 if LONG else 8):
+        code, _ = finish(start(tmp_path, "--kill-at-rename", number, "--num-epochs", 1000))
+        codes.append(code)
+        if code == 0:
+            break
+    assert -signal.SIGKILL in codes
+    complete(tmp_path)
+    assert lasting(tmp_path) == undisturbed[0]
+
+
+@pytest.mark.parametrize("number", [1, 5, 40] if LONG else [20])
+def test_killed_in_the_middle_of_a_record_of_the_journal(tmp_path, undisturbed, number):
+    assert finish(start(tmp_path, "--kill-at-record", number))[0] == -signal.SIGKILL
+    complete(tmp_path)
+    assert lasting(tmp_path) == undisturbed[0]
+
+
+def test_trials_at_own_widths_are_kept_one_by_one(tmp_path):
+    flags = ("--widths", "exact", "--num-trials", 3)
+    complete(tmp_path / "undisturbed", *flags)
+    process = start(tmp_path / "out", *flags)
+    while not list((tmp_path / "out").glob("batches/*/*.npz")):
+        time.sleep(0.01)
+    process.kill()
+    finish(process)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("batches/*/*.npz")}
+    complete(tmp_path / "out", *flags)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert lasting(tmp_path / "out") == lasting(tmp_path / "undisturbed")
+
+
+def test_several_processes_share_a_search_and_make_up_for_one_that_dies(tmp_path):
+    trials, workers = (40, 4) if LONG else (18, 3)
+    complete(tmp_path / "alone", "--num-trials", trials, "--log", tmp_path / "alone.log")
+    logs = [tmp_path / f"{i}.log" for i in range(workers)]
+    processes = [start(tmp_path / "out", "--num-trials", trials, "--log", log) for log in logs]
+    while not logs[0].exists() and processes[0].poll() is None:
+        time.sleep(0.01)
+    processes[0].kill()
+    codes = [finish(process)[0] for process in processes]
+    assert codes[1:] == [0] * (workers - 1)
+    rows = list(csv.DictReader((tmp_path / "out" / "trials.csv").read_text().splitlines()))
+    assert len({row["learning_rate"] for row in rows}) == trials
+    assert lasting(tmp_path / "out") == lasting(tmp_path / "alone")
+    alone = len((tmp_path / "alone.log").read_text().splitlines())
+    together = sum(len(log.read_text().splitlines()) for log in logs if log.exists())
+    assert alone <= together <= 1.4 * alone  # at most the killed one's part is trained again
+
+
+def test_a_journal_cut_anywhere_keeps_its_whole_records_and_takes_more(tmp_path):
+    journal = tmp_path / "journal.log"
+    study = search.open_study(journal, "s", sampler="random", seed=0)
+    for _ in range(5):
+        study.tell(study.ask(), 1.0)
+    content = journal.read_bytes()
+    first = content.index(b"\n") + 1
+    places = random.Random(0)
+    for _ in range(100):
+        cut = places.randrange(first, len(content))
+        journal.write_bytes(content[:cut])
+        again = search.open_study(journal, "s", sampler="random", seed=0)
+        whole = content[:cut].count(b"\n")
+        assert journal.read_bytes().splitlines()[:whole] == content.splitlines()[:whole]
+        again.ask()
+        assert all(json.loads(line) for line in journal.read_bytes().splitlines())
+        assert len(search.open_study(journal, "s", sampler="random", seed=0).trials) == len(again.trials)
+
+
+def test_a_damaged_line_within_a_journal_is_named_and_the_file_left_alone(tmp_path):
+    journal = tmp_path / "journal.log"
+    study = search.open_study(journal, "s", sampler="random", seed=0)
+    study.tell(study.ask(), 1.0)
+    lines = journal.read_bytes().splitlines(keepends=True)
+    lines[2] = lines[2][:10] + b"\n"
+    journal.write_bytes(b"".join(lines))
+    with pytest.raises(ValueError, match="journal.log, line 3 is damaged"):
+        search.open_study(journal, "s", sampler="random", seed=0)
+    assert journal.read_bytes() == b"".join(lines)
+
+
+def one_line(errors):
+    assert errors.startswith("error: ")
+    assert len(errors.strip().splitlines()) == 1
+    assert "Traceback" not in errors
+
+
+def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on_when_there_is_room(tmp_path, undisturbed):
+    def little_room():  # files of at most 20 kB, as if the disk were full
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+
+    code, errors = finish(start(tmp_path, preexec_fn=little_room))
+    assert code == 2
+    one_line(errors)
+    assert not list(tmp_path.rglob(".*.npz.*"))  # no half file
+    complete(tmp_path)
+    assert lasting(tmp_path) == undisturbed[0]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cant_be_written_is_told_in_one_line(tmp_path):
+    (tmp_path / "out").mkdir(mode=0o500)
+    code, errors = finish(start(tmp_path / "out"))
+    assert code == 2
+    one_line(errors)
+
+
+def test_a_folder_that_vanishes_is_told_in_one_line_or_made_again(tmp_path, undisturbed):
+    code, errors = finish(start(tmp_path / "out", "--remove-folder"))
+    assert code in (0, 2)
+    if code:
+        one_line(errors)
+    complete(tmp_path / "out")
+    assert lasting(tmp_path / "out") == undisturbed[0]
+
+
+def test_a_damaged_checkpoint_is_refused_with_what_to_do(tmp_path):
+    process = start(tmp_path)
+    while not list(tmp_path.glob("batches/*/*.checkpoint")):
+        time.sleep(0.002)
+    process.kill()
+    finish(process)
+    left = list(tmp_path.glob("batches/*/*.checkpoint"))
+    if not left:
+        pytest.skip("the job was done before it could be killed")
+    left[0].write_bytes(left[0].read_bytes()[:-50])
+    code, errors = finish(start(tmp_path))
+    assert code == 2
+    one_line(errors)
+    assert "remove it and run the same command again" in errors
