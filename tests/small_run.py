@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -28,6 +29,7 @@ parser.add_argument("--log", type=Path, help="gets a line for each epoch of each
 parser.add_argument("--kill-at-rename", type=int, help="die just before the n-th file gets its name")
 parser.add_argument("--kill-at-record", type=int, help="die in the middle of writing the n-th time to the journal")
 parser.add_argument("--remove-folder", action="store_true", help="remove the folder once training has begun")
+parser.add_argument("--largest-file", type=int, help="bytes, as if the disk were full then")
 parser.add_argument("--coordinator", help="HOST:PORT, if this is one of two processes")
 parser.add_argument("--process-id", type=int)
 options = parser.parse_args()
@@ -87,6 +89,8 @@ if options.kill_at_rename:
     die_at(options.kill_at_rename, os, "replace", lambda *_: None)
 if options.kill_at_record:
     die_at(options.kill_at_record, JournalFileBackend, "append_logs", half_a_record)
+if options.largest_file:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (options.largest_file, resource.RLIM_INFINITY))
 batches.SECONDS_BETWEEN_CHECKPOINTS = 0
 command.use_all_cores()
 command.join(STUDY.settings)

@@ -1,13 +1,14 @@
 """A population of thousands stays within a stated bound of memory."""
 
-import json
 import subprocess
 import sys
+
+import pytest
 
 BOUND_MB = 2000
 
 CODE = """
-import json, resource
+import re
 import jax
 jax.config.update("jax_num_cpu_devices", 2)
 import numpy as np
@@ -23,11 +24,12 @@ problem = population.place(task, plan, spec, data.x_train, data.y_train, folds.k
 draws = [space.random_draw(studies.space_of(study.settings), 0, n) for n in range(plan.slots)]
 *_, end = population.train(problem, jax.random.key(0), np.arange(plan.slots), studies.as_arrays(draws))
 assert end.val_loss.shape == (plan.slots, 3, 5) and plan.slots >= 2000
-print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+print(int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1]) / 1024)
 """
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how much memory a process had at most")
 def test_two_thousand_trials_of_the_regression_train_in_one_program_within_the_bound():
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) < BOUND_MB
+    assert float(done.stdout) < BOUND_MB

@@ -5,11 +5,12 @@ import json
 import threading
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 import reproduce
 
-from hw1jax import batches, run, search, storage, studies
+from hw1jax import batches, folds, planning, population, run, search, storage, studies
 from hw1jax.data import Dataset
 from hw1jax.model_file import load_model
 from hw1jax.progress import Observer
@@ -176,3 +177,92 @@ def test_reproduce_goes_on_after_a_study_that_fails(tmp_path, monkeypatch, capsy
     assert (tmp_path / "regression" / "results.json").exists()
     assert (tmp_path / "fashion_cnn" / "results.json").exists()
     assert "no images today" in (tmp_path / "report.html").read_text()
+
+
+def test_where_memory_runs_out_the_batch_is_halved_and_the_results_say_so(tmp_path, monkeypatch):
+    study, notes, tried = SMALL["regression"], [], []
+    train = batches.Batches._train_job
+
+    def little_memory(self, numbers, draws, problem):
+        tried.append(len(numbers))
+        if len(numbers) > 2:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes")
+        return train(self, numbers, draws, problem)
+
+    class Notes(Observer):
+        def note(self, text):
+            notes.append(text)
+
+    slow = {"learning_rate": FloatRange(0.001, 0.01), "num_epochs": 2, "widths": "padded"}
+    execute(study, tmp_path / "enough", **slow)
+    monkeypatch.setattr(batches.Batches, "_train_job", little_memory)
+    settings = replace(study.settings, out=tmp_path / "little", **slow)
+    results = run.run(study, settings, Notes(), command="test", started=0.0)
+    assert tried == [5, 3, 2, 1, 2]
+    assert notes == [
+        "out of memory with 5 trials at once: going on with 3",
+        "out of memory with 3 trials at once: going on with 2",
+    ]
+    assert results["halvings"] == 2
+    found = [storage.read_arrays(tmp_path / name / "histories.npz")["val_loss"] for name in ("enough", "little")]
+    np.testing.assert_allclose(*found, rtol=1e-5)
+
+
+def test_other_errors_of_the_device_are_not_taken_for_a_lack_of_memory(tmp_path, monkeypatch):
+    def broken(*_):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+    monkeypatch.setattr(batches.Batches, "_train_job", broken)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+        execute(SMALL["regression"], tmp_path)
+
+
+def test_members_of_a_program_are_as_many_as_the_devices_memory_holds(monkeypatch):
+    study = SMALL["regression"]
+    data, settings = study.load(study.settings), replace(study.settings, num_trials=64, widths="padded")
+    splits = folds.k_fold(len(data.x_train), 3, (0,))
+
+    def plan_with(free):
+        monkeypatch.setattr(planning, "_free_bytes", lambda: free)
+        return planning.make_plan(study, settings, data, splits)
+
+    everything = plan_with(None)
+    assert everything.slots == plan_with(10**12).slots == 64
+    problem = planning.make_problem(study, settings, everything, data, splits)
+    needed = population.bytes_needed(problem, studies.as_arrays([studies.widest(settings)] * 64))
+    assert needed > 64 * 3 * 4 * studies.num_parameters(study, studies.widest(settings)) / everything.num_devices
+    assert 8 <= plan_with(needed // 2).slots < 64
+    assert plan_with(1).slots == 1
+
+
+def test_a_failed_trial_says_in_which_epoch_it_diverged(tmp_path):
+    execute(SMALL["regression"], tmp_path, learning_rate=FloatRange(1e-3, 1e30), num_trials=8)
+    rows, losses = read_trials(tmp_path), storage.read_arrays(tmp_path / "histories.npz")
+    assert {row["state"] for row in rows} == {"complete", "failed"}
+    for row, train_loss, val_loss in zip(rows, losses["train_loss"], losses["val_loss"], strict=True):
+        if row["state"] == "complete":
+            assert row["diverged_epoch"] == ""
+        else:
+            epoch = int(row["diverged_epoch"])
+            assert np.isfinite(train_loss[:, : epoch - 1]).all() and np.isfinite(val_loss[:, : epoch - 1]).all()
+            assert not (np.isfinite(train_loss[:, epoch - 1]) & np.isfinite(val_loss[:, epoch - 1])).all()
+
+
+def test_the_kept_files_of_a_batch_may_be_removed_and_a_damaged_one_is_refused(tmp_path):
+    execute(SMALL["regression"], tmp_path)
+    before = lasting(tmp_path)
+    (kept,) = tmp_path.glob("batches/*/*.npz")
+    kept.unlink()
+    execute(SMALL["regression"], tmp_path)
+    assert lasting(tmp_path) == before
+    kept.write_bytes(kept.read_bytes()[:-40])
+    with pytest.raises(ValueError, match="damaged .*: remove it and run the same command again"):
+        execute(SMALL["regression"], tmp_path)
+
+
+def test_more_devices_than_a_search_was_begun_with_are_needed(tmp_path, monkeypatch):
+    execute(SMALL["regression"], tmp_path, widths="padded")
+    one = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda: one)
+    with pytest.raises(ValueError, match="was begun on 5 devices, here are 1"):
+        execute(SMALL["regression"], tmp_path, widths="padded")
