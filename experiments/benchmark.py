@@ -142,6 +142,11 @@ def measure_study(name: str, options: argparse.Namespace, folder: Path, peak: fl
             tell(name, f"growth, {3 * n} members")
             row = {"members": 3 * n, **run_form(["--form", forms.ALL, "--trials", str(n), *flags])}
             result["growth"].append(row if "skipped" in row else row | {"us_per_member_step": a_step * speed(row)})
+        result["devices"] = []
+        for n in sorted({1, 2, 4, 8, options.devices} & set(range(1, options.devices + 1))):
+            tell(name, f"{n} devices")
+            row = {"devices": n, **run_form(["--form", forms.ALL, "--num-devices", str(n), *flags])}
+            result["devices"].append(row)
     if name == "regression":
         tell(name, "progress bar")
         # FORCE_COLOR: the bar is drawn though there is no terminal.
@@ -226,6 +231,14 @@ def growth_table(growth: list[dict[str, Any]]) -> list[str]:
     return [*lines, *(f"- skipped: {row['members']} members: {row['skipped']}" for row in growth if "skipped" in row)]
 
 
+def devices_table(devices: list[dict[str, Any]]) -> list[str]:
+    """What more devices bring; the first row is one device."""
+    lines = ["", "| devices | µs/sample | speed-up |", "|--:|--:|--:|"]
+    for row in (row for row in devices if "skipped" not in row):
+        lines.append(f"| {row['devices']} | {speed(row):.3g} | {speed(devices[0]) / speed(row):.2f} |")
+    return [*lines, *(f"- skipped: {row['devices']} devices: {row['skipped']}" for row in devices if "skipped" in row)]
+
+
 def to_markdown(results: dict[str, Any]) -> str:
     """The whole report."""
     machine, peak = results["environment"], results["peak"]["gflops"]
@@ -243,6 +256,8 @@ def to_markdown(results: dict[str, Any]) -> str:
         lines += ["", f"### {name} ({what})", "", *table(result)]
         if "growth" in result:
             lines += growth_table(result["growth"])
+        if "devices" in result:
+            lines += devices_table(result["devices"])
     return "\n".join(lines) + "\n"
 
 
@@ -269,6 +284,12 @@ def draw_figures(results: dict[str, Any], out: Path) -> None:
             members, times = (np.array([row[name] for row in growth]) for name in ("members", "us_per_member_step"))
             plots.scaling(axes[0, 0], members, times)
             storage.write_bytes(out / "growth.png", plots.png(figure))
+        devices = [row for row in studies.get("regression", {}).get("devices", []) if "skipped" not in row]
+        if len(devices) > 1:
+            figure, axes = plots.figure(height=2.6)
+            speeds = np.array([speed(row) for row in devices])
+            plots.speed_up(axes[0, 0], np.array([row["devices"] for row in devices]), speeds[0] / speeds)
+            storage.write_bytes(out / "devices.png", plots.png(figure))
 
 
 def write(results: dict[str, Any], out: Path) -> None:
@@ -291,7 +312,9 @@ def benchmark(options: argparse.Namespace) -> None:
         raise ValueError(f"the matrix products {peak['skipped']}")
     settings = {name: str(v) if isinstance(v, Path) else v for name, v in vars(options).items()}
     machine = environment.describe()
-    options.platform = machine["platform"]
+    options.platform, options.devices = machine["platform"], os.cpu_count()
+    if options.platform != "cpu":
+        options.devices = machine["num_devices"]
     results = {"environment": machine, "settings": settings, "peak": peak, "versions": {}, "studies": {}}
     with tempfile.TemporaryDirectory() as folder:
         for name in options.studies:

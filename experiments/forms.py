@@ -70,7 +70,9 @@ class Job(NamedTuple):
     folds: slice
 
 
-def make_jobs(form: str, work: Work, num_epochs: int, epochs_per_call: int) -> list[Job]:
+def make_jobs(
+    form: str, work: Work, num_epochs: int, epochs_per_call: int, num_devices: int | None = None
+) -> list[Job]:
     """The work as programs: what trains together is one job; jobs of one device follow one another."""
     import jax
 
@@ -95,13 +97,15 @@ def make_jobs(form: str, work: Work, num_epochs: int, epochs_per_call: int) -> l
         return population.place(task, plan, spec, work.x, work.y, splits)
 
     if form == ALL:
-        plan = population.make_plan(len(draws), len(splits), studies.parameter_shapes(study, wide), study.layout)
+        plan = population.make_plan(
+            len(draws), len(splits), studies.parameter_shapes(study, wide), study.layout, num_devices
+        )
         filled = np.minimum(np.arange(plan.slots), len(draws) - 1)  # empty slots train the last trial once more
         arrays = studies.as_arrays([draws[n] for n in filled])
         steps = population.train(place(plan, wide), key, filled, arrays)
         return [Job(0, steps, slice(0, len(draws)), slice(None))]
 
-    devices = range(min(len(jax.devices()), len(draws)))
+    devices = range(min(len(jax.devices()[:num_devices]), len(draws)))
     placed = [place(Plan(1, layout=study.layout, first_device=device), wide) for device in devices]
     jobs, load = [], [0] * len(devices)
     for n in sorted(range(len(draws)), key=lambda n: -studies.num_parameters(study, draws[n])):  # the longest first
@@ -133,7 +137,9 @@ def advance(jobs: list[Job], losses: np.ndarray) -> None:
         list(pool.map(on_device, devices))
 
 
-def run_form(form: str, work: Work, *, repeats: int, seconds: float, full: bool) -> dict[str, Any]:
+def run_form(
+    form: str, work: Work, *, repeats: int, seconds: float, full: bool, num_devices: int | None = None
+) -> dict[str, Any]:
     """What `peers.run_peer` returns for a peer, for one of our forms, in this process."""
     import jax
 
@@ -144,7 +150,7 @@ def run_form(form: str, work: Work, *, repeats: int, seconds: float, full: bool)
     epochs = work.train_order.shape[1]
     per_call = max(n for n in range(1, studies.by_name(work.study).epochs_per_call + 1) if epochs % n == 0)
     calls = epochs // per_call
-    jobs = make_jobs(form, work, per_call * (calls if full else ENDLESS), per_call)
+    jobs = make_jobs(form, work, per_call * (calls if full else ENDLESS), per_call, num_devices)
     losses = np.full((len(work.trials), len(work.train_order)), np.nan)
     samples_a_round = per_call * len(work.trials) * int((work.train_order[:, 0] >= 0).sum())
 
@@ -238,7 +244,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     work = peers.load_work(options.work)
     if options.trials:  # the same trials again and again: the same mix of widths for any number
         work = work._replace(trials=[work.trials[n % len(work.trials)] for n in range(options.trials)])
-    return run_form(options.form, work, repeats=options.repeats, seconds=options.seconds, full=options.full)
+    clock = {"repeats": options.repeats, "seconds": options.seconds, "full": options.full}
+    return run_form(options.form, work, **clock, num_devices=options.num_devices)
 
 
 def main() -> None:
@@ -246,6 +253,7 @@ def main() -> None:
     parser.add_argument("--form", required=True, choices=[*FORMS, "matrix products", "progress bar"])
     parser.add_argument("--work", help="a file that peers.save_work wrote")
     parser.add_argument("--trials", type=int, help="as many trials, the work's again and again")
+    parser.add_argument("--num-devices", type=int, help="at most so many")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0, help="the least duration of a repeat")
     parser.add_argument("--full", action="store_true", help="the whole search, once")

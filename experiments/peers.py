@@ -7,8 +7,9 @@ processes with thread settings of its own. The same work means: the same samples
 each fold's validation part evaluated after each epoch inside the clock, float32, the same networks, L2 on all
 parameters (torch's `weight_decay`). Each trial has its own widths: torch has no need of padding.
 
-What makes the strong forms strong: data resident as float32 tensors, batches by `index_select` in the given order,
-fused optimizers (`foreach` for RMSprop, which has no fused one), no `.item()` in the loop, validation in large
+Where torch finds a GPU its peers use it, one process then does best, and what is said of processes and threads here is
+for a CPU. What makes the strong forms strong: data resident as float32 tensors, batches by `index_select` in the given
+order, fused optimizers (`foreach` for RMSprop, which has no fused one), no `.item()` in the loop, validation in large
 batches without gradients, and a malloc that keeps freed memory. Needs numpy alone; torch and scikit-learn are imported
 where a peer trains.
 """
@@ -198,6 +199,15 @@ def stacked_gradients(params, x, y, index, weight):
     return torch.func.vmap(torch.func.grad_and_value(weighted_loss))(params, *gather(x, y, index), weight)
 
 
+def on_device(array: np.ndarray):
+    """A tensor where the networks are: on the GPU if there is one."""
+    return torch.from_numpy(array).to(torch.get_default_device())
+
+
+def on_host(values) -> np.ndarray:
+    return values if isinstance(values, np.ndarray) else values.cpu().numpy()
+
+
 def gather(x, y, index):
     return (part.index_select(0, index.flatten()).unflatten(0, index.shape) for part in (x, y))
 
@@ -250,7 +260,7 @@ class Eager:
     @staticmethod
     def prepare(work: Work):
         """What all members share, resident: x as float32, classes as int64."""
-        x, y = torch.from_numpy(work.x), torch.from_numpy(work.y)
+        x, y = on_device(work.x), on_device(work.y)
         if work.study == "regression":
             return x, y
         x = x.float().div_(255)
@@ -265,7 +275,7 @@ class Eager:
         return list(networks[0].parameters())
 
     def train(self, order: np.ndarray):
-        index, batch, total = torch.from_numpy(order[order >= 0]), order.shape[2], torch.zeros(1)
+        index, batch, total = on_device(order[order >= 0]), order.shape[2], torch.zeros(1)
         # One gather for all steps is best for the regression's short rows; images are best gathered step by step.
         for rows in index.split(len(index) if self.work.study == "regression" else batch):
             for x, y in zip(*(part.index_select(0, rows).split(batch) for part in self.data), strict=True):
@@ -279,7 +289,7 @@ class Eager:
     def validate(self, order: np.ndarray):
         total = torch.zeros(1)
         with torch.inference_mode():
-            for rows in torch.from_numpy(order[order >= 0]).split(VALIDATION_BATCH[self.work.study]):
+            for rows in on_device(order[order >= 0]).split(VALIDATION_BATCH[self.work.study]):
                 x, y = (part.index_select(0, rows) for part in self.data)
                 total.add_(mean_loss(forward(self.params, x), y), alpha=len(rows))
         return total
@@ -320,10 +330,10 @@ class Vmapped(Eager):
         return total
 
     def train(self, order: np.ndarray):
-        return self.sum_losses(self.step, torch.from_numpy(order).unbind(1))
+        return self.sum_losses(self.step, on_device(order).unbind(1))
 
     def validate(self, order: np.ndarray):
-        return self.sum_losses(self.losses, torch.from_numpy(order).split(VALIDATION_BATCH[self.work.study], dim=1))
+        return self.sum_losses(self.losses, on_device(order).split(VALIDATION_BATCH[self.work.study], dim=1))
 
 
 class CompiledFolds(Vmapped):
@@ -405,8 +415,8 @@ class Samples:
     def __getitem__(self, position: int):
         x, y = self.work.x[self.index[position]], self.work.y[self.index[position]]
         if self.work.study == "regression":
-            return torch.tensor(x), torch.tensor(y)
-        return torch.tensor(x).unsqueeze(0).float() / 255, int(y)
+            return torch.tensor(x, device="cpu"), torch.tensor(y, device="cpu")
+        return torch.tensor(x, device="cpu").unsqueeze(0).float() / 255, int(y)
 
 
 class Homework:
@@ -425,7 +435,7 @@ class Homework:
     def losses(self, order: np.ndarray):
         samples = Samples(self.work, order[order >= 0])
         for x, y in torch.utils.data.DataLoader(samples, batch_size=self.work.train_order.shape[3]):
-            yield mean_loss(self.net(x), y), len(y)
+            yield mean_loss(self.net(x.to(torch.get_default_device())), y.to(torch.get_default_device())), len(y)
 
     def train(self, order: np.ndarray) -> np.ndarray:
         total = []
@@ -467,7 +477,7 @@ def train_search(trainer, work: Work, folds: list[int]) -> tuple[list[float], li
     for epoch in range(work.train_order.shape[1]):
         order = work.train_order[folds, epoch]
         train, val = trainer.train(order), trainer.validate(val_order)
-    train, val = np.asarray(train) / (order >= 0).sum((1, 2)), np.asarray(val) / (val_order >= 0).sum(1)
+    train, val = on_host(train) / (order >= 0).sum((1, 2)), on_host(val) / (val_order >= 0).sum(1)
     return train.tolist(), val.tolist()
 
 
@@ -507,6 +517,8 @@ def measure(options: argparse.Namespace, counter, barrier) -> dict[str, Any]:
             deadline = start + (options.seconds if repeat else 0.1)  # the first, of a round, is for warming up
             for number in take(counter, functools.partial(round_is_over, len(trials), deadline)):
                 samples += train_piece(trainers[number % len(trials)], work, groups[0], number // len(trials))
+        if torch is not None and torch.cuda.is_available():
+            torch.cuda.synchronize()
         spans.append((start, time.monotonic(), samples))
         barrier.wait()
     return {
@@ -550,6 +562,7 @@ def child(pipe, options: argparse.Namespace, counter, barrier) -> None:
             import torch
 
             torch.set_num_threads(PEERS[options.peer].threads)
+            torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
         pipe.send(measure(options, counter, barrier))
     except threading.BrokenBarrierError:
         pipe.send({})  # the other process says why

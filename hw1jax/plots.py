@@ -418,6 +418,16 @@ def scaling(ax: Axes, num_members: Array, microseconds: Array) -> Axes:
     return ax
 
 
+def speed_up(ax: Axes, num_devices: Array, ratio: Array) -> Axes:
+    """How many times faster several devices are than one, beside the most that they could be."""
+    ax.plot(num_devices, num_devices, color=GREY, lw=1, label="as many times as devices")
+    ax.plot(num_devices, ratio, "o-", color=BLUE, label="measured")
+    ax.set(title="Speed-up by devices", xlabel="devices", ylabel="times faster than one", xticks=num_devices)
+    ax.set_ylim(0)
+    ax.legend()
+    return ax
+
+
 # Shared pieces
 
 _PLAIN = FuncFormatter(lambda value, _: f"{value:g}")

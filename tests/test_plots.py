@@ -299,3 +299,13 @@ def test_pyplot_and_its_global_state_stay_out():
     tree = ast.parse(inspect.getsource(plots))
     imports = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
     assert imports and not any("pyplot" in line or "pylab" in line for line in imports)
+
+
+def test_speed_up_stands_beside_the_most_that_it_could_be(ax):
+    plots.speed_up(ax, np.array([1, 2, 4]), np.array([1.0, 1.9, 3.1]))
+    ideal, measured = ax.get_lines()
+    np.testing.assert_array_equal(ideal.get_xydata(), [[1, 1], [2, 2], [4, 4]])
+    np.testing.assert_array_equal(measured.get_xydata(), [[1, 1], [2, 1.9], [4, 3.1]])
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("devices", "times faster than one")
+    assert ax.get_ylim()[0] == 0
+    assert list(ax.get_xticks()) == [1, 2, 4]

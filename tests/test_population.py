@@ -88,6 +88,12 @@ def test_plans_agree_over_the_first_steps(plan):
     np.testing.assert_allclose(found[:7], expected, rtol=1e-5, atol=1e-5)
 
 
+def test_25_trials_in_a_program_agree_with_7_over_the_first_steps():
+    _, expected = trained(Plan(7, 1, 7), draws(7), num_epochs=3)
+    _, found = trained(Plan(26, 2, 13), draws(26), num_epochs=3)
+    np.testing.assert_allclose(found[:7], expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("layout", [Layout(5, 8), Layout(None, 21, True), Layout(10, 7, True)])
 def test_layouts_agree_over_the_first_steps(layout):
     _, expected = trained(Plan(2), draws(2), num_epochs=3)
