@@ -158,7 +158,7 @@ def network(work: Work, trial: int, fold: int):
     for units in settings["hidden_units"]:
         layers += [nn.Linear(inputs, units), nn.Sigmoid()]
         inputs = units
-    return nn.Sequential(*layers, nn.Linear(inputs, 1 if work.study == "regression" else 10))
+    return nn.Sequential(*layers, nn.Linear(inputs, 1 if work.study == "regression" else 10)).to(device())
 
 
 def forward(params, x):
@@ -199,9 +199,13 @@ def stacked_gradients(params, x, y, index, weight):
     return torch.func.vmap(torch.func.grad_and_value(weighted_loss))(params, *gather(x, y, index), weight)
 
 
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def on_device(array: np.ndarray):
     """A tensor where the networks are: on the GPU if there is one."""
-    return torch.from_numpy(array).to(torch.get_default_device())
+    return torch.from_numpy(array).to(device())
 
 
 def on_host(values) -> np.ndarray:
@@ -275,7 +279,7 @@ class Eager:
         return list(networks[0].parameters())
 
     def train(self, order: np.ndarray):
-        index, batch, total = on_device(order[order >= 0]), order.shape[2], torch.zeros(1)
+        index, batch, total = on_device(order[order >= 0]), order.shape[2], torch.zeros(1, device=device())
         # One gather for all steps is best for the regression's short rows; images are best gathered step by step.
         for rows in index.split(len(index) if self.work.study == "regression" else batch):
             for x, y in zip(*(part.index_select(0, rows).split(batch) for part in self.data), strict=True):
@@ -287,7 +291,7 @@ class Eager:
         return total
 
     def validate(self, order: np.ndarray):
-        total = torch.zeros(1)
+        total = torch.zeros(1, device=device())
         with torch.inference_mode():
             for rows in on_device(order[order >= 0]).split(VALIDATION_BATCH[self.work.study]):
                 x, y = (part.index_select(0, rows) for part in self.data)
@@ -343,7 +347,10 @@ class CompiledFolds(Vmapped):
         super().__init__(work, data, trial, folds)
         settings = work.trials[trial]
         moments = [[torch.zeros_like(param) for param in self.params] for _ in range(2)]
-        self.state = *moments, *(torch.tensor(number) for number in (0.0, settings["learning_rate"], settings["l2"]))
+        self.state = (
+            *moments,
+            *(torch.tensor(number, device=device()) for number in (0.0, settings["learning_rate"], settings["l2"])),
+        )
         self.compiled_step = compiled_step(settings["optimizer"])
 
     def step(self, *batch):
@@ -415,8 +422,8 @@ class Samples:
     def __getitem__(self, position: int):
         x, y = self.work.x[self.index[position]], self.work.y[self.index[position]]
         if self.work.study == "regression":
-            return torch.tensor(x, device="cpu"), torch.tensor(y, device="cpu")
-        return torch.tensor(x, device="cpu").unsqueeze(0).float() / 255, int(y)
+            return torch.tensor(x), torch.tensor(y)
+        return torch.tensor(x).unsqueeze(0).float() / 255, int(y)
 
 
 class Homework:
@@ -435,7 +442,7 @@ class Homework:
     def losses(self, order: np.ndarray):
         samples = Samples(self.work, order[order >= 0])
         for x, y in torch.utils.data.DataLoader(samples, batch_size=self.work.train_order.shape[3]):
-            yield mean_loss(self.net(x.to(torch.get_default_device())), y.to(torch.get_default_device())), len(y)
+            yield mean_loss(self.net(x.to(device())), y.to(device())), len(y)
 
     def train(self, order: np.ndarray) -> np.ndarray:
         total = []
@@ -562,7 +569,6 @@ def child(pipe, options: argparse.Namespace, counter, barrier) -> None:
             import torch
 
             torch.set_num_threads(PEERS[options.peer].threads)
-            torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
         pipe.send(measure(options, counter, barrier))
     except threading.BrokenBarrierError:
         pipe.send({})  # the other process says why

@@ -165,3 +165,24 @@ def test_importing_the_benchmark_needs_none_of_the_heavy_libraries():
     done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(folder)},
                           capture_output=True, text=True, check=True, timeout=60)  # fmt: skip
     assert done.stdout.split() == []
+
+
+def test_it_runs_where_optuna_tyro_and_tensorflow_datasets_are_missing(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "for name in ('optuna', 'tyro', 'tensorflow_datasets'):\n"
+        "    sys.modules[name] = None  # importing it is an error\n"
+    )
+    code = (
+        "import benchmark, forms, peers, sys\n"
+        "work, _ = benchmark.make_work('fashion_mlp', None, quick=True, synthetic=True)\n"
+        "work = work._replace(trials=work.trials[:1])\n"
+        "result = forms.run_form('folds in parallel', work, repeats=1, seconds=0, full=False)\n"
+        "from hw1jax import environment, plots, storage\n"
+        "print(environment.describe()['packages']['jax'], len(result['us_per_sample']))\n"
+    )
+    paths = os.pathsep.join([str(tmp_path), str(Path(benchmark.__file__).parent)])
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": paths},
+                          capture_output=True, text=True, timeout=120)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [jax.__version__, "1"]
