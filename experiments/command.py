@@ -156,8 +156,9 @@ def report_error(error: Exception) -> int:
 
 
 def command_line() -> str:
-    """The command that repeats this run, from the root of the checkout."""
-    return shlex.join(["python", f"experiments/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    """The command that repeats this run, from the root of the checkout; without the password of a database."""
+    args = [re.sub(r"(://[^/:@]*):[^/@]*@", r"\1@", arg) for arg in sys.argv[1:]]
+    return shlex.join(["python", f"experiments/{Path(sys.argv[0]).name}", *args])
 
 
 def _range_rule(kind: type, number: str, convert: Callable[[str], Any]) -> None:

@@ -17,7 +17,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from hw1jax import storage
-from hw1jax.space import Draw, FloatRange, IntRange, Space, draw, sample
+from hw1jax.space import Draw, FloatRange, IntRange, Space, Values, draw, sample
 
 MOST_REPORTS = 20  # intermediate values of a trial, for Optuna's plots
 SECONDS_BETWEEN_LOOKS = 0.5  # at what other processes are training
@@ -191,7 +191,7 @@ def claim(study: optuna.Study, config: dict[str, Any], folder: Path) -> dict[str
 def suggest(trial: Trial, space: Space) -> Draw:
     """Draws (or, for a trial that has been asked before, reads back) a trial's hyperparameters."""
 
-    def choose(name: str, values: IntRange | FloatRange | tuple[str, ...]) -> Any:
+    def choose(name: str, values: Values) -> Any:
         if isinstance(values, IntRange):
             return trial.suggest_int(name, *values)
         if isinstance(values, FloatRange):

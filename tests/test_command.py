@@ -385,6 +385,13 @@ def test_what_ends_the_work_becomes_an_exit_code_and_a_line(capsys, error, code,
     assert capsys.readouterr() == ("", message)
 
 
+def test_the_recorded_command_has_no_password(monkeypatch):
+    url = "postgresql+psycopg://me:secret@host:5432/name"
+    monkeypatch.setattr(sys, "argv", ["experiments/regression.py", "--storage", url, f"--storage={url}"])
+    clean = "postgresql+psycopg://me@host:5432/name"
+    assert command.command_line() == f"python experiments/regression.py --storage {clean} --storage={clean}"
+
+
 def test_a_bug_is_not_dressed_up_as_the_users_mistake():
     with pytest.raises(ZeroDivisionError):
         command.with_exit_code(lambda: 1 // 0)
