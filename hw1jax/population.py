@@ -3,9 +3,9 @@
 The only file that says vmap, jit or mesh. A population's leading axes are always [trial, fold].
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,13 +13,15 @@ import numpy as np
 import optax
 from jax import lax
 from jax.experimental import multihost_utils
+from jax.extend.core import jaxpr_as_fun
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from hw1jax import folds as folds_
 from hw1jax import training
 from hw1jax.folds import Fold
-from hw1jax.training import Data, Hyperparameters, Layout, Params, State, Task
+from hw1jax.layout import Layout
+from hw1jax.training import Data, Hyperparameters, Params, State, Task
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Spec:
 
 
 CACHED_BYTES = 2**21  # of members' state that a CPU core trains at once; more falls out of its cache
+KEPT_TASKS = 8  # whose compiled programs are kept; those of the task not used for longest go
 STATE_COPIES = 3  # the parameters and an optimizer's two moments
 
 
@@ -135,7 +138,7 @@ def start(problem: Problem, key: jax.Array, numbers: np.ndarray, hyperparameters
     numbers, hyperparameters = jax.device_put((numbers, hyperparameters), NamedSharding(mesh, P("trial")))
     key_data, kind = np.asarray(jax.random.key_data(key)), jax.random.key_impl(key)  # all processes may hold numbers
     fold_numbers = problem.spec.first_fold + np.arange(len(problem.folds))
-    return put(problem, _init(problem.task, kind, key_data, numbers, fold_numbers, hyperparameters))
+    return put(problem, _init(problem.task)(kind, key_data, numbers, fold_numbers, hyperparameters))
 
 
 def put(problem: Problem, state: State) -> State:
@@ -162,7 +165,7 @@ def resume(problem: Problem, state: State, hyperparameters: Hyperparameters, *, 
         batches = folds_.minibatches(
             folds, epochs, batch_size=spec.batch_size, seed=spec.seed, first_fold=spec.first_fold
         )
-        state, train_loss, val_loss = _fit(task, plan, state, hyperparameters, data, batches, pieces)
+        state, train_loss, val_loss = _fit(task)(plan, state, hyperparameters, data, batches, pieces)
         val_loss = None if val_loss is None else on_host(val_loss)
         yield Progress(epochs.stop, state, on_host(train_loss), val_loss)
 
@@ -198,7 +201,7 @@ def start_narrow(problem: Problem, task: Task, key: jax.Array, number: int, hype
     wide = start(problem, key, np.array([number]), hyperparameters).params
     shapes = jax.eval_shape(task.init, key, jax.tree.map(lambda a: a[0], hyperparameters))
     params = jax.tree.map(lambda a, own: np.asarray(a)[(..., *map(slice, own.shape))], wide, shapes)
-    return put(problem, State(params, _init_optimizer(task, params, hyperparameters)))
+    return put(problem, State(params, _init_optimizer(task)(params, hyperparameters)))
 
 
 def flops(task: Task, x: np.ndarray, y: np.ndarray, hyperparameters: Hyperparameters) -> float:
@@ -211,24 +214,24 @@ def flops(task: Task, x: np.ndarray, y: np.ndarray, hyperparameters: Hyperparame
     return jax.jit(compute).lower(jax.random.key(0), x, y, hyperparameters).cost_analysis()["flops"]
 
 
-def compiled_text(problem: Problem, hyperparameters: Hyperparameters) -> str:
-    """The program of a call as XLA compiled it, for those who want to look."""
-    return _compile(problem, hyperparameters).as_text()
+def lowered(problem: Problem, hyperparameters: Hyperparameters, platform: str | None = None) -> jax.stages.Lowered:
+    """The program of a call, for those who want to look at it or to compile it.
 
-
-def bytes_needed(problem: Problem, hyperparameters: Hyperparameters) -> int:
-    """What a call of the program takes of a device's memory beside the data, by XLA's own count."""
-    sizes = _compile(problem, hyperparameters).memory_analysis()
-    taken = sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
-    return taken - sizes.alias_size_in_bytes
-
-
-def _compile(problem: Problem, hyperparameters: Hyperparameters) -> jax.stages.Compiled:
+    `platform`: "cuda", "rocm" or "tpu" instead of the one that is here. It need not be here for this.
+    """
     task, plan, spec, folds, data, pieces = problem
     state = start(problem, jax.random.key(0), np.arange(plan.slots), hyperparameters)
     hyperparameters = jax.device_put(hyperparameters, NamedSharding(_mesh(plan), P("trial")))
     batches = folds_.minibatches(folds, range(spec.epochs_per_call), batch_size=spec.batch_size, seed=spec.seed)
-    return _fit.lower(task, plan, state, hyperparameters, data, batches, pieces).compile()
+    traced = _fit(task).trace(plan, state, hyperparameters, data, batches, pieces)
+    return traced.lower(lowering_platforms=platform and (platform,))
+
+
+def bytes_needed(problem: Problem, hyperparameters: Hyperparameters) -> int:
+    """What a call of the program takes of a device's memory beside the data, by XLA's own count."""
+    sizes = lowered(problem, hyperparameters).compile().memory_analysis()
+    taken = sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
+    return taken - sizes.alias_size_in_bytes
 
 
 def _mesh(plan: Plan) -> Mesh:
@@ -237,8 +240,24 @@ def _mesh(plan: Plan) -> Mesh:
     return jax.make_mesh((plan.num_devices,), ("trial",), (AxisType.Auto,), devices=devices)
 
 
+def _compiled_for_each_task(**options: Any) -> Callable[[Callable[..., Any]], Callable[[Task], Any]]:
+    """Makes a function of (task, ...) one of a task that gives a compiled function of the rest.
+
+    `jax.jit` with the task as a static argument would keep each task that there ever was, with its programs and all
+    that its functions close over.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[[Task], Any]:
+        return lru_cache(KEPT_TASKS)(lambda task: jax.jit(partial(function, task), **options))
+
+    return decorate
+
+
 # These run once, for a moment: compiling them with care would take longer than anything else that a study compiles.
-@partial(jax.jit, static_argnames=("task", "kind"), compiler_options={"xla_backend_optimization_level": 0})
+QUICKLY = {"xla_backend_optimization_level": 0}
+
+
+@_compiled_for_each_task(static_argnums=0, compiler_options=QUICKLY)
 def _init(task: Task, kind, key_data, numbers, fold_numbers, hyperparameters: Hyperparameters) -> State:
     key = jax.random.wrap_key_data(key_data, impl=kind)
 
@@ -250,13 +269,13 @@ def _init(task: Task, kind, key_data, numbers, fold_numbers, hyperparameters: Hy
     return jax.vmap(over_folds, (0, 0, None))(numbers, hyperparameters, fold_numbers)
 
 
-@partial(jax.jit, static_argnames=("task",), compiler_options={"xla_backend_optimization_level": 0})
+@_compiled_for_each_task(compiler_options=QUICKLY)
 def _init_optimizer(task: Task, params: Params, hyperparameters: Hyperparameters) -> optax.OptState:
     over_folds = jax.vmap(lambda params, hyperparameters: task.optimizer(hyperparameters).init(params), (0, None))
     return jax.vmap(over_folds)(params, hyperparameters)
 
 
-@partial(jax.jit, static_argnames=("task", "plan"), donate_argnames=("state",))
+@_compiled_for_each_task(static_argnums=0, donate_argnums=1)
 def _fit(task: Task, plan: Plan, state: State, hyperparameters, data: Data, batches, pieces):
     """-> (state, train_loss [trial, fold, epoch], val_loss). batches [fold, epoch, step, batch], shared by trials."""
 
@@ -274,13 +293,33 @@ def _fit(task: Task, plan: Plan, state: State, hyperparameters, data: Data, batc
 
     sharded, everywhere = P("trial"), P()
     over_devices = jax.shard_map(
-        on_one_device,
+        _mapped_before_the_mesh(on_one_device, plan, state, hyperparameters, data, batches, pieces),
         mesh=_mesh(plan),
         in_specs=(sharded, sharded, everywhere, everywhere, everywhere),
         out_specs=sharded,
         check_vma=False,
     )
     return over_devices(state, hyperparameters, data, batches, pieces)
+
+
+def _mapped_before_the_mesh(function: Callable[..., Any], plan: Plan, state, hyperparameters, *shared: Any):
+    """The function as the plain operations that it comes to on a device's share of the arguments.
+
+    Within a mesh JAX refuses to map a convolution whose kernel alone is mapped when it has groups already, as a
+    kernel's gradient does where trials share a fold's batches (NotImplementedError, jax issues 31798 and 32157). So
+    its `vmap`s are resolved here, before `shard_map` sets the mesh.
+    """
+
+    def shape(leaf: jax.Array, devices: int = 1) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((len(leaf) // devices, *leaf.shape[1:]), leaf.dtype)
+
+    own = jax.tree.map(lambda leaf: shape(leaf, plan.num_devices), (state, hyperparameters))
+    jaxpr, outputs = jax.make_jaxpr(function, return_shape=True)(*own, *jax.tree.map(shape, shared))
+
+    def operations(*arguments: Any) -> Any:
+        return jax.tree.unflatten(jax.tree.structure(outputs), jaxpr_as_fun(jaxpr)(*jax.tree.leaves(arguments)))
+
+    return operations
 
 
 def _in_groups(function, members: Any, size: int) -> Any:
@@ -297,18 +336,22 @@ def predict(
 ) -> np.ndarray:
     """Outputs [example, output] of one network, computed in pieces."""
     index = np.arange(-(-len(x) // piece_size) * piece_size).reshape(-1, piece_size) % len(x)
-    outputs = _predict(task, params, hyperparameters, x, index)
+    outputs = _predict(task)(params, hyperparameters, x, index)
     return np.asarray(outputs).reshape(-1, *outputs.shape[2:])[: len(x)]
 
 
-@partial(jax.jit, static_argnames=("task",))
+@_compiled_for_each_task()
 def _predict(task: Task, params: Params, hyperparameters: Hyperparameters, x: jax.Array, index: jax.Array):
     return lax.map(lambda i: task.apply(params, task.prepare(x[i]), hyperparameters), index)
 
 
-@partial(jax.jit, static_argnames=("task",))
 def predict_all(task: Task, params: Params, hyperparameters: Hyperparameters, x: jax.Array) -> jax.Array:
     """Outputs [trial, fold, example, output] of a population on the same few examples."""
+    return _predict_all(task)(params, hyperparameters, x)
+
+
+@_compiled_for_each_task()
+def _predict_all(task: Task, params: Params, hyperparameters: Hyperparameters, x: jax.Array) -> jax.Array:
     prepared = task.prepare(x)
     over_folds = jax.vmap(lambda params, h: task.apply(params, prepared, h), (0, None))
     return jax.vmap(over_folds)(params, hyperparameters)

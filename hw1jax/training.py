@@ -9,6 +9,7 @@ import optax
 from jax import lax
 from jax.custom_batching import sequential_vmap
 
+from hw1jax.layout import Layout, canonical_convolutions
 from hw1jax.losses import masked_sum
 
 Params = Any  # a tree of arrays
@@ -39,22 +40,6 @@ class Task(NamedTuple):
     prepare: Callable[[jax.Array], jax.Array] = unchanged
 
 
-class Layout(NamedTuple):
-    """How a step is laid out on the device. It changes the speed and the rounding, nothing else.
-
-    Attributes:
-      chunk_size: examples whose gradient is computed at once; the gradients of a batch's chunks are added up.
-        None: the whole batch.
-      piece_size: examples evaluated at once.
-      one_by_one: members take their steps one after the other instead of all at once, so that what one needs stays
-        in a CPU's cache.
-    """
-
-    chunk_size: int | None = None
-    piece_size: int = 256
-    one_by_one: bool = False
-
-
 class State(NamedTuple):
     """A member in training; a population adds the leading axes [trial, fold]."""
 
@@ -81,6 +66,8 @@ def init(task: Task, key: jax.Array, hyperparameters: Hyperparameters) -> State:
 
 def gather(task: Task, data: Data, index: jax.Array, chunk_size: int) -> Batch:
     """The samples at `index` (int [example], negative where there is none), prepared, in chunks."""
+    if len(index) % chunk_size:
+        index = jnp.pad(index, (0, -len(index) % chunk_size), constant_values=-1)
     index = index.reshape(-1, chunk_size)  # [chunk, example]
     real = index >= 0
     # An empty place takes the batch's first sample, not sample 0: that one may belong to another fold.
@@ -135,7 +122,7 @@ def epoch(
     def one(state: State, batch: Batch, hyperparameters: Hyperparameters):
         return step(task, state, batch, hyperparameters)
 
-    one = sequential_vmap(one) if layout.one_by_one else one
+    one = sequential_vmap(canonical_convolutions(one)) if layout.one_by_one else one
 
     def body(state: State, index: jax.Array):
         batch = gather(task, data, index, layout.chunk_size or len(index))
@@ -154,7 +141,7 @@ def evaluate(
         outputs = task.apply(params, piece.x[0], hyperparameters)
         return masked_sum(task.loss(outputs, piece.y[0]), piece.real[0])
 
-    one = sequential_vmap(one) if layout.one_by_one else one
+    one = sequential_vmap(canonical_convolutions(one)) if layout.one_by_one else one
 
     def body(total: jax.Array, index: jax.Array):
         return total + one(params, gather(task, data, index, len(index)), hyperparameters), None

@@ -1,0 +1,125 @@
+"""How a member's step is laid out on a kind of device. It changes the speed and the rounding, nothing else.
+
+An accelerator is filled by all members at once, whole batches at a time. A CPU core has a cache and few lanes: it takes
+members one by one where the network has convolutions, and examples in chunks where activations are large.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import lax
+from jax.extend import core
+from jax.extend.core.primitives import conv_general_dilated_p
+
+CACHED_BYTES = 3 * 2**18  # of one activation that a CPU core keeps at hand
+LONGEST_CHUNK = 64  # examples; where more of them fit the cache, chunks gain nothing
+PIECE_SIZE = 500  # examples evaluated at once, where nothing asks for fewer
+
+
+class Layout(NamedTuple):
+    """How a step is laid out on the device.
+
+    Attributes:
+      chunk_size: examples whose gradient is computed at once; the gradients of a batch's chunks are added up.
+        None: the whole batch.
+      piece_size: examples evaluated at once.
+      one_by_one: members take their steps one after the other instead of all at once, so that what one needs stays
+        in a CPU's cache.
+    """
+
+    chunk_size: int | None = None
+    piece_size: int = 256
+    one_by_one: bool = False
+
+
+def choose(
+    apply: Callable[..., Any], params: Any, x: Any, hyperparameters: Any, batch_size: int, platform: str
+) -> Layout:
+    """The layout for networks of this kind.
+
+    Args:
+      apply: (params, x, hyperparameters) -> outputs, one member's, on a batch [example, ...].
+      params: its parameters; of these, x and the hyperparameters, shapes and dtypes are enough.
+      x: examples, any number of them.
+      hyperparameters: one trial's.
+      batch_size: examples of a training step.
+      platform: "cpu", "gpu" or "tpu".
+    """
+    if platform != "cpu":
+        return Layout(None, max(2 * batch_size, PIECE_SIZE))  # evaluating takes less memory than training
+
+    def computed(num_examples: int) -> list[tuple[core.Primitive, int]]:
+        some = jax.ShapeDtypeStruct((num_examples, *x.shape[1:]), x.dtype)
+        jaxpr = jax.make_jaxpr(apply)(params, some, hyperparameters).jaxpr
+        return list(_computed(jaxpr, set(jaxpr.invars[: len(jax.tree.leaves(params))])))
+
+    values = computed(batch_size)
+    if any(primitive is conv_general_dilated_p for primitive, _ in values):
+        return Layout(None, PIECE_SIZE, one_by_one=True)
+    # What a batch more adds, as parameters are no activations.
+    sizes = [more - once for (_, once), (_, more) in zip(values, computed(2 * batch_size), strict=True)]
+    num_chunks = max(1, -(-max(sizes, default=0) // CACHED_BYTES))
+    chunk_size = -(-batch_size // num_chunks)
+    if num_chunks > 1 and chunk_size <= LONGEST_CHUNK:
+        return Layout(chunk_size, chunk_size, one_by_one=True)
+    return Layout(None, PIECE_SIZE)
+
+
+def _computed(jaxpr: core.Jaxpr, members: set[core.Var]) -> Iterator[tuple[core.Primitive, int]]:
+    """(operation, bytes of its largest result) of all that depends on `members`, the variables of a member's own."""
+    members = set(members)
+    for equation in jaxpr.eqns:
+        if not members.isdisjoint(v for v in equation.invars if isinstance(v, core.Var)):
+            members.update(equation.outvars)
+            yield equation.primitive, max((v.aval.size * v.aval.dtype.itemsize for v in equation.outvars), default=0)
+            for inner in core.jaxprs_in_params(equation.params):
+                yield from _computed(inner, set(inner.invars))
+
+
+def canonical_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with its convolutions in the one form that XLA:CPU has a fast routine for.
+
+    That form is [batch, place, feature] x [place, input, output]; a kernel's gradient, for one, comes in another.
+    XLA:CPU brings convolutions into it by itself, but in a program's outermost computation alone: the same step takes
+    three times as long within a loop. To be put around a function that is differentiated already.
+    """
+
+    def canonical(*args: Any) -> Any:
+        jaxpr, shape = jax.make_jaxpr(function, return_shape=True)(*args)
+        return jax.tree.unflatten(jax.tree.structure(shape), _evaluate(jaxpr, jax.tree.leaves(args)))
+
+    return canonical
+
+
+def _evaluate(closed: core.ClosedJaxpr, args: list[jax.Array]) -> list[jax.Array]:
+    jaxpr = closed.jaxpr
+    values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *args), strict=True))
+
+    def read(variable: Any) -> Any:
+        return variable.val if isinstance(variable, core.Literal) else values[variable]
+
+    for equation in jaxpr.eqns:
+        inputs = [read(variable) for variable in equation.invars]
+        if equation.primitive is conv_general_dilated_p:
+            outputs = [_canonical_convolution(*inputs, **equation.params)]
+        elif equation.primitive.name in ("jit", "pjit"):
+            outputs = _evaluate(equation.params["jaxpr"], inputs)
+        else:
+            outputs = equation.primitive.bind(*inputs, **equation.primitive.get_bind_params(equation.params))
+            outputs = outputs if equation.primitive.multiple_results else [outputs]
+        values.update(zip(equation.outvars, outputs, strict=True))
+    return [read(variable) for variable in jaxpr.outvars]
+
+
+def _canonical_convolution(x: jax.Array, kernel: jax.Array, *, dimension_numbers, **params: Any) -> jax.Array:
+    # The numbers are the places of (batch, feature, *place), (output, input, *place) and (batch, feature, *place).
+    (batch, feature, *place), (out, into, *window), out_spec = dimension_numbers
+    x = lax.transpose(x, (batch, *place, feature))
+    kernel = lax.transpose(kernel, (*window, into, out))
+    last = x.ndim - 1
+    image_spec, kernel_spec = (0, last, *range(1, last)), (last, last - 1, *range(last - 1))
+    numbers = lax.ConvDimensionNumbers(image_spec, kernel_spec, image_spec)
+    outputs = conv_general_dilated_p.bind(x, kernel, dimension_numbers=numbers, **params)
+    return lax.transpose(outputs, np.argsort((out_spec[0], *out_spec[2:], out_spec[1])))
