@@ -76,7 +76,8 @@ def make_jobs(
     """The work as programs: what trains together is one job; jobs of one device follow one another."""
     import jax
 
-    from hw1jax import folds, population, studies
+    from hw1jax import folds, planning, population, studies
+    from hw1jax.data import Dataset
     from hw1jax.population import Plan, Spec
 
     study = studies.by_name(work.study)
@@ -92,21 +93,22 @@ def make_jobs(
         raise ValueError("the minibatches of this work are not those of its folds: make it with order_work")
     spec = Spec(num_epochs, batch_size, (SEED,), epochs_per_call)
 
+    settings, data = replace(study.settings, batch_size=batch_size), Dataset(work.x, work.y, work.x, work.y)
+    layout = planning.make_layout(study, settings, data)
+
     def place(plan: Plan, draw: Any) -> population.Problem:
         task = studies.make_task(study, draw.channels, draw.hidden_units)
         return population.place(task, plan, spec, work.x, work.y, splits)
 
     if form == ALL:
-        plan = population.make_plan(
-            len(draws), len(splits), studies.parameter_shapes(study, wide), study.layout, num_devices
-        )
+        plan = population.make_plan(len(draws), len(splits), studies.parameter_shapes(study, wide), layout, num_devices)
         filled = np.minimum(np.arange(plan.slots), len(draws) - 1)  # empty slots train the last trial once more
         arrays = studies.as_arrays([draws[n] for n in filled])
         steps = population.train(place(plan, wide), key, filled, arrays)
         return [Job(0, steps, slice(0, len(draws)), slice(None))]
 
     devices = range(min(len(jax.devices()[:num_devices]), len(draws)))
-    placed = [place(Plan(1, layout=study.layout, first_device=device), wide) for device in devices]
+    placed = [place(Plan(1, layout=layout, first_device=device), wide) for device in devices]
     jobs, load = [], [0] * len(devices)
     for n in sorted(range(len(draws)), key=lambda n: -studies.num_parameters(study, draws[n])):  # the longest first
         arrays, number = studies.as_arrays([draws[n]]), np.array([n])

@@ -7,6 +7,7 @@ import jax
 from hw1jax import hosts, population, studies
 from hw1jax.data import Dataset
 from hw1jax.folds import Fold
+from hw1jax.layout import Layout
 from hw1jax.population import Plan, Problem, Spec
 from hw1jax.space import Draw
 from hw1jax.studies import Settings, Study
@@ -26,10 +27,11 @@ def make_plan(study: Study, settings: Settings, data: Dataset, splits: list[Fold
     wanted = min(settings.num_trials, most)
     if settings.sampler == "tpe":  # it learns from one batch for the next, so there must be several
         wanted = -(-wanted // TPE_BATCHES)
-    shapes = studies.parameter_shapes(study, studies.widest(settings))
+    widest = studies.widest(settings)
+    shapes, layout = studies.parameter_shapes(study, widest), make_layout(study, settings, data)
 
     def plan_for(num_trials: int) -> Plan:
-        return population.make_plan(num_trials, settings.num_folds, shapes, study.layout, settings.num_devices)
+        return population.make_plan(num_trials, settings.num_folds, shapes, layout, settings.num_devices)
 
     plan = plan_for(wanted)
     if _own_widths_pay(study, settings, data, plan):
@@ -43,6 +45,14 @@ def make_plan(study: Study, settings: Settings, data: Dataset, splits: list[Fold
             wanted = -(-wanted // 2)
             plan = plan_for(wanted)
     return plan
+
+
+def make_layout(study: Study, settings: Settings, data: Dataset) -> Layout:
+    """How a member of the widest network that can be drawn takes a step on the devices that are here."""
+    widest = studies.widest(settings)
+    task = studies.make_task(study, widest.channels, widest.hidden_units)
+    shapes, one = studies.parameter_shapes(study, widest), jax.tree.map(lambda a: a[0], studies.as_arrays([widest]))
+    return population.choose_layout(task, shapes, data.x_train, one, batch_size=settings.batch_size)
 
 
 def _free_bytes() -> int | None:

@@ -18,6 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from hw1jax import folds as folds_
+from hw1jax import layout as layout_
 from hw1jax import training
 from hw1jax.folds import Fold
 from hw1jax.layout import Layout
@@ -92,6 +93,25 @@ def make_plan(num_trials: int, num_folds: int, params: Params, layout: Layout, n
     num_groups = -(-a_device // fit)
     at_once = -(-a_device // num_groups)
     return Plan(num_devices * num_groups * at_once, num_devices, at_once, layout)
+
+
+def choose_layout(
+    task: Task, params: Params, x: np.ndarray, hyperparameters: Hyperparameters, *, batch_size: int
+) -> Layout:
+    """How members of this kind are best laid out on the devices that are here.
+
+    Args:
+      task: what is trained.
+      params: a member's parameters, or their shapes.
+      x: the samples.
+      hyperparameters: one trial's.
+      batch_size: samples a step.
+    """
+
+    def apply(params: Params, x: jax.Array, hyperparameters: Hyperparameters) -> jax.Array:
+        return task.apply(params, task.prepare(x), hyperparameters)
+
+    return layout_.choose(apply, params, x, hyperparameters, batch_size, jax.devices()[0].platform)
 
 
 class Problem(NamedTuple):

@@ -20,14 +20,14 @@ from hw1jax.batches import Batches, Trained, follow
 from hw1jax.clock import Clock
 from hw1jax.data import Dataset, sha256
 from hw1jax.folds import Fold
+from hw1jax.layout import Layout
 from hw1jax.model_file import Model, load_model, save_model
-from hw1jax.planning import make_plan, make_problem
+from hw1jax.planning import make_layout, make_plan, make_problem
 from hw1jax.population import Plan
 from hw1jax.progress import Observer
 from hw1jax.search import TrialScore
 from hw1jax.space import Draw
 from hw1jax.studies import Settings, Study
-from hw1jax.training import Layout
 
 CURVE_POINTS = 400  # where the fitted curve of a regression is drawn
 # Settings that don't belong to a search: the plan and the data's digest stand for some of them.
@@ -204,7 +204,13 @@ def refit(study: Study, settings: Settings, data: Dataset, draw: Draw, observer:
     """
     everything = Fold(np.arange(len(data.x_train)), np.arange(0))
     problem = make_problem(
-        study, settings, Plan(slots=1, layout=study.layout), data, [everything], draw, first_fold=settings.num_folds
+        study,
+        settings,
+        Plan(slots=1, layout=make_layout(study, settings, data)),
+        data,
+        [everything],
+        draw,
+        first_fold=settings.num_folds,
     )
     train_loss = []
     key, number = jax.random.key(settings.seed), np.zeros(1, int)

@@ -13,7 +13,7 @@ import numpy as np
 from hw1jax import losses, models, optimizers
 from hw1jax.data import Dataset, fashion_mnist, regression
 from hw1jax.space import Draw, FloatRange, IntRange, Space
-from hw1jax.training import Layout, Task, unchanged
+from hw1jax.training import Task, unchanged
 
 
 class Hyperparameters(NamedTuple):
@@ -124,7 +124,6 @@ class Study:
       loss_name: for tables and axes, with its unit.
       classes: names of the classes, or None for a regression.
       reported: what the report found.
-      layout: how a member's step is laid out on this kind of device.
       epochs_per_call: epochs between two looks at the progress, at most.
     """
 
@@ -137,7 +136,6 @@ class Study:
     loss_name: str
     classes: tuple[str, ...] | None
     reported: Reported
-    layout: Layout
     epochs_per_call: int
 
 
@@ -169,7 +167,6 @@ REGRESSION = Study(
     loss_name="mean squared error",
     classes=None,
     reported=Reported(Draw((), (45, 21, 23), 0.016, 0.0003, "adam"), 0.27, None),
-    layout=Layout(),
     epochs_per_call=50,
 )
 FASHION_MLP = Study(
@@ -182,7 +179,6 @@ FASHION_MLP = Study(
     loss_name="cross entropy (nats)",
     classes=fashion_mnist.CLASSES,
     reported=Reported(Draw((), (49, 26, 24), 0.002, 0.0001, "adam"), 0.35, 0.87),
-    layout=Layout(piece_size=500),
     epochs_per_call=1,
 )
 FASHION_CNN = Study(
@@ -195,7 +191,6 @@ FASHION_CNN = Study(
     loss_name="cross entropy (nats)",
     classes=fashion_mnist.CLASSES,
     reported=Reported(Draw((4, 12), (38, 28), 0.008, 0.0001, "adam"), 0.30, 0.89),
-    layout=Layout(chunk_size=20, piece_size=20, one_by_one=True),
     epochs_per_call=1,
 )
 STUDIES = (REGRESSION, FASHION_MLP, FASHION_CNN)

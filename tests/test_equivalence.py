@@ -13,10 +13,12 @@ from hw1jax import population, studies, training
 from hw1jax.folds import PADDING, k_fold, minibatches
 from hw1jax.population import Plan, Spec
 from hw1jax.space import Draw
-from hw1jax.training import Layout
+from hw1jax.layout import Layout
 
 LOSSES = {"regression": reference.squared_error, "fashion_mlp": reference.cross_entropy}
 LOSSES["fashion_cnn"] = reference.cross_entropy
+# A CPU's layouts and an accelerator's: chunks of 10 examples and members one by one, or all at once.
+LAYOUTS = {"regression": [Layout()], "fashion_mlp": [Layout()], "fashion_cnn": [Layout(10, 20, True), Layout()]}
 STUDIES = pytest.mark.parametrize("study", studies.STUDIES, ids=lambda study: study.name)
 
 
@@ -71,7 +73,7 @@ def batch_of(task, study, num, layout):
 @STUDIES
 def test_loss_gradient_and_update_equal_the_plain_network_over_the_search_space(study):
     task = widest_task(study)
-    layout = replace_chunk(study.layout, 10)
+    layout = LAYOUTS[study.name][0]
     num = 16  # of 20: the batch is short, and its last chunk too
     x, y, batch = batch_of(task, study, num, layout)
     compute = jax.jit(lambda state, h: (training.loss_and_gradient(task, state.params, batch, h), one_step(state, h)))
@@ -99,14 +101,13 @@ def test_loss_gradient_and_update_equal_the_plain_network_over_the_search_space(
         assert_close(shown, plain, 1e-10)
 
 
-def replace_chunk(layout: Layout, chunk_size: int) -> Layout:
-    return layout._replace(chunk_size=chunk_size) if layout.chunk_size else layout
-
-
-@STUDIES
-def test_population_of_mixed_trials_follows_the_trajectories_of_networks_trained_alone(study):
+@pytest.mark.parametrize(
+    ("study", "layout"), [(study, layout) for study in studies.STUDIES for layout in LAYOUTS[study.name]],
+    ids=lambda value: getattr(value, "name", "one by one" if getattr(value, "one_by_one", False) else "at once"),
+)  # fmt: skip
+def test_population_of_mixed_trials_follows_the_trajectories_of_networks_trained_alone(study, layout):
     draws = [replace_rate(draw, i) for i, draw in enumerate(list(corners(study))[1::2][:4])]
-    task, layout = widest_task(study), replace_chunk(study.layout, 10)
+    task = widest_task(study)
     num, batch_size = 65, 20  # folds of 43 and 44 samples: the last batch of an epoch is short
     x, y = examples(study, num)
     folds = k_fold(num, 3, (5,))
@@ -144,7 +145,9 @@ def replace_rate(draw: Draw, i: int) -> Draw:
 def test_padded_parameters_stay_exactly_zero(study):
     task, draw = widest_task(study), next(corners(study))
     x, y = examples(study, 60)
-    problem = population.place(task, Plan(1, 1, 1, study.layout), Spec(2, 20, (0,)), x, y, k_fold(60, 2, (0,)))
+    problem = population.place(
+        task, Plan(1, 1, 1, LAYOUTS[study.name][0]), Spec(2, 20, (0,)), x, y, k_fold(60, 2, (0,))
+    )
     state = list(population.train(problem, jax.random.key(0), np.arange(1), as_arrays([draw])))[-1].state
     shapes = studies.parameter_shapes(study, draw)
 

@@ -12,7 +12,8 @@ import re, sys
 import jax
 jax.config.update("jax_num_cpu_devices", 2)
 import numpy as np
-from hw1jax import folds, population, space, studies
+from hw1jax import folds, planning, population, space, studies
+from hw1jax.data import Dataset
 
 study, num_trials = studies.by_name(sys.argv[1]), int(sys.argv[2])
 settings, random = study.settings, np.random.default_rng(0)
@@ -22,7 +23,8 @@ else:
     x = random.uniform(-5, 5, (100, 1)).astype(np.float32)
     y = np.sin(x)
 widest = studies.widest(settings)
-plan = population.make_plan(num_trials, 3, studies.parameter_shapes(study, widest), study.layout)
+layout = planning.make_layout(study, settings, Dataset(x, y, x, y))
+plan = population.make_plan(num_trials, 3, studies.parameter_shapes(study, widest), layout)
 task = studies.make_task(study, widest.channels, widest.hidden_units)
 spec = population.Spec(2, settings.batch_size, (0,))
 problem = population.place(task, plan, spec, x, y, folds.k_fold(len(x), 3, (0,)))

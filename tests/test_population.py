@@ -9,7 +9,8 @@ from hw1jax import population, studies, training
 from hw1jax.folds import Fold, k_fold
 from hw1jax.losses import squared_error
 from hw1jax.population import Plan, Spec
-from hw1jax.training import Layout, Task
+from hw1jax.layout import Layout
+from hw1jax.training import Task
 
 STUDY = studies.REGRESSION
 WIDEST = studies.widest(STUDY.settings)
@@ -152,7 +153,7 @@ def test_trial_depends_on_its_number_and_not_on_its_companions():
 def test_compiled_program_has_no_collective():
     task = studies.make_task(STUDY, (), WIDEST.hidden_units)
     problem = population.place(task, Plan(8, 8, 1), Spec(1, 20, (0,)), X, Y, k_fold(len(X), 3, (0,)))
-    text = population.compiled_text(problem, studies.as_arrays(draws(8)))
+    text = population.lowered(problem, studies.as_arrays(draws(8))).compile().as_text()
     for collective in ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter"):
         assert collective not in text
 
