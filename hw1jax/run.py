@@ -30,10 +30,9 @@ from hw1jax.studies import Settings, Study
 from hw1jax.training import Layout
 
 CURVE_POINTS = 400  # where the fitted curve of a regression is drawn
-# Settings that don't belong to a search: the plan and the data's digest stand for some of them.
-NO_RESULT_DEPENDS_ON = ("num_trials", "out", "quick", "widths", "members_per_program", "num_devices")
-NO_RESULT_DEPENDS_ON += ("reproducible", "distributed", "coordinator", "num_processes", "process_id")
-NO_RESULT_DEPENDS_ON += ("storage", "quiet", "verbose", "data_dir", "train_csv", "test_csv")
+# The settings that belong to a search's identity; the plan and the data's digest stand for others.
+IDENTITY = ("num_epochs", "batch_size", "hidden_units", "num_folds", "seed", "sampler", "learning_rate", "l2")
+IDENTITY += ("optimizers", "precision", "channels")
 
 
 def run(
@@ -123,12 +122,14 @@ def run(
         observer.stage("looking at the test set")
         with clock.measure("test_seconds"):
             test_outputs = model.predict(data.x_test)
-        arrays = history._asdict() | {"refit_train_loss": refit_train_loss, "test_outputs": test_outputs}
+        arrays = {"format": np.array(storage.FORMAT)} | history._asdict()
+        arrays |= {"refit_train_loss": refit_train_loss, "test_outputs": test_outputs}
         if len(curve_x):
             arrays |= {"curve_x": curve_x, "curve_outputs": model.predict(curve_x[:, None])[:, 0]}
         storage.write_arrays(folder / "histories.npz", arrays)
         save_model(folder / "model.msgpack", model)  # after the histories: where it is, they are
         results = {
+            "format": storage.FORMAT,
             "study": study.name,
             "title": study.title,
             "command": command,
@@ -226,15 +227,15 @@ def score(study: Study, outputs: np.ndarray, y: np.ndarray) -> dict[str, Any]:
 
 def _config(study: Study, settings: Settings, data: Dataset, splits: list[Fold]) -> dict[str, Any]:
     """All that the results depend on but the number of trials; a folder belongs to one such configuration."""
-    chosen = asdict(settings)
-    for name in NO_RESULT_DEPENDS_ON:
-        chosen.pop(name, None)
+    chosen = {name: value for name, value in asdict(settings).items() if name in IDENTITY}
     plan = make_plan(study, settings, data, splits)
-    return chosen | {"data_sha256": sha256(data), "plan": asdict(plan) | {"layout": plan.layout._asdict()}}
+    stands_for = {"data_sha256": sha256(data), "plan": asdict(plan) | {"layout": plan.layout._asdict()}}
+    return chosen | stands_for | {"format": storage.FORMAT}
 
 
 def _digest(config: dict[str, Any]) -> str:
     """A short name for a configuration: a batch trained under another one is not taken for this one's."""
+    config = {name: value for name, value in config.items() if name != "format"}
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
 
 

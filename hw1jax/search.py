@@ -172,15 +172,17 @@ def claim(study: optuna.Study, config: dict[str, Any], folder: Path) -> dict[str
       The configuration that counts: the study's own, with the plan that its results were computed with.
 
     Raises:
-      ValueError: the folder holds a search with other settings; the message names the first difference.
+      ValueError: the folder holds a search with other settings (the message names the first difference), or one of a
+        later format.
     """
     stored = study.user_attrs.get("config")
     if stored is None:
         study.set_user_attr("config", config)
         return study.user_attrs["config"]
+    storage.check_format(stored, f"the search in {folder}")
     wanted = json.loads(json.dumps(config))
     for name in wanted:
-        if name != "plan" and wanted[name] != stored.get(name):
+        if name not in ("plan", "format") and wanted[name] != stored.get(name):
             raise ValueError(
                 f"{folder} holds a search with {name} = {stored.get(name)}, not {wanted[name]}: "
                 "give the old settings to go on with it, or another --out"

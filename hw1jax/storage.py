@@ -5,12 +5,29 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+# Of results.json, histories.npz and a search's configuration, plan included. Format 1 had no number; it is read as well.
+FORMAT = 2
+
+
+class FormatError(ValueError):
+    """Something was written by another version, in a format that this one doesn't know."""
+
+
+def check_format(content: Mapping[str, Any], name: object) -> None:
+    """Raises a FormatError of one line unless what `name` holds is of a format that this version reads."""
+    found = np.asarray(content.get("format", 1)).tolist()
+    if found not in (1, FORMAT):
+        raise FormatError(
+            f"{name} has the format {str(found)[:20]}, this version of hw1jax reads {FORMAT} and older ones: go on with the "
+            "version that wrote it, or give another --out"
+        )
 
 
 def write_bytes(path: Path, content: bytes) -> None:

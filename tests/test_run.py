@@ -3,14 +3,14 @@
 import csv
 import json
 import threading
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 
 import jax
 import numpy as np
 import pytest
 import reproduce
 
-from hw1jax import batches, folds, planning, population, run, search, storage, studies
+from hw1jax import batches, folds, inspection, planning, population, run, search, storage, studies
 from hw1jax.data import Dataset
 from hw1jax.model_file import load_model
 from hw1jax.progress import Observer
@@ -139,6 +139,69 @@ def test_changed_settings_in_the_same_folder_are_refused(tmp_path):
     with pytest.raises(ValueError, match="num_epochs = 20, not 21"):
         execute(SMALL["regression"], tmp_path, num_epochs=21)
     assert lasting(tmp_path) == before
+
+
+NOT_IDENTITY = {  # what no result depends on, and what the plan or the data's digest stands for
+    *("num_trials", "out", "quick", "widths", "members_per_program", "num_devices", "reproducible", "distributed"),
+    *("coordinator", "num_processes", "process_id", "storage", "quiet", "verbose", "data_dir", "train_csv", "test_csv"),
+}
+
+
+def test_every_setting_is_known_to_belong_to_a_search_or_not():
+    names = {field.name for study in SMALL.values() for field in fields(study.settings)}
+    assert not names & NOT_IDENTITY & set(run.IDENTITY)
+    assert set(run.IDENTITY) <= names <= NOT_IDENTITY | set(run.IDENTITY)
+
+
+def test_a_new_flag_orphans_no_folder_and_a_setting_that_belongs_does():
+    study = SMALL["regression"]
+    data = study.load(study.settings)
+    splits = folds.k_fold(len(data.x_train), 3, (0,))
+    config = run._config(study, study.settings, data, splits)
+
+    @dataclass(frozen=True)
+    class Later(studies.RegressionSettings):
+        harmless: bool = False
+
+    later = Later(**vars(study.settings), harmless=True)
+    assert run._config(study, later, data, splits) == config
+    assert run._digest(config) == run._digest(config | {"format": 3})
+    other = run._config(study, replace(study.settings, precision="bfloat16"), data, splits)
+    assert run._digest(other) != run._digest(config)
+
+
+def as_the_version_before(folder):
+    """Takes the numbers of the formats out of a folder's files."""
+    journal, results = folder / "journal.log", json.loads((folder / "results.json").read_text())
+    assert results.pop("format") == results["config"].pop("format") == storage.FORMAT
+    storage.write_json(folder / "results.json", results)
+    arrays = storage.read_arrays(folder / "histories.npz")
+    del arrays["format"]
+    storage.write_arrays(folder / "histories.npz", arrays)
+    text = journal.read_text()
+    assert text.count(f', "format": {storage.FORMAT}') + text.count(f',"format":{storage.FORMAT}') == 1
+    journal.write_text(text.replace(f', "format": {storage.FORMAT}', "").replace(f',"format":{storage.FORMAT}', ""))
+
+
+def test_a_folder_of_the_version_before_goes_on_and_is_read(tmp_path, monkeypatch):
+    execute(SMALL["regression"], tmp_path)
+    before = (tmp_path / "trials.csv").read_text()
+    as_the_version_before(tmp_path)
+    inspection.read_run(tmp_path)
+    monkeypatch.setattr(batches.Batches, "_train", lambda *_: pytest.fail("trained again"))
+    execute(SMALL["regression"], tmp_path)
+    assert (tmp_path / "trials.csv").read_text() == before
+    assert json.loads((tmp_path / "results.json").read_text())["format"] == storage.FORMAT
+
+
+def test_what_a_later_version_has_written_is_refused_in_one_line(tmp_path, monkeypatch):
+    with monkeypatch.context() as later:
+        later.setattr(storage, "FORMAT", 3)
+        execute(SMALL["regression"], tmp_path)
+    for use in (inspection.read_run, lambda folder: execute(SMALL["regression"], folder)):
+        with pytest.raises(storage.FormatError, match="has the format 3, this version .* give another --out") as caught:
+            use(tmp_path)
+        assert "\n" not in str(caught.value)
 
 
 def test_search_in_which_all_trials_diverge_is_an_error_without_a_model(tmp_path):
