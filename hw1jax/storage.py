@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-# Of results.json, histories.npz and a search's configuration, plan included. Format 1 had no number; it is read as well.
+# Of results.json, histories.npz and a search's configuration with its plan. Format 1 had no number; it is read too.
 FORMAT = 2
 
 
@@ -25,8 +25,8 @@ def check_format(content: Mapping[str, Any], name: object) -> None:
     found = np.asarray(content.get("format", 1)).tolist()
     if found not in (1, FORMAT):
         raise FormatError(
-            f"{name} has the format {str(found)[:20]}, this version of hw1jax reads {FORMAT} and older ones: go on with the "
-            "version that wrote it, or give another --out"
+            f"{name} has the format {str(found)[:20]}, this version of hw1jax reads {FORMAT} and older ones: go on "
+            "with the version that wrote it, or give another --out"
         )
 
 

@@ -133,6 +133,25 @@ def test_finished_search_is_not_trained_again_and_more_trials_extend_it(tmp_path
     assert [row.split(",")[ranked] for row in rows[:5]] == [row.split(",")[ranked] for row in old]
 
 
+def test_a_batch_that_is_filled_up_does_not_go_on_from_the_checkpoint_of_a_smaller_one(tmp_path, monkeypatch):
+    """The slots of trials that were not asked for yet held copies of the last one."""
+    study = SMALL["regression"]
+    padded = {"widths": "padded", "num_epochs": 100}
+    execute(study, tmp_path / "whole", num_trials=5, **padded)
+    with monkeypatch.context() as patched:
+        patched.setattr(search, "search", lambda *_, **__: pytest.fail("claimed"))  # a plan of five slots
+        with pytest.raises(pytest.fail.Exception, match="claimed"):
+            execute(study, tmp_path / "stopped", num_trials=5, **padded)
+    monkeypatch.setattr(batches, "SECONDS_BETWEEN_CHECKPOINTS", 0)
+    write, stop = batches.Checkpoint.write, threading.Event()
+    monkeypatch.setattr(batches.Checkpoint, "write", lambda *args: write(*args) or stop.set())
+    settings = replace(study.settings, out=tmp_path / "stopped", num_trials=3, **padded)
+    with pytest.raises(batches.Stopped):
+        run.run(study, settings, Observer(), command="test", started=0.0, stop=stop)
+    execute(study, tmp_path / "stopped", num_trials=5, **padded)
+    assert lasting(tmp_path / "stopped") == lasting(tmp_path / "whole")
+
+
 def test_changed_settings_in_the_same_folder_are_refused(tmp_path):
     execute(SMALL["regression"], tmp_path)
     before = lasting(tmp_path)
