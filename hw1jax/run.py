@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from hw1jax import environment, evaluation, folds, hosts, population, search, storage, studies
-from hw1jax.batches import Batches, Trained, follow
+from hw1jax.batches import Batches, Checkpoint, Stopped, Trained, follow
 from hw1jax.clock import Clock
 from hw1jax.data import Dataset, sha256
 from hw1jax.folds import Fold
@@ -116,8 +116,9 @@ def run(
 
     with storage.lock(folder / ".refit.lock"):  # the first of several processes trains, the others find the model
         with clock.measure("refit_seconds"):
+            checkpoint = Checkpoint(place / f"refit-{best.number}.checkpoint")
             model, refit_train_loss = _kept_refit(study, settings, folder, best.draw) or refit(
-                study, settings, data, best.draw, observer
+                study, settings, data, best.draw, observer, checkpoint, stop
             )
         observer.stage("looking at the test set")
         with clock.measure("test_seconds"):
@@ -154,6 +155,8 @@ def run(
             "timing": clock.seconds() | {"total_seconds": time.time() - started},
         }
         storage.write_json(folder / "results.json", results)
+        for left_over in place.glob("refit-*.checkpoint"):
+            left_over.unlink(missing_ok=True)
     observer.finish(results, folder)
     return results
 
@@ -197,23 +200,43 @@ def _kept_refit(study: Study, settings: Settings, folder: Path, draw: Draw) -> t
     return (model, train_loss) if same else None
 
 
-def refit(study: Study, settings: Settings, data: Dataset, draw: Draw, observer: Observer) -> tuple[Model, np.ndarray]:
+def refit(
+    study: Study,
+    settings: Settings,
+    data: Dataset,
+    draw: Draw,
+    observer: Observer,
+    checkpoint: Checkpoint | None = None,
+    stop: threading.Event | None = None,
+) -> tuple[Model, np.ndarray]:
     """Trains one network with these hyperparameters on all training data -> (model, train_loss [epoch]).
 
     It is fold k of the cross-validation, at its own widths. Its initial parameters are those of trial number 0, so that
-    hyperparameters which belong to no trial (the report's best) can be refitted as well.
+    hyperparameters which belong to no trial (the report's best) can be refitted as well. With a checkpoint it goes on
+    where an earlier call has put down its state, which it does now and then, and when `stop` is set.
+
+    Raises:
+      batches.Stopped: `stop` was set.
     """
     everything = Fold(np.arange(len(data.x_train)), np.arange(0))
     problem = make_problem(
         study, settings, Plan(slots=1, layout=study.layout), data, [everything], draw, first_fold=settings.num_folds
     )
-    train_loss = []
-    key, number = jax.random.key(settings.seed), np.zeros(1, int)
-    for step in population.train(problem, key, number, studies.as_arrays([draw])):
-        train_loss.append(step.train_loss[0, 0])
-        observer.epochs("refit of the best trial", step.num_epochs, settings.num_epochs, None)
-    params = jax.tree.map(lambda a: np.asarray(a[0, 0]), step.state.params)
-    return Model(study.name, draw, params), np.concatenate(train_loss)
+    hyperparameters = studies.as_arrays([draw])
+    state = population.start(problem, jax.random.key(settings.seed), np.zeros(1, int), hyperparameters)
+    state, done, losses = checkpoint.read(state) if checkpoint else (state, 0, [])
+    state = population.put(problem, state)
+    for step in population.resume(problem, state, hyperparameters, first_epoch=done):
+        state, done = step.state, step.num_epochs
+        losses.append((step.train_loss, np.full_like(step.train_loss, np.nan)))  # nothing is held out
+        observer.epochs("refit of the best trial", done, settings.num_epochs, None)
+        stopping = stop is not None and stop.is_set()
+        if checkpoint and (stopping or (checkpoint.is_due() and done < settings.num_epochs)):
+            checkpoint.write(state, done, losses)
+        if stopping:
+            raise Stopped
+    params = jax.tree.map(lambda a: np.asarray(a[0, 0]), state.params)
+    return Model(study.name, draw, params), np.concatenate([train_loss[0, 0] for train_loss, _ in losses])
 
 
 def score(study: Study, outputs: np.ndarray, y: np.ndarray) -> dict[str, Any]:

@@ -28,6 +28,8 @@ parser.add_argument("--storage")
 parser.add_argument("--log", type=Path, help="gets a line for each epoch of each trial that is trained")
 parser.add_argument("--kill-at-rename", type=int, help="die just before the n-th file gets its name")
 parser.add_argument("--kill-at-record", type=int, help="die in the middle of writing the n-th time to the journal")
+parser.add_argument("--kill-in-refit", type=int, help="die after the n-th call of the refit's program")
+parser.add_argument("--members-per-program", type=int, default=9)
 parser.add_argument("--remove-folder", action="store_true", help="remove the folder once training has begun")
 parser.add_argument("--largest-file", type=int, help="bytes, as if the disk were full then")
 parser.add_argument("--coordinator", help="HOST:PORT, if this is one of two processes")
@@ -39,7 +41,7 @@ STUDY = replace(
     settings=replace(
         studies.REGRESSION.settings,
         hidden_units=(IntRange(3, 8), IntRange(3, 6)),
-        members_per_program=9,
+        members_per_program=options.members_per_program,
         num_trials=options.num_trials,
         num_epochs=options.num_epochs,
         widths=options.widths,
@@ -60,9 +62,14 @@ class Log(Observer):
         if options.remove_folder:
             shutil.rmtree(options.out)
             options.remove_folder = False
-        if options.log and what.startswith("trials"):
-            with open(options.log, "a") as file:
+        log = options.log and (options.log if what.startswith("trials") else options.log.with_suffix(".refit"))
+        if log:
+            with open(log, "a") as file:
                 file.write(f"{what} {done}\n")
+        if what.startswith("refit") and options.kill_in_refit is not None:
+            options.kill_in_refit -= 1
+            if options.kill_in_refit == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
 
 
 def die_at(number, owner, name, before):

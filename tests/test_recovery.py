@@ -107,6 +107,16 @@ def test_killed_just_before_each_file_gets_its_name(tmp_path, undisturbed):
     assert lasting(tmp_path) == undisturbed[0]
 
 
+def test_killed_in_the_refit_it_goes_on_from_its_checkpoint(tmp_path, undisturbed):
+    log = tmp_path / "log"
+    assert finish(start(tmp_path / "out", "--kill-in-refit", 12, "--log", log))[0] == -signal.SIGKILL
+    complete(tmp_path / "out", "--log", log)
+    assert lasting(tmp_path / "out") == undisturbed[0]
+    calls = log.with_suffix(".refit").read_text().splitlines()
+    assert len(calls) == 20 + 1  # of 50 epochs each; the twelfth was done when it died, and not yet kept
+    assert not list((tmp_path / "out").rglob("*.checkpoint"))
+
+
 @pytest.mark.parametrize("number", [1, 5, 40] if LONG else [20])
 def test_killed_in_the_middle_of_a_record_of_the_journal(tmp_path, undisturbed, number):
     assert finish(start(tmp_path, "--kill-at-record", number))[0] == -signal.SIGKILL
