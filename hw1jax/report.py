@@ -33,6 +33,11 @@ def write(folder: Path) -> Path:
     Raises:
       ValueError: a file is missing or damaged, or the data are not those of the run; the message is one line.
     """
+    with storage.results_lock(folder):
+        return _write(folder)
+
+
+def _write(folder: Path) -> Path:
     run = inspection.read_run(folder)
     sections = _sections(run)
     pngs = {}

@@ -84,6 +84,7 @@ def run(
                 url=settings.storage,
             )
             config = search.claim(optuna_study, _config(study, settings, data, splits), folder)
+            before = _results(folder)
         observer.start(study.title, settings.num_trials, settings.num_folds, settings.num_epochs)
         plan = _plan_of(config)
         hosts.tell(config)
@@ -109,26 +110,31 @@ def run(
                 observer.trials(trials)
     in_order = [histories[first] for first in sorted(histories)]
     history = Trained(*(np.concatenate(part) for part in zip(*in_order, strict=True)))
-    _write_trials(folder / "trials.csv", trials, history)
     best = search.best(trials)
     if best is None:
+        with storage.results_lock(folder):
+            _write_trials(folder / "trials.csv", trials, history)
         raise ValueError(f"every trial diverged, see {folder / 'trials.csv'}; give a lower --learning-rate range")
 
     with storage.lock(folder / ".refit.lock"):  # the first of several processes trains, the others find the model
+        now = _results(folder)
+        if now != before and now and (more := now["config"]["num_trials"]) > settings.num_trials:
+            observer.note(f"a search of {more} trials has ended in {folder} meanwhile: its results stay")
+            observer.finish(now, folder)
+            return now
         with clock.measure("refit_seconds"):
             checkpoint = Checkpoint(place / f"refit-{best.number}.checkpoint")
-            model, refit_train_loss = _kept_refit(study, settings, folder, best.draw) or refit(
+            model, refit_train_loss = _kept_refit(study, settings, folder, best) or refit(
                 study, settings, data, best.draw, observer, checkpoint, stop
             )
         observer.stage("looking at the test set")
         with clock.measure("test_seconds"):
             test_outputs = model.predict(data.x_test)
         arrays = {"format": np.array(storage.FORMAT)} | history._asdict()
-        arrays |= {"refit_train_loss": refit_train_loss, "test_outputs": test_outputs}
+        arrays |= {"refit_number": np.array(best.number), "refit_train_loss": refit_train_loss}
+        arrays["test_outputs"] = test_outputs
         if len(curve_x):
             arrays |= {"curve_x": curve_x, "curve_outputs": model.predict(curve_x[:, None])[:, 0]}
-        storage.write_arrays(folder / "histories.npz", arrays)
-        save_model(folder / "model.msgpack", model)  # after the histories: where it is, they are
         results = {
             "format": storage.FORMAT,
             "study": study.name,
@@ -154,7 +160,11 @@ def run(
             "trials": {"complete": sum(t.complete for t in trials), "failed": sum(not t.complete for t in trials)},
             "timing": clock.seconds() | {"total_seconds": time.time() - started},
         }
-        storage.write_json(folder / "results.json", results)
+        with storage.results_lock(folder):
+            _write_trials(folder / "trials.csv", trials, history)
+            storage.write_arrays(folder / "histories.npz", arrays)
+            save_model(folder / "model.msgpack", model)  # after the histories: where it is, they are
+            storage.write_json(folder / "results.json", results)
         for left_over in place.glob("refit-*.checkpoint"):
             left_over.unlink(missing_ok=True)
     observer.finish(results, folder)
@@ -189,14 +199,26 @@ def _plan_of(config: dict[str, Any]) -> Plan:
     return plan
 
 
-def _kept_refit(study: Study, settings: Settings, folder: Path, draw: Draw) -> tuple[Model, np.ndarray] | None:
-    """What an earlier run of the same search has refitted, if it was this draw."""
+def _results(folder: Path) -> dict[str, Any]:
+    """What results.json holds; nothing if there is none, or none that can be read."""
+    try:
+        results = json.loads((folder / "results.json").read_text())
+        return results if isinstance(results["config"]["num_trials"], int) else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _kept_refit(study: Study, settings: Settings, folder: Path, best: TrialScore) -> tuple[Model, np.ndarray] | None:
+    """What an earlier run of the same search has refitted, if it was this trial."""
     try:
         model = load_model(folder / "model.msgpack")
-        train_loss = storage.read_arrays(folder / "histories.npz")["refit_train_loss"]
+        arrays = storage.read_arrays(folder / "histories.npz")
+        train_loss = arrays["refit_train_loss"]
     except (FileNotFoundError, KeyError, ValueError):
         return None  # none yet, or damaged: it is made anew
-    same = (model.study, model.draw) == (study.name, draw) and train_loss.shape == (settings.num_epochs,)
+    # A process that was killed between the two files may have left those of two trials.
+    numbers = model.study, model.draw, int(arrays.get("refit_number", best.number))
+    same = numbers == (study.name, best.draw, best.number) and train_loss.shape == (settings.num_epochs,)
     return (model, train_loss) if same else None
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,14 @@ def lock(path: Path) -> Iterator[None]:
     with _open_lock(path) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def results_lock(folder: Path) -> AbstractContextManager:
+    """Held by whoever writes a run's results, or reads files that must fit each other; none where there is no folder.
+
+    Several processes with other numbers of trials may share a folder.
+    """
+    return lock(folder / ".results.lock") if folder.is_dir() else nullcontext()
 
 
 @contextmanager

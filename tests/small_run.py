@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
 import command
 from optuna.storages.journal import JournalFileBackend
 
-from hw1jax import batches, run, studies
+from hw1jax import batches, report, run, studies
 from hw1jax.progress import Observer
 from hw1jax.space import IntRange
 
@@ -30,6 +30,7 @@ parser.add_argument("--kill-at-rename", type=int, help="die just before the n-th
 parser.add_argument("--kill-at-record", type=int, help="die in the middle of writing the n-th time to the journal")
 parser.add_argument("--kill-in-refit", type=int, help="die after the n-th call of the refit's program")
 parser.add_argument("--members-per-program", type=int, default=9)
+parser.add_argument("--page", action="store_true", help="draw the page as well, as the experiments do")
 parser.add_argument("--remove-folder", action="store_true", help="remove the folder once training has begun")
 parser.add_argument("--largest-file", type=int, help="bytes, as if the disk were full then")
 parser.add_argument("--coordinator", help="HOST:PORT, if this is one of two processes")
@@ -56,7 +57,10 @@ STUDY = replace(
 
 
 class Log(Observer):
-    """Keeps count of what is trained."""
+    """Keeps count of what is trained, and tells what the user should know."""
+
+    def note(self, text):
+        print(text, file=sys.stderr)
 
     def epochs(self, what, done, num_epochs, val_loss):
         if options.remove_folder:
@@ -102,4 +106,12 @@ batches.SECONDS_BETWEEN_CHECKPOINTS = 0
 command.use_all_cores()
 command.join(STUDY.settings)
 stop = command.stop_on_signals()
-command.with_exit_code(lambda: run.run(STUDY, STUDY.settings, Log(), command="", started=time.time(), stop=stop))
+
+
+def work():
+    run.run(STUDY, STUDY.settings, Log(), command="", started=time.time(), stop=stop)
+    if options.page:
+        report.write(options.out)
+
+
+command.with_exit_code(work)

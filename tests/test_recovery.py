@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hw1jax import search, storage
+from hw1jax import inspection, search, storage
 
 LONG = "HW1JAX_LONG_TESTS" in os.environ  # as many kills and workers as the project asks for, ten minutes
 SCRIPT = Path(__file__).with_name("small_run.py")
@@ -154,6 +154,21 @@ def test_several_processes_share_a_search_and_make_up_for_one_that_dies(tmp_path
     alone = len((tmp_path / "alone.log").read_text().splitlines())
     together = sum(len(log.read_text().splitlines()) for log in logs if log.exists())
     assert alone <= together <= 1.4 * alone  # at most the killed one's part is trained again
+
+
+def test_processes_with_other_numbers_of_trials_share_a_folder(tmp_path):
+    numbers = (3, 5, 8, 12)
+    flags = ("--members-per-program", 3, "--num-epochs", 200, "--page")
+    processes = [start(tmp_path / "out", "--num-trials", n, *flags) for n in numbers]
+    for number, process in zip(numbers, processes, strict=True):
+        code, errors = finish(process)
+        assert code == 0, (number, errors)
+        lines = errors.splitlines()
+        assert not lines or (len(lines) == 1 and lines[0].endswith("has ended here meanwhile: its results stay"))
+    run = inspection.read_run(tmp_path / "out")
+    assert len(run.trials.rows) == run.results["config"]["num_trials"] == numbers[-1]
+    complete(tmp_path / "out", "--num-trials", 5, *flags)
+    assert len(inspection.read_run(tmp_path / "out").trials.rows) == 5  # who asks for fewer gets fewer
 
 
 def test_a_journal_cut_anywhere_keeps_its_whole_records_and_takes_more(tmp_path):
