@@ -15,7 +15,7 @@ import jax
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from hw1jax import report, run, studies
+from hw1jax import environment, report, run, studies
 from hw1jax.batches import Stopped
 from hw1jax.progress import ConsoleObserver
 from hw1jax.space import FloatRange, IntRange
@@ -34,7 +34,8 @@ def main(study: Study, description: str) -> None:
     """Runs a study with the flags of the command line."""
     settings = parse(study, description, sys.argv[1:])
     use_all_cores(settings.num_devices)
-    set_precision(settings.precision, reproducible=settings.reproducible)
+    if settings.reproducible:
+        environment.make_reproducible()
     join(settings)
     stop = stop_on_signals()
     with_exit_code(lambda: run_study(study, settings, STARTED, stop))
@@ -76,14 +77,6 @@ def use_all_cores(most: int | None = None) -> None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "hw1jax" / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-
-
-def set_precision(precision: str, *, reproducible: bool) -> None:
-    """How exactly an accelerator computes; before JAX is first used."""
-    jax.config.update("jax_default_matmul_precision", precision)
-    if reproducible:
-        flags = "--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0"
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
 
 
 def join(settings: Settings) -> None:

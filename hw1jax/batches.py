@@ -70,11 +70,13 @@ class Batches:
             jobs.put(job)
         self._epochs = {number: (0, np.full(len(self._wide.folds), np.nan)) for number in draws}
         errors: list[BaseException] = []
+        precision = jax.config.jax_default_matmul_precision  # each thread has its own
 
         def work(problem: Problem) -> None:
             try:
-                while not errors:
-                    self._do(jobs.get_nowait(), draws, problem)
+                with jax.default_matmul_precision(precision):
+                    while not errors:
+                        self._do(jobs.get_nowait(), draws, problem)
             except queue.Empty:
                 pass
             except BaseException as error:

@@ -6,11 +6,11 @@ import io
 import json
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -33,8 +33,21 @@ CURVE_POINTS = 400  # where the fitted curve of a regression is drawn
 # The settings that belong to a search's identity; the plan and the data's digest stand for others.
 IDENTITY = ("num_epochs", "batch_size", "hidden_units", "num_folds", "seed", "sampler", "learning_rate", "l2")
 IDENTITY += ("optimizers", "precision", "channels")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+def _as_exactly_as_asked(function: Function) -> Function:
+    """Computes in the precision of the settings: the one place that applies what `config` records."""
+
+    @wraps(function)
+    def wrapped(study: Study, settings: Settings, *args: Any, **kwargs: Any) -> Any:
+        with jax.default_matmul_precision(settings.precision):
+            return function(study, settings, *args, **kwargs)
+
+    return wrapped  # type: ignore[return-value]
+
+
+@_as_exactly_as_asked
 def run(
     study: Study,
     settings: Settings,
@@ -86,6 +99,8 @@ def run(
             config = search.claim(optuna_study, _config(study, settings, data, splits), folder)
             before = _results(folder)
         observer.start(study.title, settings.num_trials, settings.num_folds, settings.num_epochs)
+        if settings.reproducible and jax.default_backend() != "cpu" and not environment.is_reproducible():
+            observer.note("not reproducible: XLA_FLAGS must say so before JAX starts (environment.make_reproducible)")
         plan = _plan_of(config)
         hosts.tell(config)
         problem = make_problem(study, settings, plan, data, splits)
@@ -143,7 +158,7 @@ def run(
             "config": config | {"num_trials": settings.num_trials},
             "num_programs": len(trials) if plan.own_widths else 1,
             "halvings": batches.halvings,
-            "environment": environment.describe(),
+            "environment": environment.describe() | environment.numerics(),
             "inputs": {name: path and str(path) for name, path in studies.inputs(settings).items()},
             "best": {
                 "number": best.number,
@@ -222,6 +237,7 @@ def _kept_refit(study: Study, settings: Settings, folder: Path, best: TrialScore
     return (model, train_loss) if same else None
 
 
+@_as_exactly_as_asked
 def refit(
     study: Study,
     settings: Settings,

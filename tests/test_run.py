@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import reproduce
 
-from hw1jax import batches, folds, inspection, planning, population, run, search, storage, studies
+from hw1jax import batches, environment, folds, inspection, planning, population, run, search, storage, studies
 from hw1jax.data import Dataset
 from hw1jax.model_file import load_model
 from hw1jax.progress import Observer
@@ -223,6 +223,44 @@ def test_what_a_later_version_has_written_is_refused_in_one_line(tmp_path, monke
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("widths", ["padded", "exact"])
+def test_everything_is_computed_in_the_precision_that_is_recorded(widths, tmp_path):
+    """Search, refit and test, in whichever thread; and a second precision is compiled anew."""
+    seen, before = set(), jax.config.jax_default_matmul_precision
+
+    def loss(outputs, y):
+        seen.add(jax.config.jax_default_matmul_precision)
+        return studies.REGRESSION.loss(outputs, y)
+
+    study = replace(SMALL["regression"], loss=loss)
+    for precision in ("bfloat16", "tensorfloat32"):
+        results = execute(study, tmp_path / precision, widths=widths, precision=precision, num_trials=2, num_epochs=2)
+        assert seen == {precision}
+        assert results["config"]["precision"] == precision
+        assert results["environment"]["matmul_precision"] == "float32"  # a CPU takes no notice
+        seen.clear()
+    run.refit(study, replace(study.settings, precision="bfloat16", num_epochs=2), study.load(study.settings),
+              studies.REGRESSION.reported.best, Observer())  # fmt: skip
+    assert seen == {"bfloat16"}
+    assert jax.config.jax_default_matmul_precision == before
+
+
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        ("", False),
+        ("--xla_gpu_deterministic_ops=true", False),
+        ("--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0", True),
+        ("--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0 --xla_gpu_deterministic_ops=false", False),
+    ],
+)
+def test_reproducible_is_recorded_as_it_is_in_force(monkeypatch, flags, expected):
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    assert environment.numerics()["reproducible"] == expected
+    environment.make_reproducible()
+    assert environment.numerics()["reproducible"]
+
+
 def test_search_in_which_all_trials_diverge_is_an_error_without_a_model(tmp_path):
     with pytest.raises(ValueError, match="every trial diverged"):
         execute(SMALL["regression"], tmp_path, learning_rate=FloatRange(1e30, 1e31))
@@ -315,6 +353,20 @@ def test_members_of_a_program_are_as_many_as_the_devices_memory_holds(monkeypatc
     assert needed > 64 * 3 * 4 * studies.num_parameters(study, studies.widest(settings)) / everything.num_devices
     assert 8 <= plan_with(needed // 2).slots < 64
     assert plan_with(1).slots == 1
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 3, 8])
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_members_per_program_are_never_more_than_asked_for(num_devices, sampler):
+    study = SMALL["regression"]
+    data = study.load(study.settings)
+    splits = folds.k_fold(len(data.x_train), 3, (0,))
+    for members in (3, 9, 10, 21, 50, 299, 300):
+        settings = replace(study.settings, num_trials=100, widths="padded", sampler=sampler)
+        settings = replace(settings, members_per_program=members, num_devices=num_devices)
+        plan = planning.make_plan(study, settings, data, splits)
+        assert 3 * plan.slots <= members
+        assert sampler == "tpe" or 3 * plan.slots > members / 3  # and not many fewer
 
 
 def test_a_failed_trial_says_in_which_epoch_it_diverged(tmp_path):
