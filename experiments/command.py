@@ -15,7 +15,7 @@ import jax
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from hw1jax import environment, report, run, studies
+from hw1jax import environment, report, run, search, studies
 from hw1jax.batches import Stopped
 from hw1jax.progress import ConsoleObserver
 from hw1jax.space import FloatRange, IntRange
@@ -150,7 +150,14 @@ def report_error(error: Exception) -> int:
 
 def command_line() -> str:
     """The command that repeats this run, from the root of the checkout; without the password of a database."""
-    args = [re.sub(r"(://[^/:@]*):[^/@]*@", r"\1@", arg) for arg in sys.argv[1:]]
+    args = []
+    for before, arg in zip(sys.argv, sys.argv[1:], strict=False):
+        flag, equals, value = arg.partition("=")
+        if before == "--storage":
+            arg = search.shown_url(arg) or "URL"
+        elif equals and flag == "--storage":
+            arg = f"{flag}={search.shown_url(value) or 'URL'}"
+        args.append(arg)
     return shlex.join(["python", f"experiments/{Path(sys.argv[0]).name}", *args])
 
 

@@ -119,6 +119,7 @@ def run(
                 num_trials=settings.num_trials,
                 batch_size=plan.slots,
                 alone=alone,
+                note=observer.note,
             ):
                 trials = sorted([*trials, *batch])
                 histories[batch[0].number] = batches.read({trial.number: trial.draw for trial in batch})

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
 import command
 from optuna.storages.journal import JournalFileBackend
 
-from hw1jax import batches, report, run, studies
+from hw1jax import batches, report, run, search, studies
 from hw1jax.progress import Observer
 from hw1jax.space import IntRange
 
@@ -25,6 +25,7 @@ parser.add_argument("--num-trials", type=int, default=12)
 parser.add_argument("--num-epochs", type=int, default=1000)
 parser.add_argument("--widths", default="padded")
 parser.add_argument("--storage")
+parser.add_argument("--database-seconds", type=int, help="that a database may be away")
 parser.add_argument("--log", type=Path, help="gets a line for each epoch of each trial that is trained")
 parser.add_argument("--kill-at-rename", type=int, help="die just before the n-th file gets its name")
 parser.add_argument("--kill-at-record", type=int, help="die in the middle of writing the n-th time to the journal")
@@ -102,6 +103,8 @@ if options.kill_at_record:
     die_at(options.kill_at_record, JournalFileBackend, "append_logs", half_a_record)
 if options.largest_file:
     resource.setrlimit(resource.RLIMIT_FSIZE, (options.largest_file, resource.RLIM_INFINITY))
+if options.database_seconds is not None:
+    search.SECONDS_WITHOUT_DATABASE = options.database_seconds
 batches.SECONDS_BETWEEN_CHECKPOINTS = 0
 command.use_all_cores()
 command.join(STUDY.settings)
