@@ -15,7 +15,7 @@ import jax
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from hw1jax import report, run, studies
+from hw1jax import environment, report, run, search, studies
 from hw1jax.batches import Stopped
 from hw1jax.progress import ConsoleObserver
 from hw1jax.space import FloatRange, IntRange
@@ -34,7 +34,8 @@ def main(study: Study, description: str) -> None:
     """Runs a study with the flags of the command line."""
     settings = parse(study, description, sys.argv[1:])
     use_all_cores(settings.num_devices)
-    set_precision(settings.precision, reproducible=settings.reproducible)
+    if settings.reproducible:
+        environment.make_reproducible()
     join(settings)
     stop = stop_on_signals()
     with_exit_code(lambda: run_study(study, settings, STARTED, stop))
@@ -76,14 +77,6 @@ def use_all_cores(most: int | None = None) -> None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "hw1jax" / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-
-
-def set_precision(precision: str, *, reproducible: bool) -> None:
-    """How exactly an accelerator computes; before JAX is first used."""
-    jax.config.update("jax_default_matmul_precision", precision)
-    if reproducible:
-        flags = "--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0"
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
 
 
 def join(settings: Settings) -> None:
@@ -157,7 +150,14 @@ def report_error(error: Exception) -> int:
 
 def command_line() -> str:
     """The command that repeats this run, from the root of the checkout; without the password of a database."""
-    args = [re.sub(r"(://[^/:@]*):[^/@]*@", r"\1@", arg) for arg in sys.argv[1:]]
+    args = []
+    for before, arg in zip(sys.argv, sys.argv[1:], strict=False):
+        flag, equals, value = arg.partition("=")
+        if before == "--storage":
+            arg = search.shown_url(arg) or "URL"
+        elif equals and flag == "--storage":
+            arg = f"{flag}={search.shown_url(value) or 'URL'}"
+        args.append(arg)
     return shlex.join(["python", f"experiments/{Path(sys.argv[0]).name}", *args])
 
 

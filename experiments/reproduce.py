@@ -15,7 +15,7 @@ from typing import Literal
 import command
 import tyro
 
-from hw1jax import report, studies
+from hw1jax import environment, report, studies
 from hw1jax.progress import print_summary
 from hw1jax.studies import Settings, Study
 
@@ -108,7 +108,8 @@ def report_only(folder: Path) -> int:
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     command.use_all_cores(options.num_devices)
-    command.set_precision(options.precision, reproducible=options.reproducible)
+    if options.reproducible:
+        environment.make_reproducible()
     if options.report_only is not None:
         command.with_exit_code(lambda: report_only(options.report_only))
     stop = command.stop_on_signals()

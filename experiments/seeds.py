@@ -10,7 +10,7 @@ import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import command
 import tyro
@@ -29,6 +29,10 @@ class Options:
     """Folder of the results."""
     data_dir: Path | None = None
     """Folder with the four Fashion-MNIST files, instead of fetching them."""
+    precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
+    """Of matrix products on a GPU or TPU; a CPU computes in float32."""
+    reproducible: bool = False
+    """On a GPU, the same bits each time: slower."""
 
 
 def refits(study: Study, options: Options) -> list[dict[str, Any]]:
@@ -58,7 +62,8 @@ def searches(study: Study, options: Options) -> list[dict[str, Any]]:
 
 def settings_of(study: Study, options: Options, seed: int):
     data_dir = {"data_dir": options.data_dir} if study.classes else {}
-    return replace(study.settings, seed=seed, **data_dir)
+    numerics = {"precision": options.precision, "reproducible": options.reproducible}
+    return replace(study.settings, seed=seed, **numerics, **data_dir)
 
 
 def numbers(test: dict[str, Any]) -> dict[str, float]:
@@ -78,4 +83,6 @@ def compute(options: Options) -> int:
 if __name__ == "__main__":
     chosen = tyro.cli(Options, description=__doc__)
     command.use_all_cores()
+    if chosen.reproducible:
+        environment.make_reproducible()
     command.with_exit_code(lambda: compute(chosen))

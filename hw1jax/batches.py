@@ -24,6 +24,7 @@ from hw1jax.studies import Study
 from hw1jax.training import State, Task
 
 SECONDS_BETWEEN_CHECKPOINTS = 20
+SECONDS_BETWEEN_LOOKS = 0.5  # at what another process is training
 
 
 class Stopped(Exception):
@@ -69,11 +70,13 @@ class Batches:
             jobs.put(job)
         self._epochs = {number: (0, np.full(len(self._wide.folds), np.nan)) for number in draws}
         errors: list[BaseException] = []
+        precision = jax.config.jax_default_matmul_precision  # each thread has its own
 
         def work(problem: Problem) -> None:
             try:
-                while not errors:
-                    self._do(jobs.get_nowait(), draws, problem)
+                with jax.default_matmul_precision(precision):
+                    while not errors:
+                        self._do(jobs.get_nowait(), draws, problem)
             except queue.Empty:
                 pass
             except BaseException as error:
@@ -99,8 +102,9 @@ class Batches:
     def read(self, draws: dict[int, Draw]) -> Trained:
         """All of these trials, in the order of their numbers, once they are trained."""
         jobs = sorted(self.jobs(draws))
-        if not all(self._is_kept(job) for job in jobs):  # somebody has tidied up
-            self.train(draws)
+        while not all(self._is_kept(job) for job in jobs):  # somebody has tidied up
+            if self.train(draws) is None:
+                time.sleep(SECONDS_BETWEEN_LOOKS)
         parts = [Trained(*(a[: len(job)] for a in self._read(job[0]))) for job in jobs]
         return Trained(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
@@ -164,7 +168,9 @@ class Batches:
         else:
             hosts.tell({"numbers": [numbers[i] for i in filled], "draws": [draws[i].as_dict() for i in filled]})
             state = population.start(problem, self._key, np.array(numbers)[filled], hyperparameters)
-        checkpoint = Checkpoint(self._path(numbers[0]).with_suffix(f".{problem.plan.slots}.checkpoint"))
+        # Named by its trials: a batch that more trials fill up must not go on with the dummies that held their slots.
+        trials = f"{problem.plan.slots}.{len(numbers)}"
+        checkpoint = Checkpoint(self._path(numbers[0]).with_suffix(f".{trials}.checkpoint"))
         state, done, losses = checkpoint.read(state)
         state = population.put(problem, state)
         for step in population.resume(problem, state, hyperparameters, first_epoch=done):

@@ -27,6 +27,28 @@ def describe() -> dict[str, str | int | dict[str, str] | None]:
     }
 
 
+def numerics() -> dict[str, str | bool]:
+    """How exactly this thread computes, as it is in force here, whatever has been asked for.
+
+    XLA reads its flags once, when JAX starts: set later, they are not in force though they are found here.
+    """
+    precision = "float32" if jax.default_backend() == "cpu" else jax.config.jax_default_matmul_precision
+    return {"matmul_precision": precision or "default", "reproducible": is_reproducible()}
+
+
+def is_reproducible() -> bool:
+    """Whether XLA's flags make a GPU compute the same bits each time."""
+    given = dict(flag.lstrip("-").partition("=")[::2] for flag in os.environ.get("XLA_FLAGS", "").split())
+    on = given.get("xla_gpu_deterministic_ops", "false").lower() in ("", "true", "1")
+    return on and given.get("xla_gpu_autotune_level") == "0"
+
+
+def make_reproducible() -> None:
+    """Makes a GPU compute the same bits each time; before JAX is first used."""
+    flags = "--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
+
+
 def _version(package: str) -> str:
     try:
         return version(package)

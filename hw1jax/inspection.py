@@ -103,6 +103,8 @@ _EXPECTED = {
 def _read_results(path: Path) -> dict[str, Any]:
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(results, dict):
+            storage.check_format(results, path)
         _check(results, _EXPECTED, "the file")
         studies.by_name(results["study"])
         found = choices(results["config"])
@@ -114,6 +116,8 @@ def _read_results(path: Path) -> dict[str, Any]:
                 raise ValueError(f"config has no range of {name}")
             if name != "optimizer" and not 0 < values[0] <= values[1] < LARGEST_NUMBER:
                 raise ValueError(f"config has the range {values[0]:.3g}-{values[1]:.3g} of {name}")
+    except storage.FormatError:
+        raise
     except FileNotFoundError:
         raise _missing(path) from None
     except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
@@ -168,6 +172,7 @@ def _read_trials(path: Path, results: dict[str, Any]) -> Trials:
 def _read_histories(path: Path, study: Study, trials: Trials, num_test: int) -> dict[str, np.ndarray]:
     try:
         arrays = storage.read_arrays(path)
+        storage.check_format(arrays, path)
         num_epochs, num_outputs = len(arrays["refit_train_loss"]), len(study.classes or "1")
         losses = (*trials.folds.shape, num_epochs)
         expected = {"train_loss": losses, "val_loss": losses, "test_outputs": (num_test, num_outputs)}
@@ -177,6 +182,8 @@ def _read_histories(path: Path, study: Study, trials: Trials, num_test: int) -> 
         for name, shape in expected.items():
             if arrays[name].shape != shape:
                 raise ValueError(f"{name} has the shape {arrays[name].shape}, expected {shape}")
+    except storage.FormatError:
+        raise
     except FileNotFoundError:
         raise _missing(path) from None
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -36,6 +36,9 @@ def make_plan(study: Study, settings: Settings, data: Dataset, splits: list[Fold
     plan = plan_for(wanted)
     if _own_widths_pay(study, settings, data, plan):
         return replace(plan, slots=wanted, trials_at_once=1, own_widths=True)
+    while settings.members_per_program is not None and plan.slots > most:  # slots are rounded up to divide evenly
+        wanted -= 1
+        plan = plan_for(wanted)
     if settings.members_per_program is None and not hosts.are_several():
         while (free := _free_bytes()) and wanted > 1:
             problem = make_problem(study, settings, plan, data, splits)

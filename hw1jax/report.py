@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from hw1jax import evaluation, figures, inspection, plots, storage, studies
@@ -33,7 +34,20 @@ def write(folder: Path) -> Path:
     Raises:
       ValueError: a file is missing or damaged, or the data are not those of the run; the message is one line.
     """
+    with storage.results_lock(folder):
+        return _write(folder)
+
+
+def _write(folder: Path) -> Path:
     run = inspection.read_run(folder)
+    precision = run.results["config"].get("precision", "float32")
+    if precision not in ("float32", "tensorfloat32", "bfloat16"):
+        raise ValueError(f"{folder / 'results.json'} is damaged (there is no such precision): repeat the run's command")
+    with jax.default_matmul_precision(precision):
+        return _draw(folder, run)
+
+
+def _draw(folder: Path, run: Run) -> Path:
     sections = _sections(run)
     pngs = {}
     for _, items in sections:

@@ -6,17 +6,17 @@ import io
 import json
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from hw1jax import environment, evaluation, folds, hosts, population, search, storage, studies
-from hw1jax.batches import Batches, Trained, follow
+from hw1jax.batches import Batches, Checkpoint, Stopped, Trained, follow
 from hw1jax.clock import Clock
 from hw1jax.data import Dataset, sha256
 from hw1jax.folds import Fold
@@ -30,12 +30,24 @@ from hw1jax.space import Draw
 from hw1jax.studies import Settings, Study
 
 CURVE_POINTS = 400  # where the fitted curve of a regression is drawn
-# Settings that don't belong to a search: the plan and the data's digest stand for some of them.
-NO_RESULT_DEPENDS_ON = ("num_trials", "out", "quick", "widths", "members_per_program", "num_devices")
-NO_RESULT_DEPENDS_ON += ("reproducible", "distributed", "coordinator", "num_processes", "process_id")
-NO_RESULT_DEPENDS_ON += ("storage", "quiet", "verbose", "data_dir", "train_csv", "test_csv")
+# The settings that belong to a search's identity; the plan and the data's digest stand for others.
+IDENTITY = ("num_epochs", "batch_size", "hidden_units", "num_folds", "seed", "sampler", "learning_rate", "l2")
+IDENTITY += ("optimizers", "precision", "channels")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+def _as_exactly_as_asked(function: Function) -> Function:
+    """Computes in the precision of the settings: the one place that applies what `config` records."""
+
+    @wraps(function)
+    def wrapped(study: Study, settings: Settings, *args: Any, **kwargs: Any) -> Any:
+        with jax.default_matmul_precision(settings.precision):
+            return function(study, settings, *args, **kwargs)
+
+    return wrapped  # type: ignore[return-value]
+
+
+@_as_exactly_as_asked
 def run(
     study: Study,
     settings: Settings,
@@ -85,7 +97,10 @@ def run(
                 url=settings.storage,
             )
             config = search.claim(optuna_study, _config(study, settings, data, splits), folder)
+            before = _results(folder)
         observer.start(study.title, settings.num_trials, settings.num_folds, settings.num_epochs)
+        if settings.reproducible and jax.default_backend() != "cpu" and not environment.is_reproducible():
+            observer.note("not reproducible: XLA_FLAGS must say so before JAX starts (environment.make_reproducible)")
         plan = _plan_of(config)
         hosts.tell(config)
         problem = make_problem(study, settings, plan, data, splits)
@@ -104,38 +119,47 @@ def run(
                 num_trials=settings.num_trials,
                 batch_size=plan.slots,
                 alone=alone,
+                note=observer.note,
             ):
                 trials = sorted([*trials, *batch])
                 histories[batch[0].number] = batches.read({trial.number: trial.draw for trial in batch})
                 observer.trials(trials)
     in_order = [histories[first] for first in sorted(histories)]
     history = Trained(*(np.concatenate(part) for part in zip(*in_order, strict=True)))
-    _write_trials(folder / "trials.csv", trials, history)
     best = search.best(trials)
     if best is None:
+        with storage.results_lock(folder):
+            _write_trials(folder / "trials.csv", trials, history)
         raise ValueError(f"every trial diverged, see {folder / 'trials.csv'}; give a lower --learning-rate range")
 
     with storage.lock(folder / ".refit.lock"):  # the first of several processes trains, the others find the model
+        now = _results(folder)
+        if now != before and now and (more := now["config"]["num_trials"]) > settings.num_trials:
+            observer.note(f"a search of {more} trials has ended in {folder} meanwhile: its results stay")
+            observer.finish(now, folder)
+            return now
         with clock.measure("refit_seconds"):
-            model, refit_train_loss = _kept_refit(study, settings, folder, best.draw) or refit(
-                study, settings, data, best.draw, observer
+            checkpoint = Checkpoint(place / f"refit-{best.number}.checkpoint")
+            model, refit_train_loss = _kept_refit(study, settings, folder, best) or refit(
+                study, settings, data, best.draw, observer, checkpoint, stop
             )
         observer.stage("looking at the test set")
         with clock.measure("test_seconds"):
             test_outputs = model.predict(data.x_test)
-        arrays = history._asdict() | {"refit_train_loss": refit_train_loss, "test_outputs": test_outputs}
+        arrays = {"format": np.array(storage.FORMAT)} | history._asdict()
+        arrays |= {"refit_number": np.array(best.number), "refit_train_loss": refit_train_loss}
+        arrays["test_outputs"] = test_outputs
         if len(curve_x):
             arrays |= {"curve_x": curve_x, "curve_outputs": model.predict(curve_x[:, None])[:, 0]}
-        storage.write_arrays(folder / "histories.npz", arrays)
-        save_model(folder / "model.msgpack", model)  # after the histories: where it is, they are
         results = {
+            "format": storage.FORMAT,
             "study": study.name,
             "title": study.title,
             "command": command,
             "config": config | {"num_trials": settings.num_trials},
             "num_programs": len(trials) if plan.own_widths else 1,
             "halvings": batches.halvings,
-            "environment": environment.describe(),
+            "environment": environment.describe() | environment.numerics(),
             "inputs": {name: path and str(path) for name, path in studies.inputs(settings).items()},
             "best": {
                 "number": best.number,
@@ -152,7 +176,13 @@ def run(
             "trials": {"complete": sum(t.complete for t in trials), "failed": sum(not t.complete for t in trials)},
             "timing": clock.seconds() | {"total_seconds": time.time() - started},
         }
-        storage.write_json(folder / "results.json", results)
+        with storage.results_lock(folder):
+            _write_trials(folder / "trials.csv", trials, history)
+            storage.write_arrays(folder / "histories.npz", arrays)
+            save_model(folder / "model.msgpack", model)  # after the histories: where it is, they are
+            storage.write_json(folder / "results.json", results)
+        for left_over in place.glob("refit-*.checkpoint"):
+            left_over.unlink(missing_ok=True)
     observer.finish(results, folder)
     return results
 
@@ -185,22 +215,47 @@ def _plan_of(config: dict[str, Any]) -> Plan:
     return plan
 
 
-def _kept_refit(study: Study, settings: Settings, folder: Path, draw: Draw) -> tuple[Model, np.ndarray] | None:
-    """What an earlier run of the same search has refitted, if it was this draw."""
+def _results(folder: Path) -> dict[str, Any]:
+    """What results.json holds; nothing if there is none, or none that can be read."""
+    try:
+        results = json.loads((folder / "results.json").read_text())
+        return results if isinstance(results["config"]["num_trials"], int) else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _kept_refit(study: Study, settings: Settings, folder: Path, best: TrialScore) -> tuple[Model, np.ndarray] | None:
+    """What an earlier run of the same search has refitted, if it was this trial."""
     try:
         model = load_model(folder / "model.msgpack")
-        train_loss = storage.read_arrays(folder / "histories.npz")["refit_train_loss"]
+        arrays = storage.read_arrays(folder / "histories.npz")
+        train_loss = arrays["refit_train_loss"]
     except (FileNotFoundError, KeyError, ValueError):
         return None  # none yet, or damaged: it is made anew
-    same = (model.study, model.draw) == (study.name, draw) and train_loss.shape == (settings.num_epochs,)
+    # A process that was killed between the two files may have left those of two trials.
+    numbers = model.study, model.draw, int(arrays.get("refit_number", best.number))
+    same = numbers == (study.name, best.draw, best.number) and train_loss.shape == (settings.num_epochs,)
     return (model, train_loss) if same else None
 
 
-def refit(study: Study, settings: Settings, data: Dataset, draw: Draw, observer: Observer) -> tuple[Model, np.ndarray]:
+@_as_exactly_as_asked
+def refit(
+    study: Study,
+    settings: Settings,
+    data: Dataset,
+    draw: Draw,
+    observer: Observer,
+    checkpoint: Checkpoint | None = None,
+    stop: threading.Event | None = None,
+) -> tuple[Model, np.ndarray]:
     """Trains one network with these hyperparameters on all training data -> (model, train_loss [epoch]).
 
     It is fold k of the cross-validation, at its own widths. Its initial parameters are those of trial number 0, so that
-    hyperparameters which belong to no trial (the report's best) can be refitted as well.
+    hyperparameters which belong to no trial (the report's best) can be refitted as well. With a checkpoint it goes on
+    where an earlier call has put down its state, which it does now and then, and when `stop` is set.
+
+    Raises:
+      batches.Stopped: `stop` was set.
     """
     everything = Fold(np.arange(len(data.x_train)), np.arange(0))
     problem = make_problem(
@@ -212,13 +267,21 @@ def refit(study: Study, settings: Settings, data: Dataset, draw: Draw, observer:
         draw,
         first_fold=settings.num_folds,
     )
-    train_loss = []
-    key, number = jax.random.key(settings.seed), np.zeros(1, int)
-    for step in population.train(problem, key, number, studies.as_arrays([draw])):
-        train_loss.append(step.train_loss[0, 0])
-        observer.epochs("refit of the best trial", step.num_epochs, settings.num_epochs, None)
-    params = jax.tree.map(lambda a: np.asarray(a[0, 0]), step.state.params)
-    return Model(study.name, draw, params), np.concatenate(train_loss)
+    hyperparameters = studies.as_arrays([draw])
+    state = population.start(problem, jax.random.key(settings.seed), np.zeros(1, int), hyperparameters)
+    state, done, losses = checkpoint.read(state) if checkpoint else (state, 0, [])
+    state = population.put(problem, state)
+    for step in population.resume(problem, state, hyperparameters, first_epoch=done):
+        state, done = step.state, step.num_epochs
+        losses.append((step.train_loss, np.full_like(step.train_loss, np.nan)))  # nothing is held out
+        observer.epochs("refit of the best trial", done, settings.num_epochs, None)
+        stopping = stop is not None and stop.is_set()
+        if checkpoint and (stopping or (checkpoint.is_due() and done < settings.num_epochs)):
+            checkpoint.write(state, done, losses)
+        if stopping:
+            raise Stopped
+    params = jax.tree.map(lambda a: np.asarray(a[0, 0]), state.params)
+    return Model(study.name, draw, params), np.concatenate([train_loss[0, 0] for train_loss, _ in losses])
 
 
 def score(study: Study, outputs: np.ndarray, y: np.ndarray) -> dict[str, Any]:
@@ -232,15 +295,15 @@ def score(study: Study, outputs: np.ndarray, y: np.ndarray) -> dict[str, Any]:
 
 def _config(study: Study, settings: Settings, data: Dataset, splits: list[Fold]) -> dict[str, Any]:
     """All that the results depend on but the number of trials; a folder belongs to one such configuration."""
-    chosen = asdict(settings)
-    for name in NO_RESULT_DEPENDS_ON:
-        chosen.pop(name, None)
+    chosen = {name: value for name, value in asdict(settings).items() if name in IDENTITY}
     plan = make_plan(study, settings, data, splits)
-    return chosen | {"data_sha256": sha256(data), "plan": asdict(plan) | {"layout": plan.layout._asdict()}}
+    stands_for = {"data_sha256": sha256(data), "plan": asdict(plan) | {"layout": plan.layout._asdict()}}
+    return chosen | stands_for | {"format": storage.FORMAT}
 
 
 def _digest(config: dict[str, Any]) -> str:
     """A short name for a configuration: a batch trained under another one is not taken for this one's."""
+    config = {name: value for name, value in config.items() if name != "format"}
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
 
 

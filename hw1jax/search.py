@@ -2,16 +2,20 @@
 
 import json
 import os
+import re
+import secrets
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -19,8 +23,13 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from hw1jax import storage
 from hw1jax.space import Draw, FloatRange, IntRange, Space, Values, draw, sample
 
+Result = TypeVar("Result")
 MOST_REPORTS = 20  # intermediate values of a trial, for Optuna's plots
 SECONDS_BETWEEN_LOOKS = 0.5  # at what other processes are training
+SECONDS_WITHOUT_DATABASE = 60  # that a search waits for one that is away
+SECONDS_BETWEEN_TRIES = 0.5
+NAME_FILE = "study_name.txt"  # of a folder whose search is in a database
+FIRST_TRIES = 10  # to make the tables of a new database, which others may be making at the same time
 
 
 class TrialScore(NamedTuple):
@@ -113,10 +122,15 @@ def open_study(journal: Path, name: str, *, sampler: str, seed: int, url: str | 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         chosen = PureRandomSampler(seed) if sampler == "random" else optuna.samplers.TPESampler(seed=seed)
-        kept = _open_journal(journal, name) if url is None else _open_database(url)
-        return optuna.create_study(
-            storage=kept, study_name=name, sampler=chosen, direction="minimize", load_if_exists=True
-        )
+        if url is None:
+            return _study(_open_journal(journal, name), name, chosen)
+        return _open_database(url, journal.parent, name, chosen)
+
+
+def _study(kept: BaseStorage, name: str, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
+    return optuna.create_study(
+        storage=kept, study_name=name, sampler=sampler, direction="minimize", load_if_exists=True
+    )
 
 
 def _open_journal(journal: Path, name: str) -> BaseStorage:
@@ -133,12 +147,118 @@ def _open_journal(journal: Path, name: str) -> BaseStorage:
     return kept
 
 
-def _open_database(url: str) -> BaseStorage:
+def _open_database(url: str, folder: Path, name: str, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
+    if shown_url(url) is None:
+        raise ValueError(
+            "--storage: the URL can't be read; it looks like postgresql+psycopg://USER:PASSWORD@HOST/NAME, with %40 "
+            "for an @ and %2F for a / in the password"
+        )
+    _check_name(folder, name)
+    for tries_left in reversed(range(FIRST_TRIES)):
+        try:
+            kept = optuna.storages.RDBStorage(url)
+            return _study(kept, _name_in_database(kept, folder, name), sampler)
+        except Exception as error:  # SQLAlchemy's and the drivers' errors have no base of their own
+            if not (tries_left and _others_may_have_been_first(error)):
+                raise ValueError(f"--storage: the database doesn't open ({_reason(error, url)})") from error
+        time.sleep(SECONDS_BETWEEN_TRIES)
+    raise AssertionError("the last try returns or raises")
+
+
+def _others_may_have_been_first(error: Exception) -> bool:
+    """Whether an error is what making tables ends with that another process makes at the same moment."""
+    from sqlalchemy.exc import IntegrityError, ProgrammingError
+
+    words = ("already exists", "locked")  # SQLite's and MySQL's, in the class that a lost connection has as well
+    return isinstance(error, IntegrityError | ProgrammingError) or any(word in str(error) for word in words)
+
+
+def _name_in_database(kept: BaseStorage, folder: Path, name: str) -> str:
+    """What a database calls the search of a folder: the study's name and a mark of the folder's own, kept in it.
+
+    So a database holds the searches of any number of folders, and a folder may be moved.
+    """
+    path = folder / NAME_FILE
+    if not path.exists():
+        names = optuna.get_all_study_names(kept)
+        # Before, a database held one search of a study, under the study's own name: a folder that has begun is its.
+        begun = name in names and (folder / "batches").exists()
+        storage.write_bytes(path, (name if begun else f"{name}-{secrets.token_hex(4)}").encode())
+    return path.read_text().strip()
+
+
+def _check_name(folder: Path, name: str) -> None:
+    """Raises a ValueError if the folder's search in a database is another study's."""
+    if (folder / NAME_FILE).exists():
+        own = (folder / NAME_FILE).read_text(errors="replace").strip()
+        if own != name and not own.startswith(f"{name}-"):
+            raise ValueError(f"{folder / NAME_FILE} names the study {own[:40]!r}, not {name}: give another --out")
+
+
+SECRETS = re.compile("pass|pwd|secret|token|key", re.IGNORECASE)  # in names of a URL's parameters, and in their values
+
+
+def shown_url(url: str) -> str | None:
+    """A database's URL with *** for what is secret; None if it can't be parsed, as nobody knows then where that is."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import SQLAlchemyError
+
     try:
-        return optuna.storages.RDBStorage(url)
-    except Exception as error:  # SQLAlchemy's and the drivers' errors have no base of their own
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"--storage: the database doesn't open ({reason})") from error
+        parsed = make_url(url)
+    except (SQLAlchemyError, ValueError):  # a port that is no number is a ValueError
+        return None
+    if parsed.password is not None and url.count("@") > 1:
+        return None  # the password may have one, and what stands after it would be taken for the host
+    hidden = {n: "***" for n, value in parsed.query.items() if SECRETS.search(n) or SECRETS.search(str(value))}
+    return parsed.update_query_dict(hidden).render_as_string(hide_password=True).replace("%2A%2A%2A", "***")
+
+
+def _first_line(error: BaseException) -> str:
+    """What the database's driver says."""
+    error = error.__cause__ or error if isinstance(error, StorageInternalError) else error
+    return str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
+
+
+def _reason(error: BaseException, url: str) -> str:
+    """Why the database failed, in one line, without what is secret in its URL."""
+    from sqlalchemy.engine import make_url
+
+    reason = _first_line(error)
+    parsed = make_url(url)
+    values = [v for n, value in parsed.query.items() for v in ([value] if isinstance(value, str) else value)]
+    for secret in [parsed.password, *(v for v in values if v not in (shown_url(url) or ""))]:
+        reason = reason.replace(str(secret), "***") if secret else reason
+    return reason
+
+
+def _database_errors() -> tuple[type[Exception], ...]:
+    """What a database that is away raises; imported by those alone who have met an error."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return SQLAlchemyError, StorageInternalError
+
+
+def _patiently(work: Callable[[], Result], note: Callable[[str], None]) -> Result:
+    """Does the work, again and again for a while where the database is away. It may have been done in part.
+
+    Raises:
+      ConnectionError: the database has stayed away.
+    """
+    begin, noted = time.monotonic(), False
+    while True:
+        try:
+            return work()
+        except _database_errors() as error:
+            reason = _first_line(error)
+            if time.monotonic() - begin > SECONDS_WITHOUT_DATABASE:
+                raise ConnectionError(
+                    f"--storage: the database has been away for {SECONDS_WITHOUT_DATABASE} s ({reason}): the same "
+                    "command goes on from here when it is back"
+                ) from error
+            if not noted:
+                note(f"the database is away ({reason}): trying again for {SECONDS_WITHOUT_DATABASE} s")
+                noted = True
+        time.sleep(SECONDS_BETWEEN_TRIES)
 
 
 def _repair(journal: Path) -> None:
@@ -172,15 +292,17 @@ def claim(study: optuna.Study, config: dict[str, Any], folder: Path) -> dict[str
       The configuration that counts: the study's own, with the plan that its results were computed with.
 
     Raises:
-      ValueError: the folder holds a search with other settings; the message names the first difference.
+      ValueError: the folder holds a search with other settings (the message names the first difference), or one of a
+        later format.
     """
-    stored = study.user_attrs.get("config")
+    stored = _patiently(lambda: study.user_attrs.get("config"), lambda text: None)
     if stored is None:
-        study.set_user_attr("config", config)
-        return study.user_attrs["config"]
+        _patiently(lambda: study.set_user_attr("config", config), lambda text: None)
+        return _patiently(lambda: study.user_attrs["config"], lambda text: None)
+    storage.check_format(stored, f"the search in {folder}")
     wanted = json.loads(json.dumps(config))
     for name in wanted:
-        if name != "plan" and wanted[name] != stored.get(name):
+        if name not in ("plan", "format") and wanted[name] != stored.get(name):
             raise ValueError(
                 f"{folder} holds a search with {name} = {stored.get(name)}, not {wanted[name]}: "
                 "give the old settings to go on with it, or another --out"
@@ -209,6 +331,7 @@ def search(
     num_trials: int,
     batch_size: int,
     alone: Callable[[], AbstractContextManager] = nullcontext,
+    note: Callable[[str], None] = lambda text: None,
 ) -> Iterator[list[TrialScore]]:
     """Asks for batches of trials, trains each batch, tells its scores; yields each batch.
 
@@ -223,23 +346,33 @@ def search(
       num_trials: trials in all, those that the study already has included.
       batch_size: trials a batch.
       alone: makes a context in which no other process asks or tells.
+      note: is told that the database is away, and that the search waits for it.
+
+    Raises:
+      ConnectionError: it has stayed away; nothing is lost.
     """
+
+    def ask(numbers: range) -> tuple[dict[int, Draw], dict[int, list[float]]]:
+        draws = {number: suggest(_ask(study, number, space), space) for number in numbers}
+        return draws, _told_scores(study, numbers)
+
+    def tell(numbers: range, losses: dict[int, Any]) -> None:
+        told = _told_scores(study, numbers)
+        for number in numbers:
+            if number not in told:
+                _tell(study, _ask(study, number, space), losses[number])
+
     waiting = [range(first, min(first + batch_size, num_trials)) for first in range(0, num_trials, batch_size)]
     while waiting:
         done = []
         for numbers in waiting:
             with alone():
-                trials = {number: _ask(study, number, space) for number in numbers}
-                draws = {number: suggest(trial, space) for number, trial in trials.items()}
-                told = _told_scores(study, numbers)
+                draws, told = _patiently(partial(ask, numbers), note)
             losses = told if len(told) == len(numbers) else train(draws)
             if losses is not None:
                 losses |= told
                 with alone():
-                    told = _told_scores(study, numbers)
-                    for number in numbers:
-                        if number not in told:
-                            _tell(study, trials[number], losses[number])
+                    _patiently(partial(tell, numbers, losses), note)
                 yield [TrialScore(n, draws[n], tuple(map(float, _by_epoch(losses[n])[:, -1]))) for n in numbers]
                 done.append(numbers)
             elif not isinstance(study.sampler, PureRandomSampler):
@@ -274,9 +407,10 @@ def _tell(study: optuna.Study, trial: Trial, losses: Sequence[float] | np.ndarra
     scores = [float(value) for value in by_epoch[:, -1]]
     with np.errstate(invalid="ignore"):  # infinity less infinity, in a diverged trial
         mean_losses = by_epoch.mean(axis=0)
+    reported = study.get_trials(deepcopy=False)[trial.number].intermediate_values  # by one who was stopped in between
     num_epochs = len(mean_losses)  # a few of them: each takes a journal 0.4 ms
     for epoch in np.unique(np.linspace(1, num_epochs, min(num_epochs, MOST_REPORTS)).astype(int)):
-        if np.isfinite(mean_losses[epoch - 1]):
+        if np.isfinite(mean_losses[epoch - 1]) and epoch not in reported:
             trial.report(float(mean_losses[epoch - 1]), step=int(epoch))
     for i, value in enumerate(scores):  # before `tell`: a finished trial can't change
         trial.set_user_attr(f"split{i}_val_loss", value)

@@ -5,12 +5,29 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+# Of results.json, histories.npz and a search's configuration with its plan. Format 1 had no number; it is read too.
+FORMAT = 2
+
+
+class FormatError(ValueError):
+    """Something was written by another version, in a format that this one doesn't know."""
+
+
+def check_format(content: Mapping[str, Any], name: object) -> None:
+    """Raises a FormatError of one line unless what `name` holds is of a format that this version reads."""
+    found = np.asarray(content.get("format", 1)).tolist()
+    if found not in (1, FORMAT):
+        raise FormatError(
+            f"{name} has the format {str(found)[:20]}, this version of hw1jax reads {FORMAT} and older ones: go on "
+            "with the version that wrote it, or give another --out"
+        )
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -69,6 +86,14 @@ def lock(path: Path) -> Iterator[None]:
     with _open_lock(path) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def results_lock(folder: Path) -> AbstractContextManager:
+    """Held by whoever writes a run's results, or reads files that must fit each other; none where there is no folder.
+
+    Several processes with other numbers of trials may share a folder.
+    """
+    return lock(folder / ".results.lock") if folder.is_dir() else nullcontext()
 
 
 @contextmanager

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
 import command
 from optuna.storages.journal import JournalFileBackend
 
-from hw1jax import batches, run, studies
+from hw1jax import batches, report, run, search, studies
 from hw1jax.progress import Observer
 from hw1jax.space import IntRange
 
@@ -25,9 +25,13 @@ parser.add_argument("--num-trials", type=int, default=12)
 parser.add_argument("--num-epochs", type=int, default=1000)
 parser.add_argument("--widths", default="padded")
 parser.add_argument("--storage")
+parser.add_argument("--database-seconds", type=int, help="that a database may be away")
 parser.add_argument("--log", type=Path, help="gets a line for each epoch of each trial that is trained")
 parser.add_argument("--kill-at-rename", type=int, help="die just before the n-th file gets its name")
 parser.add_argument("--kill-at-record", type=int, help="die in the middle of writing the n-th time to the journal")
+parser.add_argument("--kill-in-refit", type=int, help="die after the n-th call of the refit's program")
+parser.add_argument("--members-per-program", type=int, default=9)
+parser.add_argument("--page", action="store_true", help="draw the page as well, as the experiments do")
 parser.add_argument("--remove-folder", action="store_true", help="remove the folder once training has begun")
 parser.add_argument("--largest-file", type=int, help="bytes, as if the disk were full then")
 parser.add_argument("--coordinator", help="HOST:PORT, if this is one of two processes")
@@ -39,7 +43,7 @@ STUDY = replace(
     settings=replace(
         studies.REGRESSION.settings,
         hidden_units=(IntRange(3, 8), IntRange(3, 6)),
-        members_per_program=9,
+        members_per_program=options.members_per_program,
         num_trials=options.num_trials,
         num_epochs=options.num_epochs,
         widths=options.widths,
@@ -54,15 +58,23 @@ STUDY = replace(
 
 
 class Log(Observer):
-    """Keeps count of what is trained."""
+    """Keeps count of what is trained, and tells what the user should know."""
+
+    def note(self, text):
+        print(text, file=sys.stderr)
 
     def epochs(self, what, done, num_epochs, val_loss):
         if options.remove_folder:
             shutil.rmtree(options.out)
             options.remove_folder = False
-        if options.log and what.startswith("trials"):
-            with open(options.log, "a") as file:
+        log = options.log and (options.log if what.startswith("trials") else options.log.with_suffix(".refit"))
+        if log:
+            with open(log, "a") as file:
                 file.write(f"{what} {done}\n")
+        if what.startswith("refit") and options.kill_in_refit is not None:
+            options.kill_in_refit -= 1
+            if options.kill_in_refit == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
 
 
 def die_at(number, owner, name, before):
@@ -91,8 +103,18 @@ if options.kill_at_record:
     die_at(options.kill_at_record, JournalFileBackend, "append_logs", half_a_record)
 if options.largest_file:
     resource.setrlimit(resource.RLIMIT_FSIZE, (options.largest_file, resource.RLIM_INFINITY))
+if options.database_seconds is not None:
+    search.SECONDS_WITHOUT_DATABASE = options.database_seconds
 batches.SECONDS_BETWEEN_CHECKPOINTS = 0
 command.use_all_cores()
 command.join(STUDY.settings)
 stop = command.stop_on_signals()
-command.with_exit_code(lambda: run.run(STUDY, STUDY.settings, Log(), command="", started=time.time(), stop=stop))
+
+
+def work():
+    run.run(STUDY, STUDY.settings, Log(), command="", started=time.time(), stop=stop)
+    if options.page:
+        report.write(options.out)
+
+
+command.with_exit_code(work)

@@ -26,6 +26,7 @@ CORE = {
 EDGE = {"plots", "figures", "report", "progress", "run"}  # nothing that computes needs them
 DOORS = {  # the only modules that import a library
     "optuna": {"search"},
+    "sqlalchemy": {"search"},
     "matplotlib": {"plots"},
     "tensorflow_datasets": {"data.fashion_mnist"},
     "rich": {"progress"},

@@ -386,10 +386,26 @@ def test_what_ends_the_work_becomes_an_exit_code_and_a_line(capsys, error, code,
 
 
 def test_the_recorded_command_has_no_password(monkeypatch):
-    url = "postgresql+psycopg://me:secret@host:5432/name"
-    monkeypatch.setattr(sys, "argv", ["experiments/regression.py", "--storage", url, f"--storage={url}"])
-    clean = "postgresql+psycopg://me@host:5432/name"
-    assert command.command_line() == f"python experiments/regression.py --storage {clean} --storage={clean}"
+    for url, clean in [
+        ("postgresql+psycopg://me:sec/ret@host:5432/name", "postgresql+psycopg://me:***@host:5432/name"),
+        ("postgresql://h/d?user=me&password=secret", "postgresql://h/d?password=***&user=me"),
+        ("mssql+pyodbc:///?odbc_connect=UID%3Dme%3BPWD%3Dsecret", "mssql+pyodbc:///?odbc_connect=***"),
+        ("postgresql://me:sec@ret/secret@host/name", "URL"),
+        ("postgresql://me:secret@host:secret/name", "URL"),
+        ("me:secret", "URL"),
+        ("sqlite:///runs/a.db", "sqlite:///runs/a.db"),
+    ]:
+        monkeypatch.setattr(sys, "argv", ["experiments/regression.py", "--storage", url, f"--storage={url}"])
+        expected = ["python", "experiments/regression.py", "--storage", clean, f"--storage={clean}"]
+        assert shlex.split(command.command_line()) == expected
+
+
+def test_a_database_that_is_refused_is_not_quoted_with_its_password(call, elsewhere):
+    for url in ("postgresql+nothing://u:pa/ss@h/d", "nothing://h/d?password=pa/ss", "u:pa/ss@h", "x://u:p@a/ss@h/d"):
+        code, out, err = call(REGRESSION, f"--storage={url}")
+        assert (code, out) == (2, "")
+        assert err.startswith("error: --storage: the ") and err.count("\n") == 1
+        assert "ss" not in err.replace("PASSWORD", "").replace("password", "")
 
 
 def test_a_bug_is_not_dressed_up_as_the_users_mistake():

@@ -1,5 +1,6 @@
 """Workers that share a search through a PostgreSQL server, started here on the loopback."""
 
+import contextlib
 import glob
 import importlib.util
 import os
@@ -7,17 +8,28 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from test_recovery import complete, finish, lasting, start
 
+from hw1jax import search
+
 BINARIES = sorted(glob.glob("/usr/lib/postgresql/*/bin")) or [str(Path(shutil.which("initdb") or "/none").parent)]
+
+
+class Server(NamedTuple):
+    url: str
+    stop: Callable[[], None]
+    start: Callable[[], None]
 
 
 @pytest.fixture
 def server():
-    """The URL of an empty database."""
+    """An empty database."""
     if not Path(BINARIES[-1], "initdb").exists():
         pytest.skip("PostgreSQL is not installed")
     if importlib.util.find_spec("psycopg") is None:
@@ -39,19 +51,92 @@ def server():
         options = f"-p {port} -c listen_addresses=127.0.0.1 -k {folder} -c fsync=off"
         call("pg_ctl", "-D", data, "-o", options, "-l", f"{folder}/log", "-w", "start")
         try:
-            yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
+            yield Server(
+                f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres",
+                lambda: call("pg_ctl", "-D", data, "-m", "immediate", "-w", "stop"),
+                lambda: call("pg_ctl", "-D", data, "-o", options, "-l", f"{folder}/log", "-w", "start"),
+            )
         finally:
-            call("pg_ctl", "-D", data, "-m", "immediate", "stop")
+            with contextlib.suppress(subprocess.CalledProcessError):  # a test has stopped it
+                call("pg_ctl", "-D", data, "-m", "immediate", "stop")
 
 
 def test_two_processes_share_a_search_through_a_database(tmp_path, server):
     complete(tmp_path / "alone", "--num-epochs", 200)
-    both = [start(tmp_path / "out", "--num-epochs", 200, "--storage", server) for _ in range(2)]
+    both = [start(tmp_path / "out", "--num-epochs", 200, "--storage", server.url) for _ in range(2)]
     for process in both:
         code, errors = finish(process)
         assert code == 0, errors
     assert lasting(tmp_path / "out") == lasting(tmp_path / "alone")
     assert not (tmp_path / "out" / "journal.log").exists()
+
+
+def test_folders_share_a_database_from_the_first_moment_on(tmp_path, server):
+    """Their tables are made at once, and each search is its own; nor do other settings of another folder matter."""
+    flags = ("--num-epochs", 50, "--num-trials", 3)
+    numbers = {"a": 50, "b": 50, "c": 100}
+    started = {
+        name: start(tmp_path / name, *flags, "--num-epochs", n, "--storage", server.url) for name, n in numbers.items()
+    }
+    for process in started.values():
+        code, errors = finish(process)
+        assert (code, errors) == (0, "")
+    assert lasting(tmp_path / "a") == lasting(tmp_path / "b")
+    code, errors = finish(start(tmp_path / "a", *flags, "--num-epochs", 100, "--storage", server.url))
+    assert code == 2
+    assert "num_epochs = 50, not 100" in errors and "another --out" in errors
+    complete(tmp_path / "d", *flags, "--num-epochs", 100, "--storage", server.url)  # what the message says works
+
+
+def wait_for(path, process, seconds=60):
+    begin = time.monotonic()
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() - begin < seconds
+        time.sleep(0.01)
+
+
+def test_a_database_that_is_restarted_is_waited_for(tmp_path, server):
+    flags = ("--num-epochs", 1000, "--storage", server.url, "--log", tmp_path / "log")
+    complete(tmp_path / "alone", "--num-epochs", 1000)
+    process = start(tmp_path / "out", *flags)
+    wait_for(tmp_path / "log", process)
+    server.stop()
+    time.sleep(3)
+    server.start()
+    code, errors = finish(process)
+    assert code == 0, errors
+    assert len(errors.strip().splitlines()) == 1
+    assert "the database is away" in errors and "trying again for 60 s" in errors
+    assert lasting(tmp_path / "out") == lasting(tmp_path / "alone")
+
+
+def test_a_database_that_stays_away_ends_the_search_in_one_line_and_nothing_is_lost(tmp_path, server):
+    flags = ("--num-epochs", 1000, "--storage", server.url, "--log", tmp_path / "log", "--database-seconds", 1)
+    process = start(tmp_path / "out", *flags)
+    wait_for(tmp_path / "log", process)
+    server.stop()
+    code, errors = finish(process)
+    assert code == 2
+    note, error = errors.strip().splitlines()
+    assert "trying again for 1 s" in note
+    assert error.startswith("error: --storage: the database has been away for 1 s")
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("batches/*/*.npz")}
+    assert kept
+    server.start()
+    complete(tmp_path / "out", *flags)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_a_search_that_an_earlier_version_left_in_a_database_goes_on(tmp_path, server):
+    """A database held one search of a study then, under the study's own name."""
+    flags = ("--num-epochs", 50, "--num-trials", 3, "--storage", server.url)
+    study = search.open_study(tmp_path / "out" / "journal.log", "regression", sampler="random", seed=0, url=server.url)
+    assert study.study_name.startswith("regression-")
+    (tmp_path / "out" / search.NAME_FILE).write_text("regression\n")
+    complete(tmp_path / "out", *flags)
+    (tmp_path / "out" / search.NAME_FILE).unlink()
+    complete(tmp_path / "out", *flags)
+    assert (tmp_path / "out" / search.NAME_FILE).read_text() == "regression"
 
 
 def test_a_database_that_is_not_there_is_told_in_one_line(tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hw1jax import search, storage
+from hw1jax import inspection, search, storage
 
 LONG = "HW1JAX_LONG_TESTS" in os.environ  # as many kills and workers as the project asks for, ten minutes
 SCRIPT = Path(__file__).with_name("small_run.py")
@@ -107,6 +107,16 @@ def test_killed_just_before_each_file_gets_its_name(tmp_path, undisturbed):
     assert lasting(tmp_path) == undisturbed[0]
 
 
+def test_killed_in_the_refit_it_goes_on_from_its_checkpoint(tmp_path, undisturbed):
+    log = tmp_path / "log"
+    assert finish(start(tmp_path / "out", "--kill-in-refit", 12, "--log", log))[0] == -signal.SIGKILL
+    complete(tmp_path / "out", "--log", log)
+    assert lasting(tmp_path / "out") == undisturbed[0]
+    calls = log.with_suffix(".refit").read_text().splitlines()
+    assert len(calls) == 20 + 1  # of 50 epochs each; the twelfth was done when it died, and not yet kept
+    assert not list((tmp_path / "out").rglob("*.checkpoint"))
+
+
 @pytest.mark.parametrize("number", [1, 5, 40] if LONG else [20])
 def test_killed_in_the_middle_of_a_record_of_the_journal(tmp_path, undisturbed, number):
     assert finish(start(tmp_path, "--kill-at-record", number))[0] == -signal.SIGKILL
@@ -144,6 +154,21 @@ def test_several_processes_share_a_search_and_make_up_for_one_that_dies(tmp_path
     alone = len((tmp_path / "alone.log").read_text().splitlines())
     together = sum(len(log.read_text().splitlines()) for log in logs if log.exists())
     assert alone <= together <= 1.4 * alone  # at most the killed one's part is trained again
+
+
+def test_processes_with_other_numbers_of_trials_share_a_folder(tmp_path):
+    numbers = (3, 5, 8, 12)
+    flags = ("--members-per-program", 3, "--num-epochs", 200, "--page")
+    processes = [start(tmp_path / "out", "--num-trials", n, *flags) for n in numbers]
+    for number, process in zip(numbers, processes, strict=True):
+        code, errors = finish(process)
+        assert code == 0, (number, errors)
+        lines = errors.splitlines()
+        assert not lines or (len(lines) == 1 and lines[0].endswith("has ended here meanwhile: its results stay"))
+    run = inspection.read_run(tmp_path / "out")
+    assert len(run.trials.rows) == run.results["config"]["num_trials"] == numbers[-1]
+    complete(tmp_path / "out", "--num-trials", 5, *flags)
+    assert len(inspection.read_run(tmp_path / "out").trials.rows) == 5  # who asks for fewer gets fewer
 
 
 def test_a_journal_cut_anywhere_keeps_its_whole_records_and_takes_more(tmp_path):

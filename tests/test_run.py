@@ -3,14 +3,14 @@
 import csv
 import json
 import threading
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 
 import jax
 import numpy as np
 import pytest
 import reproduce
 
-from hw1jax import batches, folds, planning, population, run, search, storage, studies
+from hw1jax import batches, environment, folds, inspection, planning, population, run, search, storage, studies
 from hw1jax.data import Dataset
 from hw1jax.model_file import load_model
 from hw1jax.progress import Observer
@@ -133,12 +133,132 @@ def test_finished_search_is_not_trained_again_and_more_trials_extend_it(tmp_path
     assert [row.split(",")[ranked] for row in rows[:5]] == [row.split(",")[ranked] for row in old]
 
 
+def test_a_batch_that_is_filled_up_does_not_go_on_from_the_checkpoint_of_a_smaller_one(tmp_path, monkeypatch):
+    """The slots of trials that were not asked for yet held copies of the last one."""
+    study = SMALL["regression"]
+    padded = {"widths": "padded", "num_epochs": 100}
+    execute(study, tmp_path / "whole", num_trials=5, **padded)
+    with monkeypatch.context() as patched:
+        patched.setattr(search, "search", lambda *_, **__: pytest.fail("claimed"))  # a plan of five slots
+        with pytest.raises(pytest.fail.Exception, match="claimed"):
+            execute(study, tmp_path / "stopped", num_trials=5, **padded)
+    monkeypatch.setattr(batches, "SECONDS_BETWEEN_CHECKPOINTS", 0)
+    write, stop = batches.Checkpoint.write, threading.Event()
+    monkeypatch.setattr(batches.Checkpoint, "write", lambda *args: write(*args) or stop.set())
+    settings = replace(study.settings, out=tmp_path / "stopped", num_trials=3, **padded)
+    with pytest.raises(batches.Stopped):
+        run.run(study, settings, Observer(), command="test", started=0.0, stop=stop)
+    execute(study, tmp_path / "stopped", num_trials=5, **padded)
+    assert lasting(tmp_path / "stopped") == lasting(tmp_path / "whole")
+
+
 def test_changed_settings_in_the_same_folder_are_refused(tmp_path):
     execute(SMALL["regression"], tmp_path)
     before = lasting(tmp_path)
     with pytest.raises(ValueError, match="num_epochs = 20, not 21"):
         execute(SMALL["regression"], tmp_path, num_epochs=21)
     assert lasting(tmp_path) == before
+
+
+NOT_IDENTITY = {  # what no result depends on, and what the plan or the data's digest stands for
+    *("num_trials", "out", "quick", "widths", "members_per_program", "num_devices", "reproducible", "distributed"),
+    *("coordinator", "num_processes", "process_id", "storage", "quiet", "verbose", "data_dir", "train_csv", "test_csv"),
+}
+
+
+def test_every_setting_is_known_to_belong_to_a_search_or_not():
+    names = {field.name for study in SMALL.values() for field in fields(study.settings)}
+    assert not names & NOT_IDENTITY & set(run.IDENTITY)
+    assert set(run.IDENTITY) <= names <= NOT_IDENTITY | set(run.IDENTITY)
+
+
+def test_a_new_flag_orphans_no_folder_and_a_setting_that_belongs_does():
+    study = SMALL["regression"]
+    data = study.load(study.settings)
+    splits = folds.k_fold(len(data.x_train), 3, (0,))
+    config = run._config(study, study.settings, data, splits)
+
+    @dataclass(frozen=True)
+    class Later(studies.RegressionSettings):
+        harmless: bool = False
+
+    later = Later(**vars(study.settings), harmless=True)
+    assert run._config(study, later, data, splits) == config
+    assert run._digest(config) == run._digest(config | {"format": 3})
+    other = run._config(study, replace(study.settings, precision="bfloat16"), data, splits)
+    assert run._digest(other) != run._digest(config)
+
+
+def as_the_version_before(folder):
+    """Takes the numbers of the formats out of a folder's files."""
+    journal, results = folder / "journal.log", json.loads((folder / "results.json").read_text())
+    assert results.pop("format") == results["config"].pop("format") == storage.FORMAT
+    storage.write_json(folder / "results.json", results)
+    arrays = storage.read_arrays(folder / "histories.npz")
+    del arrays["format"]
+    storage.write_arrays(folder / "histories.npz", arrays)
+    text = journal.read_text()
+    assert text.count(f', "format": {storage.FORMAT}') + text.count(f',"format":{storage.FORMAT}') == 1
+    journal.write_text(text.replace(f', "format": {storage.FORMAT}', "").replace(f',"format":{storage.FORMAT}', ""))
+
+
+def test_a_folder_of_the_version_before_goes_on_and_is_read(tmp_path, monkeypatch):
+    execute(SMALL["regression"], tmp_path)
+    before = (tmp_path / "trials.csv").read_text()
+    as_the_version_before(tmp_path)
+    inspection.read_run(tmp_path)
+    monkeypatch.setattr(batches.Batches, "_train", lambda *_: pytest.fail("trained again"))
+    execute(SMALL["regression"], tmp_path)
+    assert (tmp_path / "trials.csv").read_text() == before
+    assert json.loads((tmp_path / "results.json").read_text())["format"] == storage.FORMAT
+
+
+def test_what_a_later_version_has_written_is_refused_in_one_line(tmp_path, monkeypatch):
+    with monkeypatch.context() as later:
+        later.setattr(storage, "FORMAT", 3)
+        execute(SMALL["regression"], tmp_path)
+    for use in (inspection.read_run, lambda folder: execute(SMALL["regression"], folder)):
+        with pytest.raises(storage.FormatError, match="has the format 3, this version .* give another --out") as caught:
+            use(tmp_path)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("widths", ["padded", "exact"])
+def test_everything_is_computed_in_the_precision_that_is_recorded(widths, tmp_path):
+    """Search, refit and test, in whichever thread; and a second precision is compiled anew."""
+    seen, before = set(), jax.config.jax_default_matmul_precision
+
+    def loss(outputs, y):
+        seen.add(jax.config.jax_default_matmul_precision)
+        return studies.REGRESSION.loss(outputs, y)
+
+    study = replace(SMALL["regression"], loss=loss)
+    for precision in ("bfloat16", "tensorfloat32"):
+        results = execute(study, tmp_path / precision, widths=widths, precision=precision, num_trials=2, num_epochs=2)
+        assert seen == {precision}
+        assert results["config"]["precision"] == precision
+        assert results["environment"]["matmul_precision"] == "float32"  # a CPU takes no notice
+        seen.clear()
+    run.refit(study, replace(study.settings, precision="bfloat16", num_epochs=2), study.load(study.settings),
+              studies.REGRESSION.reported.best, Observer())  # fmt: skip
+    assert seen == {"bfloat16"}
+    assert jax.config.jax_default_matmul_precision == before
+
+
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        ("", False),
+        ("--xla_gpu_deterministic_ops=true", False),
+        ("--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0", True),
+        ("--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0 --xla_gpu_deterministic_ops=false", False),
+    ],
+)
+def test_reproducible_is_recorded_as_it_is_in_force(monkeypatch, flags, expected):
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    assert environment.numerics()["reproducible"] == expected
+    environment.make_reproducible()
+    assert environment.numerics()["reproducible"]
 
 
 def test_search_in_which_all_trials_diverge_is_an_error_without_a_model(tmp_path):
@@ -233,6 +353,20 @@ def test_members_of_a_program_are_as_many_as_the_devices_memory_holds(monkeypatc
     assert needed > 64 * 3 * 4 * studies.num_parameters(study, studies.widest(settings)) / everything.num_devices
     assert 8 <= plan_with(needed // 2).slots < 64
     assert plan_with(1).slots == 1
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 3, 8])
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_members_per_program_are_never_more_than_asked_for(num_devices, sampler):
+    study = SMALL["regression"]
+    data = study.load(study.settings)
+    splits = folds.k_fold(len(data.x_train), 3, (0,))
+    for members in (3, 9, 10, 21, 50, 299, 300):
+        settings = replace(study.settings, num_trials=100, widths="padded", sampler=sampler)
+        settings = replace(settings, members_per_program=members, num_devices=num_devices)
+        plan = planning.make_plan(study, settings, data, splits)
+        assert 3 * plan.slots <= members
+        assert sampler == "tpe" or 3 * plan.slots > members / 3  # and not many fewer
 
 
 def test_a_failed_trial_says_in_which_epoch_it_diverged(tmp_path):
