@@ -11,9 +11,9 @@ import reference
 
 from hw1jax import population, studies, training
 from hw1jax.folds import PADDING, k_fold, minibatches
+from hw1jax.layout import Layout
 from hw1jax.population import Plan, Spec
 from hw1jax.space import Draw
-from hw1jax.layout import Layout
 
 LOSSES = {"regression": reference.squared_error, "fashion_mlp": reference.cross_entropy}
 LOSSES["fashion_cnn"] = reference.cross_entropy

@@ -7,9 +7,9 @@ import pytest
 
 from hw1jax import population, studies, training
 from hw1jax.folds import Fold, k_fold
+from hw1jax.layout import Layout
 from hw1jax.losses import squared_error
 from hw1jax.population import Plan, Spec
-from hw1jax.layout import Layout
 from hw1jax.training import Task
 
 STUDY = studies.REGRESSION
