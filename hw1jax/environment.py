@@ -1,5 +1,6 @@
 """On what a result was computed: versions, device, commit."""
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -25,6 +26,14 @@ def describe() -> dict[str, str | int | dict[str, str] | None]:
         "cores": os.cpu_count(),
         "git_commit": _commit(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that a result depends on; this one's is a digest of its source, installed or not."""
+    source = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        source.update(path.read_bytes())
+    return {name: _version(name) for name in PACKAGES} | {"hw1jax": source.hexdigest()[:16]}
 
 
 def _version(package: str) -> str:

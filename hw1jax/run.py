@@ -32,7 +32,7 @@ from hw1jax.training import Layout
 CURVE_POINTS = 400  # where the fitted curve of a regression is drawn
 # Settings that don't belong to a search: the plan and the data's digest stand for some of them.
 NO_RESULT_DEPENDS_ON = ("num_trials", "out", "quick", "widths", "members_per_program", "num_devices")
-NO_RESULT_DEPENDS_ON += ("reproducible", "distributed", "coordinator", "num_processes", "process_id")
+NO_RESULT_DEPENDS_ON += ("reproducible", "distributed", "coordinator", "num_processes", "process_id", "join_timeout")
 NO_RESULT_DEPENDS_ON += ("storage", "quiet", "verbose", "data_dir", "train_csv", "test_csv")
 
 
@@ -70,7 +70,9 @@ def run(
         raise ValueError(f"--batch-size {settings.batch_size} is more than a fold's {shortest} training samples")
     folder = studies.folder(study, settings)
     studies.check_folder(folder)
-    if jax.process_index() > 0:
+    config = _config(study, settings, data, splits)
+    hosts.agree(config | {"devices of this process": jax.local_device_count()})
+    if hosts.follows():
         return _follow(study, settings, data, splits)
     clock = Clock()
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +86,7 @@ def run(
                 seed=settings.seed,
                 url=settings.storage,
             )
-            config = search.claim(optuna_study, _config(study, settings, data, splits), folder)
+            config = search.claim(optuna_study, config, folder)
         observer.start(study.title, settings.num_trials, settings.num_folds, settings.num_epochs)
         plan = _plan_of(config)
         hosts.tell(config)

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
 import command
 from optuna.storages.journal import JournalFileBackend
 
-from hw1jax import batches, run, studies
+from hw1jax import batches, environment, run, studies
 from hw1jax.progress import Observer
 from hw1jax.space import IntRange
 
@@ -30,8 +30,14 @@ parser.add_argument("--kill-at-rename", type=int, help="die just before the n-th
 parser.add_argument("--kill-at-record", type=int, help="die in the middle of writing the n-th time to the journal")
 parser.add_argument("--remove-folder", action="store_true", help="remove the folder once training has begun")
 parser.add_argument("--largest-file", type=int, help="bytes, as if the disk were full then")
-parser.add_argument("--coordinator", help="HOST:PORT, if this is one of two processes")
+parser.add_argument("--distributed", action="store_true", help="this is one of several processes")
+parser.add_argument("--coordinator", help="HOST:PORT")
 parser.add_argument("--process-id", type=int)
+parser.add_argument("--num-processes", type=int)
+parser.add_argument("--join-timeout", type=int, default=60)
+parser.add_argument("--batch-size", type=int, default=20)
+parser.add_argument("--pretend-version", help="of jax")
+parser.add_argument("--seconds-between-checkpoints", type=float, default=0)
 options = parser.parse_args()
 
 STUDY = replace(
@@ -44,10 +50,12 @@ STUDY = replace(
         num_epochs=options.num_epochs,
         widths=options.widths,
         storage=options.storage,
-        distributed=options.coordinator is not None,
+        batch_size=options.batch_size,
+        distributed=options.distributed,
         coordinator=options.coordinator,
-        num_processes=2,
+        num_processes=options.num_processes,
         process_id=options.process_id,
+        join_timeout=options.join_timeout,
         out=options.out,
     ),
 )
@@ -89,10 +97,17 @@ if options.kill_at_rename:
     die_at(options.kill_at_rename, os, "replace", lambda *_: None)
 if options.kill_at_record:
     die_at(options.kill_at_record, JournalFileBackend, "append_logs", half_a_record)
+if options.pretend_version:
+    environment._version = lambda _: options.pretend_version
 if options.largest_file:
     resource.setrlimit(resource.RLIMIT_FSIZE, (options.largest_file, resource.RLIM_INFINITY))
-batches.SECONDS_BETWEEN_CHECKPOINTS = 0
+batches.SECONDS_BETWEEN_CHECKPOINTS = options.seconds_between_checkpoints
 command.use_all_cores()
-command.join(STUDY.settings)
 stop = command.stop_on_signals()
-command.with_exit_code(lambda: run.run(STUDY, STUDY.settings, Log(), command="", started=time.time(), stop=stop))
+
+
+def work():
+    return run.run(STUDY, STUDY.settings, Log(), command="", started=time.time(), stop=stop)
+
+
+command.with_exit_code(lambda: command.with_others(STUDY.settings, stop, work))
