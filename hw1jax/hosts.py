@@ -16,7 +16,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -102,7 +102,8 @@ def join(
     if service is None:
         return False
     agree(versions)
-    os.environ["no_grpc_proxy"] = "127.0.0.1"  # JAX's connections begin on this machine, whatever proxy others need
+    # JAX's connections begin on this machine, whatever proxy others need.
+    os.environ["no_grpc_proxy"] = "127.0.0.1"  # noqa: SIM112, gRPC knows it in small letters alone
     logging.getLogger("jax._src.distributed").setLevel(logging.ERROR)  # it would warn of that very variable
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -190,10 +191,8 @@ def leave(error: str | None = None) -> None:
         return
     for peer in _peers.values():
         peer.parted.set()
-        try:
+        with suppress(LostError):
             _send(peer, {"parted": True} if error is None else {"failed": error})
-        except LostError:
-            pass
     deadline = time.monotonic() + SECONDS_TO_PART
     for peer in _peers.values():  # what has not been read when this process ends would be lost
         peer.gone.wait(max(0, deadline - time.monotonic()))
@@ -319,7 +318,8 @@ def _meet(peer: _Peer, end: Callable[[str], Any]) -> None:
 
 def _listen(peer: _Peer, end: Callable[[str], Any]) -> None:
     """Takes in what the other process says, and ends this one when it fails."""
-    failure = f"process {peer.number} has died or is out of reach: the same command goes on from the last checkpoint"
+    how = "has died or is out of reach"
+    failure = None
     try:
         with peer.link.makefile("rb") as lines:
             for line in lines:
@@ -331,16 +331,17 @@ def _listen(peer: _Peer, end: Callable[[str], Any]) -> None:
                     peer.parted.set()
                 elif "alive" not in message:
                     peer.inbox.put(message)
+    except TimeoutError:
+        how = f"has been silent for {SECONDS_OF_SILENCE:g} s"
     except (OSError, ValueError):
-        pass  # it has vanished, is silent, or talks another language
+        pass  # it has vanished, or talks another language
+    failure = failure or f"process {peer.number} {how}: the same command goes on from the last checkpoint"
     peer.gone.set()
     if not peer.parted.is_set():
         for other in _peers.values():  # if this is process 0, who alone knows them all
             if other is not peer:
-                try:
+                with suppress(LostError):
                     _send(other, {"failed": failure})
-                except LostError:
-                    pass
         end(failure)
 
 
@@ -386,10 +387,8 @@ def _greet(link: socket.socket, service: int, guests: queue.SimpleQueue) -> None
 
 
 def _refuse(link: socket.socket, reason: str) -> None:
-    try:
+    with suppress(OSError):
         link.sendall(json.dumps({"failed": reason}).encode() + b"\n")
-    except OSError:
-        pass
 
 
 def _refuse_late(guests: queue.SimpleQueue) -> None:

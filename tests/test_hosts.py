@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+import queue
 import signal
 import socket
 import threading
@@ -244,6 +245,21 @@ def test_on_a_cluster_that_jax_knows_no_flags_are_needed(tmp_path):
             code, errors = finish(process)
             assert code == 0, errors
     assert len(table(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_process_that_says_nothing_any_more_is_taken_for_dead(monkeypatch, silent):
+    monkeypatch.setattr(hosts, "SECONDS_OF_SILENCE", 0.5)
+    monkeypatch.setattr(hosts, "SECONDS_BETWEEN_SIGNS", 1000 if silent else 0.1)
+    monkeypatch.setattr(hosts, "_peers", {})
+    ends, said = queue.SimpleQueue(), "process 1 has been silent for 0.5 s"
+    server = socket.create_server(("127.0.0.1", 0))
+    with server, socket.create_connection(server.getsockname()) as one, server.accept()[0] as other:
+        for number, link in enumerate([one, other]):
+            hosts._meet(hosts._Peer(number, link), ends.put)
+        time.sleep(1.5)
+        assert any(said in ends.get(timeout=1) for _ in range(2)) if silent else ends.empty()
+        hosts.leave("the test is over")
 
 
 def join(coordinator, num_processes, process_id, timeout=0.3):
