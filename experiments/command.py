@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,7 +16,7 @@ import jax
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from hw1jax import environment, report, run, search, studies
+from hw1jax import environment, hosts, report, run, search, studies
 from hw1jax.batches import Stopped
 from hw1jax.progress import ConsoleObserver
 from hw1jax.space import FloatRange, IntRange
@@ -26,7 +27,8 @@ STARTED = time.time() - time.process_time()
 
 ranges = ConstructorRegistry()
 SECONDS_TO_STOP = 3
-SECONDS_TO_NOTICE = 10  # that another process has died
+SECONDS_TO_NOTICE = 5  # that another process has died, once training with it has failed
+ending = threading.Lock()  # whoever gets it ends the process
 stopped = threading.Event()  # training has put down where it was
 
 
@@ -36,9 +38,8 @@ def main(study: Study, description: str) -> None:
     use_all_cores(settings.num_devices)
     if settings.reproducible:
         environment.make_reproducible()
-    join(settings)
     stop = stop_on_signals()
-    with_exit_code(lambda: run_study(study, settings, STARTED, stop))
+    with_exit_code(lambda: with_others(settings, stop, lambda: run_study(study, settings, STARTED, stop)))
 
 
 def run_study(study: Study, settings: Settings, started: float, stop: threading.Event) -> dict[str, Any]:
@@ -79,16 +80,63 @@ def use_all_cores(most: int | None = None) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-def join(settings: Settings) -> None:
-    """Makes this process one of several, if the flags say so; before JAX is first used."""
-    if settings.distributed:
-        jax.distributed.initialize(
+def with_others(settings: Settings, stop: threading.Event, work: Callable[[], Any]) -> Any:
+    """Does the work, as one of several processes if the flags say so: then all of them end when one does, with a line.
+
+    Before JAX is first used. What JAX itself does at the end of a process, or when another one has died, it does with
+    stack dumps: so this process ends here, unless it was stopped.
+
+    Raises:
+      ValueError: flags that go with --distributed alone.
+      Stopped: by a signal.
+    """
+    if not settings.distributed:
+        if {settings.coordinator, settings.num_processes, settings.process_id} != {None}:
+            raise ValueError("--coordinator, --num-processes and --process-id go with --distributed")
+        return work()
+    try:
+        if not hosts.join(
             settings.coordinator,
             settings.num_processes,
             settings.process_id,
-            heartbeat_timeout_seconds=SECONDS_TO_NOTICE,
-            shutdown_timeout_seconds=SECONDS_TO_NOTICE,
-        )
+            versions=environment.versions(),
+            timeout=settings.join_timeout,
+            stop=stop,
+            end=end_with_error,
+        ):
+            raise Stopped
+        work()
+    except Stopped:
+        hosts.leave("another process was stopped: the same command goes on from here")
+        raise
+    except (ValueError, OSError) as error:
+        if isinstance(error, hosts.LostError):
+            time.sleep(SECONDS_TO_NOTICE)  # who has died, and that this process is to end, another thread knows
+        line = as_line(error)
+        hosts.leave(line)
+        end_with_error(line)
+    except BaseException as error:
+        traceback.print_exc()
+        hosts.leave(f"another process has failed: {as_line(error)}")
+        end_at_once(1)
+    hosts.leave()
+    end_at_once(0)
+
+
+def end_with_error(line: str) -> NoReturn:
+    """Ends the process from whichever thread, with a line and exit code 2."""
+    ending.acquire()
+    print(f"error: {line}", file=sys.stderr)
+    end_at_once(2)
+
+
+def end_at_once(code: int) -> NoReturn:
+    """Ends the process where it stands: files appear whole or not at all."""
+    if sys.stderr.isatty():
+        print("\x1b[?25h", end="", file=sys.stderr, flush=True)  # the bar has hidden the cursor
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def stop_on_signals() -> threading.Event:
@@ -109,10 +157,7 @@ def stop_on_signals() -> threading.Event:
         signal.signal(number, lambda *_: None)
 
     def end(number: int) -> NoReturn:
-        if sys.stderr.isatty():
-            print("\x1b[?25h", end="", file=sys.stderr, flush=True)  # the bar has hidden the cursor
-        sys.stdout.flush()
-        os._exit(128 + number)
+        end_at_once(128 + number)
 
     def listen() -> None:
         number = os.read(heard, 1)[0]
@@ -142,10 +187,15 @@ def with_exit_code(work: Callable[[], Any]) -> NoReturn:
 
 def report_error(error: Exception) -> int:
     """Prints an error that the user can mend as one line, and returns the exit code for it."""
-    if isinstance(error, OSError) and error.filename:
-        error = f"{error.filename}: {error.strerror}"
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"error: {as_line(error)}", file=sys.stderr)
     return 2
+
+
+def as_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
 
 
 def command_line() -> str:

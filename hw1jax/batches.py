@@ -88,7 +88,7 @@ class Batches:
             thread.start()
         for thread in threads:
             thread.join()
-        if errors and hosts.are_several():
+        if errors and hosts.are_several() and not isinstance(errors[0], Stopped):
             raise hosts.LostError(f"training with the other processes has failed: {errors[0]}") from errors[0]
         if errors:
             raise errors[0]
@@ -147,7 +147,7 @@ class Batches:
         try:
             return self._train_job(numbers, draws, problem)
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error) or len(numbers) == 1:
+            if "RESOURCE_EXHAUSTED" not in str(error) or len(numbers) == 1 or hosts.are_several():
                 raise
         self.halvings += 1
         half = -(-len(numbers) // 2)
@@ -172,16 +172,19 @@ class Batches:
         trials = f"{problem.plan.slots}.{len(numbers)}"
         checkpoint = Checkpoint(self._path(numbers[0]).with_suffix(f".{trials}.checkpoint"))
         state, done, losses = checkpoint.read(state)
-        state = population.put(problem, state)
+        state = _resumed(problem, state, done)
         for step in population.resume(problem, state, hyperparameters, first_epoch=done):
             state, done = step.state, step.num_epochs
             losses.append((step.train_loss, step.val_loss))
             self._tell(numbers, step)
-            asked = self._stop.is_set() or checkpoint.is_due()
-            if asked and done < problem.spec.num_epochs and not hosts.are_several():  # no process holds all of a state
+            stopped = self._stop.is_set()
+            due = (stopped or checkpoint.is_due()) and done < problem.spec.num_epochs
+            if done < problem.spec.num_epochs:
+                hosts.tell({"checkpoint": due})
+            if due:
                 checkpoint.write(step.state, done, losses)
-            if self._stop.is_set():
-                raise Stopped  # if there are other processes, they wait in vain, until this one has ended
+            if stopped:
+                raise Stopped
         train_loss, val_loss = (np.concatenate(part, axis=2) for part in zip(*losses, strict=True))
         curves = fold_curves(problem.task, state, hyperparameters, self._curve_x)
         return Trained(*(part[: len(numbers)] for part in (train_loss, val_loss, curves)))
@@ -197,12 +200,28 @@ class Batches:
 
 def follow(study: Study, problem: Problem, seed: int, curve_x: np.ndarray) -> None:
     """What the other processes do while process 0 searches: their part of each batch."""
-    while message := hosts.hear():
-        draws = [Draw.from_dict(values) for values in message["draws"]]
-        hyperparameters, numbers = studies.as_arrays(draws), np.array(message["numbers"])
-        for step in population.train(problem, jax.random.key(seed), numbers, hyperparameters):
-            state = step.state
-        fold_curves(problem.task, state, hyperparameters, curve_x)
+    try:
+        while message := hosts.hear():
+            draws = [Draw.from_dict(values) for values in message["draws"]]
+            hyperparameters, numbers = studies.as_arrays(draws), np.array(message["numbers"])
+            state = population.start(problem, jax.random.key(seed), numbers, hyperparameters)
+            done = hosts.hear()["first_epoch"]
+            state = _resumed(problem, state, done)
+            for step in population.resume(problem, state, hyperparameters, first_epoch=done):
+                state = step.state
+                if step.num_epochs < problem.spec.num_epochs and hosts.hear()["checkpoint"]:
+                    jax.tree.map(population.on_host, state)  # process 0 writes it
+            fold_curves(problem.task, state, hyperparameters, curve_x)
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        raise hosts.LostError(f"training with the other processes has failed: {error}") from error
+
+
+def _resumed(problem: Problem, state: State, first_epoch: int) -> State:
+    """The state in which training goes on; from a checkpoint, which process 0 alone has read, it goes to all."""
+    hosts.tell({"first_epoch": first_epoch})
+    if first_epoch and hosts.are_several():
+        state = hosts.share(state)
+    return population.put(problem, state)
 
 
 def fold_curves(task: Task, state: State, hyperparameters: studies.Hyperparameters, x: np.ndarray) -> np.ndarray:
@@ -224,7 +243,7 @@ class Checkpoint:
 
     def write(self, state: State, num_epochs: int, losses: list[tuple[np.ndarray, np.ndarray]]) -> None:
         """`losses` are (training, validation), [trial, fold, epoch] of some epochs each."""
-        leaves = {f"state_{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+        leaves = {f"state_{i}": population.on_host(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
         train_loss, val_loss = (np.concatenate(part, axis=2) for part in zip(*losses, strict=True))
         progress = {"num_epochs": np.array(num_epochs), "train_loss": train_loss, "val_loss": val_loss}
         storage.write_arrays(self._path, leaves | progress)

@@ -82,7 +82,9 @@ def run(
         raise ValueError(f"--batch-size {settings.batch_size} is more than a fold's {shortest} training samples")
     folder = studies.folder(study, settings)
     studies.check_folder(folder)
-    if jax.process_index() > 0:
+    config = _config(study, settings, data, splits)
+    hosts.agree(config | {"devices of this process": jax.local_device_count()})
+    if hosts.follows():
         return _follow(study, settings, data, splits)
     clock = Clock()
     folder.mkdir(parents=True, exist_ok=True)
@@ -96,7 +98,7 @@ def run(
                 seed=settings.seed,
                 url=settings.storage,
             )
-            config = search.claim(optuna_study, _config(study, settings, data, splits), folder)
+            config = search.claim(optuna_study, config, folder)
             before = _results(folder)
         observer.start(study.title, settings.num_trials, settings.num_folds, settings.num_epochs)
         if settings.reproducible and jax.default_backend() != "cpu" and not environment.is_reproducible():

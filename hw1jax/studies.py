@@ -69,6 +69,8 @@ class Settings:
     """Processes in all."""
     process_id: int | None = None
     """This process's number, from 0."""
+    join_timeout: int = 60
+    """Seconds that the processes wait for each other at the start."""
     out: Path | None = None
     """Folder of the results; runs/STUDY, or runs/quick/STUDY with --quick, if not given."""
     storage: str | None = None

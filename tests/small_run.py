@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
 import command
 from optuna.storages.journal import JournalFileBackend
 
-from hw1jax import batches, report, run, search, studies
+from hw1jax import batches, environment, report, run, search, studies
 from hw1jax.progress import Observer
 from hw1jax.space import IntRange
 
@@ -34,8 +34,14 @@ parser.add_argument("--members-per-program", type=int, default=9)
 parser.add_argument("--page", action="store_true", help="draw the page as well, as the experiments do")
 parser.add_argument("--remove-folder", action="store_true", help="remove the folder once training has begun")
 parser.add_argument("--largest-file", type=int, help="bytes, as if the disk were full then")
-parser.add_argument("--coordinator", help="HOST:PORT, if this is one of two processes")
+parser.add_argument("--distributed", action="store_true", help="this is one of several processes")
+parser.add_argument("--coordinator", help="HOST:PORT")
 parser.add_argument("--process-id", type=int)
+parser.add_argument("--num-processes", type=int)
+parser.add_argument("--join-timeout", type=int, default=60)
+parser.add_argument("--batch-size", type=int, default=20)
+parser.add_argument("--pretend-version", help="of jax")
+parser.add_argument("--seconds-between-checkpoints", type=float, default=0)
 options = parser.parse_args()
 
 STUDY = replace(
@@ -48,10 +54,12 @@ STUDY = replace(
         num_epochs=options.num_epochs,
         widths=options.widths,
         storage=options.storage,
-        distributed=options.coordinator is not None,
+        batch_size=options.batch_size,
+        distributed=options.distributed,
         coordinator=options.coordinator,
-        num_processes=2,
+        num_processes=options.num_processes,
         process_id=options.process_id,
+        join_timeout=options.join_timeout,
         out=options.out,
     ),
 )
@@ -101,20 +109,22 @@ if options.kill_at_rename:
     die_at(options.kill_at_rename, os, "replace", lambda *_: None)
 if options.kill_at_record:
     die_at(options.kill_at_record, JournalFileBackend, "append_logs", half_a_record)
+if options.pretend_version:
+    environment._version = lambda _: options.pretend_version
 if options.largest_file:
     resource.setrlimit(resource.RLIMIT_FSIZE, (options.largest_file, resource.RLIM_INFINITY))
 if options.database_seconds is not None:
     search.SECONDS_WITHOUT_DATABASE = options.database_seconds
-batches.SECONDS_BETWEEN_CHECKPOINTS = 0
+batches.SECONDS_BETWEEN_CHECKPOINTS = options.seconds_between_checkpoints
 command.use_all_cores()
-command.join(STUDY.settings)
 stop = command.stop_on_signals()
 
 
 def work():
-    run.run(STUDY, STUDY.settings, Log(), command="", started=time.time(), stop=stop)
+    results = run.run(STUDY, STUDY.settings, Log(), command="", started=time.time(), stop=stop)
     if options.page:
         report.write(options.out)
+    return results
 
 
-command.with_exit_code(work)
+command.with_exit_code(lambda: command.with_others(STUDY.settings, stop, work))
