@@ -41,7 +41,11 @@ def main(study: Study, description: str) -> None:
 
 
 def run_study(study: Study, settings: Settings, started: float, stop: threading.Event) -> dict[str, Any]:
-    """Runs a study, then draws its figures and page -> what `results.json` holds."""
+    """Runs a study, then draws its figures and page -> what `results.json` holds.
+
+    Raises:
+      ValueError: there is no test loss, as the refit diverged; everything else has been written.
+    """
     observer = ConsoleObserver(quiet=settings.quiet, verbose=settings.verbose)
     try:
         results = run.run(study, settings, observer, command=command_line(), started=started, stop=stop)
@@ -51,6 +55,8 @@ def run_study(study: Study, settings: Settings, started: float, stop: threading.
         return results
     page = report.write(studies.folder(study, settings))
     print(f"Report: {page}")
+    if results["test"]["loss"] is None:
+        raise ValueError(f"{study.title}: {results['refit']['failure']}")
     return results
 
 

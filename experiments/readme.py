@@ -69,13 +69,14 @@ def results_table(results: list[dict[str, Any]]) -> str:
     ]
     for r in results:
         config, test, reported = r["config"], r["test"], r["reported"]
+        loss = "none" if test["loss"] is None else f"{test['loss']:.3f}"
         search = f"{config['num_trials']} trials x {config['num_folds']} folds x {config['num_epochs']} epochs"
         ours, theirs = (
             "-" if value is None else f"{value:.1%}" for value in (test["accuracy"], reported["test_accuracy"])
         )
         lines.append(
             f"| {r['title']} | {search} | {r['best']['mean_val_loss']:.3f} ± {r['best']['std_val_loss']:.3f} "
-            f"| {test['loss']:.3f} | {reported['test_loss']:.2f} | {ours} | {theirs} "
+            f"| {loss} | {reported['test_loss']:.2f} | {ours} | {theirs} "
             f"| {r['timing']['total_seconds']:.0f} s |"
         )
     where = results[-1]["environment"]

@@ -56,7 +56,8 @@ def run(
       stop: training stops soon after it is set.
 
     Returns:
-      What `results.json` holds; nothing in the processes that only help process 0 (see `hosts`).
+      What `results.json` holds, the test loss None where the refit diverged; nothing in the processes that only help
+      process 0 (see `hosts`).
 
     Raises:
       ValueError: settings or data that can't be run (nothing has been written then), or no trial that didn't diverge.
@@ -127,7 +128,12 @@ def run(
         if len(curve_x):
             arrays |= {"curve_x": curve_x, "curve_outputs": model.predict(curve_x[:, None])[:, 0]}
         storage.write_arrays(folder / "histories.npz", arrays)
-        save_model(folder / "model.msgpack", model)  # after the histories: where it is, they are
+        test = score(study, test_outputs, data.y_test)
+        path = folder / "model.msgpack"
+        if model.is_finite:
+            save_model(path, model)  # after the histories: where it is, they are
+        else:
+            path.unlink(missing_ok=True)  # the best model of fewer trials
         results = {
             "study": study.name,
             "title": study.title,
@@ -143,7 +149,8 @@ def run(
                 "mean_val_loss": best.mean,
                 "std_val_loss": best.std,
             },
-            "test": score(study, test_outputs, data.y_test),
+            "refit": {"state": "complete" if model.is_finite else "diverged", "failure": _failure(model, test)},
+            "test": test,
             "reported": {
                 "params": study.reported.best.as_dict(),
                 "test_loss": study.reported.test_loss,
@@ -216,12 +223,23 @@ def refit(study: Study, settings: Settings, data: Dataset, draw: Draw, observer:
 
 
 def score(study: Study, outputs: np.ndarray, y: np.ndarray) -> dict[str, Any]:
-    """Loss, and for a classifier accuracy and confusion matrix, of outputs [example, output] on y."""
-    result = {"loss": float(np.mean(study.loss(outputs, y))), "accuracy": None, "confusion": None}
-    if study.classes:
+    """Loss, and for a classifier accuracy and confusion matrix, of outputs [example, output] on y.
+
+    Everything is None where the loss is not finite.
+    """
+    loss = float(np.mean(study.loss(outputs, y)))
+    result = {"loss": loss if np.isfinite(loss) else None, "accuracy": None, "confusion": None}
+    if study.classes and np.isfinite(loss):
         result["accuracy"] = evaluation.accuracy(outputs, y)
         result["confusion"] = evaluation.confusion_matrix(outputs, y).tolist()
     return result
+
+
+def _failure(model: Model, test: dict[str, Any]) -> str | None:
+    """Why there is no test loss, in a line; None if there is one."""
+    if not model.is_finite:
+        return "the refit of the best trial diverged; give a lower --learning-rate range"
+    return None if test["loss"] is not None else "the test loss is not finite: outputs or labels are too large"
 
 
 def _config(study: Study, settings: Settings, data: Dataset, splits: list[Fold]) -> dict[str, Any]:
