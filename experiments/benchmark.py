@@ -22,16 +22,23 @@ best trial; initial parameters differ between hw1jax and torch. scikit-learn lea
 share are those of another mix.
 """
 
+import signals
+
+if __name__ == "__main__":
+    signals.listen()  # before the imports that take seconds
+
 import argparse
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -317,6 +324,7 @@ def benchmark(options: argparse.Namespace) -> None:
         options.devices = machine["num_devices"]
     results = {"environment": machine, "settings": settings, "peak": peak, "versions": {}, "studies": {}}
     with tempfile.TemporaryDirectory() as folder:
+        signals.at_end.append(partial(shutil.rmtree, folder, ignore_errors=True))
         for name in options.studies:
             try:
                 result = measure_study(name, options, Path(folder), peak["gflops"])

@@ -3,7 +3,6 @@
 import os
 import re
 import shlex
-import signal
 import sys
 import threading
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
+import signals
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
@@ -25,9 +25,7 @@ from hw1jax.studies import Settings, Study
 STARTED = time.time() - time.process_time()
 
 ranges = ConstructorRegistry()
-SECONDS_TO_STOP = 3
 SECONDS_TO_NOTICE = 10  # that another process has died
-stopped = threading.Event()  # training has put down where it was
 
 
 def main(study: Study, description: str) -> None:
@@ -105,40 +103,8 @@ def join(settings: Settings) -> None:
 
 
 def stop_on_signals() -> threading.Event:
-    """Lets Ctrl-C and SIGTERM end the process, with 130 or 143, within a few seconds whatever it is at.
-
-    The main thread may be deep in a compiled program, where Python's own handlers don't run; so a thread of its own
-    hears the signals. Training is asked to put down where it is; after `SECONDS_TO_STOP`, or at a second signal, the
-    process ends where it stands: files appear whole or not at all.
-
-    Returns:
-      The event that asks training to stop.
-    """
-    stop = threading.Event()
-    heard, wake = os.pipe()
-    os.set_blocking(wake, False)
-    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
-
-    def end(number: int) -> NoReturn:
-        if sys.stderr.isatty():
-            print("\x1b[?25h", end="", file=sys.stderr, flush=True)  # the bar has hidden the cursor
-        sys.stdout.flush()
-        os._exit(128 + number)
-
-    def listen() -> None:
-        number = os.read(heard, 1)[0]
-        print("\nstopping; the same command goes on from here", file=sys.stderr, flush=True)
-        stop.set()
-        timer = threading.Timer(SECONDS_TO_STOP, end, [number])
-        timer.daemon = True
-        timer.start()
-        threading.Thread(target=lambda: stopped.wait() and end(number), daemon=True).start()
-        end(os.read(heard, 1)[0])
-
-    threading.Thread(target=listen, daemon=True).start()
-    return stop
+    """From here on Ctrl-C and SIGTERM ask training to stop, see `signals` -> the event that does."""
+    return signals.ask_first()
 
 
 def with_exit_code(work: Callable[[], Any]) -> NoReturn:
@@ -148,9 +114,8 @@ def with_exit_code(work: Callable[[], Any]) -> NoReturn:
     except (ValueError, OSError) as error:
         sys.exit(report_error(error))
     except Stopped:
-        stopped.set()
-        threading.Event().wait()  # `stop_on_signals` ends the process, with the signal's code
-    sys.exit(result if isinstance(result, int) else 0)
+        signals.wait_for_end()
+    signals.finish(result if isinstance(result, int) else 0)
 
 
 def report_error(error: Exception) -> int:

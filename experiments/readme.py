@@ -5,6 +5,11 @@ Small copies of the numbers and figures that the README shows are kept in `exper
     python experiments/readme.py [RUNS]
 """
 
+import signals
+
+if __name__ == "__main__":
+    signals.listen()  # before the imports that take seconds
+
 import contextlib
 import io
 import json

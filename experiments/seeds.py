@@ -6,7 +6,13 @@ The seeds were fixed beforehand, and every one is reported: searches with seeds 
     python experiments/seeds.py [--out DIR] [--data-dir DIR]
 """
 
+import signals
+
+if __name__ == "__main__":
+    signals.listen()  # before the imports that take seconds
+
 import json
+import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,7 +48,7 @@ def refits(study: Study, options: Options) -> list[dict[str, Any]]:
     return found
 
 
-def searches(study: Study, options: Options) -> list[dict[str, Any]]:
+def searches(study: Study, options: Options, stop: threading.Event) -> list[dict[str, Any]]:
     """The full search with each seed."""
     found = []
     for seed in SEARCH_SEEDS[study.name]:
@@ -50,7 +56,7 @@ def searches(study: Study, options: Options) -> list[dict[str, Any]]:
         results = folder / "results.json"
         if not results.exists():
             settings = replace(settings_of(study, options, seed), out=folder)
-            command.run_study(study, settings, time.time())
+            command.run_study(study, settings, time.time(), stop)
         read = json.loads(results.read_text())
         found.append({"seed": seed, "seconds": read["timing"]["total_seconds"]} | numbers(read["test"]))
     return found
@@ -65,11 +71,11 @@ def numbers(test: dict[str, Any]) -> dict[str, float]:
     return {name: test[name] for name in ("loss", "accuracy") if test[name] is not None}
 
 
-def compute(options: Options) -> int:
+def compute(options: Options, stop: threading.Event) -> int:
     """Writes seeds.json after each study, and prints it."""
     everything: dict[str, Any] = {"environment": environment.describe()}
     for study in studies.STUDIES:
-        everything[study.name] = {"refit": refits(study, options), "search": searches(study, options)}
+        everything[study.name] = {"refit": refits(study, options), "search": searches(study, options, stop)}
         storage.write_json(options.out / "seeds.json", everything)
     print(json.dumps(everything, indent=2))
     return 0
@@ -78,4 +84,5 @@ def compute(options: Options) -> int:
 if __name__ == "__main__":
     chosen = tyro.cli(Options, description=__doc__)
     command.use_all_cores()
-    command.with_exit_code(lambda: compute(chosen))
+    asked = command.stop_on_signals()
+    command.with_exit_code(lambda: compute(chosen, asked))
