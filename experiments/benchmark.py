@@ -338,12 +338,22 @@ def benchmark(options: argparse.Namespace) -> None:
     print(to_markdown(results))
 
 
+def given_path(text: str) -> Path:
+    """A path as a shell would take it, ~ included. (`command` has one as well, but imports JAX.)"""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, got nothing")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
+
+
 def parse(args: Sequence[str]) -> argparse.Namespace:
     show = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], formatter_class=show)
     parser.add_argument("--studies", nargs="+", choices=STUDIES, default=STUDIES, help="which to measure")
-    parser.add_argument("--out", type=Path, default=Path("runs", "benchmark"), help="folder of the results")
-    parser.add_argument("--data-dir", type=Path, help="folder with the four Fashion-MNIST files")
+    parser.add_argument("--out", type=given_path, default=Path("runs", "benchmark"), help="folder of the results")
+    parser.add_argument("--data-dir", type=given_path, help="folder with the four Fashion-MNIST files")
     parser.add_argument("--synthetic", action="store_true", help="take noise for images, where there are none")
     parser.add_argument("--peers-python", default=sys.executable, help="interpreter that has torch and scikit-learn")
     parser.add_argument("--no-peers", action="store_true", help="measure hw1jax alone")

@@ -1,5 +1,6 @@
 """What all experiments share: flags become settings, all cores become devices, errors become exit codes."""
 
+import contextlib
 import os
 import re
 import shlex
@@ -77,8 +78,10 @@ def use_all_cores(most: int | None = None) -> None:
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
         jax.config.update("jax_num_cpu_devices", max(cores or 1, most or 1))
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(cache / "hw1jax" / "compiled"))
+        cache = os.environ.get("XDG_CACHE_HOME", "")  # a relative one is to be ignored, says its specification
+        with contextlib.suppress(RuntimeError):  # a user without a home compiles anew each time
+            cache = Path(cache if os.path.isabs(cache) else "~/.cache").expanduser()
+            jax.config.update("jax_compilation_cache_dir", str(cache / "hw1jax" / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
@@ -136,11 +139,33 @@ def _range_rule(kind: type, number: str, convert: Callable[[str], Any]) -> None:
     """Lets a flag take LOW-HIGH."""
     pattern = re.compile(f"({number})-({number})")
 
-    def from_text(texts: list[str]) -> Any:
-        match = pattern.fullmatch(texts[0])
+    def from_text(text: str) -> Any:
+        match = pattern.fullmatch(text)
         if match is None:
-            raise ValueError(f"expected LOW-HIGH, got {texts[0]!r}")
+            raise ValueError(f"expected LOW-HIGH, got {text!r}")
         return kind(*map(convert, match.groups()))
+
+    _rule(kind, "LOW-HIGH", from_text)
+
+
+def given_path(text: str) -> Path:
+    """A path as a shell would take it, ~ included; a ValueError if it is empty or there is no such home."""
+    if not text:
+        raise ValueError("expected a path, got nothing")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{text}: {error}") from None
+
+
+def _whole_number(text: str) -> int:
+    if not re.fullmatch("[+-]?[0-9]+", text):  # `int` takes the digits of all scripts, and underscores
+        raise ValueError(f"expected a whole number, got {text!r}")
+    return int(text)
+
+
+def _rule(kind: type, metavar: str, convert: Callable[[str], Any]) -> None:
+    """How flags of this type are read."""
 
     @ranges.primitive_rule
     def rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
@@ -148,12 +173,14 @@ def _range_rule(kind: type, number: str, convert: Callable[[str], Any]) -> None:
             return None
         return PrimitiveConstructorSpec(
             nargs=1,
-            metavar="LOW-HIGH",
-            instance_from_str=from_text,
-            is_instance=lambda value: isinstance(value, kind),
+            metavar=metavar,
+            instance_from_str=lambda texts: convert(texts[0]),
+            is_instance=lambda value: isinstance(value, kind) and not isinstance(value, bool),
             str_from_instance=lambda value: [str(value)],
         )
 
 
-_range_rule(IntRange, r"\d+", int)
-_range_rule(FloatRange, r"\d*\.?\d+(?:[eE][+-]?\d+)?", float)
+_range_rule(IntRange, "[0-9]+", int)
+_range_rule(FloatRange, r"[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?", float)
+_rule(int, "INT", _whole_number)
+_rule(Path, "PATH", given_path)

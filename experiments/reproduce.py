@@ -111,7 +111,7 @@ def report_only(folder: Path) -> int:
 
 
 def main() -> None:
-    options = tyro.cli(Options, description=__doc__)
+    options = tyro.cli(Options, description=__doc__, registry=command.ranges)
     command.use_all_cores(options.num_devices)
     command.set_precision(options.precision, reproducible=options.reproducible)
     if options.report_only is not None:

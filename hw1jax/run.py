@@ -74,10 +74,9 @@ def run(
     if jax.process_index() > 0:
         return _follow(study, settings, data, splits)
     clock = Clock()
-    folder.mkdir(parents=True, exist_ok=True)
     alone = partial(storage.lock, folder / ".search.lock")
     with hosts.leading():
-        with alone():
+        with storage.new_folder(folder, folder / ".search.lock"):
             optuna_study = search.open_study(
                 folder / "journal.log",
                 study.name,
