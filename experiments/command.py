@@ -116,6 +116,9 @@ def with_exit_code(work: Callable[[], Any]) -> NoReturn:
         result = work()
     except (ValueError, OSError) as error:
         sys.exit(report_error(error))
+    except MemoryError as error:
+        where = str(error) or "of the host"
+        sys.exit(report_error(MemoryError(f"out of memory ({where}): give less data or smaller nets")))
     except Stopped:
         signals.wait_for_end()
     signals.finish(result if isinstance(result, int) else 0)

@@ -415,6 +415,8 @@ def test_a_folder_with_other_settings_is_refused_before_anything_is_said_to_be_t
     "error, code, message",
     [
         (ValueError("a mistake"), 2, "error: a mistake\n"),
+        (MemoryError("3 GB"), 2, "error: out of memory (3 GB): give less data or smaller nets\n"),
+        (MemoryError(), 2, "error: out of memory (of the host): give less data or smaller nets\n"),
         (OSError(28, "No space left on device", "runs"), 2, "error: runs: No space left on device\n"),
     ],
 )

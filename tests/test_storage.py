@@ -62,6 +62,14 @@ def test_a_first_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
+def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", fail(OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(OSError) as caught:
+        storage.write_bytes(tmp_path / "file", b"new")
+    assert caught.value.filename == str(tmp_path / "file")
+    assert os.listdir(tmp_path) == []
+
+
 def test_the_whole_content_is_on_disk_before_the_file_takes_its_place(tmp_path, monkeypatch):
     seen, replace = [], os.replace
 
