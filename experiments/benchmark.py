@@ -22,16 +22,23 @@ best trial; initial parameters differ between hw1jax and torch. scikit-learn lea
 share are those of another mix.
 """
 
+import signals
+
+if __name__ == "__main__":
+    signals.listen()  # before the imports that take seconds
+
 import argparse
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -317,6 +324,7 @@ def benchmark(options: argparse.Namespace) -> None:
         options.devices = machine["num_devices"]
     results = {"environment": machine, "settings": settings, "peak": peak, "versions": {}, "studies": {}}
     with tempfile.TemporaryDirectory() as folder:
+        signals.at_end.append(partial(shutil.rmtree, folder, ignore_errors=True))
         for name in options.studies:
             try:
                 result = measure_study(name, options, Path(folder), peak["gflops"])
@@ -330,12 +338,22 @@ def benchmark(options: argparse.Namespace) -> None:
     print(to_markdown(results))
 
 
+def given_path(text: str) -> Path:
+    """A path as a shell would take it, ~ included. (`command` has one as well, but imports JAX.)"""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, got nothing")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
+
+
 def parse(args: Sequence[str]) -> argparse.Namespace:
     show = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], formatter_class=show)
     parser.add_argument("--studies", nargs="+", choices=STUDIES, default=STUDIES, help="which to measure")
-    parser.add_argument("--out", type=Path, default=Path("runs", "benchmark"), help="folder of the results")
-    parser.add_argument("--data-dir", type=Path, help="folder with the four Fashion-MNIST files")
+    parser.add_argument("--out", type=given_path, default=Path("runs", "benchmark"), help="folder of the results")
+    parser.add_argument("--data-dir", type=given_path, help="folder with the four Fashion-MNIST files")
     parser.add_argument("--synthetic", action="store_true", help="take noise for images, where there are none")
     parser.add_argument("--peers-python", default=sys.executable, help="interpreter that has torch and scikit-learn")
     parser.add_argument("--no-peers", action="store_true", help="measure hw1jax alone")

@@ -1,9 +1,9 @@
 """What all experiments share: flags become settings, all cores become devices, errors become exit codes."""
 
+import contextlib
 import os
 import re
 import shlex
-import signal
 import sys
 import threading
 import time
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
+import signals
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
@@ -26,10 +27,8 @@ from hw1jax.studies import Settings, Study
 STARTED = time.time() - time.process_time()
 
 ranges = ConstructorRegistry()
-SECONDS_TO_STOP = 3
 SECONDS_TO_NOTICE = 5  # that another process has died, once training with it has failed
 ending = threading.Lock()  # whoever gets it ends the process
-stopped = threading.Event()  # training has put down where it was
 
 
 def main(study: Study, description: str) -> None:
@@ -43,7 +42,11 @@ def main(study: Study, description: str) -> None:
 
 
 def run_study(study: Study, settings: Settings, started: float, stop: threading.Event) -> dict[str, Any]:
-    """Runs a study, then draws its figures and page -> what `results.json` holds."""
+    """Runs a study, then draws its figures and page -> what `results.json` holds.
+
+    Raises:
+      ValueError: there is no test loss, as the refit diverged; everything else has been written.
+    """
     observer = ConsoleObserver(quiet=settings.quiet, verbose=settings.verbose)
     try:
         results = run.run(study, settings, observer, command=command_line(), started=started, stop=stop)
@@ -53,6 +56,8 @@ def run_study(study: Study, settings: Settings, started: float, stop: threading.
         return results
     page = report.write(studies.folder(study, settings))
     print(f"Report: {page}")
+    if results["test"]["loss"] is None:
+        raise ValueError(f"{study.title}: {results['refit']['failure']}")
     return results
 
 
@@ -75,8 +80,10 @@ def use_all_cores(most: int | None = None) -> None:
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
         jax.config.update("jax_num_cpu_devices", max(cores or 1, most or 1))
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(cache / "hw1jax" / "compiled"))
+        cache = os.environ.get("XDG_CACHE_HOME", "")  # a relative one is to be ignored, says its specification
+        with contextlib.suppress(RuntimeError):  # a user without a home compiles anew each time
+            cache = Path(cache if os.path.isabs(cache) else "~/.cache").expanduser()
+            jax.config.update("jax_compilation_cache_dir", str(cache / "hw1jax" / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
@@ -140,37 +147,8 @@ def end_at_once(code: int) -> NoReturn:
 
 
 def stop_on_signals() -> threading.Event:
-    """Lets Ctrl-C and SIGTERM end the process, with 130 or 143, within a few seconds whatever it is at.
-
-    The main thread may be deep in a compiled program, where Python's own handlers don't run; so a thread of its own
-    hears the signals. Training is asked to put down where it is; after `SECONDS_TO_STOP`, or at a second signal, the
-    process ends where it stands: files appear whole or not at all.
-
-    Returns:
-      The event that asks training to stop.
-    """
-    stop = threading.Event()
-    heard, wake = os.pipe()
-    os.set_blocking(wake, False)
-    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
-
-    def end(number: int) -> NoReturn:
-        end_at_once(128 + number)
-
-    def listen() -> None:
-        number = os.read(heard, 1)[0]
-        print("\nstopping; the same command goes on from here", file=sys.stderr, flush=True)
-        stop.set()
-        timer = threading.Timer(SECONDS_TO_STOP, end, [number])
-        timer.daemon = True
-        timer.start()
-        threading.Thread(target=lambda: stopped.wait() and end(number), daemon=True).start()
-        end(os.read(heard, 1)[0])
-
-    threading.Thread(target=listen, daemon=True).start()
-    return stop
+    """From here on Ctrl-C and SIGTERM ask training to stop, see `signals` -> the event that does."""
+    return signals.ask_first()
 
 
 def with_exit_code(work: Callable[[], Any]) -> NoReturn:
@@ -179,10 +157,12 @@ def with_exit_code(work: Callable[[], Any]) -> NoReturn:
         result = work()
     except (ValueError, OSError) as error:
         sys.exit(report_error(error))
+    except MemoryError as error:
+        where = str(error) or "of the host"
+        sys.exit(report_error(MemoryError(f"out of memory ({where}): give less data or smaller nets")))
     except Stopped:
-        stopped.set()
-        threading.Event().wait()  # `stop_on_signals` ends the process, with the signal's code
-    sys.exit(result if isinstance(result, int) else 0)
+        signals.wait_for_end()
+    signals.finish(result if isinstance(result, int) else 0)
 
 
 def report_error(error: Exception) -> int:
@@ -215,11 +195,33 @@ def _range_rule(kind: type, number: str, convert: Callable[[str], Any]) -> None:
     """Lets a flag take LOW-HIGH."""
     pattern = re.compile(f"({number})-({number})")
 
-    def from_text(texts: list[str]) -> Any:
-        match = pattern.fullmatch(texts[0])
+    def from_text(text: str) -> Any:
+        match = pattern.fullmatch(text)
         if match is None:
-            raise ValueError(f"expected LOW-HIGH, got {texts[0]!r}")
+            raise ValueError(f"expected LOW-HIGH, got {text!r}")
         return kind(*map(convert, match.groups()))
+
+    _rule(kind, "LOW-HIGH", from_text)
+
+
+def given_path(text: str) -> Path:
+    """A path as a shell would take it, ~ included; a ValueError if it is empty or there is no such home."""
+    if not text:
+        raise ValueError("expected a path, got nothing")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{text}: {error}") from None
+
+
+def _whole_number(text: str) -> int:
+    if not re.fullmatch("[+-]?[0-9]+", text):  # `int` takes the digits of all scripts, and underscores
+        raise ValueError(f"expected a whole number, got {text!r}")
+    return int(text)
+
+
+def _rule(kind: type, metavar: str, convert: Callable[[str], Any]) -> None:
+    """How flags of this type are read."""
 
     @ranges.primitive_rule
     def rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
@@ -227,12 +229,14 @@ def _range_rule(kind: type, number: str, convert: Callable[[str], Any]) -> None:
             return None
         return PrimitiveConstructorSpec(
             nargs=1,
-            metavar="LOW-HIGH",
-            instance_from_str=from_text,
-            is_instance=lambda value: isinstance(value, kind),
+            metavar=metavar,
+            instance_from_str=lambda texts: convert(texts[0]),
+            is_instance=lambda value: isinstance(value, kind) and not isinstance(value, bool),
             str_from_instance=lambda value: [str(value)],
         )
 
 
-_range_rule(IntRange, r"\d+", int)
-_range_rule(FloatRange, r"\d*\.?\d+(?:[eE][+-]?\d+)?", float)
+_range_rule(IntRange, "[0-9]+", int)
+_range_rule(FloatRange, r"[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?", float)
+_rule(int, "INT", _whole_number)
+_rule(Path, "PATH", given_path)

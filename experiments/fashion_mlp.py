@@ -6,6 +6,11 @@ data and looks at the test set.
     python experiments/fashion_mlp.py [--quick] [--out DIR] [--help]
 """
 
+import signals
+
+if __name__ == "__main__":
+    signals.listen()  # before the imports that take seconds
+
 from command import main
 
 from hw1jax.studies import FASHION_MLP

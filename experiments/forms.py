@@ -7,6 +7,11 @@ program trains: a member, a trial's folds, or all trials (padded to the widest t
 folds at the trial's own widths. Each spreads over all devices. `benchmark.py` starts them with a device a core.
 """
 
+import signals
+
+if __name__ == "__main__":
+    signals.listen()  # before the imports that take seconds
+
 import argparse
 import json
 import math

@@ -14,6 +14,11 @@ batches without gradients, and a malloc that keeps freed memory. Needs numpy alo
 where a peer trains.
 """
 
+if __name__ in ("__main__", "__mp_main__"):  # and in the processes that it starts
+    import signals  # before the imports that take seconds
+
+    signals.listen()
+
 import argparse
 import functools
 import itertools

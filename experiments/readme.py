@@ -5,6 +5,11 @@ Small copies of the numbers and figures that the README shows are kept in `exper
     python experiments/readme.py [RUNS]
 """
 
+import signals
+
+if __name__ == "__main__":
+    signals.listen()  # before the imports that take seconds
+
 import contextlib
 import io
 import json
@@ -69,13 +74,14 @@ def results_table(results: list[dict[str, Any]]) -> str:
     ]
     for r in results:
         config, test, reported = r["config"], r["test"], r["reported"]
+        loss = "none" if test["loss"] is None else f"{test['loss']:.3f}"
         search = f"{config['num_trials']} trials x {config['num_folds']} folds x {config['num_epochs']} epochs"
         ours, theirs = (
             "-" if value is None else f"{value:.1%}" for value in (test["accuracy"], reported["test_accuracy"])
         )
         lines.append(
             f"| {r['title']} | {search} | {r['best']['mean_val_loss']:.3f} ± {r['best']['std_val_loss']:.3f} "
-            f"| {test['loss']:.3f} | {reported['test_loss']:.2f} | {ours} | {theirs} "
+            f"| {loss} | {reported['test_loss']:.2f} | {ours} | {theirs} "
             f"| {r['timing']['total_seconds']:.0f} s |"
         )
     where = results[-1]["environment"]

@@ -5,6 +5,11 @@ A study that fails doesn't stop the others; it is named at the end, and the exit
     python experiments/reproduce.py [--quick] [--out DIR] [--help]
 """
 
+import signals
+
+if __name__ == "__main__":
+    signals.listen()  # before the imports that take seconds
+
 import sys
 import threading
 import time
@@ -106,7 +111,7 @@ def report_only(folder: Path) -> int:
 
 
 def main() -> None:
-    options = tyro.cli(Options, description=__doc__)
+    options = tyro.cli(Options, description=__doc__, registry=command.ranges)
     command.use_all_cores(options.num_devices)
     if options.reproducible:
         environment.make_reproducible()

@@ -11,6 +11,7 @@ import numpy as np
 
 from hw1jax import evaluation, inspection, plots
 from hw1jax.inspection import Run
+from hw1jax.model_file import Model
 
 PROFILE_INPUTS = (-2.0, 0.0, 2.0)  # where the homework report shows the regression's activations
 TEST_IMAGE = 0  # the test image whose activations are shown
@@ -246,8 +247,11 @@ def _usual(run: Run) -> np.ndarray:
 
 
 def network(run: Run) -> list[Picture]:
-    """What is inside the refitted best model."""
-    weights, biases = inspection.weights(run.model), inspection.biases(run.model)
+    """What is inside the refitted best model; nothing where its training diverged."""
+    model = run.model
+    if model is None:
+        return []
+    weights, biases = inspection.weights(model), inspection.biases(model)
     cells = [
         partial(plots.weight_histogram, weights=values, biases=biases[name], layer=_layer(name))
         for name, values in weights.items()
@@ -256,16 +260,16 @@ def network(run: Run) -> list[Picture]:
     caption = "Weights of each layer of the refitted best model; ticks below the axis are its biases."
     pictures = [Picture("weights", alt, caption, _grid(cells, 2, height=0.2 + 1.9 * -(-len(cells) // 2)))]
     if not run.study.classes:
-        pictures.append(_profiles(run))
-    if run.model.draw.channels:
-        fields = inspection.receptive_fields(run.model)
+        pictures.append(_profiles(model))
+    if model.draw.channels:
+        fields = inspection.receptive_fields(model)
         pictures += [_receptive_fields(name, kernels) for name, kernels in fields.items()]
-        pictures.append(_feature_maps(run))
+        pictures.append(_feature_maps(run, model))
     return pictures
 
 
-def _profiles(run: Run) -> Picture:
-    found = inspection.activations(run.model, np.array(PROFILE_INPUTS, np.float32)[:, None])
+def _profiles(model: Model) -> Picture:
+    found = inspection.activations(model, np.array(PROFILE_INPUTS, np.float32)[:, None])
     found.pop("output")
     cells = [
         partial(plots.activation_profile, activations=values[i], title=f"{_layer(name)}, x = {x:g}")
@@ -290,9 +294,9 @@ def _receptive_fields(name: str, kernels: np.ndarray) -> Picture:
     return Picture(f"receptive_fields_{name}", alt, f"{caption} Red weights are positive, blue negative.", draw)
 
 
-def _feature_maps(run: Run) -> Picture:
+def _feature_maps(run: Run, model: Model) -> Picture:
     pixels, name = run.data.x_test[TEST_IMAGE], run.study.classes[run.data.y_test[TEST_IMAGE]]
-    found = inspection.activations(run.model, pixels[None])
+    found = inspection.activations(model, pixels[None])
     found = {layer: maps[0] for layer, maps in found.items() if layer.startswith("conv")}
     cells: list[Cell] = []
     for layer, maps in found.items():

@@ -42,9 +42,14 @@ class Run(NamedTuple):
     results: dict[str, Any]  # results.json
     trials: Trials
     histories: dict[str, np.ndarray]  # histories.npz
-    model: Model
+    model: Model | None  # None where the refit diverged
     data: Dataset
     gaps: tuple[tuple[float, float], ...]  # of the regression's training inputs
+
+    @property
+    def failure(self) -> str | None:
+        """Why there is no test loss, in a line; None if there is one."""
+        return self.results.get("refit", {}).get("failure")
 
     @property
     def best(self) -> int:
@@ -63,10 +68,11 @@ def read_run(folder: Path) -> Run:
     trials = _read_trials(folder / "trials.csv", results)
     path = folder / "model.msgpack"
     try:
-        model = load_model(path)
+        diverged = results.get("refit", {}).get("state") == "diverged"
+        model = None if diverged else load_model(path)
     except FileNotFoundError:
         raise _missing(path) from None
-    if model.study != study.name or model.draw.as_dict() != results["best"]["params"]:
+    if model and (model.study != study.name or model.draw.as_dict() != results["best"]["params"]):
         raise ValueError(f"{path} is not the best model of the results.json beside it: repeat the run")
     inputs = results.get("inputs") or {}
     known = {field.name for field in fields(study.settings)}
@@ -93,11 +99,13 @@ _EXPECTED = {
     },
     "environment": dict,
     "best": {"number": int, "params": dict, "mean_val_loss": _NUMBER, "std_val_loss": _NUMBER},
-    "test": {"loss": _NUMBER, "accuracy": (*_NUMBER, type(None)), "confusion": (list, type(None))},
+    "refit": {"state": str, "failure": (str, type(None))},
+    "test": {"loss": (*_NUMBER, type(None)), "accuracy": (*_NUMBER, type(None)), "confusion": (list, type(None))},
     "reported": {"params": dict, "test_loss": _NUMBER, "test_accuracy": (*_NUMBER, type(None))},
     "trials": {"complete": int, "failed": int},
     "timing": {"total_seconds": _NUMBER},
 }
+_SINCE = {"refit"}  # entries that the first version did not write
 
 
 def _read_results(path: Path) -> dict[str, Any]:
@@ -107,6 +115,8 @@ def _read_results(path: Path) -> dict[str, Any]:
             storage.check_format(results, path)
         _check(results, _EXPECTED, "the file")
         studies.by_name(results["study"])
+        if (results["test"]["loss"] is None) != bool(results.get("refit", {}).get("failure")):
+            raise ValueError("a test loss, or why there is none, and not both")
         found = choices(results["config"])
         if set(found) != set(by_column(results["best"]["params"])):
             raise ValueError("config and best.params name other hyperparameters")
@@ -136,6 +146,8 @@ def _check(value: Any, expected: Any, name: str) -> None:
     if not isinstance(value, dict):
         raise ValueError(f"{name} is {type(value).__name__}, not an object")
     for key, inner in expected.items():
+        if key not in value and key in _SINCE:
+            continue
         if key not in value:
             raise ValueError(f"{name} has no {key!r}")
         _check(value[key], inner, repr(key))

@@ -26,6 +26,11 @@ class Model(NamedTuple):
     draw: Draw
     params: dict[str, dict[str, np.ndarray]]
 
+    @property
+    def is_finite(self) -> bool:
+        """False for a network whose training has diverged: `load_model` refuses it."""
+        return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(self.params))
+
     def predict(self, x: np.ndarray) -> np.ndarray:
         """Outputs, float32 [example, output], of x float32 [example, 1] or uint8 [example, 28, 28]."""
         task = studies.make_task(studies.by_name(self.study), self.draw.channels, self.draw.hidden_units)
@@ -71,5 +76,5 @@ def _check_params(model: Model) -> None:
     found = jax.tree.map(lambda a: f"{np.asarray(a).dtype} {np.shape(a)}", model.params)
     if found != expected:
         raise ValueError(f"parameters {found}, expected {expected}")
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(model.params)):
+    if not model.is_finite:
         raise ValueError("parameters that are not finite")

@@ -74,8 +74,18 @@ def regression_data(
 ) -> Axes:
     """Training and test points ([example] each) in one plane, the gaps of the training inputs shaded."""
     shade_gaps(ax, gaps)
-    ax.plot(x_train, y_train, "o", color=TRAINING, markersize=3.5, markeredgewidth=0, label="training points")
-    ax.plot(x_test, y_test, "x", color=TEST, markersize=3.5, markeredgewidth=0.8, label="test points")
+    ax.plot(
+        _thinned(x_train),
+        _thinned(y_train),
+        "o",
+        color=TRAINING,
+        markersize=3.5,
+        markeredgewidth=0,
+        label="training points",
+    )
+    ax.plot(
+        _thinned(x_test), _thinned(y_test), "x", color=TEST, markersize=3.5, markeredgewidth=0.8, label="test points"
+    )
     ax.set(title="Data of the regression", xlabel="input x", ylabel="label y")
     ax.legend()
     return ax
@@ -103,7 +113,8 @@ def residuals(ax: Axes, x: Array, residual: Array, inside: Array, *, gaps: Seque
     shade_gaps(ax, gaps)
     ax.axhline(0, color=GREY, linewidth=0.8)
     for mask, color, marker, label in ((~inside, BLUE, "o", "outside the gaps"), (inside, ORANGE, "s", "inside")):
-        ax.plot(x[mask], residual[mask], marker, color=color, markersize=3.5, markeredgewidth=0, label=label)
+        at, error = _thinned(x[mask]), _thinned(residual[mask])
+        ax.plot(at, error, marker, color=color, markersize=3.5, markeredgewidth=0, label=label)
     ax.set(title="Error on the test points", xlabel="input x", ylabel="prediction - label")
     ax.legend()
     return ax
@@ -429,6 +440,14 @@ def speed_up(ax: Axes, num_devices: Array, ratio: Array) -> Axes:
 
 
 # Shared pieces
+
+MOST_POINTS = 10_000  # of a cloud: more are ink alone, and placing a legend among them takes minutes
+
+
+def _thinned(values: Array) -> Array:
+    """At most `MOST_POINTS` of the points, evenly."""
+    return values[:: -(-len(values) // MOST_POINTS) or 1]
+
 
 _PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 

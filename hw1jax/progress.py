@@ -78,7 +78,7 @@ class ConsoleObserver(Observer):
         if val_loss is not None:
             finite = val_loss[np.isfinite(val_loss).all(axis=1)]
             if len(finite):
-                text += f", validation loss mean {finite.mean():.4f}, best {finite.mean(axis=1).min():.4f}"
+                text += f", validation loss mean {_loss(finite.mean())}, best {_loss(finite.mean(axis=1).min())}"
         text += f"{self._best}, {_duration(left)} left"
         self._update(text, done, num_epochs)
         sparse = self._bar is None and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES
@@ -91,10 +91,10 @@ class ConsoleObserver(Observer):
     def trials(self, trials: Sequence[TrialScore]) -> None:
         self._since = time.monotonic()
         failed, winner = sum(not t.complete for t in trials), best(trials)
-        self._best = f", best so far {winner.mean:.4f} (trial {winner.number})" if winner else ""
+        self._best = f", best so far {_loss(winner.mean)} (trial {winner.number})" if winner else ""
         if self._verbose:
             for trial in trials:
-                state = f"{trial.mean:.4f} ± {trial.std:.4f}" if trial.complete else "failed"
+                state = f"{_loss(trial.mean)} ± {_loss(trial.std)}" if trial.complete else "failed"
                 self._line(f"trial {trial.number}: {state}, {trial.draw}")
         self._line(f"{len(trials)} trials done, {failed} failed{self._best}")
 
@@ -131,15 +131,24 @@ def print_summary(all_results: Sequence[dict[str, Any]], folder: Path) -> None:
             accuracy = f"{r['test']['accuracy']:.1%} ({r['reported']['test_accuracy']:.0%})"
         table.add_row(
             r["title"],
-            f"{r['best']['mean_val_loss']:.4f} ± {r['best']['std_val_loss']:.4f}",
-            f"{r['test']['loss']:.3f} ({r['reported']['test_loss']:.2f})",
+            f"{_loss(r['best']['mean_val_loss'])} ± {_loss(r['best']['std_val_loss'])}",
+            f"{_loss(r['test']['loss'], 3)} ({r['reported']['test_loss']:.2f})",
             accuracy,
             f"{r['trials']['complete']} + {r['trials']['failed']} failed",
             f"{r['timing']['total_seconds']:.0f}",
         )
     console = Console(width=None if sys.stdout.isatty() else 110)
     console.print(table)
+    for r in all_results:
+        if r["test"]["loss"] is None:
+            console.print(f"{r['title']}: {r['refit']['failure']}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"Files: {folder}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _loss(value: float | None, decimals: int = 4) -> str:
+    if value is None:
+        return "none"
+    return f"{value:.{decimals}f}" if abs(value) < 1e6 else f"{value:.4g}"
 
 
 def _duration(seconds: float) -> str:

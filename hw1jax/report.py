@@ -121,13 +121,15 @@ def _read_pngs(folder: Path, sections: list[Section]) -> dict[str, bytes]:
 
 def _sections(run: Run) -> list[Section]:
     """Headings, tables and figures of a study, in the order of the page."""
+    classes_or_errors = _classes_table if run.study.classes else _errors_table
+    missing = [Markup(f'<p class="notice">{_e(run.failure)}.</p>')] if run.failure else []
     return [
         ("Hyperparameters", [_hyperparameters(run.results)]),
         ("Data", [figures.data(run)]),
         ("Learning", figures.learning(run)),
-        ("Test set", [*figures.test_set(run), _classes_table(run) if run.study.classes else _errors_table(run)]),
+        ("Test set", missing or [*figures.test_set(run), classes_or_errors(run)]),
         ("All trials", [*figures.search(run), _trials_table(run)]),
-        ("Inside the network", figures.network(run)),
+        ("Inside the network", figures.network(run) or missing),
         ("Where the time went", [figures.timing(run)]),
         ("How to repeat it", [_repeat(run.results)]),
     ]
@@ -259,6 +261,8 @@ def _study_html(run: Run, sections: list[Section], pngs: dict[str, bytes], *, le
     parts.append(f'<h{level} id="{name}">{_e(run.results["title"])}</h{level}>{_INTRODUCTION if level == 1 else ""}')
     if smaller := _smaller(run):
         parts.append(f'<p class="notice">{_e(smaller)}</p>')
+    if run.failure:
+        parts.append(f'<p class="notice"><strong>No test loss:</strong> {_e(run.failure)}.</p>')
     parts.append(_cards(run.results, run.study.loss_name))
     parts.append(f"<nav><ul>{links}</ul></nav>")
     for heading, items in sections:
@@ -295,8 +299,12 @@ def _cell(value: Any) -> str:
     return value if isinstance(value, Markup) else _e(str(value))
 
 
-def _number(value: float, form: str = "{:.3f}") -> Markup:
-    """A number as people read it, and exactly for programs."""
+def _number(value: float | None, form: str = "{:.3f}") -> Markup:
+    """A number as people read it, and exactly for programs; a loss that is missing is not finite."""
+    if value is None:
+        return Markup("none")
+    if form == "{:.3f}" and abs(value) >= 1e6:
+        form = "{:.4g}"
     return Markup(f'<data value="{_e(repr(value))}">{_e(form.format(value))}</data>')
 
 

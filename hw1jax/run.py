@@ -68,7 +68,8 @@ def run(
       stop: training stops soon after it is set.
 
     Returns:
-      What `results.json` holds; nothing in the processes that only help process 0 (see `hosts`).
+      What `results.json` holds, the test loss None where the refit diverged; nothing in the processes that only help
+      process 0 (see `hosts`).
 
     Raises:
       ValueError: settings or data that can't be run (nothing has been written then), or no trial that didn't diverge.
@@ -87,10 +88,9 @@ def run(
     if hosts.follows():
         return _follow(study, settings, data, splits)
     clock = Clock()
-    folder.mkdir(parents=True, exist_ok=True)
     alone = partial(storage.lock, folder / ".search.lock")
     with hosts.leading():
-        with alone():
+        with storage.new_folder(folder, folder / ".search.lock"):
             optuna_study = search.open_study(
                 folder / "journal.log",
                 study.name,
@@ -153,6 +153,7 @@ def run(
         arrays["test_outputs"] = test_outputs
         if len(curve_x):
             arrays |= {"curve_x": curve_x, "curve_outputs": model.predict(curve_x[:, None])[:, 0]}
+        test = score(study, test_outputs, data.y_test)
         results = {
             "format": storage.FORMAT,
             "study": study.name,
@@ -169,7 +170,8 @@ def run(
                 "mean_val_loss": best.mean,
                 "std_val_loss": best.std,
             },
-            "test": score(study, test_outputs, data.y_test),
+            "refit": {"state": "complete" if model.is_finite else "diverged", "failure": _failure(model, test)},
+            "test": test,
             "reported": {
                 "params": study.reported.best.as_dict(),
                 "test_loss": study.reported.test_loss,
@@ -181,7 +183,10 @@ def run(
         with storage.results_lock(folder):
             _write_trials(folder / "trials.csv", trials, history)
             storage.write_arrays(folder / "histories.npz", arrays)
-            save_model(folder / "model.msgpack", model)  # after the histories: where it is, they are
+            if model.is_finite:
+                save_model(folder / "model.msgpack", model)  # after the histories: where it is, they are
+            else:
+                (folder / "model.msgpack").unlink(missing_ok=True)  # the best model of fewer trials
             storage.write_json(folder / "results.json", results)
         for left_over in place.glob("refit-*.checkpoint"):
             left_over.unlink(missing_ok=True)
@@ -287,12 +292,23 @@ def refit(
 
 
 def score(study: Study, outputs: np.ndarray, y: np.ndarray) -> dict[str, Any]:
-    """Loss, and for a classifier accuracy and confusion matrix, of outputs [example, output] on y."""
-    result = {"loss": float(np.mean(study.loss(outputs, y))), "accuracy": None, "confusion": None}
-    if study.classes:
+    """Loss, and for a classifier accuracy and confusion matrix, of outputs [example, output] on y.
+
+    Everything is None where the loss is not finite.
+    """
+    loss = float(np.mean(study.loss(outputs, y)))
+    result = {"loss": loss if np.isfinite(loss) else None, "accuracy": None, "confusion": None}
+    if study.classes and np.isfinite(loss):
         result["accuracy"] = evaluation.accuracy(outputs, y)
         result["confusion"] = evaluation.confusion_matrix(outputs, y).tolist()
     return result
+
+
+def _failure(model: Model, test: dict[str, Any]) -> str | None:
+    """Why there is no test loss, in a line; None if there is one."""
+    if not model.is_finite:
+        return "the refit of the best trial diverged; give a lower --learning-rate range"
+    return None if test["loss"] is not None else "the test loss is not finite: outputs or labels are too large"
 
 
 def _config(study: Study, settings: Settings, data: Dataset, splits: list[Fold]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Files that appear whole or not at all: written beside their place, then renamed into it. Locks that die with us."""
 
+import contextlib
 import fcntl
 import io
 import json
@@ -43,8 +44,10 @@ def write_bytes(path: Path, content: bytes) -> None:
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)  # mkstemp's files are private, a result is not
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename is None:
+            error.filename = str(path)  # a full disk is told without a name
         raise
 
 
@@ -83,9 +86,13 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 @contextmanager
 def lock(path: Path) -> Iterator[None]:
     """Holds the lock file at `path`, waiting for it. The operating system frees it when its process ends, however."""
-    with _open_lock(path) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    while True:
+        with _open_lock(path) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_still_there(path, file):
+                continue  # whoever held it has removed it: others lock another file of that name
+            yield
+            return
 
 
 def results_lock(folder: Path) -> AbstractContextManager:
@@ -106,6 +113,30 @@ def try_lock(path: Path) -> Iterator[bool]:
             yield False
         else:
             yield True
+
+
+def _is_still_there(path: Path, file: io.BufferedWriter) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def new_folder(path: Path, lock_file: Path) -> Iterator[None]:
+    """Makes a folder and holds the lock file in it; if the block fails, what it made is gone again."""
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    with lock(lock_file):
+        try:
+            yield
+        except BaseException:
+            if list(path.iterdir()) == [lock_file]:
+                lock_file.unlink()
+                with contextlib.suppress(OSError):  # somebody else's files are in it by now
+                    for folder in made:
+                        folder.rmdir()
+            raise
 
 
 def _open_lock(path: Path) -> io.BufferedWriter:

@@ -260,6 +260,15 @@ def test_options_of_reproduce_reach_the_studies_that_know_them():
         ("regression", "--channels 4-10", ["--channels"]),
         ("regression", "--data-dir x", ["--data-dir"]),
         ("regression", "--quick True", ["True"]),
+        ("regression", "--num-trials \u0663", ["--num-trials", "'\u0663'"]),
+        ("regression", "--num-trials 1_000", ["--num-trials", "'1_000'"]),
+        ("regression", "--num-devices \u0663", ["--num-devices", "'\u0663'"]),
+        ("regression", "--hidden-units \u0661-\u0663", ["--hidden-units", "LOW-HIGH"]),
+        ("regression", "--l2 \uff11-\uff12", ["--l2", "LOW-HIGH"]),
+        ("regression", "--out=", ["--out", "expected a path, got nothing"]),
+        ("regression", "--out ~nobody-of-that-name/x", ["--out", "~nobody-of-that-name/x"]),
+        (None, "--out=", ["--out", "expected a path, got nothing"]),
+        (None, "--num-folds \u0663", ["--num-folds"]),
         ("fashion_mlp", "--train-csv x.csv", ["--train-csv"]),
         ("fashion_mlp", "--channels 4-10", ["--channels"]),
         ("fashion_cnn", "--channels 4-10,10-15", ["--channels", "LOW-HIGH"]),
@@ -337,6 +346,40 @@ def test_every_mistake_that_check_finds_is_told_in_one_line(study):
         assert "\n" not in str(caught.value)
 
 
+def test_a_tilde_is_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert parse(REGRESSION, "--out ~/x").out == Path("/somewhere/x")
+    assert command.given_path("runs") == Path("runs")
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_a_refused_database_leaves_nothing_behind(call, elsewhere, existed):
+    if existed:
+        (elsewhere / "some").mkdir()
+    code, _, err = call(REGRESSION, "--storage", "nonsense://x", "--out", "some/where")
+    assert code == 2
+    assert err.startswith("error: --storage: the database doesn't open") and err.count("\n") == 1
+    assert os.listdir(elsewhere) == ["some"] * existed
+
+
+@pytest.mark.parametrize("cache", ["relative", None])
+def test_compiled_programs_go_to_the_users_cache_or_nowhere(monkeypatch, elsewhere, cache):
+    kept = {}
+    monkeypatch.setattr(command.jax.config, "update", kept.__setitem__)
+    monkeypatch.setenv("XDG_CACHE_HOME", cache) if cache else monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/somewhere")
+    command.use_all_cores()
+    assert kept["jax_compilation_cache_dir"] == "/somewhere/.cache/hw1jax/compiled"
+    kept.clear()
+
+    def homeless(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    command.use_all_cores()
+    assert "jax_compilation_cache_dir" not in kept
+
+
 def test_out_that_names_a_file_is_refused_and_the_file_stays(call, elsewhere):
     (elsewhere / "notes.txt").write_text("mine")
     for study, out in [(REGRESSION, "notes.txt"), (REGRESSION, "notes.txt/below"), (None, "notes.txt")]:
@@ -372,6 +415,8 @@ def test_a_folder_with_other_settings_is_refused_before_anything_is_said_to_be_t
     "error, code, message",
     [
         (ValueError("a mistake"), 2, "error: a mistake\n"),
+        (MemoryError("3 GB"), 2, "error: out of memory (3 GB): give less data or smaller nets\n"),
+        (MemoryError(), 2, "error: out of memory (of the host): give less data or smaller nets\n"),
         (OSError(28, "No space left on device", "runs"), 2, "error: runs: No space left on device\n"),
     ],
 )

@@ -309,3 +309,10 @@ def test_speed_up_stands_beside_the_most_that_it_could_be(ax):
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("devices", "times faster than one")
     assert ax.get_ylim()[0] == 0
     assert list(ax.get_xticks()) == [1, 2, 4]
+
+
+def test_of_very_many_points_some_are_drawn():
+    for count, drawn in [(3, 3), (plots.MOST_POINTS, plots.MOST_POINTS), (10**6 + 1, 9901)]:
+        x = np.zeros(count)
+        ax = plots.regression_data(plots.figure(height=1)[1][0, 0], x, x, x, x)
+        assert [len(line.get_xdata()) for line in ax.lines] == [drawn] * 2

@@ -117,6 +117,28 @@ def fake_run(folder: Path, name: str, **changes) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("name", ["regression", "fashion_cnn"])
+@pytest.mark.parametrize("state", ["diverged", "complete"])
+def test_a_run_without_a_test_loss_gets_a_page_that_says_why(name, state, tmp_path):
+    test = {"loss": None, "accuracy": None, "confusion": None}
+    folder = fake_run(tmp_path / name, name, test=test, refit={"state": state, "failure": "too <large>"})
+    if state == "diverged":
+        (folder / "model.msgpack").unlink()
+        arrays = storage.read_arrays(folder / "histories.npz")
+        wrong = {part: arrays[part] * np.nan for part in ("test_outputs", "refit_train_loss")}
+        storage.write_arrays(folder / "histories.npz", arrays | wrong)
+    for page in (report.write(folder), report.write_overview(tmp_path, [folder], {})):
+        text = page.read_text()
+        assert "too &lt;large&gt;" in text and 'id="' + name in text
+        assert ">None<" not in text
+
+
+def test_results_without_a_test_loss_or_a_reason_are_damaged(tmp_path):
+    fake_run(tmp_path, "regression", test={"loss": None, "accuracy": None, "confusion": None})
+    with pytest.raises(ValueError, match="a test loss, or why there is none"):
+        report.write(tmp_path)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def small():
     """Fashion-MNIST of 50 random images, and coarse figures."""

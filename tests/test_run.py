@@ -269,6 +269,51 @@ def test_search_in_which_all_trials_diverge_is_an_error_without_a_model(tmp_path
     assert not (tmp_path / "model.msgpack").exists()
 
 
+def test_a_refit_that_diverges_leaves_results_without_a_test_loss_and_the_same_at_the_next_start(
+    tmp_path, monkeypatch, capsys
+):
+    execute(SMALL["regression"], tmp_path, num_trials=2)  # its best model must not stay as that of five trials
+    refit, study = run.refit, SMALL["regression"]
+
+    def diverging(*args):
+        model, train_loss = refit(*args)
+        return model._replace(params=jax.tree.map(lambda a: a * np.nan, model.params)), train_loss * np.nan
+
+    monkeypatch.setattr(run, "refit", diverging)
+    monkeypatch.setattr(run, "_kept_refit", lambda *_: None)
+    assert execute(study, tmp_path)["test"] == {"loss": None, "accuracy": None, "confusion": None}
+    assert len(read_trials(tmp_path)) == 5 and not (tmp_path / "model.msgpack").exists()
+    monkeypatch.setattr(reproduce.command, "command_line", lambda: "test")
+    before = lasting(tmp_path)
+    assert before[0]["refit"]["state"] == "diverged"
+    with pytest.raises(SystemExit) as caught:
+        settings = replace(study.settings, out=tmp_path)
+        reproduce.command.with_exit_code(
+            lambda: reproduce.command.run_study(study, settings, 0.0, threading.Event()),
+        )
+    assert caught.value.code == 2
+    assert lasting(tmp_path) == before
+    out, err = capsys.readouterr()
+    assert "the refit of the best trial diverged" in out and "none (0.27)" in out
+    assert err.splitlines()[-1].startswith("error: Regression: the refit of the best trial diverged; give a lower ")
+    assert "the refit of the best trial diverged" in (tmp_path / "report.html").read_text()
+    assert reproduce.report_only(tmp_path) == 0
+
+
+def test_test_labels_too_large_for_a_finite_loss_leave_a_model_and_no_test_loss(tmp_path):
+    def labels(settings):
+        data = SMALL["regression"].load(settings)
+        return data._replace(y_test=np.full_like(data.y_test, 3e38))
+
+    results = execute(replace(SMALL["regression"], load=labels), tmp_path)
+    assert results["test"]["loss"] is None
+    assert results["refit"] == {
+        "state": "complete",
+        "failure": "the test loss is not finite: outputs or labels are too large",
+    }
+    load_model(tmp_path / "model.msgpack")
+
+
 def test_batch_larger_than_a_training_fold_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match="--batch-size 67 is more than a fold's 66"):
         execute(SMALL["regression"], tmp_path / "new", batch_size=67)

@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import pickle
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +59,14 @@ def test_a_first_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", fail(OSError("disk gone")))
     with pytest.raises(OSError, match="disk gone"):
         storage.write_bytes(tmp_path / "file", b"new")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", fail(OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(OSError) as caught:
+        storage.write_bytes(tmp_path / "file", b"new")
+    assert caught.value.filename == str(tmp_path / "file")
     assert os.listdir(tmp_path) == []
 
 
@@ -169,3 +179,29 @@ def test_a_damaged_file_of_arrays_is_refused_by_name(tmp_path):
 def test_a_missing_file_stays_a_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError):
         storage.read_arrays(tmp_path / "nothing.npz")
+
+
+def test_a_lock_file_that_was_removed_meanwhile_is_not_taken_for_the_one_that_is_there(tmp_path):
+    path, order = tmp_path / "folder" / ".lock", []
+    waiting = threading.Event()
+
+    def wait_for_it():
+        waiting.set()
+        with storage.lock(path):
+            order.append(path.exists())
+
+    thread = threading.Thread(target=wait_for_it)
+    with pytest.raises(ValueError), storage.new_folder(path.parent, path):
+        thread.start()
+        waiting.wait()
+        time.sleep(0.2)  # it waits for the file that goes now
+        raise ValueError
+    thread.join()
+    assert order == [True]
+
+
+def test_a_folder_that_is_not_empty_stays_when_the_beginning_fails(tmp_path):
+    with pytest.raises(ValueError), storage.new_folder(tmp_path / "a" / "b", tmp_path / "a" / "b" / ".lock"):
+        (tmp_path / "a" / "b" / "mine").write_text("")
+        raise ValueError
+    assert (tmp_path / "a" / "b" / "mine").exists()

@@ -1,0 +1,103 @@
+"""Every script in `experiments`, started as a person starts it, runs to its end: small, on a few images."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import forms
+import numpy as np
+import peers
+import pytest
+from test_peers import synthetic_work
+
+ROOT = Path(__file__).parents[1]
+SMALL = ("--quick", "--num-trials", "1", "--num-epochs", "1", "--num-folds", "2")
+STUDIES = ("regression", "fashion_mlp", "fashion_cnn")
+LEFT = ("results.json", "trials.csv", "histories.npz", "model.msgpack", "report.html")
+NEEDED = {  # flags, and what must be there at the end, below --out
+    "regression": (SMALL, LEFT),
+    "reproduce": (SMALL, ["report.html", *(f"{study}/{name}" for study in STUDIES for name in LEFT)]),
+    "seeds": (["--quick"], ["seeds.json"]),
+    "benchmark": (
+        ["--quick", "--synthetic", "--no-peers", "--seconds", "0", "--studies", "regression"],
+        ["benchmark.json", "benchmark.md", "speed.png", "growth.png"],
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """One compilation cache for all these processes."""
+    return str(tmp_path_factory.mktemp("compiled"))
+
+
+def run(script, *flags, cache, cwd):
+    """A script on small data -> its standard output."""
+    variables = {"JAX_COMPILATION_CACHE_DIR": cache, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests" / "small_data.py", script, *map(str, flags)],
+        cwd=cwd,
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+def test_every_script_has_a_test_here():
+    modules = {"command", "signals"}
+    alike = {"fashion_mlp", "fashion_cnn"}
+    there = {path.stem for path in (ROOT / "experiments").glob("*.py")}
+    assert there - modules == {*NEEDED, *alike, "forms", "peers", "readme"}
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_it_runs_to_its_end_and_leaves_its_files(name, tmp_path, cache):
+    flags, files = NEEDED[name]
+    run(ROOT / "experiments" / f"{name}.py", *flags, "--out", tmp_path / "out", cache=cache, cwd=tmp_path)
+    for file in files:
+        assert (tmp_path / "out" / file).stat().st_size > 0
+
+
+@pytest.mark.parametrize("name", ["fashion_mlp", "fashion_cnn"])
+def test_the_experiment_of_a_classifier_runs_to_its_end(name, tmp_path, cache):
+    run(ROOT / "experiments" / f"{name}.py", *SMALL, "--out", tmp_path / "out", cache=cache, cwd=tmp_path)
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["test"]["confusion"]
+
+
+def test_forms_prints_a_line_of_json(tmp_path, cache):
+    work = synthetic_work("regression")
+    work = forms.order_work("regression", work.x, work.y, work.trials, num_folds=3, num_epochs=2, batch_size=10)
+    peers.save_work(tmp_path / "work.npz", work)
+    flags = ("--form", "folds in parallel", "--work", tmp_path / "work.npz", "--repeats", 1, "--seconds", 0)
+    line = run(ROOT / "experiments" / "forms.py", *flags, cache=cache, cwd=tmp_path)
+    assert len(json.loads(line)["us_per_sample"]) == 1
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
+def test_peers_prints_a_line_of_json(tmp_path, cache):
+    peers.save_work(tmp_path / "work.npz", synthetic_work("regression"))
+    flags = ("--peer", "torch eager 2 threads", "--work", tmp_path / "work.npz", "--repeats", 1, "--seconds", 0)
+    line = run(ROOT / "experiments" / "peers.py", *flags, cache=cache, cwd=tmp_path)
+    assert len(json.loads(line)["us_per_sample"]) == 1
+
+
+def test_readme_writes_the_readme_of_its_checkout(tmp_path, cache):
+    shutil.copytree(ROOT / "experiments", tmp_path / "experiments", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "README.md", tmp_path)
+    runs = tmp_path / "runs" / "regression"
+    runs.mkdir(parents=True)
+    results = json.loads((ROOT / "experiments" / "results" / "regression.json").read_text())
+    results |= {"test": dict.fromkeys(results["test"]), "refit": {"state": "diverged", "failure": "it diverged"}}
+    (runs / "results.json").write_text(json.dumps(results))
+    run(tmp_path / "experiments" / "readme.py", tmp_path / "runs", cache=cache, cwd=tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "| none | 0.27 |" in text and "it diverged" in text
+    assert np.isclose(len(text), len((ROOT / "README.md").read_text()), rtol=0.05)
