@@ -14,7 +14,6 @@ from hw1jax import layers
 from hw1jax.layers import Width
 
 FIRST_KERNEL, LATER_KERNEL = 4, 5  # sizes of the report's convolutions; the later ones must be odd
-IMAGE_SIZE = 28
 
 
 class MaskedDense(nn.Module):
@@ -33,18 +32,24 @@ class MaskedDense(nn.Module):
 class MaskedConvPool(nn.Module):
     """Convolution with padding 1, ReLU and 2x2 max-pooling, at most `channels` channels, initialised as torch's.
 
-    The first convolution of a network takes images of one channel, later ones the channels before.
+    For images of any size and number of channels, in the layout of `images_last`.
+
+    Attributes:
+      channels: the maximum number of channels.
+      kernel_size: rows and columns of a kernel; odd, but in a first convolution.
+      first: whether it is the network's first convolution, whose inputs need no gradient.
     """
 
     channels: int
+    kernel_size: int
     first: bool
 
     @nn.compact
     def __call__(self, x: jax.Array, num_inputs: Width, width: Width) -> jax.Array:
-        """x [row, column, image] if first, else [channel, row, column, image] -> [channel, row, column, image]."""
-        size, layer = (FIRST_KERNEL, layers.first_conv_pool) if self.first else (LATER_KERNEL, layers.conv_pool)
-        shape = (self.channels, 1 + (1 if self.first else len(x)) * size**2)
-        weights = self.param("weights", layers.uniform_by_fan_in, shape, num_inputs * size**2, width)
+        """x [channel, row, column, image], of which the first `num_inputs` channels are real -> the same, pooled."""
+        layer = layers.first_conv_pool if self.first else layers.conv_pool
+        shape = (self.channels, 1 + len(x) * self.kernel_size**2)
+        weights = self.param("weights", layers.uniform_by_fan_in, shape, num_inputs * self.kernel_size**2, width)
         return layer(x, weights)  # ReLU of a padded channel is ReLU(0 + 0) = 0: no mask is needed after it
 
 
@@ -81,11 +86,12 @@ class CNN(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, channels: Sequence[Width], widths: Sequence[Width]) -> jax.Array:
-        """x float [row, column, image] from `images_last` -> float [image, num_outputs]."""
-        num_inputs = 1
+        """x float [channel, row, column, image] from `images_last` -> float [image, num_outputs]."""
+        num_inputs: Width = len(x)
         for i, maximum in enumerate(self.channels):
-            x = MaskedConvPool(maximum, first=i == 0, name=f"conv{i + 1}")(x, num_inputs, channels[i])
-            num_inputs = channels[i]
+            kernel_size = FIRST_KERNEL if i == 0 else LATER_KERNEL
+            layer = MaskedConvPool(maximum, kernel_size, first=i == 0, name=f"conv{i + 1}")
+            x, num_inputs = layer(x, num_inputs, channels[i]), channels[i]
         cells = x.shape[1] * x.shape[2]
         x = x.reshape(-1, x.shape[3]).T  # [image, (channel, row, column)]: the real channels come first
         return _dense_layers(x, cells * num_inputs, self.hidden_units, widths, self.num_outputs)
@@ -100,10 +106,10 @@ def _dense_layers(
     return MaskedDense(num_outputs, name="output")(x, num_inputs, num_outputs)
 
 
-def most_convolutions() -> int:
-    """How many convolutions with pooling an image is large enough for."""
-    size, count = layers.pooled_size(IMAGE_SIZE, FIRST_KERNEL), 1
-    while layers.pooled_size(size, LATER_KERNEL) > 0:
+def most_convolutions(image_size: int) -> int:
+    """How many convolutions with pooling an image of so many rows and columns is large enough for."""
+    size, count = layers.pooled_size(image_size, FIRST_KERNEL), 0
+    while size > 0:
         size, count = layers.pooled_size(size, LATER_KERNEL), count + 1
     return count
 
@@ -114,5 +120,10 @@ def scale_pixels(images: jax.Array) -> jax.Array:
 
 
 def images_last(images: jax.Array) -> jax.Array:
-    """uint8 images [image, row, column] -> what `CNN` takes: float [row, column, image] in [0, 1]."""
-    return scale_pixels(images.transpose(1, 2, 0))
+    """Images [image, row, column] or [image, row, column, channel] -> float [channel, row, column, image].
+
+    Pixels of uint8 are scaled to [0, 1]; floats stay as they are.
+    """
+    images = images[..., None] if images.ndim == 3 else images
+    images = images.transpose(3, 1, 2, 0)
+    return scale_pixels(images) if images.dtype == jnp.uint8 else images

@@ -204,10 +204,10 @@ def make_task(study: Study, channels: tuple[int, ...], hidden_units: tuple[int, 
     num_outputs = len(study.classes) if study.classes else 1
     if channels:
         network, prepare = models.CNN(channels, hidden_units, num_outputs), models.images_last
-        example = jnp.zeros((1, models.IMAGE_SIZE, models.IMAGE_SIZE), jnp.uint8)
+        example = jnp.zeros((1, fashion_mnist.IMAGE_SIZE, fashion_mnist.IMAGE_SIZE), jnp.uint8)
     elif study.classes:
         network, prepare = models.MLP(hidden_units, num_outputs), models.scale_pixels
-        example = jnp.zeros((1, models.IMAGE_SIZE, models.IMAGE_SIZE), jnp.uint8)
+        example = jnp.zeros((1, fashion_mnist.IMAGE_SIZE, fashion_mnist.IMAGE_SIZE), jnp.uint8)
     else:
         network, prepare, example = models.MLP(hidden_units, num_outputs), unchanged, jnp.zeros((1, 1))
 
@@ -310,7 +310,7 @@ def check(study: Study, settings: Settings) -> None:
     if not space.optimizers:
         raise ValueError(f"--optimizers needs at least one of {', '.join(optimizers.OPTIMIZERS)}")
     if isinstance(settings, ConvolutionSettings):
-        most = models.most_convolutions()
+        most = models.most_convolutions(fashion_mnist.IMAGE_SIZE)
         if not 1 <= len(space.channels) <= most:
             raise ValueError(
                 f"--channels needs 1 to {most} ranges, as the image is pooled away after {most} convolutions"

@@ -162,7 +162,18 @@ def test_changed_settings_in_the_same_folder_are_refused(tmp_path):
 
 NOT_IDENTITY = {  # what no result depends on, and what the plan or the data's digest stands for
     *("num_trials", "out", "quick", "widths", "members_per_program", "num_devices", "reproducible", "distributed"),
-    *("coordinator", "num_processes", "process_id", "storage", "quiet", "verbose", "data_dir", "train_csv", "test_csv"),
+    *(
+        "coordinator",
+        "num_processes",
+        "process_id",
+        "join_timeout",
+        "storage",
+        "quiet",
+        "verbose",
+        "data_dir",
+        "train_csv",
+        "test_csv",
+    ),
 }
 
 

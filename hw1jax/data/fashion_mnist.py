@@ -27,6 +27,7 @@ import numpy as np
 
 from hw1jax.data import Dataset
 
+IMAGE_SIZE = 28  # rows and columns of pixels
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"  # the original files; TFDS knows their checksums
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
