@@ -114,6 +114,18 @@ def conv_pool(x: jax.Array, weights: jax.Array) -> jax.Array:
     return _product_and_pool(blocks, _shifted(phases, shifts, (rows, columns)), weights[:, 0])
 
 
+def lax_conv_pool(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """`conv_pool`, and `first_conv_pool`, by XLA's own convolution and pooling; members become its groups.
+
+    Far slower on a CPU. Which one an accelerator likes better `experiments/benchmark.py` tells; `models.CNN` takes either.
+    """
+    _pooled_sizes(x, kernels(weights, len(x)).shape[-1])
+    numbers = ("CHWN", "OIHW", "CHWN")
+    z = lax.conv_general_dilated(x, kernels(weights, len(x)), (1, 1), ((1, 1), (1, 1)), dimension_numbers=numbers)
+    z = jnp.maximum(z + weights[:, 0, None, None, None], 0)
+    return lax.reduce_window(z, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+
+
 def kernels(weights: jax.Array, num_inputs: int) -> jax.Array:
     """A convolution's weights without the bias, as torch shapes them: [channel, input channel, k, k]."""
     size = math.isqrt((weights.shape[1] - 1) // num_inputs)

@@ -4,7 +4,7 @@ A module has the maximum widths; a call takes the member's own. What lies beyond
 their gradients and in the activations, so a padded network computes what the small one does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -36,21 +36,21 @@ class MaskedConvPool(nn.Module):
 
     Attributes:
       channels: the maximum number of channels.
-      kernel_size: rows and columns of a kernel; odd, but in a first convolution.
-      first: whether it is the network's first convolution, whose inputs need no gradient.
+      kernel_size: rows and columns of a kernel; odd for `layers.conv_pool`.
+      layer: (x, weights) -> outputs: `layers.conv_pool`, for a first convolution `layers.first_conv_pool`, or
+        `layers.lax_conv_pool`.
     """
 
     channels: int
     kernel_size: int
-    first: bool
+    layer: Callable[[jax.Array, jax.Array], jax.Array]
 
     @nn.compact
     def __call__(self, x: jax.Array, num_inputs: Width, width: Width) -> jax.Array:
         """x [channel, row, column, image], of which the first `num_inputs` channels are real -> the same, pooled."""
-        layer = layers.first_conv_pool if self.first else layers.conv_pool
         shape = (self.channels, 1 + len(x) * self.kernel_size**2)
         weights = self.param("weights", layers.uniform_by_fan_in, shape, num_inputs * self.kernel_size**2, width)
-        return layer(x, weights)  # ReLU of a padded channel is ReLU(0 + 0) = 0: no mask is needed after it
+        return self.layer(x, weights)  # ReLU of a padded channel is ReLU(0 + 0) = 0: no mask is needed after it
 
 
 class MLP(nn.Module):
@@ -78,20 +78,23 @@ class CNN(nn.Module):
       channels: the maximum number of channels of each convolution (the first 4 x 4, later ones 5 x 5).
       hidden_units: the maximum number of units of each hidden dense layer.
       num_outputs: classes.
+      first_conv_pool, conv_pool: how the first convolution and later ones are computed, see `layers`.
     """
 
     channels: Sequence[int]
     hidden_units: Sequence[int]
     num_outputs: int
+    first_conv_pool: Callable[[jax.Array, jax.Array], jax.Array] = layers.first_conv_pool
+    conv_pool: Callable[[jax.Array, jax.Array], jax.Array] = layers.conv_pool
 
     @nn.compact
     def __call__(self, x: jax.Array, channels: Sequence[Width], widths: Sequence[Width]) -> jax.Array:
         """x float [channel, row, column, image] from `images_last` -> float [image, num_outputs]."""
         num_inputs: Width = len(x)
         for i, maximum in enumerate(self.channels):
-            kernel_size = FIRST_KERNEL if i == 0 else LATER_KERNEL
-            layer = MaskedConvPool(maximum, kernel_size, first=i == 0, name=f"conv{i + 1}")
-            x, num_inputs = layer(x, num_inputs, channels[i]), channels[i]
+            kind = (FIRST_KERNEL, self.first_conv_pool) if i == 0 else (LATER_KERNEL, self.conv_pool)
+            x = MaskedConvPool(maximum, *kind, name=f"conv{i + 1}")(x, num_inputs, channels[i])
+            num_inputs = channels[i]
         cells = x.shape[1] * x.shape[2]
         x = x.reshape(-1, x.shape[3]).T  # [image, (channel, row, column)]: the real channels come first
         return _dense_layers(x, cells * num_inputs, self.hidden_units, widths, self.num_outputs)
