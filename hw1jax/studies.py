@@ -205,20 +205,20 @@ STUDIES = (REGRESSION, FASHION_MLP, FASHION_CNN)
 def make_task(study: Study, channels: tuple[int, ...], hidden_units: tuple[int, ...]) -> Task:
     """The study's network with these maximum widths, as a task whose hyperparameters are `Hyperparameters`."""
     num_outputs = len(study.classes) if study.classes else 1
+    image = (models.IMAGE_SIZE, models.IMAGE_SIZE)
     if channels:
         network, prepare = models.CNN(channels, hidden_units, num_outputs), models.images_last
-        example = jnp.zeros((1, models.IMAGE_SIZE, models.IMAGE_SIZE), jnp.uint8)
-    elif study.classes:
-        network, prepare = models.MLP(hidden_units, num_outputs), models.scale_pixels
-        example = jnp.zeros((1, models.IMAGE_SIZE, models.IMAGE_SIZE), jnp.uint8)
     else:
-        network, prepare, example = models.MLP(hidden_units, num_outputs), unchanged, jnp.zeros((1, 1))
+        network = models.MLP(hidden_units, num_outputs)
+        prepare = models.scale_pixels if study.classes else unchanged
 
     def widths(hyperparameters: Hyperparameters):
         both = (hyperparameters.channels, hyperparameters.hidden_units)
         return both if channels else both[1:]
 
     def init(key, hyperparameters):
+        # Made here, in the precision of the moment: what is cached must hold no array.
+        example = jnp.zeros((1, *image), jnp.uint8) if study.classes else jnp.zeros((1, 1))
         return network.init(key, prepare(example), *widths(hyperparameters))["params"]
 
     def apply(params, x, hyperparameters):
