@@ -6,7 +6,7 @@ import socket
 import time
 
 import numpy as np
-from test_recovery import complete, finish, start
+from processes import complete, finish, start, wait_for
 
 from hw1jax import storage
 
@@ -44,9 +44,7 @@ def test_when_one_is_killed_the_other_ends_soon_and_the_search_goes_on(tmp_path)
     for victim in (0, 1):
         out, log = tmp_path / f"{victim}", tmp_path / f"{victim}.log"
         processes = start_both(out, log)
-        while not log.exists():
-            assert all(process.poll() is None for process in processes)
-            time.sleep(0.01)
+        wait_for(log.exists, processes[victim])
         processes[victim].kill()
         begin = time.monotonic()
         finish(processes[1 - victim])

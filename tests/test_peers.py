@@ -96,7 +96,7 @@ def test_the_module_itself_imports_neither_torch_nor_sklearn():
     code = (
         f"import runpy, sys; runpy.run_path({str(PEERS_FILE)!r}); assert not {{'torch', 'sklearn'}} & set(sys.modules)"
     )
-    assert peers.subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert peers.subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 
 
 def test_scikit_learn_skips_what_it_cannot_do(tmp_path):
