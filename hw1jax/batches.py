@@ -8,6 +8,7 @@ So several processes can share a folder, and none trains again what one of them 
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -169,6 +170,7 @@ class Batches:
         state = population.put(problem, state)
         for step in population.resume(problem, state, hyperparameters, first_epoch=done):
             state, done = step.state, step.num_epochs
+            assert step.val_loss is not None  # every fold has a validation part
             losses.append((step.train_loss, step.val_loss))
             self._tell(numbers, step)
             asked = self._stop.is_set() or checkpoint.is_due()
@@ -181,6 +183,7 @@ class Batches:
         return Trained(*(part[: len(numbers)] for part in (train_loss, val_loss, curves)))
 
     def _tell(self, numbers: list[int], step: Progress) -> None:
+        assert step.val_loss is not None
         with self._lock:
             for i, number in enumerate(numbers):
                 self._epochs[number] = step.num_epochs, step.val_loss[i, :, -1]
@@ -194,9 +197,8 @@ def follow(study: Study, problem: Problem, seed: int, curve_x: np.ndarray) -> No
     while message := hosts.hear():
         draws = [Draw.from_dict(values) for values in message["draws"]]
         hyperparameters, numbers = studies.as_arrays(draws), np.array(message["numbers"])
-        for step in population.train(problem, jax.random.key(seed), numbers, hyperparameters):
-            state = step.state
-        fold_curves(problem.task, state, hyperparameters, curve_x)
+        (end,) = deque(population.train(problem, jax.random.key(seed), numbers, hyperparameters), maxlen=1)
+        fold_curves(problem.task, end.state, hyperparameters, curve_x)
 
 
 def fold_curves(task: Task, state: State, hyperparameters: studies.Hyperparameters, x: np.ndarray) -> np.ndarray:

@@ -206,11 +206,12 @@ def refit(study: Study, settings: Settings, data: Dataset, draw: Draw, observer:
     problem = make_problem(
         study, settings, Plan(slots=1, layout=study.layout), data, [everything], draw, first_fold=settings.num_folds
     )
-    train_loss = []
+    train_loss, step = [], None
     key, number = jax.random.key(settings.seed), np.zeros(1, int)
     for step in population.train(problem, key, number, studies.as_arrays([draw])):
         train_loss.append(step.train_loss[0, 0])
         observer.epochs("refit of the best trial", step.num_epochs, settings.num_epochs, None)
+    assert step is not None  # there is an epoch at least
     params = jax.tree.map(lambda a: np.asarray(a[0, 0]), step.state.params)
     return Model(study.name, draw, params), np.concatenate(train_loss)
 
@@ -248,7 +249,7 @@ def _curve_inputs(study: Study, data: Dataset) -> np.ndarray:
 def _write_trials(path: Path, trials: Sequence[TrialScore], history: Trained) -> None:
     """trials.csv: a row a trial, in scikit-learn's words; a failed one says in which epoch it diverged."""
     text = io.StringIO()
-    finite = np.isfinite(history.train_loss + history.val_loss).all(axis=1)  # [trial, epoch]
+    finite = np.all(np.isfinite(history.train_loss + history.val_loss), axis=1)  # [trial, epoch]
     rows = [
         {"number": trial.number, "state": "complete" if trial.complete else "failed"}
         | trial.draw.columns()

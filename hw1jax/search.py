@@ -4,7 +4,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,7 +72,7 @@ class PureRandomSampler(optuna.samplers.BaseSampler):
             case FloatDistribution(low=low, high=high, log=True):
                 values = FloatRange(low, high)
             case CategoricalDistribution(choices=choices):
-                values = choices
+                values = tuple(map(str, choices))
             case _:
                 raise ValueError(f"no way to draw {param_name} from {param_distribution}")
         return sample(values, self._seed, trial.number, param_name)
@@ -122,7 +122,8 @@ def open_study(journal: Path, name: str, *, sampler: str, seed: int, url: str | 
 def _open_journal(journal: Path, name: str) -> BaseStorage:
     _repair(journal)
     try:
-        kept = JournalStorage(JournalFileBackend(str(journal), lock_obj=JournalLock(journal)))
+        lock: Any = JournalLock(journal)  # Optuna's own class of locks is not public
+        kept = JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
         others = [other for other in optuna.get_all_study_names(kept) if other != name]
     except OSError:
         raise
@@ -204,7 +205,7 @@ def suggest(trial: Trial, space: Space) -> Draw:
 def search(
     study: optuna.Study,
     space: Space,
-    train: Callable[[dict[int, Draw]], dict[int, Sequence[float] | np.ndarray] | None],
+    train: Callable[[dict[int, Draw]], Mapping[int, Sequence[float] | np.ndarray] | None],
     *,
     num_trials: int,
     batch_size: int,
@@ -234,7 +235,7 @@ def search(
                 told = _told_scores(study, numbers)
             losses = told if len(told) == len(numbers) else train(draws)
             if losses is not None:
-                losses |= told
+                losses = {**losses, **told}
                 with alone():
                     told = _told_scores(study, numbers)
                     for number in numbers:

@@ -66,8 +66,9 @@ class Draw(NamedTuple):
         Raises:
           KeyError, TypeError, ValueError: something is missing, or of another type.
         """
-        widths = (tuple(map(int, values[name])) for name in ("channels", "hidden_units"))
-        return cls(*widths, float(values["learning_rate"]), float(values["l2"]), str(values["optimizer"]))
+        channels, hidden_units = (tuple(map(int, values[name])) for name in ("channels", "hidden_units"))
+        learning_rate, l2 = float(values["learning_rate"]), float(values["l2"])
+        return cls(channels, hidden_units, learning_rate, l2, str(values["optimizer"]))
 
     def columns(self) -> dict[str, Any]:
         """One plain value a name, the names of Optuna's parameters."""
