@@ -72,7 +72,7 @@ class PureRandomSampler(optuna.samplers.BaseSampler):
             case FloatDistribution(low=low, high=high, log=True):
                 values = FloatRange(low, high)
             case CategoricalDistribution(choices=choices):
-                values = tuple(map(str, choices))
+                values = choices
             case _:
                 raise ValueError(f"no way to draw {param_name} from {param_distribution}")
         return sample(values, self._seed, trial.number, param_name)

@@ -77,7 +77,7 @@ class Draw(NamedTuple):
         return named | {"learning_rate": self.learning_rate, "l2": self.l2, "optimizer": self.optimizer}
 
 
-Values = IntRange | FloatRange | tuple[str, ...]  # what a hyperparameter may be
+Values = IntRange | FloatRange | tuple[Any, ...]  # what a hyperparameter may be
 
 
 def draw(space: Space, choose: Callable[[str, Values], Any]) -> Draw:
