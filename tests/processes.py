@@ -18,7 +18,7 @@ def start(out, *flags, **options) -> subprocess.Popen:
     return process
 
 
-def wait_for(condition: Callable[[], object], process: subprocess.Popen, deadline: float = 60) -> None:
+def wait_for(condition: Callable[[], object], process: subprocess.Popen, deadline: float = 120) -> None:
     """Waits until the condition holds; an AssertionError if the process ends before it does, or at the deadline."""
     end = time.monotonic() + deadline
     while not condition():

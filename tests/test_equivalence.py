@@ -18,6 +18,10 @@ from hw1jax.training import Layout
 LOSSES = {"regression": reference.squared_error, "fashion_mlp": reference.cross_entropy}
 LOSSES["fashion_cnn"] = reference.cross_entropy
 STUDIES = pytest.mark.parametrize("study", studies.STUDIES, ids=lambda study: study.name)
+DENSE_NET_SOON = pytest.mark.parametrize(
+    "study",
+    [pytest.param(s, id=s.name, marks=[] if s is studies.FASHION_MLP else pytest.mark.slow) for s in studies.STUDIES],
+)
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +72,7 @@ def batch_of(task, study, num, layout):
     return x, y, training.gather(task, training.Data(jnp.asarray(x), jnp.asarray(y)), index, layout.chunk_size or 20)
 
 
-@STUDIES
+@DENSE_NET_SOON
 def test_loss_gradient_and_update_equal_the_plain_network_over_the_search_space(study):
     task = widest_task(study)
     layout = replace_chunk(study.layout, 10)
@@ -103,6 +107,7 @@ def replace_chunk(layout: Layout, chunk_size: int) -> Layout:
     return layout._replace(chunk_size=chunk_size) if layout.chunk_size else layout
 
 
+@pytest.mark.slow
 @STUDIES
 def test_population_of_mixed_trials_follows_the_trajectories_of_networks_trained_alone(study):
     draws = [replace_rate(draw, i) for i, draw in enumerate(list(corners(study))[1::2][:4])]
@@ -140,7 +145,7 @@ def replace_rate(draw: Draw, i: int) -> Draw:
     return draw._replace(learning_rate=(2**-10, 2**-8, 2**-7, 2**-9)[i], optimizer=("adam", "sgd", "rmsprop")[i % 3])
 
 
-@STUDIES
+@DENSE_NET_SOON
 def test_padded_parameters_stay_exactly_zero(study):
     task, draw = widest_task(study), next(corners(study))
     x, y = examples(study, 60)

@@ -6,9 +6,12 @@ import socket
 import time
 
 import numpy as np
+import pytest
 from processes import complete, finish, start, wait_for
 
 from hw1jax import storage
+
+pytestmark = pytest.mark.slow
 
 
 def start_both(out, log):

@@ -14,6 +14,8 @@ jax.config.update("jax_num_cpu_devices", 2)
 import numpy as np
 from hw1jax import folds, population, space, studies
 
+pytestmark = pytest.mark.slow
+
 study, num_trials = studies.by_name(sys.argv[1]), int(sys.argv[2])
 settings, random = study.settings, np.random.default_rng(0)
 if study.classes:

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow
+
 PEERS_FILE = Path(__file__).parents[1] / "experiments" / "peers.py"
 spec = importlib.util.spec_from_file_location("peers", PEERS_FILE)
 peers = importlib.util.module_from_spec(spec)

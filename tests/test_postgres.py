@@ -13,6 +13,8 @@ import pytest
 from processes import complete, finish, start
 from test_recovery import lasting
 
+pytestmark = pytest.mark.slow
+
 BINARIES = sorted(glob.glob("/usr/lib/postgresql/*/bin")) or [str(Path(shutil.which("initdb") or "/none").parent)]
 
 

@@ -14,6 +14,8 @@ from hw1jax import search, storage
 
 LONG = "HW1JAX_LONG_TESTS" in os.environ  # as many kills and workers as the project asks for, ten minutes
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600 if LONG else 600)]
+
 
 def lasting(folder):
     """All that a run leaves but times and dates."""
