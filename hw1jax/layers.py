@@ -154,7 +154,7 @@ def _shifted_backward(shifts: int, size: int, _: None, gradient: jax.Array) -> t
         before = lax.dynamic_slice(total, place, piece.shape)
         return lax.dynamic_update_slice(total, before + piece, place), None
 
-    _, num_phases, _, _, num_images = gradient.shape
+    num_phases, num_images = gradient.shape[1], gradient.shape[-1]
     size += shifts - 1
     total = jnp.zeros((num_phases, size, size, num_images), gradient.dtype)
     return (lax.scan(fold_back, total, (gradient, jnp.arange(shifts * shifts)))[0],)
