@@ -72,7 +72,8 @@ def batch_of(task, study, num, layout):
     return x, y, training.gather(task, training.Data(jnp.asarray(x), jnp.asarray(y)), index, layout.chunk_size or 20)
 
 
-@DENSE_NET_SOON
+@pytest.mark.slow
+@STUDIES
 def test_loss_gradient_and_update_equal_the_plain_network_over_the_search_space(study):
     task = widest_task(study)
     layout = replace_chunk(study.layout, 10)
@@ -162,7 +163,7 @@ def test_padded_parameters_stay_exactly_zero(study):
         assert leaf.size and not leaf.any()
 
 
-@STUDIES
+@DENSE_NET_SOON
 def test_initial_parameters_do_not_depend_on_the_padding(study):
     draw = studies.widest(study.quick)._replace(hidden_units=tuple(23 for _ in study.settings.hidden_units))
     hyperparameters = jax.tree.map(lambda a: a[0], studies.as_arrays([draw]))

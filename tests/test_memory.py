@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 BOUND_MB = 2000
 
 CODE = """
@@ -13,8 +15,6 @@ import jax
 jax.config.update("jax_num_cpu_devices", 2)
 import numpy as np
 from hw1jax import folds, population, space, studies
-
-pytestmark = pytest.mark.slow
 
 study, num_trials = studies.by_name(sys.argv[1]), int(sys.argv[2])
 settings, random = study.settings, np.random.default_rng(0)
