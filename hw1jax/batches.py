@@ -175,6 +175,7 @@ class Batches:
         state = _resumed(problem, state, done)
         for step in population.resume(problem, state, hyperparameters, first_epoch=done):
             state, done = step.state, step.num_epochs
+            assert step.val_loss is not None  # every fold has a validation part
             losses.append((step.train_loss, step.val_loss))
             self._tell(numbers, step)
             stopped = self._stop.is_set()
@@ -190,6 +191,7 @@ class Batches:
         return Trained(*(part[: len(numbers)] for part in (train_loss, val_loss, curves)))
 
     def _tell(self, numbers: list[int], step: Progress) -> None:
+        assert step.val_loss is not None
         with self._lock:
             for i, number in enumerate(numbers):
                 self._epochs[number] = step.num_epochs, step.val_loss[i, :, -1]

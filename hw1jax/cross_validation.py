@@ -87,6 +87,7 @@ def cross_validate(
     filled = jax.tree.map(lambda a: np.asarray(a)[slots], hyperparameters)
     (end,) = population.train(problem, key, slots, filled)
     params = jax.tree.map(lambda a: a[:num_trials], end.state.params) if return_params else None
+    assert end.val_loss is not None  # every fold has a validation part
     return CrossValidation(end.train_loss[:num_trials], end.val_loss[:num_trials], params)
 
 

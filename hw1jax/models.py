@@ -101,7 +101,7 @@ class CNN(nn.Module):
 
 
 def _dense_layers(
-    x: jax.Array, num_inputs: Width, hidden_units: Sequence[int], widths: Sequence[Width], num_outputs: int
+    x: jax.Array, num_inputs: Width, hidden_units: Sequence[int], widths: Sequence[Width] | jax.Array, num_outputs: int
 ) -> jax.Array:
     for i, maximum in enumerate(hidden_units):
         x = nn.sigmoid(MaskedDense(maximum, name=f"dense{i + 1}")(x, num_inputs, widths[i]))

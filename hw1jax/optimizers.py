@@ -5,7 +5,7 @@ This is what `torch.optim` calls `weight_decay`; `optax.adamw` decays the weight
 Every scalar may be a traced array, so that trials with different values share one compiled program.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ def _with_l2(rule: optax.GradientTransformation, learning_rate: Scalar, l2: Scal
 
 
 class ChosenState(NamedTuple):
-    count: jax.Array  # int32 [], updates so far
+    num_updates: jax.Array  # int32 [], so far
     mean: optax.Updates  # like the parameters: decayed mean of the gradients
     square: optax.Updates  # like the parameters: decayed mean of their squares
 
@@ -61,11 +61,13 @@ def chosen_l2(optimizer: int | jax.Array, learning_rate: Scalar, l2: Scalar) -> 
         zeros = jax.tree.map(jnp.zeros_like, params)
         return ChosenState(jnp.zeros((), jnp.int32), zeros, zeros)
 
-    def update(gradients: optax.Updates, state: ChosenState, params: optax.Params) -> tuple[optax.Updates, ChosenState]:
-        count = state.count + 1
+    def update(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, ChosenState]:
+        count = state.num_updates + 1
         mean_correction = jnp.where(is_adam, 1 - b1**count, 1)
         square_correction = jnp.where(is_adam, 1 - b2**count, 1)
-        gradients = jax.tree.map(lambda g, p: g + l2 * p, gradients, params)
+        gradients = jax.tree.map(lambda g, p: g + l2 * p, updates, params)
         mean = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mean, gradients)
         square = jax.tree.map(lambda s, g: b2 * s + (1 - b2) * g * g, state.square, gradients)
 

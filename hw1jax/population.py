@@ -228,10 +228,12 @@ def flops(task: Task, x: np.ndarray, y: np.ndarray, hyperparameters: Hyperparame
     """Floating-point operations of the loss and gradient of one member on these samples, by XLA's own count."""
 
     def compute(key, x, y, hyperparameters):
-        batch = training.gather(task, Data(x, y), np.arange(len(x)), len(x))
+        index: Any = np.arange(len(x))
+        batch = training.gather(task, Data(x, y), index, len(x))
         return training.loss_and_gradient(task, task.init(key, hyperparameters), batch, hyperparameters)
 
-    return jax.jit(compute).lower(jax.random.key(0), x, y, hyperparameters).cost_analysis()["flops"]
+    costs: Any = jax.jit(compute).lower(jax.random.key(0), x, y, hyperparameters).cost_analysis()
+    return costs["flops"]
 
 
 def lowered(problem: Problem, hyperparameters: Hyperparameters, platform: str | None = None) -> jax.stages.Lowered:
@@ -249,7 +251,7 @@ def lowered(problem: Problem, hyperparameters: Hyperparameters, platform: str | 
 
 def bytes_needed(problem: Problem, hyperparameters: Hyperparameters) -> int:
     """What a call of the program takes of a device's memory beside the data, by XLA's own count."""
-    sizes = lowered(problem, hyperparameters).compile().memory_analysis()
+    sizes: Any = lowered(problem, hyperparameters).compile().memory_analysis()
     taken = sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
     return taken - sizes.alias_size_in_bytes
 
@@ -307,7 +309,8 @@ def _fit(task: Task, plan: Plan, state: State, hyperparameters, data: Data, batc
         over_trials = jax.vmap(over_folds, (0, 0, None, None))
 
         def group(members):
-            return over_trials(*members, batches, pieces)
+            state, hyperparameters = members
+            return over_trials(state, hyperparameters, batches, pieces)
 
         return _in_groups(group, (state, hyperparameters), plan.trials_at_once)
 

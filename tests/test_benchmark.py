@@ -56,10 +56,12 @@ def check_agreement(losses):
         np.testing.assert_allclose(other, losses[0], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_forms_end_with_the_same_losses(regression, one_device):
     check_agreement([final(form, regression) for form in forms.FORMS[:3]])
 
 
+@pytest.mark.slow
 def test_forms_end_with_the_same_losses_on_images_at_own_widths_too(images):
     check_agreement([final(form, images) for form in (forms.ALL, forms.OWN)])
 
@@ -167,6 +169,7 @@ def test_importing_the_benchmark_needs_none_of_the_heavy_libraries():
     assert done.stdout.split() == []
 
 
+@pytest.mark.slow
 def test_it_runs_where_optuna_tyro_and_tensorflow_datasets_are_missing(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n"

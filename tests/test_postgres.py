@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from test_recovery import complete, finish, lasting, start
+from processes import complete, finish, start
+from test_recovery import lasting
+
+pytestmark = pytest.mark.slow
 
 from hw1jax import search
 
@@ -44,7 +47,8 @@ def server():
             shutil.chown(folder, "postgres")
 
         def call(program, *flags):
-            subprocess.run([Path(BINARIES[-1], program), *flags], check=True, cwd=folder, capture_output=True, **who)
+            command = [Path(BINARIES[-1], program), *flags]
+            subprocess.run(command, check=True, cwd=folder, capture_output=True, timeout=60, **who)
 
         data = f"{folder}/data"
         call("initdb", "--auth=trust", "--username=postgres", "--no-sync", "-D", data)
