@@ -117,7 +117,8 @@ def conv_pool(x: jax.Array, weights: jax.Array) -> jax.Array:
 def lax_conv_pool(x: jax.Array, weights: jax.Array) -> jax.Array:
     """`conv_pool`, and `first_conv_pool`, by XLA's own convolution and pooling; members become its groups.
 
-    Far slower on a CPU. Which one an accelerator likes better `experiments/benchmark.py` tells; `models.CNN` takes either.
+    Far slower on a CPU. Which one an accelerator likes better `experiments/benchmark.py` tells; `models.CNN` takes
+    either.
     """
     _pooled_sizes(x, kernels(weights, len(x)).shape[-1])
     numbers = ("CHWN", "OIHW", "CHWN")

@@ -17,9 +17,10 @@ import pytest
 from processes import complete, finish, start
 from test_recovery import lasting
 
+from hw1jax import search
+
 pytestmark = pytest.mark.slow
 
-from hw1jax import search
 
 BINARIES = sorted(glob.glob("/usr/lib/postgresql/*/bin")) or [str(Path(shutil.which("initdb") or "/none").parent)]
 
