@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from hw1jax import hosts, population, storage, studies
+from hw1jax import environment, hosts, population, storage, studies
 from hw1jax.population import Problem, Progress
 from hw1jax.progress import Observer
 from hw1jax.space import Draw
@@ -70,7 +70,7 @@ class Batches:
             jobs.put(job)
         self._epochs = {number: (0, np.full(len(self._wide.folds), np.nan)) for number in draws}
         errors: list[BaseException] = []
-        precision = jax.config.jax_default_matmul_precision  # each thread has its own
+        precision = environment.matmul_precision()  # each thread has its own
 
         def work(problem: Problem) -> None:
             try:

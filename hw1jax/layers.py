@@ -11,7 +11,7 @@ are one layer: a column of the product is one pooling cell, and what pooling wou
 """
 
 import math
-from functools import partial
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -185,7 +185,7 @@ def _shifted_backward(shifts: int, cells: tuple[int, int], _: None, gradient: ja
 def _fold_back_at_once(shifts: int, gradient: jax.Array) -> jax.Array:
     """The sum of the pieces [shift * shift, phase, row, column, image], each padded to its place."""
     pads = [((0, 0), (a, shifts - 1 - a), (b, shifts - 1 - b), (0, 0)) for a in range(shifts) for b in range(shifts)]
-    return sum(jnp.pad(piece, pad) for piece, pad in zip(gradient, pads, strict=True))
+    return reduce(jnp.add, (jnp.pad(piece, pad) for piece, pad in zip(gradient, pads, strict=True)))
 
 
 def _fold_back_one_by_one(shifts: int, gradient: jax.Array) -> jax.Array:

@@ -22,6 +22,7 @@ from hw1jax import layout as layout_
 from hw1jax import training
 from hw1jax.folds import Fold
 from hw1jax.layout import Layout
+from hw1jax.losses import Array
 from hw1jax.training import Data, Hyperparameters, Params, State, Task
 
 
@@ -276,10 +277,10 @@ def _compiled_for_each_task(**options: Any) -> Callable[[Callable[..., Any]], Ca
 
 
 # These run once, for a moment: compiling them with care would take longer than anything else that a study compiles.
-QUICKLY = {"xla_backend_optimization_level": 0}
+_compiled_quickly = partial(_compiled_for_each_task, compiler_options={"xla_backend_optimization_level": 0})
 
 
-@_compiled_for_each_task(static_argnums=0, compiler_options=QUICKLY)
+@_compiled_quickly(static_argnums=0)
 def _init(task: Task, kind, key_data, numbers, fold_numbers, hyperparameters: Hyperparameters) -> State:
     key = jax.random.wrap_key_data(key_data, impl=kind)
 
@@ -291,7 +292,7 @@ def _init(task: Task, kind, key_data, numbers, fold_numbers, hyperparameters: Hy
     return jax.vmap(over_folds, (0, 0, None))(numbers, hyperparameters, fold_numbers)
 
 
-@_compiled_for_each_task(compiler_options=QUICKLY)
+@_compiled_quickly()
 def _init_optimizer(task: Task, params: Params, hyperparameters: Hyperparameters) -> optax.OptState:
     over_folds = jax.vmap(lambda params, hyperparameters: task.optimizer(hyperparameters).init(params), (0, None))
     return jax.vmap(over_folds)(params, hyperparameters)
@@ -368,7 +369,7 @@ def _predict(task: Task, params: Params, hyperparameters: Hyperparameters, x: ja
     return lax.map(lambda i: task.apply(params, task.prepare(x[i]), hyperparameters), index)
 
 
-def predict_all(task: Task, params: Params, hyperparameters: Hyperparameters, x: jax.Array) -> jax.Array:
+def predict_all(task: Task, params: Params, hyperparameters: Hyperparameters, x: Array) -> jax.Array:
     """Outputs [trial, fold, example, output] of a population on the same few examples."""
     return _predict_all(task)(params, hyperparameters, x)
 
