@@ -91,22 +91,22 @@ def assert_close(found, expected, tolerance):
         assert np.all(np.abs(np.asarray(a) - b) <= tolerance * np.maximum(1, np.abs(b)))
 
 
-CASES = [(layers.first_conv_pool, case) for case in FIRST_BOUNDS + FIRST_ODD]
-CASES += [(layers.conv_pool, case) for case in LATER_BOUNDS + LATER_ODD]
 BOUNDS = [(layers.first_conv_pool, case) for case in FIRST_BOUNDS]
 BOUNDS += [(layers.conv_pool, case) for case in LATER_BOUNDS]
+ODD = [(layers.first_conv_pool, case) for case in FIRST_ODD] + [(layers.conv_pool, case) for case in LATER_ODD]
 
 
 def over(cases):
     return pytest.mark.parametrize(("layer", "case"), cases, ids=lambda v: getattr(v, "__name__", str(v)))
 
 
-@over(CASES)
+@over([*BOUNDS, *(pytest.param(*case, marks=pytest.mark.slow) for case in ODD)])
 def test_convolution_equals_the_plain_one_in_float64(layer, case, float64):
     arrays = random_arrays(shapes_of(layer, case), np.float64)
     assert_close(FAST_FUNCTION[layer](*arrays), PLAIN_FUNCTION[layer](*arrays), 1e-10)
 
 
+@pytest.mark.slow
 @over(BOUNDS)
 def test_convolution_equals_the_plain_one_in_float32(layer, case):
     arrays = random_arrays(shapes_of(layer, case), np.float32)

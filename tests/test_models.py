@@ -186,6 +186,7 @@ def test_padded_network_equals_the_module_of_its_own_size():
     jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-12), crop(padded[3], shapes), own[3])
 
 
+@pytest.mark.slow
 def test_third_convolution_equals_the_plain_network():
     x, channels, widths = models.images_last(images(2)), np.int32([2, 3, 4]), np.int32([5])
     outputs, variables = jit(DEEP_NET.init_with_output)(jax.random.key(1), x, channels, widths)

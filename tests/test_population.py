@@ -124,10 +124,11 @@ def test_samples_of_no_fold_leak_nothing_not_even_nan():
     assert np.isfinite(val_loss).all()
 
 
+@pytest.mark.slow
 def test_training_in_several_calls_equals_one_call():
     task = studies.make_task(STUDY, (), WIDEST.hidden_units)
     ends = []
-    for per_call in (1, 6):
+    for per_call in (2, 6):
         spec = Spec(6, 20, (0,), per_call)
         problem = population.place(task, Plan(2), spec, X, Y, k_fold(len(X), 3, (0,)))
         *_, end = population.train(problem, jax.random.key(0), np.arange(2), studies.as_arrays(draws(2)))
@@ -155,6 +156,7 @@ def test_trial_depends_on_its_number_and_not_on_its_companions():
     np.testing.assert_array_equal(found[2], expected[2])
 
 
+@pytest.mark.slow
 def test_compiled_program_has_no_collective():
     task = studies.make_task(STUDY, (), WIDEST.hidden_units)
     problem = population.place(task, Plan(8, 8, 1), Spec(1, 20, (0,)), X, Y, k_fold(len(X), 3, (0,)))
@@ -176,6 +178,7 @@ def test_make_plan_has_a_slot_for_each_trial_and_few_to_spare(num_trials):
     assert plan.num_devices == min(num_trials, 8)
 
 
+@pytest.mark.slow
 def test_predictions_in_pieces_equal_predictions_at_once():
     task = studies.make_task(STUDY, (), WIDEST.hidden_units)
     hyperparameters = jax.tree.map(lambda a: a[0], studies.as_arrays(draws(1)))

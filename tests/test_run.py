@@ -360,6 +360,7 @@ def test_reproduce_goes_on_after_a_study_that_fails(tmp_path, monkeypatch, capsy
     assert "no images today" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_where_memory_runs_out_the_batch_is_halved_and_the_results_say_so(tmp_path, monkeypatch):
     study, notes, tried = SMALL["regression"], [], []
     train = batches.Batches._train_job
