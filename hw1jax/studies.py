@@ -199,7 +199,7 @@ FASHION_CNN = Study(
 STUDIES = (REGRESSION, FASHION_MLP, FASHION_CNN)
 
 
-@lru_cache  # equal tasks are the same task, so that a program is compiled once
+@lru_cache(maxsize=16)  # equal tasks are the same task, so that a program is compiled once; old ones are let go
 def make_task(study: Study, channels: tuple[int, ...], hidden_units: tuple[int, ...]) -> Task:
     """The study's network with these maximum widths, as a task whose hyperparameters are `Hyperparameters`."""
     num_outputs = len(study.classes) if study.classes else 1

@@ -45,3 +45,35 @@ def test_thousands_of_members_train_in_one_program_within_the_bound(study, num_t
     assert done.returncode == 0, done.stderr
     print(f"{study}: {float(done.stdout):.0f} MB")
     assert float(done.stdout) < BOUND_MB
+
+
+OWN_WIDTHS = """
+import re, sys
+import jax
+jax.config.update("jax_num_cpu_devices", 1)
+import numpy as np
+from hw1jax import folds, population, studies
+from hw1jax.population import Plan, Spec
+
+study = studies.REGRESSION
+x = np.random.default_rng(0).uniform(-5, 5, (60, 1)).astype(np.float32)
+widest = studies.widest(study.settings)
+task = studies.make_task(study, (), widest.hidden_units)
+wide = population.place(task, Plan(1), Spec(2, 20, (0,), 2), x, np.sin(x), folds.k_fold(60, 3, (0,)))
+for number in range(48):
+    draw = widest._replace(hidden_units=(3 + number, 4, 3))
+    arrays, own = studies.as_arrays([draw]), studies.make_task(study, (), draw.hidden_units)
+    state = population.start_narrow(wide, own, jax.random.key(0), number, arrays)
+    (end,) = population.resume(wide._replace(task=own), state, arrays, first_epoch=0)
+    if number in (15, 47):
+        print(int(re.search(r"VmRSS:\\s*(\\d+) kB", open("/proc/self/status").read())[1]) / 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how much memory a process has")
+def test_programs_of_trials_at_their_own_widths_are_let_go():
+    done = subprocess.run([sys.executable, "-c", OWN_WIDTHS], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    after_16, after_48 = map(float, done.stdout.split())
+    print(f"after 16 trials {after_16:.0f} MB, after 48 {after_48:.0f} MB")
+    assert after_48 < 1.15 * after_16  # it was 15 MB a trial: twice as much
