@@ -108,7 +108,9 @@ def measure_study(name: str, options: argparse.Namespace, folder: Path, peak: fl
     peers.save_work(file, work)
     flags = ["--work", str(file), "--repeats", str(options.repeats), "--seconds", str(options.seconds)]
     rows = []
-    for form in forms.FORMS[: 3 if name == "regression" else 4]:
+    own = [] if name == "regression" else [forms.OWN]
+    lax = [forms.LAX] if name == "fashion_cnn" and options.platform != "cpu" else []
+    for form in (forms.ONE_FOLD, forms.FOLDS, forms.ALL, *own, *lax):
         tell(name, form)
         rows.append({"ours": True, "name": form, **run_form(["--form", form, *flags])})
     for peer in [] if options.no_peers else peers.list_peers(name):

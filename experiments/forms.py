@@ -1,10 +1,11 @@
-"""Our side of the benchmark: hw1jax at a `peers.Work`, in four forms.
+"""Our side of the benchmark: hw1jax at a `peers.Work`, in five forms.
 
     python experiments/forms.py --work FILE --form 'folds x trials in parallel' --repeats 5 --seconds 4
 
 prints one line of JSON (`run_form` says what is in it), as peers.py does for a peer. The forms differ in what one
-program trains: a member, a trial's folds, or all trials (padded to the widest that the study can draw); or a trial's
-folds at the trial's own widths. Each spreads over all devices. `benchmark.py` starts them with a device a core.
+program trains: a member, a trial's folds, or all trials (padded to the widest that the study can draw; for a CNN on an
+accelerator by XLA's own convolutions as well); or a trial's folds at the trial's own widths. Each spreads over all
+devices. `benchmark.py` starts them with a device a core.
 """
 
 import signals
@@ -29,11 +30,12 @@ import peers
 from peers import Work
 
 SEED = 0
-ONE_FOLD, FOLDS, ALL, OWN = FORMS = (
+ONE_FOLD, FOLDS, ALL, OWN, LAX = FORMS = (
     "one fold after another",
     "folds in parallel",
     "folds x trials in parallel",
     "own widths",
+    "folds x trials, lax.conv",
 )
 SIZES = {"cpu": (512, 1024, 2048), "gpu": (4096, 8192), "tpu": (4096, 8192)}  # of the matrix products
 ENDLESS = 10**6  # calls of a program
@@ -102,10 +104,10 @@ def make_jobs(
     layout = planning.make_layout(study, settings, data)
 
     def place(plan: Plan, draw: Any) -> population.Problem:
-        task = studies.make_task(study, draw.channels, draw.hidden_units)
+        task = studies.make_task(study, draw.channels, draw.hidden_units, lax_convolutions=form == LAX)
         return population.place(task, plan, spec, work.x, work.y, splits)
 
-    if form == ALL:
+    if form in (ALL, LAX):
         plan = population.make_plan(len(draws), len(splits), studies.parameter_shapes(study, wide), layout, num_devices)
         filled = np.minimum(np.arange(plan.slots), len(draws) - 1)  # empty slots train the last trial once more
         arrays = studies.as_arrays([draws[n] for n in filled])

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hw1jax import losses, models, optimizers
+from hw1jax import layers, losses, models, optimizers
 from hw1jax.data import Dataset, fashion_mnist, regression
 from hw1jax.losses import Array
 from hw1jax.space import Draw, FloatRange, IntRange, Space
@@ -200,12 +200,18 @@ STUDIES = (REGRESSION, FASHION_MLP, FASHION_CNN)
 
 
 @lru_cache(maxsize=16)  # equal tasks are the same task, so that a program is compiled once; old ones are let go
-def make_task(study: Study, channels: tuple[int, ...], hidden_units: tuple[int, ...]) -> Task:
-    """The study's network with these maximum widths, as a task whose hyperparameters are `Hyperparameters`."""
+def make_task(
+    study: Study, channels: tuple[int, ...], hidden_units: tuple[int, ...], *, lax_convolutions: bool = False
+) -> Task:
+    """The study's network with these maximum widths, as a task whose hyperparameters are `Hyperparameters`.
+
+    `lax_convolutions`: XLA's own, for the benchmark to compare with `layers`'.
+    """
     num_outputs = len(study.classes) if study.classes else 1
     image = (fashion_mnist.IMAGE_SIZE, fashion_mnist.IMAGE_SIZE)
     if channels:
-        network, prepare = models.CNN(channels, hidden_units, num_outputs), models.images_last
+        forms = (layers.lax_conv_pool,) * 2 if lax_convolutions else (layers.first_conv_pool, layers.conv_pool)
+        network, prepare = models.CNN(channels, hidden_units, num_outputs, *forms), models.images_last
     else:
         network = models.MLP(hidden_units, num_outputs)
         prepare = models.scale_pixels if study.classes else unchanged

@@ -329,6 +329,8 @@ def test_initial_weights_have_the_precision_of_the_computation(float64):
         (layers.conv_pool, (2, 9, 14), 5),
         (layers.conv_pool, (2, 5, 8), 3),
         (layers.first_conv_pool, (3, 10, 7), 4),
+        (layers.lax_conv_pool, (3, 10, 7), 4),
+        (layers.lax_conv_pool, (2, 9, 14), 5),
     ],
 )
 def test_images_of_any_size_and_channels_equal_the_plain_layer(layer, shape, kernel_size, float64):
