@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from hw1jax import hosts, population, storage, studies
+from hw1jax import environment, hosts, population, storage, studies
 from hw1jax.population import Problem, Progress
 from hw1jax.progress import Observer
 from hw1jax.space import Draw
@@ -70,7 +70,7 @@ class Batches:
             jobs.put(job)
         self._epochs = {number: (0, np.full(len(self._wide.folds), np.nan)) for number in draws}
         errors: list[BaseException] = []
-        precision = jax.config.jax_default_matmul_precision  # each thread has its own
+        precision = environment.matmul_precision()  # each thread has its own
 
         def work(problem: Problem) -> None:
             try:
@@ -175,6 +175,7 @@ class Batches:
         state = _resumed(problem, state, done)
         for step in population.resume(problem, state, hyperparameters, first_epoch=done):
             state, done = step.state, step.num_epochs
+            assert step.val_loss is not None  # every fold has a validation part
             losses.append((step.train_loss, step.val_loss))
             self._tell(numbers, step)
             stopped = self._stop.is_set()
@@ -190,6 +191,7 @@ class Batches:
         return Trained(*(part[: len(numbers)] for part in (train_loss, val_loss, curves)))
 
     def _tell(self, numbers: list[int], step: Progress) -> None:
+        assert step.val_loss is not None
         with self._lock:
             for i, number in enumerate(numbers):
                 self._epochs[number] = step.num_epochs, step.val_loss[i, :, -1]

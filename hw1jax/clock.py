@@ -17,10 +17,10 @@ class Clock:
         self._compiling: dict[int, list[tuple[float, float]]] = {}  # {thread: [(begin, end)]}
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
-    def _listen(self, event: str, duration: float, **_: Any) -> None:
+    def _listen(self, event: str, duration_secs: float, **_: Any) -> None:
         if event.startswith("/jax/core/compile/"):
             end = time.perf_counter()
-            begin = end - duration
+            begin = end - duration_secs
             # A function traced within another is reported first, and again as a part of it.
             earlier = [span for span in self._compiling.get(get_ident(), []) if span[0] < begin]
             self._compiling[get_ident()] = [*earlier, (begin, end)]

@@ -121,12 +121,14 @@ def cross_validate(
     problem = population.place(task, plan, spec, x, y, splits)
     slots = np.arange(plan.slots) % num_trials  # slots that are left over train some trials twice
     filled = jax.tree.map(lambda a: np.asarray(a)[slots], hyperparameters)
-    histories = []
+    histories, trained = [], None
     for step in population.train(problem, key, slots, filled):
+        assert step.val_loss is not None  # every fold has a validation part
         histories.append((step.train_loss[:num_trials], step.val_loss[:num_trials]))
-        end = step.state.params
+        trained = step.state.params
     train_loss, val_loss = (np.concatenate(parts, axis=2) for parts in zip(*histories, strict=True))
-    return CrossValidation(train_loss, val_loss, jax.tree.map(lambda a: a[:num_trials], end) if return_params else None)
+    trained = jax.tree.map(lambda a: a[:num_trials], trained) if return_params else None
+    return CrossValidation(train_loss, val_loss, trained)
 
 
 def _epochs_per_call(num_epochs: int, num_indices: int) -> int:

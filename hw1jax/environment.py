@@ -7,6 +7,7 @@ import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -33,13 +34,20 @@ def numerics() -> dict[str, str | bool]:
 
     XLA reads its flags once, when JAX starts: set later, they are not in force though they are found here.
     """
-    precision = "float32" if jax.default_backend() == "cpu" else jax.config.jax_default_matmul_precision
+    precision = "float32" if jax.default_backend() == "cpu" else matmul_precision()
     return {"matmul_precision": precision or "default", "reproducible": is_reproducible()}
+
+
+def matmul_precision() -> str | None:
+    """What this thread has been told of matrix products; None: nothing."""
+    config: Any = jax.config  # whose attributes its stubs don't know
+    return config.jax_default_matmul_precision
 
 
 def is_reproducible() -> bool:
     """Whether XLA's flags make a GPU compute the same bits each time."""
-    given = dict(flag.lstrip("-").partition("=")[::2] for flag in os.environ.get("XLA_FLAGS", "").split())
+    flags = [flag.lstrip("-").partition("=") for flag in os.environ.get("XLA_FLAGS", "").split()]
+    given = {name: value for name, _, value in flags}
     on = given.get("xla_gpu_deterministic_ops", "false").lower() in ("", "true", "1")
     return on and given.get("xla_gpu_autotune_level") == "0"
 

@@ -44,7 +44,7 @@ def data(run: Run) -> Picture:
 
 
 def _classes(run: Run) -> Picture:
-    names, data = run.study.classes, run.data
+    names, data = run.study.classes or (), run.data
     firsts = inspection.first_of_each_class(data.y_train, len(names))
     cells = [partial(plots.image, pixels=data.x_train[i], title=names[c]) for c, i in firsts.items()]
     counts = f"{len(data.x_train):,} training and {len(data.x_test):,} test images of 28 x 28 pixels"
@@ -139,7 +139,7 @@ def _fit(run: Run) -> list[Picture]:
 
 
 def _classification(run: Run) -> list[Picture]:
-    names, outputs, y = run.study.classes, run.histories["test_outputs"], run.data.y_test
+    names, outputs, y = run.study.classes or (), run.histories["test_outputs"], run.data.y_test
     confusion = evaluation.confusion_matrix(outputs, y)
     precision, recall = evaluation.precision_and_recall(confusion)
     true, predicted = inspection.most_confused_pair(confusion)
@@ -295,7 +295,8 @@ def _receptive_fields(name: str, kernels: np.ndarray) -> Picture:
 
 
 def _feature_maps(run: Run, model: Model) -> Picture:
-    pixels, name = run.data.x_test[TEST_IMAGE], run.study.classes[run.data.y_test[TEST_IMAGE]]
+    names = run.study.classes or ()
+    pixels, name = run.data.x_test[TEST_IMAGE], names[run.data.y_test[TEST_IMAGE]]
     found = inspection.activations(model, pixels[None])
     found = {layer: maps[0] for layer, maps in found.items() if layer.startswith("conv")}
     cells: list[Cell] = []

@@ -63,7 +63,7 @@ def check(folds: Sequence[Sequence[np.ndarray]], num_samples: int) -> list[Fold]
                 raise ValueError(f"fold {i}: {name} indices must be a non-empty list of integers")
             if index.min() < 0 or index.max() >= num_samples:
                 raise ValueError(f"fold {i}: {name} indices must lie in 0..{num_samples - 1}")
-        if np.intersect1d(*fold).size:
+        if np.intersect1d(fold[0], fold[1]).size:
             raise ValueError(f"fold {i}: the same sample is in its training and its validation part")
         checked.append(Fold(np.asarray(fold[0]), np.asarray(fold[1])))
     if not checked:

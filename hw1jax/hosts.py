@@ -213,16 +213,18 @@ def _whereabouts(
             # its connections elsewhere.
             from jax._src.clusters import ClusterEnv
 
-            found = ClusterEnv.auto_detect_unset_distributed_params(*given.values(), None, None, int(timeout))
+            coordinator, num_processes, process_id, devices = ClusterEnv.auto_detect_unset_distributed_params(
+                coordinator, num_processes, process_id, None, None, int(timeout)
+            )
         except Exception as error:  # whatever a cluster's own interface chokes on
-            found, reason = (*given.values(), None), f"{type(error).__name__}: {error}"
-    if None in found[:3]:
+            devices, reason = None, f"{type(error).__name__}: {error}"
+    if coordinator is None or num_processes is None or process_id is None:
         reason = " ".join([reason, *(str(warning.message) for warning in warned)])
         raise ValueError(
             "--distributed doesn't find the other processes by itself: give --coordinator HOST:PORT, --num-processes "
             f"and --process-id ({reason})"
         )
-    return found
+    return coordinator, num_processes, process_id, devices
 
 
 def _host_and_port(coordinator: str) -> tuple[str, int]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
@@ -263,7 +264,7 @@ def receptive_fields(model: Model) -> dict[str, np.ndarray]:
     fields, num_inputs = {}, 1
     for name, values in weights_and_biases(model).items():
         if name.startswith("conv"):
-            fields[name] = np.asarray(layers.kernels(values.T, num_inputs))
+            fields[name] = np.asarray(layers.kernels(jnp.asarray(values.T), num_inputs))
             num_inputs = len(fields[name])
     return fields
 
@@ -281,12 +282,14 @@ def activations(model: Model, x: np.ndarray) -> dict[str, np.ndarray]:
       sigmoid, and "output" [example, output], which is what `model.predict` gives.
     """
     parameters, fields = weights_and_biases(model), receptive_fields(model)
-    values = np.asarray(models.scale_pixels(x) if x.dtype == np.uint8 else x, np.float32)
+    values = np.asarray(models.scale_pixels(jnp.asarray(x)) if x.dtype == np.uint8 else x, np.float32)
     if fields:
         values = values[:, None]  # [example, channel, row, column]
     found = {}
     for name, kernels in fields.items():
-        values = np.asarray(lax.conv(values, kernels, (1, 1), ((1, 1), (1, 1)), precision="highest"))
+        padding = ((1, 1), (1, 1))
+        both = jnp.asarray(values), jnp.asarray(kernels)
+        values = np.asarray(lax.conv_general_dilated(*both, (1, 1), padding, precision="highest"))
         values = found[name] = np.maximum(values + parameters[name][0][:, None, None], 0)
         values = found[name.replace("conv", "pool")] = max_pool(values)
     values = values.reshape(len(values), -1)

@@ -11,7 +11,7 @@ are one layer: a column of the product is one pooling cell, and what pooling wou
 """
 
 import math
-from functools import partial
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,8 @@ def uniform_by_fan_in(key: jax.Array, shape: tuple[int, int], fan_in: Width, wid
       width: the member's own number of units.
 
     Returns:
-      float [*shape], 0 beyond the member's own size.
+      float [*shape], 0 beyond the member's own size; all NaN where that is larger than the shape has room for, so that
+      such a member fails instead of being trained at another size.
     """
     num_units, num_columns = shape
 
@@ -42,7 +43,9 @@ def uniform_by_fan_in(key: jax.Array, shape: tuple[int, int], fan_in: Width, wid
 
     values = jax.vmap(draw_column, out_axes=1)(jnp.arange(num_columns))
     inside = (jnp.arange(num_units) < width)[:, None] & (jnp.arange(num_columns) <= fan_in)[None, :]
-    return jnp.where(inside, values / jnp.sqrt(jnp.asarray(fan_in, values.dtype)), 0)
+    fits = (width <= num_units) & (fan_in < num_columns)
+    outside = jnp.where(fits, 0, jnp.nan).astype(values.dtype)
+    return jnp.where(inside & fits, values / jnp.sqrt(jnp.asarray(fan_in, values.dtype)), outside)
 
 
 def mask_units(x: jax.Array, width: Width) -> jax.Array:
@@ -62,59 +65,89 @@ def pooled_size(size: int, kernel_size: int) -> int:
 
 
 def first_conv_pool(x: jax.Array, weights: jax.Array) -> jax.Array:
-    """As `conv_pool`, for one-channel images, which need no gradient, and for any k.
+    """As `conv_pool`, for a network's first convolution, whose images need no gradient; k may be even.
 
     Args:
-      x: [row, column, image], square.
-      weights: [channel, 1 + k^2].
+      x: [input channel, row, column, image].
+      weights: [channel, 1 + input channel * k^2].
 
     Returns:
       [channel, pooled row, pooled column, image].
     """
-    kernel = kernels(weights, 1)
+    kernel = kernels(weights, len(x))
     patch = kernel.shape[-1] + 1  # a pooling cell's four outputs see patch x patch pixels
-    size = pooled_size(len(x), patch - 1)
-    x = _pad(x, size, patch - 1, axis=0)
-    span = 2 * size - 1
-    taken = [x[dy : dy + span : 2, dx : dx + span : 2] for dy in range(patch) for dx in range(patch)]
-    return _product_and_pool(_blocks(kernel).reshape(-1, patch**2), jnp.stack(taken), weights[:, 0])
+    rows, columns = _pooled_sizes(x, patch - 1)
+    x = _pad(x, (rows, columns), patch - 1)
+    below, right = 2 * rows - 1, 2 * columns - 1
+    taken = [x[:, dy : dy + below : 2, dx : dx + right : 2] for dy in range(patch) for dx in range(patch)]
+    patches = jnp.stack(taken).reshape(-1, rows, columns, x.shape[-1])  # [(dy, dx, input), row, column, image]
+    blocks = _blocks(kernel).transpose(0, 1, 3, 4, 2).reshape(-1, len(patches))
+    return _product_and_pool(blocks, patches, weights[:, 0])
 
 
 def conv_pool(x: jax.Array, weights: jax.Array) -> jax.Array:
     """Convolution with padding 1, ReLU and 2x2 max-pooling (floor: an odd last row or column is dropped).
 
     Args:
-      x: [input channel, row, column, image], square.
+      x: [input channel, row, column, image].
       weights: [channel, 1 + input channel * k^2] with k odd.
 
     Returns:
       [channel, pooled row, pooled column, image].
+
+    Raises:
+      ValueError: weights that don't fit the input channels, an even k, or images that leave no pixel.
     """
     num_inputs = len(x)
     kernel = kernels(weights, num_inputs)
     num_channels, _, k, _ = kernel.shape
-    size, shifts = pooled_size(x.shape[1], k), (k + 1) // 2
-    x = _pad(x, size, k, axis=1)
-    half = x.shape[1] // 2
-    x = x.reshape(num_inputs, half, 2, half, 2, -1).transpose(2, 4, 0, 1, 3, 5)
-    phases = x.reshape(4 * num_inputs, half, half, -1)  # [(row parity, column parity, input), row, column, image]
+    if k % 2 == 0:
+        raise ValueError(f"conv_pool takes kernels of odd size, got {k} x {k}; first_conv_pool takes any")
+    (rows, columns), shifts = _pooled_sizes(x, k), (k + 1) // 2
+    x = _pad(x, (rows, columns), k)
+    half_rows, half_columns = x.shape[1] // 2, x.shape[2] // 2
+    x = x.reshape(num_inputs, half_rows, 2, half_columns, 2, -1).transpose(2, 4, 0, 1, 3, 5)
+    # [(row parity, column parity, input), row, column, image]
+    phases = x.reshape(4 * num_inputs, half_rows, half_columns, -1)
     blocks = _blocks(kernel).reshape(4 * num_channels, num_inputs, shifts, 2, shifts, 2)
     blocks = blocks.transpose(0, 2, 4, 3, 5, 1).reshape(4 * num_channels, -1)
-    return _product_and_pool(blocks, _shifted(phases, shifts, size), weights[:, 0])
+    return _product_and_pool(blocks, _shifted(phases, shifts, (rows, columns)), weights[:, 0])
+
+
+def lax_conv_pool(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """`conv_pool`, and `first_conv_pool`, by XLA's own convolution and pooling; members become its groups.
+
+    Far slower on a CPU. Which one an accelerator likes better `experiments/benchmark.py` tells; `models.CNN` takes
+    either.
+    """
+    _pooled_sizes(x, kernels(weights, len(x)).shape[-1])
+    numbers = ("CHWN", "OIHW", "CHWN")
+    z = lax.conv_general_dilated(x, kernels(weights, len(x)), (1, 1), ((1, 1), (1, 1)), dimension_numbers=numbers)
+    z = jnp.maximum(z + weights[:, 0, None, None, None], 0)
+    return lax.reduce_window(z, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
 
 
 def kernels(weights: jax.Array, num_inputs: int) -> jax.Array:
     """A convolution's weights without the bias, as torch shapes them: [channel, input channel, k, k]."""
     size = math.isqrt((weights.shape[1] - 1) // num_inputs)
+    if num_inputs * size**2 != weights.shape[1] - 1:
+        raise ValueError(f"weights for {weights.shape[1] - 1} inputs are no square kernels over {num_inputs} channels")
     return weights[:, 1:].reshape(-1, num_inputs, size, size)
 
 
-def _pad(x: jax.Array, size: int, kernel_size: int, *, axis: int) -> jax.Array:
-    """One row and column of zeros before, and just as many after as `size` pooling cells see (it may be fewer)."""
-    after = 2 * (size - 1) + kernel_size + 1 - (x.shape[axis] + 1)
-    widths = [(0, 0, 0)] * x.ndim
-    widths[axis] = widths[axis + 1] = (1, after, 0)
-    return lax.pad(x, jnp.zeros((), x.dtype), widths)
+def _pooled_sizes(x: jax.Array, kernel_size: int) -> tuple[int, int]:
+    """Rows and columns of pooling cells of x [channel, row, column, image]."""
+    rows, columns = (pooled_size(size, kernel_size) for size in x.shape[1:3])
+    if rows < 1 or columns < 1:
+        size = " x ".join(map(str, x.shape[1:3]))
+        raise ValueError(f"{size} pixels are too few for a convolution of {kernel_size} x {kernel_size} and pooling")
+    return rows, columns
+
+
+def _pad(x: jax.Array, cells: tuple[int, int], kernel_size: int) -> jax.Array:
+    """A row and column of zeros before, and just as many after as the pooling cells see (it may be fewer)."""
+    widths = [(0, 0, 0), *((1, 2 * (n - 1) + kernel_size - m, 0) for n, m in zip(cells, x.shape[1:3], strict=True))]
+    return lax.pad(x, jnp.zeros((), x.dtype), [*widths, (0, 0, 0)])
 
 
 def _blocks(kernel: jax.Array) -> jax.Array:
@@ -133,20 +166,32 @@ def _product_and_pool(blocks: jax.Array, patches: jax.Array, bias: jax.Array) ->
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _shifted(phases: jax.Array, shifts: int, size: int) -> jax.Array:
-    """The patches: [(shift, shift, phase), size, size, image] of [phase, row, column, image]."""
-    taken = [phases[:, a : a + size, b : b + size] for a in range(shifts) for b in range(shifts)]
-    return jnp.concatenate(taken)
+def _shifted(phases: jax.Array, shifts: int, cells: tuple[int, int]) -> jax.Array:
+    """The patches: [(shift, shift, phase), cell row, cell column, image] of [phase, row, column, image]."""
+    rows, columns = cells
+    return jnp.concatenate([phases[:, a : a + rows, b : b + columns] for a in range(shifts) for b in range(shifts)])
 
 
-def _shifted_forward(phases: jax.Array, shifts: int, size: int) -> tuple[jax.Array, None]:
-    return _shifted(phases, shifts, size), None
+def _shifted_forward(phases: jax.Array, shifts: int, cells: tuple[int, int]) -> tuple[jax.Array, None]:
+    return _shifted(phases, shifts, cells), None
 
 
-def _shifted_backward(shifts: int, size: int, _: None, gradient: jax.Array) -> tuple[jax.Array]:
-    # Autodiff's sum of padded pieces is right, but XLA:CPU recomputes it for each of the four outputs of the pooling
-    # before (15 times slower). A loop's result is computed once.
-    gradient = gradient.reshape(shifts * shifts, -1, size, size, gradient.shape[-1])
+def _shifted_backward(shifts: int, cells: tuple[int, int], _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    gradient = gradient.reshape(shifts * shifts, -1, *cells, gradient.shape[-1])
+    fold_back = {"cpu": partial(_fold_back_one_by_one, shifts), "default": partial(_fold_back_at_once, shifts)}
+    return (lax.platform_dependent(gradient, **fold_back),)
+
+
+def _fold_back_at_once(shifts: int, gradient: jax.Array) -> jax.Array:
+    """The sum of the pieces [shift * shift, phase, row, column, image], each padded to its place."""
+    pads = [((0, 0), (a, shifts - 1 - a), (b, shifts - 1 - b), (0, 0)) for a in range(shifts) for b in range(shifts)]
+    return reduce(jnp.add, (jnp.pad(piece, pad) for piece, pad in zip(gradient, pads, strict=True)))
+
+
+def _fold_back_one_by_one(shifts: int, gradient: jax.Array) -> jax.Array:
+    # The plain sum is right, but XLA:CPU recomputes it for each of the four outputs of the pooling before (15 times
+    # slower). A loop's result is computed once.
+    _, num_phases, rows, columns, num_images = gradient.shape
 
     def fold_back(total: jax.Array, piece_and_number: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         piece, number = piece_and_number
@@ -154,10 +199,8 @@ def _shifted_backward(shifts: int, size: int, _: None, gradient: jax.Array) -> t
         before = lax.dynamic_slice(total, place, piece.shape)
         return lax.dynamic_update_slice(total, before + piece, place), None
 
-    _, num_phases, _, _, num_images = gradient.shape
-    size += shifts - 1
-    total = jnp.zeros((num_phases, size, size, num_images), gradient.dtype)
-    return (lax.scan(fold_back, total, (gradient, jnp.arange(shifts * shifts)))[0],)
+    total = jnp.zeros((num_phases, rows + shifts - 1, columns + shifts - 1, num_images), gradient.dtype)
+    return lax.scan(fold_back, total, (gradient, jnp.arange(shifts * shifts)))[0]
 
 
 _shifted.defvjp(_shifted_forward, _shifted_backward)
@@ -178,8 +221,15 @@ def _relu_of_maximum_forward(z: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _relu_of_maximum_backward(winner: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
-    # A loop over the four, as its operands are computed once: see `_shifted_backward`.
-    return (lax.map(lambda place: jnp.where(winner == place, gradient, 0), jnp.arange(4)),)
+    def to_winners(winner: jax.Array, gradient: jax.Array) -> jax.Array:
+        places = jnp.arange(4).reshape(4, *[1] * winner.ndim)
+        return jnp.where(winner[None] == places, gradient[None], 0)
+
+    def one_by_one(winner: jax.Array, gradient: jax.Array) -> jax.Array:
+        # A loop over the four, as its operands are computed once: see `_fold_back_one_by_one`.
+        return lax.map(lambda place: jnp.where(winner == place, gradient, 0), jnp.arange(4))
+
+    return (lax.platform_dependent(winner, gradient, cpu=one_by_one, default=to_winners),)
 
 
 relu_of_maximum.defvjp(_relu_of_maximum_forward, _relu_of_maximum_backward)

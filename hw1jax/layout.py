@@ -73,7 +73,8 @@ def _computed(jaxpr: core.Jaxpr, members: set[core.Var]) -> Iterator[tuple[core.
     for equation in jaxpr.eqns:
         if not members.isdisjoint(v for v in equation.invars if isinstance(v, core.Var)):
             members.update(equation.outvars)
-            yield equation.primitive, max((v.aval.size * v.aval.dtype.itemsize for v in equation.outvars), default=0)
+            results: list[Any] = [variable.aval for variable in equation.outvars]
+            yield equation.primitive, max((a.size * a.dtype.itemsize for a in results), default=0)
             for inner in core.jaxprs_in_params(equation.params):
                 yield from _computed(inner, set(inner.invars))
 

@@ -2,10 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+Array = jax.Array | np.ndarray
 
-def squared_error(outputs: jax.Array, y: jax.Array) -> jax.Array:
+
+def squared_error(outputs: Array, y: Array) -> jax.Array:
     """Squared error of each example, averaged over its outputs.
 
     Args:
@@ -23,7 +26,7 @@ def squared_error(outputs: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.mean(jnp.square(outputs - y), axis=-1)
 
 
-def cross_entropy(outputs: jax.Array, y: jax.Array) -> jax.Array:
+def cross_entropy(outputs: Array, y: Array) -> jax.Array:
     """Cross entropy in nats of each example between softmax(outputs) and the class index `y`.
 
     Args:

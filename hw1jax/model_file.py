@@ -1,7 +1,7 @@
 """A trained model that outlives its run: to bytes and back, without pickle, and its predictions."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.serialization
 import jax
@@ -56,7 +56,7 @@ def load_model(path: Path | str) -> Model:
       ValueError: the file is damaged, of another format, or its arrays don't fit its hyperparameters.
     """
     try:
-        content = flax.serialization.msgpack_restore(Path(path).read_bytes())
+        content: Any = flax.serialization.msgpack_restore(Path(path).read_bytes())
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']}, expected {FORMAT}")
         draw = Draw.from_dict(content["hyperparameters"])

@@ -4,7 +4,7 @@ A module has the maximum widths; a call takes the member's own. What lies beyond
 their gradients and in the activations, so a padded network computes what the small one does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -14,7 +14,6 @@ from hw1jax import layers
 from hw1jax.layers import Width
 
 FIRST_KERNEL, LATER_KERNEL = 4, 5  # sizes of the report's convolutions; the later ones must be odd
-IMAGE_SIZE = 28
 
 
 class MaskedDense(nn.Module):
@@ -33,19 +32,25 @@ class MaskedDense(nn.Module):
 class MaskedConvPool(nn.Module):
     """Convolution with padding 1, ReLU and 2x2 max-pooling, at most `channels` channels, initialised as torch's.
 
-    The first convolution of a network takes images of one channel, later ones the channels before.
+    For images of any size and number of channels, in the layout of `images_last`.
+
+    Attributes:
+      channels: the maximum number of channels.
+      kernel_size: rows and columns of a kernel; odd for `layers.conv_pool`.
+      layer: (x, weights) -> outputs: `layers.conv_pool`, for a first convolution `layers.first_conv_pool`, or
+        `layers.lax_conv_pool`.
     """
 
     channels: int
-    first: bool
+    kernel_size: int
+    layer: Callable[[jax.Array, jax.Array], jax.Array]
 
     @nn.compact
     def __call__(self, x: jax.Array, num_inputs: Width, width: Width) -> jax.Array:
-        """x [row, column, image] if first, else [channel, row, column, image] -> [channel, row, column, image]."""
-        size, layer = (FIRST_KERNEL, layers.first_conv_pool) if self.first else (LATER_KERNEL, layers.conv_pool)
-        shape = (self.channels, 1 + (1 if self.first else len(x)) * size**2)
-        weights = self.param("weights", layers.uniform_by_fan_in, shape, num_inputs * size**2, width)
-        return layer(x, weights)  # ReLU of a padded channel is ReLU(0 + 0) = 0: no mask is needed after it
+        """x [channel, row, column, image], of which the first `num_inputs` channels are real -> the same, pooled."""
+        shape = (self.channels, 1 + len(x) * self.kernel_size**2)
+        weights = self.param("weights", layers.uniform_by_fan_in, shape, num_inputs * self.kernel_size**2, width)
+        return self.layer(x, weights)  # ReLU of a padded channel is ReLU(0 + 0) = 0: no mask is needed after it
 
 
 class MLP(nn.Module):
@@ -73,18 +78,22 @@ class CNN(nn.Module):
       channels: the maximum number of channels of each convolution (the first 4 x 4, later ones 5 x 5).
       hidden_units: the maximum number of units of each hidden dense layer.
       num_outputs: classes.
+      first_conv_pool, conv_pool: how the first convolution and later ones are computed, see `layers`.
     """
 
     channels: Sequence[int]
     hidden_units: Sequence[int]
     num_outputs: int
+    first_conv_pool: Callable[[jax.Array, jax.Array], jax.Array] = layers.first_conv_pool
+    conv_pool: Callable[[jax.Array, jax.Array], jax.Array] = layers.conv_pool
 
     @nn.compact
     def __call__(self, x: jax.Array, channels: Sequence[Width], widths: Sequence[Width]) -> jax.Array:
-        """x float [row, column, image] from `images_last` -> float [image, num_outputs]."""
-        num_inputs = 1
+        """x float [channel, row, column, image] from `images_last` -> float [image, num_outputs]."""
+        num_inputs: Width = len(x)
         for i, maximum in enumerate(self.channels):
-            x = MaskedConvPool(maximum, first=i == 0, name=f"conv{i + 1}")(x, num_inputs, channels[i])
+            kind = (FIRST_KERNEL, self.first_conv_pool) if i == 0 else (LATER_KERNEL, self.conv_pool)
+            x = MaskedConvPool(maximum, *kind, name=f"conv{i + 1}")(x, num_inputs, channels[i])
             num_inputs = channels[i]
         cells = x.shape[1] * x.shape[2]
         x = x.reshape(-1, x.shape[3]).T  # [image, (channel, row, column)]: the real channels come first
@@ -92,7 +101,7 @@ class CNN(nn.Module):
 
 
 def _dense_layers(
-    x: jax.Array, num_inputs: Width, hidden_units: Sequence[int], widths: Sequence[Width], num_outputs: int
+    x: jax.Array, num_inputs: Width, hidden_units: Sequence[int], widths: Sequence[Width] | jax.Array, num_outputs: int
 ) -> jax.Array:
     for i, maximum in enumerate(hidden_units):
         x = nn.sigmoid(MaskedDense(maximum, name=f"dense{i + 1}")(x, num_inputs, widths[i]))
@@ -100,10 +109,10 @@ def _dense_layers(
     return MaskedDense(num_outputs, name="output")(x, num_inputs, num_outputs)
 
 
-def most_convolutions() -> int:
-    """How many convolutions with pooling an image is large enough for."""
-    size, count = layers.pooled_size(IMAGE_SIZE, FIRST_KERNEL), 1
-    while layers.pooled_size(size, LATER_KERNEL) > 0:
+def most_convolutions(image_size: int) -> int:
+    """How many convolutions with pooling an image of so many rows and columns is large enough for."""
+    size, count = layers.pooled_size(image_size, FIRST_KERNEL), 0
+    while size > 0:
         size, count = layers.pooled_size(size, LATER_KERNEL), count + 1
     return count
 
@@ -114,5 +123,10 @@ def scale_pixels(images: jax.Array) -> jax.Array:
 
 
 def images_last(images: jax.Array) -> jax.Array:
-    """uint8 images [image, row, column] -> what `CNN` takes: float [row, column, image] in [0, 1]."""
-    return scale_pixels(images.transpose(1, 2, 0))
+    """Images [image, row, column] or [image, row, column, channel] -> float [channel, row, column, image].
+
+    Pixels of uint8 are scaled to [0, 1]; floats stay as they are.
+    """
+    images = images[..., None] if images.ndim == 3 else images
+    images = images.transpose(3, 1, 2, 0)
+    return scale_pixels(images) if images.dtype == jnp.uint8 else images

@@ -5,7 +5,7 @@ This is what `torch.optim` calls `weight_decay`; `optax.adamw` decays the weight
 Every scalar may be a traced array, so that trials with different values share one compiled program.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ def rmsprop_l2(learning_rate: Scalar, l2: Scalar) -> optax.GradientTransformatio
 
 
 def _with_l2(rule: optax.GradientTransformation, learning_rate: Scalar, l2: Scalar) -> optax.GradientTransformation:
-    def decay(gradients: optax.Updates, params: optax.Params) -> optax.Updates:
+    def decay(gradients: optax.Updates, params: optax.Params | None) -> optax.Updates:
         return jax.tree.map(lambda g, p: g + _like(p, l2 * p), gradients, params)
 
     return optax.chain(optax.stateless(decay), rule, optax.scale_by_learning_rate(learning_rate))
@@ -44,7 +44,7 @@ def _like(leaf: jax.Array, value: jax.Array) -> jax.Array:
 
 
 class ChosenState(NamedTuple):
-    count: jax.Array  # int32 [], updates so far
+    num_updates: jax.Array  # int32 [], so far
     mean: optax.Updates  # like the parameters: decayed mean of the gradients
     square: optax.Updates  # like the parameters: decayed mean of their squares
 
@@ -69,11 +69,13 @@ def chosen_l2(optimizer: int | jax.Array, learning_rate: Scalar, l2: Scalar) -> 
         zeros = jax.tree.map(jnp.zeros_like, params)
         return ChosenState(jnp.zeros((), jnp.int32), zeros, zeros)
 
-    def update(gradients: optax.Updates, state: ChosenState, params: optax.Params) -> tuple[optax.Updates, ChosenState]:
-        count = state.count + 1
+    def update(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, ChosenState]:
+        count = state.num_updates + 1
         mean_correction = jnp.where(is_adam, 1 - b1**count, 1)
         square_correction = jnp.where(is_adam, 1 - b2**count, 1)
-        gradients = jax.tree.map(lambda g, p: _like(p, g + l2 * p), gradients, params)
+        gradients = jax.tree.map(lambda g, p: _like(p, g + l2 * p), updates, params)
         mean = jax.tree.map(lambda m, g: _like(m, b1 * m + (1 - b1) * g), state.mean, gradients)
         square = jax.tree.map(lambda s, g: _like(s, b2 * s + (1 - b2) * g * g), state.square, gradients)
 

@@ -7,6 +7,7 @@ Colours are Okabe and Ito's, which the colour-blind can tell apart, and matplotl
 import io
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -27,7 +28,7 @@ TRAINING, VALIDATION, REFIT, TEST, BEST = BLUE, ORANGE, GREEN, BLACK, ORANGE
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 SEQUENTIAL = "viridis"  # dark is low: a small loss stands out
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
     "axes.titlesize": 8.5,
@@ -164,7 +165,7 @@ def validation_curves(ax: Axes, curves: Array, usual: Array, best: int, *, loss_
     labels = {True: "other trials", False: "failed or off the scale"}
     for row, (curve, done) in enumerate(zip(curves, usual, strict=True)):
         if row != best:
-            look = {"color": BLUE, "alpha": 0.45} if done else {"color": GREY, "linestyle": ":"}
+            look: dict[str, Any] = {"color": BLUE, "alpha": 0.45} if done else {"color": GREY, "linestyle": ":"}
             ax.plot(epochs, curve, linewidth=0.6, label=labels.pop(bool(done), None), **look, **dots)
     ax.plot(epochs, curves[best], color=BEST, linewidth=1.8, label="best trial", zorder=3, **dots)
     ax.set(title="Validation loss of all trials, mean over the folds", xlabel="epoch", ylabel=loss_name)
@@ -402,7 +403,8 @@ def confidence_histogram(ax: Axes, edges: Array, right: Array, wrong: Array) -> 
 
 def speed_bars(ax: Axes, ours: Mapping[str, float], peers: Mapping[str, float], *, title: str, label: str) -> Axes:
     """A horizontal bar a name with its number, on a logarithmic axis: our forms on top, the peers hatched below."""
-    for part, look in ((ours, {"color": BLUE}), (peers, {"color": ORANGE, "hatch": "////", "edgecolor": "white"})):
+    for part, color, hatch in ((ours, BLUE, None), (peers, ORANGE, "////")):
+        look: dict[str, Any] = {"color": color, "edgecolor": "white", "hatch": hatch}
         drawn = ax.barh(list(part), list(part.values()), height=0.65, linewidth=0, **look)
         ax.bar_label(drawn, fmt="%.3g", padding=3)
     ax.invert_yaxis()
@@ -452,7 +454,7 @@ def _thinned(values: Array) -> Array:
 _PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 
 
-def _dots(epochs: Array) -> dict[str, float | str]:
+def _dots(epochs: Array) -> dict[str, Any]:
     """A few epochs are drawn as points too: a line of one epoch would not be seen."""
     return {"marker": "o", "markersize": 2.5} if len(epochs) <= 30 else {}
 

@@ -23,6 +23,7 @@ from hw1jax import layout as layout_
 from hw1jax import training
 from hw1jax.folds import Fold
 from hw1jax.layout import Layout
+from hw1jax.losses import Array
 from hw1jax.training import Data, Hyperparameters, Params, State, Task
 
 
@@ -229,10 +230,12 @@ def flops(task: Task, x: np.ndarray, y: np.ndarray, hyperparameters: Hyperparame
     """Floating-point operations of the loss and gradient of one member on these samples, by XLA's own count."""
 
     def compute(key, x, y, hyperparameters):
-        batch = training.gather(task, Data(x, y), np.arange(len(x)), len(x))
+        index: Any = np.arange(len(x))
+        batch = training.gather(task, Data(x, y), index, len(x))
         return training.loss_and_gradient(task, task.init(key, hyperparameters), batch, hyperparameters)
 
-    return jax.jit(compute).lower(jax.random.key(0), x, y, hyperparameters).cost_analysis()["flops"]
+    costs: Any = jax.jit(compute).lower(jax.random.key(0), x, y, hyperparameters).cost_analysis()
+    return costs["flops"]
 
 
 def lowered(problem: Problem, hyperparameters: Hyperparameters, platform: str | None = None) -> jax.stages.Lowered:
@@ -250,7 +253,7 @@ def lowered(problem: Problem, hyperparameters: Hyperparameters, platform: str | 
 
 def bytes_needed(problem: Problem, hyperparameters: Hyperparameters) -> int:
     """What a call of the program takes of a device's memory beside the data, by XLA's own count."""
-    sizes = lowered(problem, hyperparameters).compile().memory_analysis()
+    sizes: Any = lowered(problem, hyperparameters).compile().memory_analysis()
     taken = sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
     return taken - sizes.alias_size_in_bytes
 
@@ -275,10 +278,10 @@ def _compiled_for_each_task(**options: Any) -> Callable[[Callable[..., Any]], Ca
 
 
 # These run once, for a moment: compiling them with care would take longer than anything else that a study compiles.
-QUICKLY = {"xla_backend_optimization_level": 0}
+_compiled_quickly = partial(_compiled_for_each_task, compiler_options={"xla_backend_optimization_level": 0})
 
 
-@_compiled_for_each_task(static_argnums=0, compiler_options=QUICKLY)
+@_compiled_quickly(static_argnums=0)
 def _init(task: Task, kind, key_data, numbers, fold_numbers, hyperparameters: Hyperparameters) -> State:
     key = jax.random.wrap_key_data(key_data, impl=kind)
 
@@ -290,7 +293,7 @@ def _init(task: Task, kind, key_data, numbers, fold_numbers, hyperparameters: Hy
     return jax.vmap(over_folds, (0, 0, None))(numbers, hyperparameters, fold_numbers)
 
 
-@_compiled_for_each_task(compiler_options=QUICKLY)
+@_compiled_quickly()
 def _init_optimizer(task: Task, params: Params, hyperparameters: Hyperparameters) -> optax.OptState:
     over_folds = jax.vmap(lambda params, hyperparameters: task.optimizer(hyperparameters).init(params), (0, None))
     return jax.vmap(over_folds)(params, hyperparameters)
@@ -308,7 +311,8 @@ def _fit(task: Task, plan: Plan, state: State, hyperparameters, data: Data, batc
         over_trials = jax.vmap(over_folds, (0, 0, None, None))
 
         def group(members):
-            return over_trials(*members, batches, pieces)
+            state, hyperparameters = members
+            return over_trials(state, hyperparameters, batches, pieces)
 
         return _in_groups(group, (state, hyperparameters), plan.trials_at_once)
 
@@ -380,7 +384,7 @@ def examples_alone_and_together(
     return _examples_alone_and_together(task)(kind, key_data, hyperparameters, x, y, labels)
 
 
-@_compiled_for_each_task(static_argnums=0, compiler_options=QUICKLY)
+@_compiled_quickly(static_argnums=0)
 def _examples_alone_and_together(task: Task, kind, key_data, hyperparameters: Hyperparameters, x, y, labels):
     params = task.init(jax.random.wrap_key_data(key_data, impl=kind), hyperparameters)
 
@@ -413,7 +417,7 @@ def _predict(task: Task, params: Params, hyperparameters: Hyperparameters, x: ja
     return lax.map(lambda i: task.apply(params, task.prepare(x[i]), hyperparameters), index)
 
 
-def predict_all(task: Task, params: Params, hyperparameters: Hyperparameters, x: jax.Array) -> jax.Array:
+def predict_all(task: Task, params: Params, hyperparameters: Hyperparameters, x: Array) -> jax.Array:
     """Outputs [trial, fold, example, output] of a population on the same few examples."""
     return _predict_all(task)(params, hyperparameters, x)
 

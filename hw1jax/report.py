@@ -197,7 +197,7 @@ def _errors_table(run: Run) -> Markup:
 def _classes_table(run: Run) -> Markup:
     confusion = evaluation.confusion_matrix(run.histories["test_outputs"], run.data.y_test)
     counts, (precision, recall) = confusion.sum(axis=1), evaluation.precision_and_recall(confusion)
-    numbers = zip(run.study.classes, counts.tolist(), precision.tolist(), recall.tolist(), strict=True)
+    numbers = zip(run.study.classes or (), counts.tolist(), precision.tolist(), recall.tolist(), strict=True)
     rows = [[name, count, _number(p), _number(r)] for name, count, p, r in numbers]
     return _table(["class", "test images", "precision", "recall"], rows)
 

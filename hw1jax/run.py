@@ -335,7 +335,7 @@ def _curve_inputs(study: Study, data: Dataset) -> np.ndarray:
 def _write_trials(path: Path, trials: Sequence[TrialScore], history: Trained) -> None:
     """trials.csv: a row a trial, in scikit-learn's words; a failed one says in which epoch it diverged."""
     text = io.StringIO()
-    finite = np.isfinite(history.train_loss + history.val_loss).all(axis=1)  # [trial, epoch]
+    finite = np.all(np.isfinite(history.train_loss + history.val_loss), axis=1)  # [trial, epoch]
     rows = [
         {"number": trial.number, "state": "complete" if trial.complete else "failed"}
         | trial.draw.columns()

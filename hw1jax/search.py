@@ -6,7 +6,7 @@ import re
 import secrets
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -136,7 +136,8 @@ def _study(kept: BaseStorage, name: str, sampler: optuna.samplers.BaseSampler) -
 def _open_journal(journal: Path, name: str) -> BaseStorage:
     _repair(journal)
     try:
-        kept = JournalStorage(JournalFileBackend(str(journal), lock_obj=JournalLock(journal)))
+        lock: Any = JournalLock(journal)  # Optuna's own class of locks is not public
+        kept = JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
         others = [other for other in optuna.get_all_study_names(kept) if other != name]
     except OSError:
         raise
@@ -326,7 +327,7 @@ def suggest(trial: Trial, space: Space) -> Draw:
 def search(
     study: optuna.Study,
     space: Space,
-    train: Callable[[dict[int, Draw]], dict[int, Sequence[float] | np.ndarray] | None],
+    train: Callable[[dict[int, Draw]], Mapping[int, Sequence[float] | np.ndarray] | None],
     *,
     num_trials: int,
     batch_size: int,
@@ -370,7 +371,7 @@ def search(
                 draws, told = _patiently(partial(ask, numbers), note)
             losses = told if len(told) == len(numbers) else train(draws)
             if losses is not None:
-                losses |= told
+                losses = {**losses, **told}
                 with alone():
                     _patiently(partial(tell, numbers, losses), note)
                 yield [TrialScore(n, draws[n], tuple(map(float, _by_epoch(losses[n])[:, -1]))) for n in numbers]

@@ -66,8 +66,9 @@ class Draw(NamedTuple):
         Raises:
           KeyError, TypeError, ValueError: something is missing, or of another type.
         """
-        widths = (tuple(map(int, values[name])) for name in ("channels", "hidden_units"))
-        return cls(*widths, float(values["learning_rate"]), float(values["l2"]), str(values["optimizer"]))
+        channels, hidden_units = (tuple(map(int, values[name])) for name in ("channels", "hidden_units"))
+        learning_rate, l2 = float(values["learning_rate"]), float(values["l2"])
+        return cls(channels, hidden_units, learning_rate, l2, str(values["optimizer"]))
 
     def columns(self) -> dict[str, Any]:
         """One plain value a name, the names of Optuna's parameters."""
@@ -76,7 +77,7 @@ class Draw(NamedTuple):
         return named | {"learning_rate": self.learning_rate, "l2": self.l2, "optimizer": self.optimizer}
 
 
-Values = IntRange | FloatRange | tuple[str, ...]  # what a hyperparameter may be
+Values = IntRange | FloatRange | tuple[Any, ...]  # what a hyperparameter may be
 
 
 def draw(space: Space, choose: Callable[[str, Values], Any]) -> Draw:

@@ -62,7 +62,8 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
         if np.asarray(array).dtype.hasobject:
             raise ValueError(f"{name} holds Python objects, not numbers")
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
+    named: dict[str, Any] = arrays  # no name is one of the function's own options
+    np.savez_compressed(buffer, **named)
     write_bytes(path, buffer.getvalue())
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from hw1jax import losses, models, optimizers
 from hw1jax.data import Dataset, fashion_mnist, regression
+from hw1jax.losses import Array
 from hw1jax.space import Draw, FloatRange, IntRange, Space
 from hw1jax.training import Task, unchanged
 
@@ -19,11 +20,11 @@ from hw1jax.training import Task, unchanged
 class Hyperparameters(NamedTuple):
     """A trial's hyperparameters as arrays; a population's have a leading [trial] axis."""
 
-    channels: jax.Array  # int32 [convolution]
-    hidden_units: jax.Array  # int32 [hidden layer]
-    learning_rate: jax.Array  # float []
-    l2: jax.Array  # float []
-    optimizer: jax.Array  # int32 [], index into OPTIMIZERS
+    channels: Array  # int32 [convolution]
+    hidden_units: Array  # int32 [hidden layer]
+    learning_rate: Array  # float []
+    l2: Array  # float []
+    optimizer: Array  # int32 [], index into OPTIMIZERS
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class Study:
     settings: Settings
     quick: Settings
     load: Callable[[Any], Dataset]
-    loss: Callable[[jax.Array, jax.Array], jax.Array]
+    loss: Callable[[Array, Array], jax.Array]
     loss_name: str
     classes: tuple[str, ...] | None
     reported: Reported
@@ -142,10 +143,10 @@ class Study:
 
 
 def _load_regression(settings: RegressionSettings) -> Dataset:
-    if (settings.train_csv is None) != (settings.test_csv is None):
-        raise ValueError("--train-csv and --test-csv go together: give both, or neither for the embedded data")
-    if settings.train_csv is None:
+    if settings.train_csv is None and settings.test_csv is None:
         return regression.embedded()
+    if settings.train_csv is None or settings.test_csv is None:
+        raise ValueError("--train-csv and --test-csv go together: give both, or neither for the embedded data")
     return regression.from_csv(settings.train_csv, settings.test_csv)
 
 
@@ -202,23 +203,23 @@ STUDIES = (REGRESSION, FASHION_MLP, FASHION_CNN)
 def make_task(study: Study, channels: tuple[int, ...], hidden_units: tuple[int, ...]) -> Task:
     """The study's network with these maximum widths, as a task whose hyperparameters are `Hyperparameters`."""
     num_outputs = len(study.classes) if study.classes else 1
+    image = (fashion_mnist.IMAGE_SIZE, fashion_mnist.IMAGE_SIZE)
     if channels:
         network, prepare = models.CNN(channels, hidden_units, num_outputs), models.images_last
-        example = jnp.zeros((1, models.IMAGE_SIZE, models.IMAGE_SIZE), jnp.uint8)
-    elif study.classes:
-        network, prepare = models.MLP(hidden_units, num_outputs), models.scale_pixels
-        example = jnp.zeros((1, models.IMAGE_SIZE, models.IMAGE_SIZE), jnp.uint8)
     else:
-        network, prepare, example = models.MLP(hidden_units, num_outputs), unchanged, jnp.zeros((1, 1))
+        network = models.MLP(hidden_units, num_outputs)
+        prepare = models.scale_pixels if study.classes else unchanged
 
     def widths(hyperparameters: Hyperparameters):
         both = (hyperparameters.channels, hyperparameters.hidden_units)
         return both if channels else both[1:]
 
     def init(key, hyperparameters):
+        # Made here, in the precision of the moment: what is cached must hold no array.
+        example = jnp.zeros((1, *image), jnp.uint8) if study.classes else jnp.zeros((1, 1))
         return network.init(key, prepare(example), *widths(hyperparameters))["params"]
 
-    def apply(params, x, hyperparameters):
+    def apply(params, x, hyperparameters) -> Any:  # of what a Flax module may return, its outputs alone
         return network.apply({"params": params}, x, *widths(hyperparameters))
 
     def optimizer(hyperparameters):
@@ -310,7 +311,7 @@ def check(study: Study, settings: Settings) -> None:
     if not space.optimizers:
         raise ValueError(f"--optimizers needs at least one of {', '.join(optimizers.OPTIMIZERS)}")
     if isinstance(settings, ConvolutionSettings):
-        most = models.most_convolutions()
+        most = models.most_convolutions(fashion_mnist.IMAGE_SIZE)
         if not 1 <= len(space.channels) <= most:
             raise ValueError(
                 f"--channels needs 1 to {most} ranges, as the image is pooled away after {most} convolutions"

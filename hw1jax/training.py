@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jax.custom_batching import sequential_vmap
@@ -48,8 +49,8 @@ class State(NamedTuple):
 
 
 class Data(NamedTuple):
-    x: jax.Array  # [sample, ...]
-    y: jax.Array  # [sample, ...]
+    x: jax.Array | np.ndarray  # [sample, ...]
+    y: jax.Array | np.ndarray  # [sample, ...]
 
 
 class Batch(NamedTuple):

@@ -19,8 +19,9 @@ CORE = {
     "layers": set(),
     "optimizers": set(),
     "models": {"layers"},
-    "training": {"losses"},
-    "population": {"folds", "training"},
+    "layout": set(),
+    "training": {"layout", "losses"},
+    "population": {"folds", "layout", "losses", "training"},
     "cross_validation": {"folds", "losses", "training", "population"},
 }
 EDGE = {"plots", "figures", "report", "progress", "run"}  # nothing that computes needs them

@@ -56,14 +56,17 @@ def check_agreement(losses):
         np.testing.assert_allclose(other, losses[0], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_forms_end_with_the_same_losses(regression, one_device):
     check_agreement([final(form, regression) for form in forms.FORMS[:3]])
 
 
+@pytest.mark.slow
 def test_forms_end_with_the_same_losses_on_images_at_own_widths_too(images):
     check_agreement([final(form, images) for form in (forms.ALL, forms.OWN)])
 
 
+@pytest.mark.slow
 def test_a_repeat_counts_the_training_samples_of_whole_rounds(regression, one_device):
     result = forms.run_form(forms.ALL, regression, repeats=3, seconds=0, full=False)
     assert result["samples_timed"] == [2 * 2 * 31 * 4] * 3  # trials x (folds - 1) x samples x epochs
@@ -83,6 +86,7 @@ def test_each_sample_trains_in_all_folds_but_the_one_that_validates_it(regressio
             assert sorted([*epoch[epoch >= 0], *val[val >= 0]]) == list(range(31))
 
 
+@pytest.mark.slow
 def test_operations_of_a_dense_net_are_about_six_a_weight(images):
     # Two of each product forward and two for each gradient; there is none for the first layer's input.
     weights = np.mean([784 * 10 * 2 / 3 + 10 * 12 + 12 * 3 + 3 * 10, 784 * 20 * 2 / 3 + 20 * 11 + 11 * 5 + 5 * 10])
@@ -167,6 +171,7 @@ def test_importing_the_benchmark_needs_none_of_the_heavy_libraries():
     assert done.stdout.split() == []
 
 
+@pytest.mark.slow
 def test_it_runs_where_optuna_tyro_and_tensorflow_datasets_are_missing(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n"

@@ -477,6 +477,7 @@ def script(folder, name, *args):
     return result.returncode, result.stdout, result.stderr
 
 
+@pytest.mark.slow
 def test_the_scripts_start_and_end_as_they_should(elsewhere):
     for name in ("fashion_mlp", "reproduce"):
         code, out, err = script(elsewhere, name, "--help")

@@ -20,6 +20,10 @@ LOSSES["fashion_cnn"] = reference.cross_entropy
 # A CPU's layouts and an accelerator's: chunks of 10 examples and members one by one, or all at once.
 LAYOUTS = {"regression": [Layout()], "fashion_mlp": [Layout()], "fashion_cnn": [Layout(10, 20, True), Layout()]}
 STUDIES = pytest.mark.parametrize("study", studies.STUDIES, ids=lambda study: study.name)
+DENSE_NET_SOON = pytest.mark.parametrize(
+    "study",
+    [pytest.param(s, id=s.name, marks=[] if s is studies.FASHION_MLP else pytest.mark.slow) for s in studies.STUDIES],
+)
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +74,7 @@ def batch_of(task, study, num, layout):
     return x, y, training.gather(task, training.Data(jnp.asarray(x), jnp.asarray(y)), index, layout.chunk_size or 20)
 
 
+@pytest.mark.slow
 @STUDIES
 def test_loss_gradient_and_update_equal_the_plain_network_over_the_search_space(study):
     task = widest_task(study)
@@ -101,6 +106,7 @@ def test_loss_gradient_and_update_equal_the_plain_network_over_the_search_space(
         assert_close(shown, plain, 1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("study", "layout"), [(study, layout) for study in studies.STUDIES for layout in LAYOUTS[study.name]],
     ids=lambda value: getattr(value, "name", "one by one" if getattr(value, "one_by_one", False) else "at once"),
@@ -141,7 +147,7 @@ def replace_rate(draw: Draw, i: int) -> Draw:
     return draw._replace(learning_rate=(2**-10, 2**-8, 2**-7, 2**-9)[i], optimizer=("adam", "sgd", "rmsprop")[i % 3])
 
 
-@STUDIES
+@DENSE_NET_SOON
 def test_padded_parameters_stay_exactly_zero(study):
     task, draw = widest_task(study), next(corners(study))
     x, y = examples(study, 60)
@@ -164,8 +170,9 @@ def test_padded_parameters_stay_exactly_zero(study):
 def test_initial_parameters_do_not_depend_on_the_padding(study):
     draw = studies.widest(study.quick)._replace(hidden_units=tuple(23 for _ in study.settings.hidden_units))
     hyperparameters = jax.tree.map(lambda a: a[0], studies.as_arrays([draw]))
-    own = studies.make_task(study, draw.channels, draw.hidden_units).init(jax.random.key(1), hyperparameters)
-    padded = widest_task(study).init(jax.random.key(1), hyperparameters)
+    tasks = studies.make_task(study, draw.channels, draw.hidden_units), widest_task(study)
+    compiled = (jax.jit(task.init, compiler_options={"xla_backend_optimization_level": 0}) for task in tasks)
+    own, padded = (init(jax.random.key(1), hyperparameters) for init in compiled)
     shapes = studies.parameter_shapes(study, draw)
     jax.tree.map(np.testing.assert_array_equal, reference.crop(padded, shapes), own)
     for leaf in jax.tree.leaves(own):

@@ -12,12 +12,15 @@ import time
 
 import numpy as np
 import pytest
-from test_recovery import complete, finish, lasting, one_line, start
+from processes import complete, finish, start
+from test_recovery import lasting, one_line
 
 from hw1jax import hosts, storage
 
 SECONDS_TO_START = 100  # at most, on a busy machine
 NUM_CALLS = 20  # of the program in the small search
+
+pytestmark = pytest.mark.slow
 
 
 def free_address():

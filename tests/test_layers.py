@@ -18,7 +18,7 @@ COMPILE_QUICKLY = {"xla_backend_optimization_level": 0}  # for what is not the p
 
 # (input channels, image size, kernel size, channels, images): the bounds of the search space, then odd shapes
 FIRST_BOUNDS = [(1, 28, 4, 4, 3), (1, 28, 4, 10, 2)]
-FIRST_ODD = [(1, 5, 4, 1, 1), (1, 6, 3, 2, 2), (1, 13, 5, 3, 1)]
+FIRST_ODD = [(1, 5, 4, 1, 1), (1, 6, 3, 2, 2), (1, 13, 5, 3, 1), (3, 8, 4, 2, 2)]
 LATER_BOUNDS = [(4, 13, 5, 10, 3), (10, 13, 5, 15, 2)]
 LATER_ODD = [(1, 5, 5, 1, 1), (2, 6, 3, 3, 1), (2, 28, 7, 2, 2)]
 
@@ -42,16 +42,12 @@ def plain_conv_pool(x, weights):
     return reference.pool(jax.nn.relu(x)).transpose(1, 2, 3, 0)
 
 
-def plain_first_conv_pool(x, weights):
-    return plain_conv_pool(x[None], weights)
-
-
 def value_and_gradients(layer, x, weights, cotangent):
     value, gradients = jax.vjp(layer, x, weights)
     return value, *gradients(cotangent)
 
 
-PLAIN = {layers.first_conv_pool: plain_first_conv_pool, layers.conv_pool: plain_conv_pool}
+PLAIN = {layers.first_conv_pool: plain_conv_pool, layers.conv_pool: plain_conv_pool}
 FAST_FUNCTION = {layer: jax.jit(partial(value_and_gradients, layer)) for layer in PLAIN}
 PLAIN_FUNCTION = {
     layer: jax.jit(partial(value_and_gradients, plain), compiler_options=COMPILE_QUICKLY)
@@ -68,8 +64,11 @@ def shapes_of(layer, case):
     """(of x, of the weights, of the output)"""
     num_inputs, size, kernel_size, channels, images = case
     pooled = layers.pooled_size(size, kernel_size)
-    x = (size, size, images) if layer is layers.first_conv_pool else (num_inputs, size, size, images)
-    return x, (channels, 1 + num_inputs * kernel_size**2), (channels, pooled, pooled, images)
+    return (
+        (num_inputs, size, size, images),
+        (channels, 1 + num_inputs * kernel_size**2),
+        (channels, pooled, pooled, images),
+    )
 
 
 def random_arrays(shapes, dtype):
@@ -92,22 +91,22 @@ def assert_close(found, expected, tolerance):
         assert np.all(np.abs(np.asarray(a) - b) <= tolerance * np.maximum(1, np.abs(b)))
 
 
-CASES = [(layers.first_conv_pool, case) for case in FIRST_BOUNDS + FIRST_ODD]
-CASES += [(layers.conv_pool, case) for case in LATER_BOUNDS + LATER_ODD]
 BOUNDS = [(layers.first_conv_pool, case) for case in FIRST_BOUNDS]
 BOUNDS += [(layers.conv_pool, case) for case in LATER_BOUNDS]
+ODD = [(layers.first_conv_pool, case) for case in FIRST_ODD] + [(layers.conv_pool, case) for case in LATER_ODD]
 
 
 def over(cases):
     return pytest.mark.parametrize(("layer", "case"), cases, ids=lambda v: getattr(v, "__name__", str(v)))
 
 
-@over(CASES)
+@over([*BOUNDS, *(pytest.param(*case, marks=pytest.mark.slow) for case in ODD)])
 def test_convolution_equals_the_plain_one_in_float64(layer, case, float64):
     arrays = random_arrays(shapes_of(layer, case), np.float64)
     assert_close(FAST_FUNCTION[layer](*arrays), PLAIN_FUNCTION[layer](*arrays), 1e-10)
 
 
+@pytest.mark.slow
 @over(BOUNDS)
 def test_convolution_equals_the_plain_one_in_float32(layer, case):
     arrays = random_arrays(shapes_of(layer, case), np.float32)
@@ -321,3 +320,40 @@ def test_initial_weights_have_the_precision_of_the_computation(float64):
     values = draw(jax.random.key(0), (3, 5), 4, 3)
     assert values.dtype == np.float64
     assert np.any(np.asarray(values) != np.asarray(values, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "kernel_size"),
+    [
+        (layers.conv_pool, (3, 8, 8), 3),
+        (layers.conv_pool, (2, 9, 14), 5),
+        (layers.conv_pool, (2, 5, 8), 3),
+        (layers.first_conv_pool, (3, 10, 7), 4),
+    ],
+)
+def test_images_of_any_size_and_channels_equal_the_plain_layer(layer, shape, kernel_size, float64):
+    rng = np.random.default_rng(0)
+    x, weights = rng.normal(size=(*shape, 2)), rng.normal(size=(4, 1 + shape[0] * kernel_size**2))
+    cotangent = rng.normal(size=jax.eval_shape(plain_conv_pool, x, weights).shape)
+    found, expected = (value_and_gradients(f, x, weights, cotangent) for f in (layer, plain_conv_pool))
+    assert_close(found, expected, 1e-10)
+
+
+@pytest.mark.parametrize(
+    ("shape", "num_weights", "message"),
+    [
+        ((1, 2, 8, 1), 26, "2 x 8 pixels are too few for a convolution of 5 x 5 and pooling"),
+        ((1, 8, 8, 1), 17, "kernels of odd size, got 4 x 4"),
+        ((2, 8, 8, 1), 26, "weights for 25 inputs are no square kernels over 2 channels"),
+    ],
+)
+def test_images_and_weights_that_dont_fit_are_told_in_one_line(shape, num_weights, message):
+    with pytest.raises(ValueError, match=message):
+        layers.conv_pool(np.zeros(shape), np.zeros((2, num_weights)))
+
+
+@pytest.mark.parametrize(("fan_in", "width"), [(4, 7), (8, 3), (np.int32(4), np.int32(7)), (np.int32(8), np.int32(3))])
+def test_a_width_beyond_the_maximum_makes_a_member_fail_and_is_not_clipped(fan_in, width):
+    key = jax.random.key(0)
+    assert np.isnan(layers.uniform_by_fan_in(key, (6, 8), fan_in, width)).all()
+    assert np.isfinite(layers.uniform_by_fan_in(key, (6, 8), 7, 6)).all()

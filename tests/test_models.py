@@ -186,6 +186,7 @@ def test_padded_network_equals_the_module_of_its_own_size():
     jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-12), crop(padded[3], shapes), own[3])
 
 
+@pytest.mark.slow
 def test_third_convolution_equals_the_plain_network():
     x, channels, widths = models.images_last(images(2)), np.int32([2, 3, 4]), np.int32([5])
     outputs, variables = jit(DEEP_NET.init_with_output)(jax.random.key(1), x, channels, widths)
@@ -197,12 +198,12 @@ def test_third_convolution_equals_the_plain_network():
 
 def test_one_more_convolution_than_the_most_leaves_no_pixel():
     def cells(num):
-        x = jax.ShapeDtypeStruct((28, 28, 1), jnp.float64)
+        x = jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float64)
         network = models.CNN((2,) * num, (3,), 10)
         variables = jax.eval_shape(network.init, jax.random.key(0), x, (2,) * num, (3,))
         return (variables["params"]["dense1"]["weights"].shape[1] - 1) / 2
 
-    most = models.most_convolutions()
+    most = models.most_convolutions(28)
     assert most == 3
     assert [cells(num) for num in range(1, most + 1)] == [13**2, 5**2, 1]
     assert layers.pooled_size(1, models.LATER_KERNEL) < 1
@@ -213,7 +214,7 @@ def test_one_more_convolution_than_the_most_leaves_no_pixel():
     [
         (models.MLP((45, 21, 23), 1), (2, 1), ([45, 21, 23],), 90 + 966 + 506 + 24),
         (models.MLP((49, 26, 24), 10), (2, 28, 28), ([49, 26, 24],), 38465 + 1300 + 648 + 250),
-        (models.CNN((4, 12), (38, 28), 10), (28, 28, 2), ([4, 12], [38, 28]), 68 + 1212 + 11438 + 1092 + 290),
+        (models.CNN((4, 12), (38, 28), 10), (1, 28, 28, 2), ([4, 12], [38, 28]), 68 + 1212 + 11438 + 1092 + 290),
     ],
     ids=["regression", "dense", "cnn"],
 )
@@ -258,6 +259,11 @@ def test_pixels_become_floats_between_0_and_1(x64):
 
 def test_images_last_puts_the_image_axis_last():
     found = models.images_last(jnp.asarray(images(3)))
-    assert found.shape == (28, 28, 3)
+    assert found.shape == (1, 28, 28, 3)
     for i, image in enumerate(images(3)):
-        np.testing.assert_array_equal(found[:, :, i], models.scale_pixels(jnp.asarray(image)))
+        np.testing.assert_array_equal(found[0, :, :, i], models.scale_pixels(jnp.asarray(image)))
+
+
+def test_images_last_takes_channels_and_leaves_floats_as_they_are():
+    coloured = np.random.default_rng(0).normal(size=(2, 5, 6, 3))
+    np.testing.assert_array_equal(models.images_last(jnp.asarray(coloured)), coloured.transpose(3, 1, 2, 0))

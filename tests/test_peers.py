@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow
+
 PEERS_FILE = Path(__file__).parents[1] / "experiments" / "peers.py"
 spec = importlib.util.spec_from_file_location("peers", PEERS_FILE)
 peers = importlib.util.module_from_spec(spec)
@@ -96,7 +98,7 @@ def test_the_module_itself_imports_neither_torch_nor_sklearn():
     code = (
         f"import runpy, sys; runpy.run_path({str(PEERS_FILE)!r}); assert not {{'torch', 'sklearn'}} & set(sys.modules)"
     )
-    assert peers.subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert peers.subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 
 
 def test_scikit_learn_skips_what_it_cannot_do(tmp_path):

@@ -82,6 +82,7 @@ def test_batches_of_different_hyperparameters_share_one_trace_and_one_compilatio
     assert not np.array_equal(first, second)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", [Plan(7, 1, 1), Plan(7, 1, 7), Plan(8, 2, 4), Plan(8, 8, 1), Plan(8, 2, 1)])
 def test_plans_agree_over_the_first_steps(plan):
     _, expected = trained(Plan(7, 1, 7), draws(7), num_epochs=3)  # 9 steps
@@ -89,12 +90,14 @@ def test_plans_agree_over_the_first_steps(plan):
     np.testing.assert_allclose(found[:7], expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_25_trials_in_a_program_agree_with_7_over_the_first_steps():
     _, expected = trained(Plan(7, 1, 7), draws(7), num_epochs=3)
     _, found = trained(Plan(26, 2, 13), draws(26), num_epochs=3)
     np.testing.assert_allclose(found[:7], expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [Layout(5, 8), Layout(None, 21, True), Layout(10, 7, True)])
 def test_layouts_agree_over_the_first_steps(layout):
     _, expected = trained(Plan(2), draws(2), num_epochs=3)
@@ -102,6 +105,7 @@ def test_layouts_agree_over_the_first_steps(layout):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_folds_of_unequal_size_train_on_exactly_their_own_samples():
     # The small fold has one step an epoch, the large one three: the small one's empty batches must change nothing.
     small, large = Fold(np.arange(40, 55), np.arange(5)), Fold(np.arange(50), np.arange(50, 61))
@@ -111,6 +115,7 @@ def test_folds_of_unequal_size_train_on_exactly_their_own_samples():
     np.testing.assert_allclose(together_val[:, :1], alone_val, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_samples_of_no_fold_leak_nothing_not_even_nan():
     x = X.copy()
     x[0] = np.nan
@@ -119,10 +124,11 @@ def test_samples_of_no_fold_leak_nothing_not_even_nan():
     assert np.isfinite(val_loss).all()
 
 
+@pytest.mark.slow
 def test_training_in_several_calls_equals_one_call():
     task = studies.make_task(STUDY, (), WIDEST.hidden_units)
     ends = []
-    for per_call in (1, 6):
+    for per_call in (2, 6):
         spec = Spec(6, 20, (0,), per_call)
         problem = population.place(task, Plan(2), spec, X, Y, k_fold(len(X), 3, (0,)))
         *_, end = population.train(problem, jax.random.key(0), np.arange(2), studies.as_arrays(draws(2)))
@@ -150,6 +156,7 @@ def test_trial_depends_on_its_number_and_not_on_its_companions():
     np.testing.assert_array_equal(found[2], expected[2])
 
 
+@pytest.mark.slow
 def test_compiled_program_has_no_collective():
     task = studies.make_task(STUDY, (), WIDEST.hidden_units)
     problem = population.place(task, Plan(8, 8, 1), Spec(1, 20, (0,)), X, Y, k_fold(len(X), 3, (0,)))
@@ -171,6 +178,7 @@ def test_make_plan_has_a_slot_for_each_trial_and_few_to_spare(num_trials):
     assert plan.num_devices == min(num_trials, 8)
 
 
+@pytest.mark.slow
 def test_predictions_in_pieces_equal_predictions_at_once():
     task = studies.make_task(STUDY, (), WIDEST.hidden_units)
     hyperparameters = jax.tree.map(lambda a: a[0], studies.as_arrays(draws(1)))

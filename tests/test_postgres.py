@@ -14,9 +14,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from test_recovery import complete, finish, lasting, start
+from processes import complete, finish, start
+from test_recovery import lasting
 
 from hw1jax import search
+
+pytestmark = pytest.mark.slow
+
 
 BINARIES = sorted(glob.glob("/usr/lib/postgresql/*/bin")) or [str(Path(shutil.which("initdb") or "/none").parent)]
 
@@ -44,7 +48,8 @@ def server():
             shutil.chown(folder, "postgres")
 
         def call(program, *flags):
-            subprocess.run([Path(BINARIES[-1], program), *flags], check=True, cwd=folder, capture_output=True, **who)
+            command = [Path(BINARIES[-1], program), *flags]
+            subprocess.run(command, check=True, cwd=folder, capture_output=True, timeout=60, **who)
 
         data = f"{folder}/data"
         call("initdb", "--auth=trust", "--username=postgres", "--no-sync", "-D", data)

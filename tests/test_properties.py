@@ -214,6 +214,7 @@ def mistakes(tmp_path_factory):
         process.communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_ends_the_command_with_code_2_a_message_and_no_folder(mistakes, name):
     folder, process = mistakes[name]

@@ -28,6 +28,7 @@ def test_the_help_that_it_shows_has_every_flag():
         assert f"--{field.name.replace('_', '-')}" in TEXT.partition("<!-- help -->")[2].partition("<!-- end -->")[0]
 
 
+@pytest.mark.slow
 def test_blocks_without_a_source_stay_as_they_are(tmp_path, monkeypatch):
     monkeypatch.setattr(readme, "RESULTS", tmp_path)
     assert without_help(readme.fill(TEXT)) == without_help(TEXT)

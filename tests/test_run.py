@@ -73,7 +73,9 @@ def lasting(folder):
     return results, (folder / "trials.csv").read_text(), {name: a.tobytes() for name, a in arrays.items()}
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name", ["regression", *(pytest.param(n, marks=pytest.mark.slow) for n in ("fashion_mlp", "fashion_cnn"))]
+)
 def test_run_leaves_consistent_files_behind(name, tmp_path):
     study = SMALL[name]
     results = execute(study, tmp_path)
@@ -99,13 +101,14 @@ def test_run_leaves_consistent_files_behind(name, tmp_path):
     assert min(results["timing"].values()) >= 0
 
 
-@pytest.mark.parametrize("widths", ["padded", "exact"])
+@pytest.mark.parametrize("widths", ["padded", pytest.param("exact", marks=pytest.mark.slow)])
 def test_same_command_twice_gives_the_same_files(widths, tmp_path):
     for folder in ("first", "second"):
         execute(SMALL["regression"], tmp_path / folder, widths=widths)
     assert lasting(tmp_path / "first") == lasting(tmp_path / "second")
 
 
+@pytest.mark.slow
 def test_own_widths_agree_with_padded_ones_at_first(tmp_path):
     found = []
     for widths in ("padded", "exact"):
@@ -115,6 +118,7 @@ def test_own_widths_agree_with_padded_ones_at_first(tmp_path):
     np.testing.assert_allclose(*found, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_finished_search_is_not_trained_again_and_more_trials_extend_it(tmp_path, monkeypatch):
     study = SMALL["regression"]
     execute(study, tmp_path / "once", num_trials=4)
@@ -162,7 +166,18 @@ def test_changed_settings_in_the_same_folder_are_refused(tmp_path):
 
 NOT_IDENTITY = {  # what no result depends on, and what the plan or the data's digest stands for
     *("num_trials", "out", "quick", "widths", "members_per_program", "num_devices", "reproducible", "distributed"),
-    *("coordinator", "num_processes", "process_id", "storage", "quiet", "verbose", "data_dir", "train_csv", "test_csv"),
+    *(
+        "coordinator",
+        "num_processes",
+        "process_id",
+        "join_timeout",
+        "storage",
+        "quiet",
+        "verbose",
+        "data_dir",
+        "train_csv",
+        "test_csv",
+    ),
 }
 
 
@@ -330,6 +345,7 @@ def test_more_slots_than_trials_change_no_draw(tmp_path):
     assert draws[1][:3] == draws[0]
 
 
+@pytest.mark.slow
 def test_reproduce_goes_on_after_a_study_that_fails(tmp_path, monkeypatch, capsys):
     def no_data(settings):
         raise ValueError("no images today")
@@ -344,6 +360,7 @@ def test_reproduce_goes_on_after_a_study_that_fails(tmp_path, monkeypatch, capsy
     assert "no images today" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_where_memory_runs_out_the_batch_is_halved_and_the_results_say_so(tmp_path, monkeypatch):
     study, notes, tried = SMALL["regression"], [], []
     train = batches.Batches._train_job
@@ -382,6 +399,7 @@ def test_other_errors_of_the_device_are_not_taken_for_a_lack_of_memory(tmp_path,
         execute(SMALL["regression"], tmp_path)
 
 
+@pytest.mark.slow
 def test_members_of_a_program_are_as_many_as_the_devices_memory_holds(monkeypatch):
     study = SMALL["regression"]
     data, settings = study.load(study.settings), replace(study.settings, num_trials=64, widths="padded")
@@ -414,6 +432,7 @@ def test_members_per_program_are_never_more_than_asked_for(num_devices, sampler)
         assert sampler == "tpe" or 3 * plan.slots > members / 3  # and not many fewer
 
 
+@pytest.mark.slow
 def test_a_failed_trial_says_in_which_epoch_it_diverged(tmp_path):
     execute(SMALL["regression"], tmp_path, learning_rate=FloatRange(1e-3, 1e30), num_trials=8)
     rows, losses = read_trials(tmp_path), storage.read_arrays(tmp_path / "histories.npz")

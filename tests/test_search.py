@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import Trial, TrialState
+from optuna.trial import TrialState
 
 from hw1jax import search
 from hw1jax.search import FloatRange, IntRange, PureRandomSampler, Space, TrialScore
@@ -104,6 +104,12 @@ def test_every_choice_is_alike_frequent():
     choices = ["adam", "sgd", "rmsprop"]
     drawn = [draw(0, number, "optimizer", CategoricalDistribution(choices)) for number in range(3000)]
     assert all(abs(drawn.count(choice) - 1000) < 5 * np.sqrt(1000) for choice in choices)
+
+
+def test_a_choice_comes_back_as_it_was_given():
+    choices = [1, 2.5, None, True, "adam"]
+    drawn = [draw(0, number, "choice", CategoricalDistribution(choices)) for number in range(100)]
+    assert {repr(choice) for choice in drawn} == {repr(choice) for choice in choices}
 
 
 def test_learning_rates_are_uniform_on_a_logarithmic_scale():
@@ -437,5 +443,8 @@ def test_tpe_goes_on_past_diverged_trials_and_takes_up_running_ones(tmp_path):
     batches = run(open_study(tmp_path, sampler="tpe"), diverged(*range(0, 14, 2)), num_trials=16, batch_size=4)
     assert sum(trial.complete for batch in batches for trial in batch) == 9
     study = open_study(tmp_path, sampler="tpe")
+    failed = [trial.number for trial in study.trials if trial.state == TrialState.FAIL]
+    complete = [trial.number for trial in study.trials if trial.state == TrialState.COMPLETE]
+    assert failed == list(range(0, 14, 2))  # trial 0 too, which was running: under its own number
+    assert complete == [1, 3, 5, 7, 9, 11, 13, 14, 15]
     assert len(study.trials) == 16
-    assert isinstance(Trial(study, study.trials[0]._trial_id), Trial)

@@ -21,4 +21,7 @@ class Dataset(NamedTuple):
 
 def sha256(data: Dataset) -> str:
     """A digest of all four arrays, by which results know the data that they belong to."""
-    return hashlib.sha256(b"".join(np.ascontiguousarray(part) for part in data)).hexdigest()
+    digest = hashlib.sha256()
+    for part in data:
+        digest.update(part.tobytes())
+    return digest.hexdigest()

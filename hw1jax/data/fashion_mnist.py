@@ -27,6 +27,7 @@ import numpy as np
 
 from hw1jax.data import Dataset
 
+IMAGE_SIZE = 28  # rows and columns of pixels
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"  # the original files; TFDS knows their checksums
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
@@ -170,7 +171,7 @@ SOURCES = (
 )
 
 
-def load(data_dir: str | None = None, *, sources: tuple[Source, ...] = SOURCES, files: Files = FILES) -> Dataset:
+def load(data_dir: str | Path | None = None, *, sources: tuple[Source, ...] = SOURCES, files: Files = FILES) -> Dataset:
     """Fashion-MNIST: x uint8 [60000, 28, 28] and [10000, 28, 28], 0 to 255, y int32 [60000] and [10000], 0 to 9.
 
     `data_dir`, or else the environment variable HW1JAX_DATA_DIR, names a folder with the four IDX files, gzipped or
@@ -185,7 +186,7 @@ def load(data_dir: str | None = None, *, sources: tuple[Source, ...] = SOURCES, 
     return Dataset(x_train.copy(), y_train.astype(np.int32), x_test.copy(), y_test.astype(np.int32))  # all writable
 
 
-def _read_strictly(folder: str, files: Files) -> Contents:
+def _read_strictly(folder: str | Path, files: Files) -> Contents:
     try:
         return read_folder(Path(os.path.expanduser(folder)), files)
     except (OSError, DataError) as error:

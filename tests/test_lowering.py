@@ -1,0 +1,107 @@
+"""What a GPU or a TPU is given to do, seen without one: the programs lowered for them, and what they consist of."""
+
+import re
+from collections import Counter
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+import pytest
+
+from hw1jax import layout, population, studies
+from hw1jax.folds import k_fold
+from hw1jax.losses import cross_entropy
+from hw1jax.population import Plan, Spec
+from hw1jax.training import Task
+
+PLATFORMS = pytest.mark.parametrize("platform", ["cuda", "tpu"])
+TRIALS, FOLDS = 10, 3
+SAMPLES = 900
+KERNELS = (
+    "dot_general",
+    "convolution",
+    "scatter",
+    "while",
+    "sort",
+    "reduce_window",
+    "select_and_scatter",
+    "custom_call",
+)
+# The loops are three: over epochs, over steps and over pieces of the validation part.
+# Products of a dense net's step: a forward and two backward a layer, but one for the first; validation's forward ones.
+EXPECTED = {
+    "regression": {"while": 3, "dot_general": 4 + 7 + 4},
+    "fashion_mlp": {"while": 3, "dot_general": 4 + 7 + 4, "scatter": 4},
+    "fashion_cnn": {"while": 3, "dot_general": 5 + 9 + 5, "scatter": 4},
+}
+
+
+def lowered(task, x, y, hyperparameters, params, batch_size, platform):
+    """The text of a call's program over 10 trials x 3 folds, laid out as an accelerator gets it."""
+    one = jax.tree.map(lambda a: a[0], hyperparameters)
+    chosen = layout.choose(task.apply, params, x, one, batch_size, platform)
+    assert chosen.chunk_size is None and not chosen.one_by_one
+    spec = Spec(2, batch_size, (0,), 2)
+    problem = population.place(task, Plan(TRIALS, 1, TRIALS, chosen), spec, x, y, k_fold(len(x), FOLDS, (0,)))
+    return population.lowered(problem, hyperparameters, platform).as_text()
+
+
+def kernels(text):
+    """How many of each kind of operation that becomes a kernel, or many, of its own."""
+    found = Counter(re.findall(r"stablehlo\.(\w+)", text))
+    return {name: found[name] for name in KERNELS if found[name]}
+
+
+def products(text):
+    """Shape of the result of each product."""
+    return [tuple(map(int, shape.split("x"))) for shape in re.findall(r"dot_general.*-> tensor<([\dx]+)xf32>", text)]
+
+
+@PLATFORMS
+@pytest.mark.parametrize("study", studies.STUDIES, ids=lambda study: study.name)
+def test_a_studys_members_train_at_once_in_few_kernels(study, platform):
+    rng, widest = np.random.default_rng(0), studies.widest(study.settings)
+    if study.classes:
+        x, y = rng.integers(0, 256, (SAMPLES, 28, 28), np.uint8), rng.integers(0, 10, SAMPLES, np.int32)
+    else:
+        x = y = rng.uniform(-5, 5, (SAMPLES, 1)).astype(np.float32)
+    task = studies.make_task(study, widest.channels, widest.hidden_units)
+    text = lowered(
+        task,
+        x,
+        y,
+        studies.as_arrays([widest] * TRIALS),
+        studies.parameter_shapes(study, widest),
+        study.settings.batch_size,
+        platform,
+    )
+    assert kernels(text) == EXPECTED[study.name]
+    for shape in products(text):
+        assert {TRIALS, FOLDS} <= set(shape[:3]), f"a product of {shape} is not over all trials and folds"
+
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.max_pool(nn.relu(nn.Conv(6, (3, 3))(x)), (2, 2), (2, 2))
+        x = nn.relu(nn.Conv(7, (3, 3))(x))
+        return nn.Dense(4)(x.reshape(len(x), -1))
+
+
+@PLATFORMS
+def test_a_users_convolutions_are_one_grouped_convolution_over_all_members(platform):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(90, 8, 8, 3)).astype(np.float32), rng.integers(0, 4, 90, np.int32)
+    net = Net()
+    task = Task(lambda key, h: net.init(key, x[:1]), lambda p, x, h: net.apply(p, x), cross_entropy, optax.adam)
+    shapes = jax.eval_shape(task.init, jax.random.key(0), 0.1)
+    text = lowered(task, x, y, np.full(TRIALS, 0.1, np.float32), shapes, 20, platform)
+    found = kernels(text)
+    assert found["while"] == 3
+    # A forward and two backward each, but one for the first, and validation's forward ones.
+    assert found["convolution"] == 2 + 3 + 2
+    groups = re.findall(r"stablehlo\.convolution.*?feature_group_count = (\d+)", text, re.DOTALL)
+    assert {int(n) for n in groups} <= {FOLDS, TRIALS * FOLDS}
+    for shape in products(text):
+        assert {TRIALS, FOLDS} <= set(shape[:3])
