@@ -31,16 +31,18 @@ def cross_entropy(outputs: Array, y: Array) -> jax.Array:
 
     Args:
       outputs: float [batch, classes], unnormalised log-probabilities.
-      y: int [batch].
+      y: int [batch], 0 to classes - 1.
 
     Returns:
-      float [batch]; its mean over the batch is torch's `CrossEntropyLoss`.
+      float [batch]; its mean over the batch is torch's `CrossEntropyLoss`. NaN where there is no class `y`.
 
     Raises:
       TypeError: `y` is not of an integer type.
     """
     if not jnp.issubdtype(y.dtype, jnp.integer):
         raise TypeError(f"cross entropy takes classes as integers, got y of {y.dtype}")
+    y = y.astype(jnp.promote_types(y.dtype, jnp.int32))  # the number of classes may be more than y's own type holds
+    y = jnp.where(y < 0, outputs.shape[-1], y)  # -1 would be the last class; a class too high gives NaN
     return optax.losses.softmax_cross_entropy_with_integer_labels(outputs, y)
 
 

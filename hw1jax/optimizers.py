@@ -32,7 +32,15 @@ def rmsprop_l2(learning_rate: Scalar, l2: Scalar) -> optax.GradientTransformatio
 
 
 def _with_l2(rule: optax.GradientTransformation, learning_rate: Scalar, l2: Scalar) -> optax.GradientTransformation:
-    return optax.chain(optax.add_decayed_weights(l2), rule, optax.scale_by_learning_rate(learning_rate))
+    def decay(gradients: optax.Updates, params: optax.Params | None) -> optax.Updates:
+        return jax.tree.map(lambda g, p: g + _like(p, l2 * p), gradients, params)
+
+    return optax.chain(optax.stateless(decay), rule, optax.scale_by_learning_rate(learning_rate))
+
+
+def _like(leaf: jax.Array, value: jax.Array) -> jax.Array:
+    """The value in the leaf's type: scalars of a wider one, as under x64, must not widen what is trained."""
+    return value.astype(leaf.dtype)
 
 
 class ChosenState(NamedTuple):
@@ -67,13 +75,13 @@ def chosen_l2(optimizer: int | jax.Array, learning_rate: Scalar, l2: Scalar) -> 
         count = state.num_updates + 1
         mean_correction = jnp.where(is_adam, 1 - b1**count, 1)
         square_correction = jnp.where(is_adam, 1 - b2**count, 1)
-        gradients = jax.tree.map(lambda g, p: g + l2 * p, updates, params)
-        mean = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mean, gradients)
-        square = jax.tree.map(lambda s, g: b2 * s + (1 - b2) * g * g, state.square, gradients)
+        gradients = jax.tree.map(lambda g, p: _like(p, g + l2 * p), updates, params)
+        mean = jax.tree.map(lambda m, g: _like(m, b1 * m + (1 - b1) * g), state.mean, gradients)
+        square = jax.tree.map(lambda s, g: _like(s, b2 * s + (1 - b2) * g * g), state.square, gradients)
 
         def step(m: jax.Array, s: jax.Array) -> jax.Array:
             divisor = jnp.where(is_sgd, 1, jnp.sqrt(s / square_correction) + 1e-8)
-            return -learning_rate * (m / mean_correction) / divisor
+            return _like(m, -learning_rate * (m / mean_correction) / divisor)
 
         return jax.tree.map(step, mean, square), ChosenState(count, mean, square)
 

@@ -9,6 +9,7 @@ from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
@@ -353,6 +354,53 @@ def _in_groups(function, members: Any, size: int) -> Any:
         return function(members)
     grouped = jax.tree.map(lambda a: a.reshape(num_members // size, size, *a.shape[1:]), members)
     return jax.tree.map(lambda a: a.reshape(num_members, *a.shape[2:]), lax.map(function, grouped))
+
+
+class Alike(NamedTuple):
+    """What each of a few examples gives in company and alone, [example, ...]."""
+
+    together: Any
+    alone: Any
+
+
+def examples_alone_and_together(
+    task: Task, key: jax.Array, hyperparameters: Hyperparameters, x: np.ndarray, y: np.ndarray, labels: np.ndarray
+) -> tuple[Alike, Alike, jax.Array]:
+    """What shows whether a task mixes examples, and which labels its loss takes.
+
+    Args:
+      task: what is trained.
+      key: of a new member's initial parameters.
+      hyperparameters: one trial's.
+      x: a few examples.
+      y: what belongs to them.
+      labels: values of `y` to try, [label, ...].
+
+    Returns:
+      (the outputs, the losses of the outputs together, each label's losses [label, 2] on the first example's outputs
+      and on outputs that are all the same).
+    """
+    key_data, kind = np.asarray(jax.random.key_data(key)), jax.random.key_impl(key)
+    return _examples_alone_and_together(task)(kind, key_data, hyperparameters, x, y, labels)
+
+
+@_compiled_quickly(static_argnums=0)
+def _examples_alone_and_together(task: Task, kind, key_data, hyperparameters: Hyperparameters, x, y, labels):
+    params = task.init(jax.random.wrap_key_data(key_data, impl=kind), hyperparameters)
+
+    def one_by_one(function: Callable[..., Any], *arrays: Any) -> Any:
+        alone = [function(*jax.tree.map(lambda a: a[i : i + 1], arrays)) for i in range(len(x))]  # noqa: B023
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts), *alone)
+
+    def outputs_of(x: jax.Array) -> Any:
+        return task.apply(params, task.prepare(x), hyperparameters)
+
+    outputs = outputs_of(x)
+    even = jax.tree.map(lambda a: jnp.full_like(a[0], 1 / max(1, a[0].size)), outputs)
+    two = jax.tree.map(lambda a, even: jnp.stack([a[0], even]), outputs, even)
+    of_labels = lax.map(lambda label: task.loss(two, jnp.stack([label, label])), labels)
+    losses = Alike(task.loss(outputs, y), one_by_one(task.loss, outputs, y))
+    return Alike(outputs, one_by_one(outputs_of, x)), losses, of_labels
 
 
 def predict(

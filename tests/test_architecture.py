@@ -22,7 +22,7 @@ CORE = {
     "layout": set(),
     "training": {"layout", "losses"},
     "population": {"folds", "layout", "losses", "training"},
-    "cross_validation": {"folds", "training", "population"},
+    "cross_validation": {"folds", "losses", "training", "population"},
 }
 EDGE = {"plots", "figures", "report", "progress", "run"}  # nothing that computes needs them
 DOORS = {  # the only modules that import a library

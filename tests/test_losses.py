@@ -39,6 +39,18 @@ def test_cross_entropy_of_an_undecided_net_is_the_log_of_the_number_of_classes()
     np.testing.assert_allclose(cross_entropy(jnp.zeros((2, 10)), jnp.array([0, 9])), np.log(10), rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.uint32])
+def test_cross_entropy_of_a_class_that_is_not_there_is_nan_and_no_other_class(dtype):
+    y = np.array([3, 0, 2, -1]).astype(dtype)  # of an unsigned type -1 is the largest
+    values = cross_entropy(np.zeros((4, 3), np.float32), y)
+    assert np.isfinite(values).tolist() == [False, True, True, False]
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+def test_cross_entropy_takes_more_classes_than_a_small_type_of_labels_holds(dtype):
+    np.testing.assert_allclose(cross_entropy(np.zeros((2, 300), np.float32), dtype([0, 127])), np.log(300), rtol=1e-6)
+
+
 def test_cross_entropy_is_finite_where_exp_overflows():
     outputs = jnp.array([[1e4, 0.0, 0.0], [-1e4, 0.0, 0.0]])
     np.testing.assert_allclose(cross_entropy(outputs, jnp.array([0, 0])), [0, 1e4 + np.log(2)], rtol=1e-6)

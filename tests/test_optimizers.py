@@ -178,3 +178,17 @@ def test_l2_is_coupled(make):
         optimizer = make(0.5, l2)
         updates, _ = optimizer.update({"bias": jnp.zeros(2)}, optimizer.init(params), params)
         np.testing.assert_allclose(updates["bias"], [-0.5, 0.5], rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", [*OURS.values(), *(partial(optimizers.chosen_l2, n) for n in range(3))])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_what_is_trained_keeps_its_type_whatever_that_of_the_scalars(make, dtype):
+    with jax.enable_x64(True):
+        params = {"weights": jnp.ones((2, 2), dtype), "bias": jnp.ones(2, dtype)}
+        optimizer = make(jnp.float64(0.1), jnp.float64(0.01))
+        state = optimizer.init(params)
+        updates, after = optimizer.update(jax.tree.map(jnp.ones_like, params), state, params)
+        if make in OURS.values():  # optax's last link lets a wide learning rate widen the update, not the parameters
+            updates = optax.apply_updates(params, updates)
+        for before, now in ((params, updates), (state, after)):
+            assert jax.tree.map(lambda leaf: leaf.dtype, now) == jax.tree.map(lambda leaf: leaf.dtype, before)

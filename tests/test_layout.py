@@ -1,0 +1,86 @@
+"""Which layout a device gets, and that convolutions brought into another form compute the same."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from hw1jax import layout, studies
+from hw1jax.layout import Layout
+
+CPU = {"regression": Layout(None, 500), "fashion_mlp": Layout(None, 500), "fashion_cnn": Layout(20, 20, True)}
+
+
+class ConvNet(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3)(nn.Conv(4, (3, 3))(x).reshape(len(x), -1))
+
+
+def chosen(net, x, platform):
+    def apply(params, x, hyperparameters):
+        return net.apply(params, x)
+
+    params = jax.eval_shape(net.init, jax.random.key(0), x[:1])
+    return layout.choose(apply, params, x, None, 20, platform)
+
+
+def test_a_cpu_takes_members_with_convolutions_one_by_one_and_dense_ones_all_at_once():
+    images, rows = np.zeros((30, 8, 8, 1), np.float32), np.zeros((30, 5), np.float32)
+    assert chosen(ConvNet(), images, "cpu") == Layout(None, 500, one_by_one=True)
+    assert chosen(nn.Dense(3), rows, "cpu") == Layout(None, 500)
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_an_accelerator_takes_all_members_and_whole_batches_at_once(platform):
+    assert chosen(ConvNet(), np.zeros((30, 8, 8, 1), np.float32), platform) == Layout(None, 500)
+    assert chosen(nn.Dense(3), np.zeros((30, 5), np.float32), platform) == Layout(None, 500)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.parametrize("study", studies.STUDIES, ids=lambda study: study.name)
+def test_each_study_has_the_layout_that_was_measured_for_it(study, platform):
+    widest = studies.widest(study.settings)
+    task = studies.make_task(study, widest.channels, widest.hidden_units)
+    one = jax.tree.map(lambda a: a[0], studies.as_arrays([widest]))
+    x = np.zeros((1, 28, 28), np.uint8) if study.classes else np.zeros((1, 1), np.float32)
+
+    def apply(params, x, hyperparameters):
+        return task.apply(params, task.prepare(x), hyperparameters)
+
+    shapes, batch_size = studies.parameter_shapes(study, widest), study.settings.batch_size
+    found = layout.choose(apply, shapes, x, one, batch_size, platform)
+    assert found == (CPU[study.name] if platform == "cpu" else Layout(None, 500))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "x", "kernel", "options"),
+    [
+        (("NHWC", "HWIO", "NHWC"), (2, 6, 7, 4), (3, 2, 4, 5), {}),
+        (("NCHW", "OIHW", "NCHW"), (2, 4, 6, 7), (5, 4, 3, 2), {"padding": ((1, 0), (2, 1))}),
+        (("CHWN", "IHWO", "HWNC"), (4, 6, 7, 2), (4, 3, 2, 5), {"window_strides": (2, 1)}),
+        (("HCNW", "WOHI", "WCHN"), (6, 4, 2, 7), (2, 5, 3, 4), {"rhs_dilation": (2, 1)}),
+        (("NCHW", "HWIO", "CWNH"), (2, 4, 6, 7), (3, 2, 2, 6), {"feature_group_count": 2}),
+        (("NHWC", "OHWI", "NWCH"), (2, 6, 7, 4), (8, 3, 2, 1), {"feature_group_count": 4}),
+        (("NWC", "WIO", "CWN"), (4, 9, 3), (2, 3, 6), {"batch_group_count": 2, "padding": ((3, 0),)}),
+        (("NWC", "OWI", "NCW"), (2, 9, 3), (4, 3, 3), {"lhs_dilation": (2,), "padding": ((2, 2),)}),
+    ],
+)
+def test_convolutions_in_canonical_form_equal_those_written(numbers, x, kernel, options):
+    options = {"window_strides": (1,) * (len(x) - 2), "padding": "VALID"} | options
+
+    def convolve(x, kernel):
+        return lax.conv_general_dilated(x, kernel, dimension_numbers=numbers, **options)
+
+    def gradient(x, kernel):
+        return jax.grad(lambda *both: jnp.sum(jnp.sin(convolve(*both))), (0, 1))(x, kernel)
+
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        x, kernel = rng.normal(size=x), rng.normal(size=kernel)
+        for function in (convolve, gradient):
+            found = layout.canonical_convolutions(function)(x, kernel)
+            for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(function(x, kernel)), strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
