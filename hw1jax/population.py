@@ -387,6 +387,8 @@ def examples_alone_and_together(
 @_compiled_quickly(static_argnums=0)
 def _examples_alone_and_together(task: Task, kind, key_data, hyperparameters: Hyperparameters, x, y, labels):
     params = task.init(jax.random.wrap_key_data(key_data, impl=kind), hyperparameters)
+    # Away from where they begin: a last layer of zeros would hide what those before it do.
+    params = jax.tree.map(lambda p: p + 0.01 * jnp.cos(jnp.arange(p.size, dtype=p.dtype)).reshape(p.shape), params)
 
     def one_by_one(function: Callable[..., Any], *arrays: Any) -> Any:
         alone = [function(*jax.tree.map(lambda a: a[i : i + 1], arrays)) for i in range(len(x))]  # noqa: B023

@@ -38,6 +38,10 @@ def normalised(params, x, hyperparameters):
     return (hidden - hidden.mean(axis=0, keepdims=True)) @ params["second"]
 
 
+def init_with_last_layer_of_zeros(key, hyperparameters):
+    return init(key, hyperparameters) | {"second": jnp.zeros((8, 1))}
+
+
 def broadcast_error(outputs, y):
     """[batch, 1] and [batch] make [batch, batch]."""
     return jnp.mean((outputs - y[None]) ** 2, axis=-1)
@@ -264,6 +268,7 @@ def test_legacy_keys_and_our_optimizers_are_accepted():
         ({"hyperparameters": np.zeros(0)}, "at least 1 long"),
         ({"loss": lambda outputs, y: jnp.mean((outputs - y) ** 2)}, "one value an example"),
         ({"apply": normalised}, "^apply mixes examples: .* not supported"),
+        ({"apply": normalised, "init": init_with_last_layer_of_zeros}, "^apply mixes examples"),
         ({"loss": broadcast_error, "y": Y[:, 0]}, r"^loss mixes examples: .* \(4, 1\) outputs, y \(4,\)"),
         ({"init": init_with_statistics}, "^init returns batch_stats beside params"),
         ({"init": init_with_integers}, r"^init returns \['count'\] of int32"),
