@@ -51,7 +51,7 @@ def choose(
         return Layout(None, max(2 * batch_size, PIECE_SIZE))  # evaluating takes less memory than training
 
     def computed(num_examples: int) -> list[tuple[core.Primitive, int]]:
-        some = jax.ShapeDtypeStruct((num_examples, *x.shape[1:]), x.dtype)
+        some = jax.ShapeDtypeStruct((num_examples, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype))
         jaxpr = jax.make_jaxpr(apply)(params, some, hyperparameters).jaxpr
         return list(_computed(jaxpr, set(jaxpr.invars[: len(jax.tree.leaves(params))])))
 

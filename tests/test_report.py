@@ -117,6 +117,7 @@ def fake_run(folder: Path, name: str, **changes) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["regression", "fashion_cnn"])
 @pytest.mark.parametrize("state", ["diverged", "complete"])
 def test_a_run_without_a_test_loss_gets_a_page_that_says_why(name, state, tmp_path):

@@ -137,6 +137,7 @@ def test_finished_search_is_not_trained_again_and_more_trials_extend_it(tmp_path
     assert [row.split(",")[ranked] for row in rows[:5]] == [row.split(",")[ranked] for row in old]
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_filled_up_does_not_go_on_from_the_checkpoint_of_a_smaller_one(tmp_path, monkeypatch):
     """The slots of trials that were not asked for yet held copies of the last one."""
     study = SMALL["regression"]
@@ -238,6 +239,7 @@ def test_what_a_later_version_has_written_is_refused_in_one_line(tmp_path, monke
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("widths", ["padded", "exact"])
 def test_everything_is_computed_in_the_precision_that_is_recorded(widths, tmp_path):
     """Search, refit and test, in whichever thread; and a second precision is compiled anew."""
@@ -284,6 +286,7 @@ def test_search_in_which_all_trials_diverge_is_an_error_without_a_model(tmp_path
     assert not (tmp_path / "model.msgpack").exists()
 
 
+@pytest.mark.slow
 def test_a_refit_that_diverges_leaves_results_without_a_test_loss_and_the_same_at_the_next_start(
     tmp_path, monkeypatch, capsys
 ):
@@ -315,6 +318,7 @@ def test_a_refit_that_diverges_leaves_results_without_a_test_loss_and_the_same_a
     assert reproduce.report_only(tmp_path) == 0
 
 
+@pytest.mark.slow
 def test_test_labels_too_large_for_a_finite_loss_leave_a_model_and_no_test_loss(tmp_path):
     def labels(settings):
         data = SMALL["regression"].load(settings)

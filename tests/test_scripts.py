@@ -14,6 +14,8 @@ import peers
 import pytest
 from test_peers import synthetic_work
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 SMALL = ("--quick", "--num-trials", "1", "--num-epochs", "1", "--num-folds", "2")
 STUDIES = ("regression", "fashion_mlp", "fashion_cnn")
