@@ -159,7 +159,7 @@ def test_processes_with_other_numbers_of_trials_share_a_folder(tmp_path):
         code, errors = finish(process)
         assert code == 0, (number, errors)
         lines = errors.splitlines()
-        assert not lines or (len(lines) == 1 and lines[0].endswith("has ended here meanwhile: its results stay"))
+        assert not lines or (len(lines) == 1 and lines[0].endswith("meanwhile: its results stay"))
     run = inspection.read_run(tmp_path / "out")
     assert len(run.trials.rows) == run.results["config"]["num_trials"] == numbers[-1]
     complete(tmp_path / "out", "--num-trials", 5, *flags)
