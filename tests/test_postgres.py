@@ -137,6 +137,8 @@ def test_a_search_that_an_earlier_version_left_in_a_database_goes_on(tmp_path, s
     flags = ("--num-epochs", 50, "--num-trials", 3, "--storage", server.url)
     study = search.open_study(tmp_path / "out" / "journal.log", "regression", sampler="random", seed=0, url=server.url)
     assert study.study_name.startswith("regression-")
+    study._storage.remove_session()
+    study._storage._backend.engine.dispose()  # this process lives on: a connection left to it would warn later
     (tmp_path / "out" / search.NAME_FILE).write_text("regression\n")
     complete(tmp_path / "out", *flags)
     (tmp_path / "out" / search.NAME_FILE).unlink()
