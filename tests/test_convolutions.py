@@ -96,17 +96,11 @@ def trained_alone(kind):
 
 # A CPU's own layout, one by one, and an accelerator's, all at once, on one device and on two.
 WAYS = {"own": [(None, 1), (Layout(), 2)], "other": [(Layout(), 1), (None, 2)]}
-SOON = [("conv 2-D", "own")]
 
 
-@pytest.mark.parametrize(
-    ("kind", "ways"),
-    [
-        pytest.param(kind, ways, marks=[] if (kind, ways) in SOON else pytest.mark.slow)
-        for kind in KINDS
-        for ways in WAYS
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ways", WAYS)
 def test_members_with_convolutions_equal_the_net_trained_alone(kind, ways, monkeypatch):
     (x, y), expected = data(kind), trained_alone(kind)
     plain_plan, plans = population.make_plan, []

@@ -166,6 +166,7 @@ def test_padded_parameters_stay_exactly_zero(study):
         assert leaf.size and not leaf.any()
 
 
+@pytest.mark.slow
 @STUDIES
 def test_initial_parameters_do_not_depend_on_the_padding(study):
     draw = studies.widest(study.quick)._replace(hidden_units=tuple(23 for _ in study.settings.hidden_units))
@@ -189,6 +190,7 @@ def test_parameter_counts_at_maximum_width_are_the_reports():
     assert counts == [4211, 43640, 25795]
 
 
+@pytest.mark.slow
 def test_members_of_a_population_differ():
     study = studies.REGRESSION
     x, y = examples(study, 60)

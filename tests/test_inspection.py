@@ -71,6 +71,7 @@ def test_activations_of_convolutions_are_those_computed_by_hand():
     assert list(found) == ["conv1", "pool1", "conv2", "pool2", "dense1", "dense2", "output"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, channels, hidden_units",
     [("regression", (), (5, 4, 3)), ("fashion_mlp", (), (6, 5)), ("fashion_cnn", (3, 4), (5, 4))],

@@ -100,6 +100,7 @@ def over(cases):
     return pytest.mark.parametrize(("layer", "case"), cases, ids=lambda v: getattr(v, "__name__", str(v)))
 
 
+@pytest.mark.slow
 @over([*BOUNDS, *(pytest.param(*case, marks=pytest.mark.slow) for case in ODD)])
 def test_convolution_equals_the_plain_one_in_float64(layer, case, float64):
     arrays = random_arrays(shapes_of(layer, case), np.float64)
@@ -143,6 +144,7 @@ def test_a_diverged_member_has_a_nan_loss_and_leaves_the_others_their_bits(layer
         np.testing.assert_array_equal(a[::2], b[::2])
 
 
+@pytest.mark.slow
 @over(BOUNDS)
 def test_convolution_equals_the_plain_one_exactly_where_ties_and_zeros_abound(layer, case):
     x, weights, cotangent = quantised_arrays(shapes_of(layer, case), np.float32)
@@ -322,6 +324,7 @@ def test_initial_weights_have_the_precision_of_the_computation(float64):
     assert np.any(np.asarray(values) != np.asarray(values, np.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layer", "shape", "kernel_size"),
     [

@@ -55,6 +55,7 @@ def test_each_study_has_the_layout_that_was_measured_for_it(study, platform):
     assert found == (CPU[study.name] if platform == "cpu" else Layout(None, 500))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("numbers", "x", "kernel", "options"),
     [

@@ -15,7 +15,7 @@ from hw1jax.losses import cross_entropy
 from hw1jax.population import Plan, Spec
 from hw1jax.training import Task
 
-PLATFORMS = pytest.mark.parametrize("platform", ["cuda", "tpu"])
+PLATFORMS = pytest.mark.parametrize("platform", ["cuda", pytest.param("tpu", marks=pytest.mark.slow)])
 TRIALS, FOLDS = 10, 3
 SAMPLES = 900
 KERNELS = (

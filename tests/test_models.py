@@ -132,6 +132,7 @@ def widths_up_to(*maxima):
     return st.tuples(*(st.integers(1, most) for most in maxima)).map(np.int32)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=20)
 @given(seed=st.integers(0, 2**32 - 1), widths=widths_up_to(*MLP_NET.hidden_units))
 def test_padded_mlp_is_the_small_one_and_exactly_zero_beyond_it(seed, widths):
@@ -147,6 +148,7 @@ def test_padded_mlp_is_the_small_one_and_exactly_zero_beyond_it(seed, widths):
         assert np.all(np.asarray(own["weights"]) != 0)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=10)
 @given(
     seed=st.integers(0, 2**32 - 1),
@@ -175,6 +177,7 @@ def test_every_width_uses_the_same_program():
     assert num_traces == {"mlp": 1, "cnn": 1}  # the tests above included
 
 
+@pytest.mark.slow
 def test_padded_network_equals_the_module_of_its_own_size():
     key, x = jax.random.key(8), models.images_last(images(3))
     widths = (2, 3), (4, 5)  # here Python's numbers

@@ -160,6 +160,7 @@ def test_other_values_are_not_another_program():
     assert not np.array_equal(results[0][1]["weights"], results[1][1]["weights"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [optimizers.sgd_l2, partial(optimizers.chosen_l2, 1)])
 def test_l2_pulls_at_every_parameter_biases_included_and_python_numbers_will_do(make):
     params = {"weights": jnp.full((2, 2), 3.0), "bias": jnp.full(2, -2.0), "scalar": jnp.array(4.0)}
@@ -180,6 +181,7 @@ def test_l2_is_coupled(make):
         np.testing.assert_allclose(updates["bias"], [-0.5, 0.5], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [*OURS.values(), *(partial(optimizers.chosen_l2, n) for n in range(3))])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_what_is_trained_keeps_its_type_whatever_that_of_the_scalars(make, dtype):

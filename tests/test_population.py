@@ -36,6 +36,7 @@ def trained(plan, draws, *, num_epochs=4, folds=None, task=None, numbers=None, x
     return np.concatenate([s.train_loss for s in steps], 2), np.concatenate([s.val_loss for s in steps], 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "rmsprop"])
 @pytest.mark.parametrize("rate", [1e30, float("nan")])
 def test_diverging_trial_changes_no_other_by_a_bit(optimizer, rate):
@@ -136,6 +137,7 @@ def test_training_in_several_calls_equals_one_call():
     np.testing.assert_allclose(*ends, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_resume_from_a_state_gives_the_same_bits():
     task = studies.make_task(STUDY, (), WIDEST.hidden_units)
     problem = population.place(task, Plan(2), Spec(6, 20, (0,), 2), X, Y, k_fold(len(X), 3, (0,)))

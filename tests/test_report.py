@@ -20,6 +20,8 @@ from hw1jax.data import Dataset
 from hw1jax.model_file import Model, save_model
 from hw1jax.space import Draw
 
+pytestmark = pytest.mark.slow  # pages with all their figures
+
 EVIL = '<script>alert(1)</script>"><img src=x onerror=alert(2)>'
 NUM_TRIALS, NUM_FOLDS, NUM_EPOCHS = 5, 3, 4
 DRAWS = {
@@ -117,7 +119,6 @@ def fake_run(folder: Path, name: str, **changes) -> Path:
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["regression", "fashion_cnn"])
 @pytest.mark.parametrize("state", ["diverged", "complete"])
 def test_a_run_without_a_test_loss_gets_a_page_that_says_why(name, state, tmp_path):
@@ -516,7 +517,6 @@ def browser(tmp_path_factory):
     browser.close()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("width", [400, 1200, 2000])
 def test_a_browser_shows_the_page_without_complaint_request_or_sideways_scrolling(runs, browser, width):
     path = report.write_overview(runs, [runs / study.name for study in studies.STUDIES], {"fashion_cnn": "x" * 500})
@@ -531,7 +531,6 @@ def test_a_browser_shows_the_page_without_complaint_request_or_sideways_scrollin
     assert [url for url in requests if not url.startswith("data:")] == [path.as_uri()]
 
 
-@pytest.mark.slow
 def test_a_browser_shows_a_script_in_a_title_as_text(tmp_path, browser, blank):
     path = report.write(fake_run(tmp_path / "regression", "regression", title=EVIL))
     browser.open(path, 400)

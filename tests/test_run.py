@@ -422,6 +422,7 @@ def test_members_of_a_program_are_as_many_as_the_devices_memory_holds(monkeypatc
     assert plan_with(1).slots == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_devices", [1, 2, 3, 8])
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_members_per_program_are_never_more_than_asked_for(num_devices, sampler):
