@@ -12,3 +12,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def no_process_is_left():
     yield
     processes.kill_started()
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """One compilation cache for all the processes that a file's tests start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        yield

@@ -1,10 +1,13 @@
 """Small searches in processes of their own: started, waited for with a deadline, ended whatever becomes of the test."""
 
+import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from hw1jax import storage
 
 SCRIPT = Path(__file__).with_name("small_run.py")
 STARTED: list[subprocess.Popen] = []  # by the test that runs
@@ -18,15 +21,14 @@ def start(out, *flags, **options) -> subprocess.Popen:
     return process
 
 
-def wait_for(condition: Callable[[], object], process: subprocess.Popen, deadline: float = 120) -> None:
-    """Waits until the condition holds; an AssertionError if the process ends before it does, or at the deadline."""
+def wait_for(condition: Callable[[], object], *processes: subprocess.Popen, deadline: float = 120) -> None:
+    """Waits until the condition holds; an AssertionError if a process ends before it does, or at the deadline."""
     end = time.monotonic() + deadline
     while not condition():
-        if process.poll() is not None and not condition():
-            raise AssertionError(f"ended with {process.returncode} too early: {process.communicate()[1]}")
-        if time.monotonic() > end:
-            process.kill()
-            raise AssertionError(f"still waiting after {deadline} seconds: {process.communicate()[1]}")
+        for process in processes:
+            if process.poll() is not None and not condition():
+                raise AssertionError(f"ended with {process.returncode} too early: {process.communicate()[1]}")
+        assert time.monotonic() < end, f"still waiting after {deadline} seconds"
         time.sleep(0.002)
 
 
@@ -47,10 +49,26 @@ def num_lines(log: Path) -> int:
     return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
+def one_line(errors: str) -> None:
+    """An error that a person can mend is told in one line."""
+    assert errors.startswith("error: ")
+    assert len(errors.strip().splitlines()) == 1
+    assert "Traceback" not in errors
+
+
+def lasting(folder: Path):
+    """All that a run leaves but times and dates."""
+    results = json.loads((folder / "results.json").read_text())
+    del results["timing"], results["environment"]
+    arrays = storage.read_arrays(folder / "histories.npz")
+    histories = {name: array.tobytes() for name, array in arrays.items()}
+    return results, (folder / "trials.csv").read_text(), histories, (folder / "model.msgpack").read_bytes()
+
+
 def kill_started() -> None:
-    """Ends what a test has left behind."""
+    """Ends what a test has left behind, and closes its pipes."""
     while STARTED:
         process = STARTED.pop()
-        if process.poll() is None:
-            process.kill()
+        process.kill()
+        if not process.stdout.closed:
             process.communicate()

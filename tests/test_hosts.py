@@ -12,15 +12,14 @@ import time
 
 import numpy as np
 import pytest
-from processes import complete, finish, start
-from test_recovery import lasting, one_line
+from processes import complete, finish, lasting, num_lines, one_line, start, wait_for
 
 from hw1jax import hosts, storage
 
 SECONDS_TO_START = 100  # at most, on a busy machine
 NUM_CALLS = 20  # of the program in the small search
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cache")]
 
 
 def free_address():
@@ -40,33 +39,11 @@ def start_both(out, log, *flags):
     return [start_one(out, address, number, "--log", log, *flags) for number in range(2)]
 
 
-@contextlib.contextmanager
-def none_left(processes):
-    """Ends what a failed test leaves."""
-    try:
-        yield processes
-    finally:
-        for process in processes:
-            process.kill()
-
-
-def until(condition, processes, seconds=SECONDS_TO_START):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert all(process.poll() is None for process in processes), [finish(process) for process in processes]
-        assert time.monotonic() < deadline, "this takes too long"
-        time.sleep(0.01)
-
-
 def seconds_to_end(process, seconds=30):
     """(exit code, what it has said, how long it took from now)"""
     begin = time.monotonic()
     code, errors = finish(process, seconds)
     return code, errors, time.monotonic() - begin
-
-
-def num_lines(log):
-    return len(log.read_text().splitlines()) if log.exists() else 0
 
 
 def table(folder):
@@ -78,31 +55,23 @@ def first_epochs(folder):
     return storage.read_arrays(folder / "histories.npz")["train_loss"][..., :2]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """One compilation cache for all these processes."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
-        yield
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, cache):
     """(folder of a search by two processes, calls of the program)"""
     folder = tmp_path_factory.mktemp("undisturbed")
-    with none_left(start_both(folder / "two", folder / "log")) as processes:
-        for process in processes:
-            code, errors = finish(process)
-            assert code == 0, errors
+    processes = start_both(folder / "two", folder / "log")
+    for process in processes:
+        code, errors = finish(process)
+        assert code == 0, errors
     return folder / "two", num_lines(folder / "log")
 
 
 def goes_on(out, log, undisturbed):
     """Started again, both end as if nothing had happened, bit for bit, and train hardly anything twice."""
-    with none_left(start_both(out, log)) as processes:
-        for process in processes:
-            code, errors = finish(process)
-            assert code == 0, errors
+    processes = start_both(out, log)
+    for process in processes:
+        code, errors = finish(process)
+        assert code == 0, errors
     folder, calls = undisturbed
     assert lasting(out) == lasting(folder)
     assert num_lines(log) <= calls + 2  # a call that was not put down, of either process's death
@@ -118,11 +87,11 @@ def test_two_processes_find_what_one_finds(tmp_path, monkeypatch, undisturbed):
 @pytest.mark.parametrize("victim", [0, 1])
 def test_when_one_is_killed_the_other_ends_at_once_with_a_line_and_the_search_goes_on(tmp_path, undisturbed, victim):
     out, log = tmp_path / "out", tmp_path / "log"
-    with none_left(start_both(out, log)) as processes:
-        until(lambda: num_lines(log) >= 3, processes)
-        processes[victim].kill()
-        code, errors, seconds = seconds_to_end(processes[1 - victim])
-        finish(processes[victim])
+    processes = start_both(out, log)
+    wait_for(lambda: num_lines(log) >= 3, *processes)
+    processes[victim].kill()
+    code, errors, seconds = seconds_to_end(processes[1 - victim])
+    finish(processes[victim])
     print(f"process {1 - victim} ended {seconds:.2f} s after the death of process {victim}")
     assert code == 2
     one_line(errors)
@@ -134,11 +103,11 @@ def test_when_one_is_killed_the_other_ends_at_once_with_a_line_and_the_search_go
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_process_0_puts_down_where_both_are(tmp_path, undisturbed, number):
     out, log = tmp_path / "out", tmp_path / "log"
-    with none_left(start_both(out, log, "--seconds-between-checkpoints", 1000)) as processes:
-        until(lambda: num_lines(log) >= 3, processes)
-        processes[0].send_signal(number)
-        code, errors, seconds = seconds_to_end(processes[0])
-        other_code, other_errors, other_seconds = seconds_to_end(processes[1])
+    processes = start_both(out, log, "--seconds-between-checkpoints", 1000)
+    wait_for(lambda: num_lines(log) >= 3, *processes)
+    processes[0].send_signal(number)
+    code, errors, seconds = seconds_to_end(processes[0])
+    other_code, other_errors, other_seconds = seconds_to_end(processes[1])
     print(f"ended {seconds:.2f} s after the signal, the other {other_seconds:.2f} s later")
     assert code == 128 + number
     assert errors.strip() == "stopping; the same command goes on from here"
@@ -153,41 +122,41 @@ def test_a_signal_to_process_0_puts_down_where_both_are(tmp_path, undisturbed, n
 def test_a_process_with_other_settings_ends_all_and_nothing_is_written(tmp_path):
     address = free_address()
     first = start_one(tmp_path / "out", address, 0)
-    with none_left([first, start_one(tmp_path / "out", address, 1, "--batch-size", 10)]) as processes:
-        for process in processes:
-            code, errors = finish(process)
-            assert code == 2
-            one_line(errors)
-            assert "process 1 has batch_size = 10, process 0 has 20" in errors
+    processes = [first, start_one(tmp_path / "out", address, 1, "--batch-size", 10)]
+    for process in processes:
+        code, errors = finish(process)
+        assert code == 2
+        one_line(errors)
+        assert "process 1 has batch_size = 10, process 0 has 20" in errors
     assert not (tmp_path / "out").exists()
 
 
 def test_a_process_with_another_jax_ends_all_before_jax_begins(tmp_path):
     address = free_address()
     first = start_one(tmp_path / "out", address, 0)
-    with none_left([first, start_one(tmp_path / "out", address, 1, "--pretend-version", "0.1.2")]) as processes:
-        for process in processes:
-            code, errors = finish(process)
-            assert code == 2
-            one_line(errors)
-            assert "process 1 has flax = 0.1.2" in errors
+    processes = [first, start_one(tmp_path / "out", address, 1, "--pretend-version", "0.1.2")]
+    for process in processes:
+        code, errors = finish(process)
+        assert code == 2
+        one_line(errors)
+        assert "process 1 has flax = 0.1.2" in errors
 
 
 def test_a_mistake_that_one_alone_sees_ends_all_with_its_line(tmp_path):
     address = free_address()
     second = start_one(tmp_path / "out", address, 1)
-    with none_left([start_one(tmp_path / "out", address, 0, "--batch-size", 1000), second]) as processes:
-        for process in processes:
-            code, errors = finish(process)
-            assert code == 2
-            one_line(errors)
-            assert "--batch-size 1000 is more than" in errors
+    processes = [start_one(tmp_path / "out", address, 0, "--batch-size", 1000), second]
+    for process in processes:
+        code, errors = finish(process)
+        assert code == 2
+        one_line(errors)
+        assert "--batch-size 1000 is more than" in errors
 
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_partner_that_never_comes_is_told_in_a_line(tmp_path, number):
-    with none_left([start_one(tmp_path, free_address(), number, "--join-timeout", 2)]) as processes:
-        code, errors = finish(processes[0])
+    processes = [start_one(tmp_path, free_address(), number, "--join-timeout", 2)]
+    code, errors = finish(processes[0])
     assert code == 2
     one_line(errors)
     assert f"process {1 - number} d" in errors
@@ -200,13 +169,13 @@ def test_ctrl_c_is_heard_while_waiting_for_a_partner(tmp_path, number):
         silent = links.enter_context(socket.create_server(("127.0.0.1", 0)))  # takes the greeting and says nothing
         silent.settimeout(SECONDS_TO_START)
         address = f"127.0.0.1:{silent.getsockname()[1]}" if number else free_address()
-        with none_left([start_one(tmp_path, address, number)]) as processes:
-            if number:
-                links.enter_context(silent.accept()[0])
-            else:
-                until(lambda: listens(address), processes)
-            processes[0].send_signal(signal.SIGINT)
-            code, errors, seconds = seconds_to_end(processes[0])
+        processes = [start_one(tmp_path, address, number)]
+        if number:
+            links.enter_context(silent.accept()[0])
+        else:
+            wait_for(lambda: listens(address), *processes)
+        processes[0].send_signal(signal.SIGINT)
+        code, errors, seconds = seconds_to_end(processes[0])
     print(f"ended {seconds:.2f} s after Ctrl-C")
     assert code == 130
     assert errors.strip() == "stopping; the same command goes on from here"
@@ -223,12 +192,12 @@ def listens(address):
 def test_a_partner_that_dies_while_others_are_awaited_ends_the_wait(tmp_path):
     address = free_address()
     host, port = address.split(":")
-    with none_left([start_one(tmp_path, address, 0, "--num-processes", 3)]) as processes:
-        until(lambda: listens(address), processes)
-        with socket.create_connection((host, int(port))) as link:
-            link.sendall(json.dumps({"process": 1, "num_processes": 3}).encode() + b"\n")
-            time.sleep(0.5)
-        code, errors, seconds = seconds_to_end(processes[0])
+    processes = [start_one(tmp_path, address, 0, "--num-processes", 3)]
+    wait_for(lambda: listens(address), *processes)
+    with socket.create_connection((host, int(port))) as link:
+        link.sendall(json.dumps({"process": 1, "num_processes": 3}).encode() + b"\n")
+        time.sleep(0.5)
+    code, errors, seconds = seconds_to_end(processes[0])
     assert code == 2
     one_line(errors)
     assert "process 1 has died" in errors
@@ -243,10 +212,10 @@ def test_on_a_cluster_that_jax_knows_no_flags_are_needed(tmp_path):
     env = os.environ | cluster | {"JAX_NUM_CPU_DEVICES": "1"}
     flags = (tmp_path, "--distributed", "--num-trials", 2, "--num-epochs", 2)
     ours = [env | {"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number)} for number in range(2)]
-    with none_left([start(*flags, env=env) for env in ours]) as processes:
-        for process in processes:
-            code, errors = finish(process)
-            assert code == 0, errors
+    processes = [start(*flags, env=env) for env in ours]
+    for process in processes:
+        code, errors = finish(process)
+        assert code == 0, errors
     assert len(table(tmp_path)) == 2
 
 

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from processes import complete, finish, start
-from test_recovery import lasting
+from processes import complete, finish, lasting, start, wait_for
 
 from hw1jax import search
 
@@ -93,18 +92,11 @@ def test_folders_share_a_database_from_the_first_moment_on(tmp_path, server):
     complete(tmp_path / "d", *flags, "--num-epochs", 100, "--storage", server.url)  # what the message says works
 
 
-def wait_for(path, process, seconds=60):
-    begin = time.monotonic()
-    while not path.exists():
-        assert process.poll() is None and time.monotonic() - begin < seconds
-        time.sleep(0.01)
-
-
 def test_a_database_that_is_restarted_is_waited_for(tmp_path, server):
     flags = ("--num-epochs", 1000, "--storage", server.url, "--log", tmp_path / "log")
     complete(tmp_path / "alone", "--num-epochs", 1000)
     process = start(tmp_path / "out", *flags)
-    wait_for(tmp_path / "log", process)
+    wait_for((tmp_path / "log").exists, process)
     server.stop()
     time.sleep(3)
     server.start()
@@ -118,7 +110,7 @@ def test_a_database_that_is_restarted_is_waited_for(tmp_path, server):
 def test_a_database_that_stays_away_ends_the_search_in_one_line_and_nothing_is_lost(tmp_path, server):
     flags = ("--num-epochs", 1000, "--storage", server.url, "--log", tmp_path / "log", "--database-seconds", 1)
     process = start(tmp_path / "out", *flags)
-    wait_for(tmp_path / "log", process)
+    wait_for((tmp_path / "log").exists, process)
     server.stop()
     code, errors = finish(process)
     assert code == 2

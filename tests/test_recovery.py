@@ -8,30 +8,13 @@ import signal
 import time
 
 import pytest
-from processes import complete, finish, num_lines, start, wait_for
+from processes import complete, finish, lasting, num_lines, one_line, start, wait_for
 
-from hw1jax import inspection, search, storage
+from hw1jax import inspection, search
 
 LONG = "HW1JAX_LONG_TESTS" in os.environ  # as many kills and workers as the project asks for, ten minutes
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600 if LONG else 600)]
-
-
-def lasting(folder):
-    """All that a run leaves but times and dates."""
-    results = json.loads((folder / "results.json").read_text())
-    del results["timing"], results["environment"]
-    arrays = storage.read_arrays(folder / "histories.npz")
-    histories = {name: array.tobytes() for name, array in arrays.items()}
-    return results, (folder / "trials.csv").read_text(), histories, (folder / "model.msgpack").read_bytes()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """One compilation cache for all these processes."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
-        yield
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cache"), pytest.mark.timeout(3600 if LONG else 600)]
 
 
 @pytest.fixture(scope="module")
@@ -195,12 +178,6 @@ def test_a_damaged_line_within_a_journal_is_named_and_the_file_left_alone(tmp_pa
     with pytest.raises(ValueError, match="journal.log, line 3 is damaged"):
         search.open_study(journal, "s", sampler="random", seed=0)
     assert journal.read_bytes() == b"".join(lines)
-
-
-def one_line(errors):
-    assert errors.startswith("error: ")
-    assert len(errors.strip().splitlines()) == 1
-    assert "Traceback" not in errors
 
 
 def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on_when_there_is_room(tmp_path, undisturbed):
