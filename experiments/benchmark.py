@@ -8,11 +8,11 @@ draws of the search with seed 0; everybody computes in float32. The unit is the 
 In the clock: making and gathering the minibatches (whole epochs of all members, warm), forward, backward, optimizer,
 each fold's validation after each epoch, and our transfer of the losses to the host. Not in it: reading the data,
 initial parameters and compiling (`compile` in the table: the first two rounds less two warm ones). Every form
-(forms.py) and every peer (peers.py) runs in processes of its own, on all cores; a repeat lasts at least --seconds and
-counts whole rounds; the table has the median of the repeats and their range. 'search' is that median times the samples
-of the study's full search: scaled, not run. With --cold, the full searches of these studies are run as well, from
-process start to results, with an empty compilation cache and with the filled one. The images of the convolutional study
-are the first 12,000.
+(speed/forms.py) and every peer (speed/peers.py) runs in processes of its own, on all cores; a repeat lasts at least
+--seconds and counts whole rounds; the table has the median of the repeats and their range. 'search' is that median
+times the samples of the study's full search: scaled, not run. With --cold, the full searches of these studies are run
+as well, from process start to results, with an empty compilation cache and with the filled one. The images of the
+convolutional study are the first 12,000.
 
 Rates count the floating-point operations of loss and gradient at each trial's own widths, by XLA's count; validation
 and the optimizer are left out, so the share of the machine's matrix-product peak is a lower bound. 'peak MB' is the
@@ -22,7 +22,7 @@ best trial; initial parameters differ between hw1jax and torch. scikit-learn lea
 share are those of another mix.
 """
 
-import signals
+from hw1jax import signals
 
 if __name__ == "__main__":
     signals.listen()  # before the imports that take seconds
@@ -37,16 +37,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import forms
 import numpy as np
-import peers
-from peers import Work
+from speed import forms, peers
+from speed.peers import Work
 
 STUDIES = peers.STUDIES
 SAMPLES = {"regression": 100, "fashion_mlp": 60_000, "fashion_cnn": 12_000}  # of the work, the first ones
@@ -54,30 +52,30 @@ EPOCHS = {"regression": 1000, "fashion_mlp": 2, "fashion_cnn": 2}  # of the work
 GROWTH = (10, 25, 100, 333, 1000)  # trials of 3 folds
 
 
-# The work. Importing `hw1jax.studies` imports JAX, so it waits until it is needed.
+# The work. Importing an experiment imports JAX, so it waits until it is needed.
 
 
 def make_work(name: str, data_dir: Path | None, *, quick: bool, synthetic: bool = False) -> tuple[Work, int]:
     """A study's first draws on its data, or on noise -> (work, training samples of the study's full search)."""
-    from hw1jax import space, studies
+    from hw1jax import space, study
 
-    study = studies.by_name(name)
-    settings = replace(study.settings, data_dir=data_dir) if hasattr(study.settings, "data_dir") else study.settings
-    data = noise_images() if synthetic and study.classes else study.load(settings)
-    num_trials = 3 if quick else settings.num_trials
-    draws = [space.random_draw(studies.space_of(settings), forms.SEED, n) for n in range(num_trials)]
+    asked = forms.study_of(name)
+    inputs = {file: data_dir if file == "data_dir" else None for file in asked.inputs}
+    data = noise_images() if synthetic and asked.classes else study.load_data(asked, inputs)
+    num_trials = 3 if quick else asked.num_trials
+    draws = [space.random_draw(asked.space, forms.SEED, n) for n in range(num_trials)]
     count = min(SAMPLES[name], 3000 if quick else SAMPLES[name])
     epochs = min(EPOCHS[name], 100 if quick else EPOCHS[name])
     work = forms.order_work(
         name,
         data.x_train[:count],
         data.y_train[:count],
-        [draw.as_dict() for draw in draws],
-        num_folds=settings.num_folds,
+        [space.draw_to_json(draw) for draw in draws],
+        num_folds=asked.num_folds,
         num_epochs=epochs,
-        batch_size=settings.batch_size,
+        batch_size=asked.batch_size,
     )
-    return work, settings.num_trials * settings.num_epochs * (settings.num_folds - 1) * len(data.x_train)
+    return work, asked.num_trials * asked.num_epochs * (asked.num_folds - 1) * len(data.x_train)
 
 
 def noise_images() -> Any:
@@ -94,8 +92,10 @@ def noise_images() -> Any:
 
 def run_form(arguments: Sequence[str], **environment_variables: str) -> dict[str, Any]:
     """forms.py in a fresh process without a compilation cache -> the JSON of its last line, or why it is missing."""
-    variables = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"} | environment_variables
-    done = subprocess.run([sys.executable, forms.__file__, *arguments], capture_output=True, text=True, env=variables)
+    found_here = os.pathsep.join(sys.path)  # it finds what this process finds
+    variables = os.environ | {"PYTHONPATH": found_here, "JAX_ENABLE_COMPILATION_CACHE": "false"} | environment_variables
+    command = [sys.executable, "-m", forms.__name__, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=variables)
     if done.returncode:
         return {"skipped": f"failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"}
     return json.loads(done.stdout.splitlines()[-1])
@@ -111,13 +111,13 @@ def measure_study(name: str, options: argparse.Namespace, folder: Path, peak: fl
     own = [] if name == "regression" else [forms.OWN]
     lax = [forms.LAX] if name == "fashion_cnn" and options.platform != "cpu" else []
     for form in (forms.ONE_FOLD, forms.FOLDS, forms.ALL, *own, *lax):
-        tell(name, form)
+        say(name, form)
         rows.append({"ours": True, "name": form, **run_form(["--form", form, *flags])})
     for peer in [] if options.no_peers else peers.list_peers(name):
-        tell(name, peer)
+        say(name, peer)
         rows.append({"ours": False, "name": peer, **peers.run_peer(file, peer, python=options.peers_python, **clock)})
 
-    tell(name, "quality")
+    say(name, "quality")
     ours = next((row for row in reversed(rows) if row["ours"] and "skipped" not in row), None)
     eager = min((r for r in rows if r["name"].startswith("torch eager")), key=speed, default=None)
     if ours:
@@ -148,16 +148,16 @@ def measure_study(name: str, options: argparse.Namespace, folder: Path, peak: fl
         result["growth"] = []
         growth = (1, *GROWTH) if accelerator else GROWTH
         for n in growth[: 2 if options.quick else None]:
-            tell(name, f"growth, {3 * n} members")
+            say(name, f"growth, {3 * n} members")
             row = {"members": 3 * n, **run_form(["--form", forms.ALL, "--trials", str(n), *flags])}
             result["growth"].append(row if "skipped" in row else row | {"us_per_member_step": a_step * speed(row)})
         result["devices"] = []
         for n in sorted({1, 2, 4, 8, options.devices} & set(range(1, options.devices + 1))):
-            tell(name, f"{n} devices")
+            say(name, f"{n} devices")
             row = {"devices": n, **run_form(["--form", forms.ALL, "--num-devices", str(n), *flags])}
             result["devices"].append(row)
     if name == "regression":
-        tell(name, "progress bar")
+        say(name, "progress bar")
         # FORCE_COLOR: the bar is drawn though there is no terminal.
         result["progress"] = run_form(["--form", "progress bar", *flags], FORCE_COLOR="1")
     if name in options.cold:
@@ -177,7 +177,7 @@ def compare_quality(rows: list[dict[str, Any]]) -> None:
 
 def cold_run(name: str, options: argparse.Namespace, folder: Path, cache: str) -> dict[str, Any]:
     """The experiment itself in a fresh process; its compilation cache is shared by the runs of a study."""
-    tell(name, f"cold run, {cache}")
+    say(name, f"cold run, {cache}")
     out, script = folder / f"{name} {cache}", Path(__file__).with_name(f"{name}.py")
     command = [sys.executable, str(script), "--out", str(out), *(["--quick"] if options.quick else [])]
     command += ["--data-dir", str(options.data_dir)] if options.data_dir and name != "regression" else []
@@ -189,7 +189,7 @@ def cold_run(name: str, options: argparse.Namespace, folder: Path, cache: str) -
     return json.loads((out / "results.json").read_text())["timing"] | {"process_seconds": time.perf_counter() - start}
 
 
-def tell(*what: str) -> None:
+def say(*what: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}]", *what, file=sys.stderr, flush=True)
 
 
@@ -272,7 +272,8 @@ def to_markdown(results: dict[str, Any]) -> str:
 
 def draw_figures(results: dict[str, Any], out: Path) -> None:
     """speed.png and growth.png."""
-    from hw1jax import plots, storage
+    from hw1jax import storage
+    from hw1jax.report import plots
 
     studies = {
         name: result
@@ -312,15 +313,15 @@ def write(results: dict[str, Any], out: Path) -> None:
 
 def benchmark(options: argparse.Namespace) -> None:
     """Measures, and writes after each study."""
-    from hw1jax import environment
+    from hw1jax import record
 
-    tell("matrix products")
+    say("matrix products")
     # One device with all cores' threads: a product alone doesn't spread over devices.
     peak = run_form(["--form", "matrix products"], JAX_NUM_CPU_DEVICES="1")
     if "skipped" in peak:
         raise ValueError(f"the matrix products {peak['skipped']}")
     settings = {name: str(v) if isinstance(v, Path) else v for name, v in vars(options).items()}
-    machine = environment.describe()
+    machine = record.describe()
     options.platform, options.devices = machine["platform"], os.cpu_count()
     if options.platform != "cpu":
         options.devices = machine["num_devices"]
@@ -341,7 +342,7 @@ def benchmark(options: argparse.Namespace) -> None:
 
 
 def given_path(text: str) -> Path:
-    """A path as a shell would take it, ~ included. (`command` has one as well, but imports JAX.)"""
+    """A path as a shell would take it, ~ included. (`hw1jax.cli` has one as well, but imports JAX.)"""
     if not text:
         raise argparse.ArgumentTypeError("expected a path, got nothing")
     try:

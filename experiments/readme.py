@@ -5,7 +5,7 @@ Small copies of the numbers and figures that the README shows are kept in `exper
     python experiments/readme.py [RUNS]
 """
 
-import signals
+from hw1jax import signals
 
 if __name__ == "__main__":
     signals.listen()  # before the imports that take seconds
@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from reproduce import STUDIES
 
 from hw1jax import storage
 from hw1jax.progress import print_summary
-from hw1jax.studies import STUDIES
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "experiments" / "results"
@@ -48,10 +48,10 @@ FIGURES = {  # of each block: where in the runs, and what it shows
 def collect(runs: Path) -> None:
     """Copies what the README shows from the runs' folders."""
     RESULTS.mkdir(exist_ok=True)
-    for study in STUDIES:
-        results = runs / study.name / "results.json"
+    for name in STUDIES:
+        results = runs / name / "results.json"
         if results.exists():
-            shutil.copy(results, RESULTS / f"{study.name}.json")
+            shutil.copy(results, RESULTS / f"{name}.json")
     for source in (runs / "seeds" / "seeds.json", runs / "benchmark" / "benchmark.md"):
         if source.exists():
             shutil.copy(source, RESULTS / source.name)
@@ -73,15 +73,15 @@ def results_table(results: list[dict[str, Any]]) -> str:
         "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
     for r in results:
-        config, test, reported = r["config"], r["test"], r["reported"]
+        config, test, reported = r["config"], r["test"], r["reference"]["test"]
         loss = "none" if test["loss"] is None else f"{test['loss']:.3f}"
         search = f"{config['num_trials']} trials x {config['num_folds']} folds x {config['num_epochs']} epochs"
         ours, theirs = (
-            "-" if value is None else f"{value:.1%}" for value in (test["accuracy"], reported["test_accuracy"])
+            "-" if value is None else f"{value:.1%}" for value in (test["accuracy"], reported.get("accuracy"))
         )
         lines.append(
             f"| {r['title']} | {search} | {r['best']['mean_val_loss']:.3f} ± {r['best']['std_val_loss']:.3f} "
-            f"| {loss} | {reported['test_loss']:.2f} | {ours} | {theirs} "
+            f"| {loss} | {reported['loss']:.2f} | {ours} | {theirs} "
             f"| {r['timing']['total_seconds']:.0f} s |"
         )
     where = results[-1]["environment"]
@@ -99,7 +99,7 @@ def results_table(results: list[dict[str, Any]]) -> str:
 def seeds_table(seeds: dict[str, Any]) -> str:
     """All seeds that were fixed beforehand."""
     lines = ["| study | what | seeds | test loss | accuracy |", "|---|---|---|---|---|"]
-    for study in STUDIES:
+    for study in STUDIES.values():
         for what, name in (("refit", "the report's best, refitted"), ("search", "full search")):
             runs = seeds[study.name][what]
             row = [f"{study.title} | {name} | {', '.join(str(run['seed']) for run in runs)}"]
@@ -153,7 +153,7 @@ def blocks() -> dict[str, str]:
             found[name] = images(block)
     if (RESULTS / "regression.json").exists():
         found["end of a run"] = end_of_run(json.loads((RESULTS / "regression.json").read_text()))
-    results = [RESULTS / f"{study.name}.json" for study in STUDIES]
+    results = [RESULTS / f"{name}.json" for name in STUDIES]
     if all(path.exists() for path in results):
         found["results"] = results_table([json.loads(path.read_text()) for path in results])
     if (RESULTS / "seeds.json").exists():

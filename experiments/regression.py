@@ -6,14 +6,79 @@ data and looks at the test set.
     python experiments/regression.py [--quick] [--out DIR] [--help]
 """
 
-import signals
+from hw1jax import signals
 
 if __name__ == "__main__":
     signals.listen()  # before the imports that take seconds
 
-from command import main
+from functools import partial
 
-from hw1jax.studies import REGRESSION
+import homework
+import jax.numpy as jnp
+
+import hw1jax as hw
+from hw1jax import models
+from hw1jax.data import regression
+from hw1jax.report import network, sections
+
+
+def net_of(fixed):
+    return models.MLP(fixed["hidden_units"], num_outputs=1)
+
+
+def task(fixed):
+    net = net_of(fixed)
+    return hw.Task(
+        init=lambda key, h: net.init(key, jnp.zeros((1, 1)), h["hidden_units"])["params"],
+        apply=lambda params, x, h: net.apply({"params": params}, x, h["hidden_units"]),
+        loss=hw.squared_error,
+        optimizer=lambda h: hw.chosen_l2(h["optimizer"], h["learning_rate"], h["l2"]),
+    )
+
+
+def activations(fixed):
+    net = net_of(fixed)
+    return lambda params, x, h: models.activations(net, params, x, h["hidden_units"])
+
+
+STUDY = hw.Study(
+    name="regression",
+    title="Regression",
+    task=task,
+    data=regression.load,
+    inputs={
+        "train_csv": "Training data with the header input,label, instead of the embedded data.",
+        "test_csv": "Test data with the header input,label.",
+    },
+    space={
+        "hidden_units": (hw.Int(10, 50, width=True), hw.Int(10, 50, width=True), hw.Int(3, 30, width=True)),
+        "learning_rate": hw.Float(1e-3, 1e-1, log=True),
+        "l2": hw.Float(1e-4, 1e-1, log=True),
+        "optimizer": hw.Choice("adam", "sgd", "rmsprop"),
+    },
+    help={
+        "hidden_units": "Units of each hidden layer, as many ranges as layers.",
+        "learning_rate": "Range of the learning rate (logarithmic).",
+        "l2": "Range of the L2 coefficient (logarithmic).",
+        "optimizer": "Optimizers to choose from.",
+    },
+    num_trials=25,
+    num_epochs=1000,
+    batch_size=20,
+    quick={"num_trials": 6, "num_epochs": 200},
+    epochs_per_call=50,
+    loss_name="mean squared error",
+    reference=homework.report(
+        params={"hidden_units": (45, 21, 23), "learning_rate": 0.016, "l2": 0.0003, "optimizer": "adam"},
+        test={"loss": 0.27},
+    ),
+    activations=activations,
+    sections={
+        "Data": [partial(sections.points, gaps=regression.GAPS)],
+        "Test set": [partial(sections.fit, gaps=regression.GAPS)],
+        "Inside the network": [network.weights, partial(network.profiles, inputs=(-2.0, 0.0, 2.0))],
+    },
+)
 
 if __name__ == "__main__":
-    main(REGRESSION, __doc__)
+    hw.main(STUDY, __doc__)

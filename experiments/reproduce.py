@@ -5,7 +5,7 @@ A study that fails doesn't stop the others; it is named at the end, and the exit
     python experiments/reproduce.py [--quick] [--out DIR] [--help]
 """
 
-import signals
+from hw1jax import signals
 
 if __name__ == "__main__":
     signals.listen()  # before the imports that take seconds
@@ -13,16 +13,21 @@ if __name__ == "__main__":
 import sys
 import threading
 import time
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-import command
+import fashion_cnn
+import fashion_mlp
+import regression
 import tyro
 
-from hw1jax import environment, report, studies
+from hw1jax import cli, record, report, results, study
 from hw1jax.progress import print_summary
-from hw1jax.studies import Settings, Study
+from hw1jax.study import Order, Study
+
+STUDIES = {s.name: s for s in (regression.STUDY, fashion_mlp.STUDY, fashion_cnn.STUDY)}
+SETTINGS = ("num_trials", "num_folds", "num_epochs", "batch_size", "seed", "sampler", "num_devices", "precision")
 
 
 @dataclass(frozen=True)
@@ -61,28 +66,30 @@ class Options:
     """Only rebuild the figures and pages of this folder from what is on disk."""
 
 
-def settings_of(study: Study, options: Options, folder: Path) -> Settings:
-    """The study's defaults with the options that are given and that it knows."""
-    defaults = study.quick if options.quick else study.settings
-    known = {f.name for f in fields(defaults)}
-    given = {name: value for name, value in vars(options).items() if value is not None and name in known}
-    return replace(defaults, **given | {"out": folder / study.name})
+FLAGS = {field.name: field.name.replace("_", "-") for field in fields(Options)}  # as messages name them
+
+
+def order_of(asked: Study, options: Options, folder: Path) -> Order:
+    """The study's own settings with the options that are given."""
+    given = {name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None}
+    inputs = {"data_dir": options.data_dir} if "data_dir" in asked.inputs else {}
+    given |= {"reproducible": options.reproducible, "out": folder / asked.name}
+    return study.order(asked, inputs=inputs, quick=options.quick, **given)
 
 
 def reproduce(options: Options, stop: threading.Event) -> int:
     """Runs the studies and returns the exit code."""
     folder = options.out or (Path("runs", "quick") if options.quick else Path("runs"))
-    studies.check_folder(folder)
-    for study in studies.STUDIES:  # a mistake in the flags is told before an hour of work, not after
-        studies.check(study, settings_of(study, options, folder))
-    started, all_results, failures = command.STARTED, [], {}
-    for study in studies.STUDIES:
-        settings = settings_of(study, options, folder)
+    flags = cli.Flags(quiet=options.quiet, verbose=options.verbose)
+    # A mistake in the options is told before an hour of work, not after.
+    orders = [order_of(asked, options, folder) for asked in STUDIES.values()]
+    started, all_results, failures = cli.STARTED, [], {}
+    for order in orders:
         try:
-            all_results.append(command.run_study(study, settings, started, stop))
+            all_results.append(cli.run_order(order, flags, started, stop, FLAGS))
         except (ValueError, OSError) as error:
-            command.report_error(error)
-            failures[study.name] = str(error)
+            cli.report_error(error, FLAGS)
+            failures[order.study.name] = str(error)
         rebuild(folder, failures)
         started = time.time()
     if all_results:
@@ -94,31 +101,31 @@ def reproduce(options: Options, stop: threading.Event) -> int:
 
 def rebuild(folder: Path, failures: dict[str, str]) -> None:
     """The page over the studies that have ended so far."""
-    done = [folder / study.name for study in studies.STUDIES if (folder / study.name / "results.json").exists()]
-    report.write_overview(folder, done, failures)
+    done = [folder / name for name in STUDIES if (folder / name / "results.json").exists()]
+    report.write_overview(folder, STUDIES, done, failures)
 
 
 def report_only(folder: Path) -> int:
     """Rebuilds the figures and pages of a folder of studies, or of one study, from what is on disk."""
-    runs = [path for path in (folder, *(folder / s.name for s in studies.STUDIES)) if (path / "results.json").exists()]
+    runs = [path for path in (folder, *(folder / name for name in STUDIES)) if (path / "results.json").exists()]
     if not runs:
-        raise ValueError(f"{folder} holds no results.json, nor does a study's folder in it: name the --out of a run")
+        raise ValueError(f"{folder} holds no results.json, nor does a study's folder in it: name the out= of a run")
     for path in runs:
-        print(report.write(path))
+        print(report.write_report(path, results.study_of(path, STUDIES)))
     if runs != [folder]:
-        print(report.write_overview(folder, runs, {}))
+        print(report.write_overview(folder, STUDIES, runs, {}))
     return 0
 
 
 def main() -> None:
-    options = tyro.cli(Options, description=__doc__, registry=command.ranges)
-    command.use_all_cores(options.num_devices)
+    options = tyro.cli(Options, description=__doc__, registry=cli.registry)
+    cli.use_all_cores(options.num_devices)
     if options.reproducible:
-        environment.make_reproducible()
-    if options.report_only is not None:
-        command.with_exit_code(lambda: report_only(options.report_only))
-    stop = command.stop_on_signals()
-    command.with_exit_code(lambda: reproduce(options, stop))
+        record.make_reproducible()
+    if (folder := options.report_only) is not None:
+        cli.with_exit_code(lambda: report_only(folder), FLAGS)
+    stop = cli.stop_on_signals()
+    cli.with_exit_code(lambda: reproduce(options, stop), FLAGS)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ The seeds were fixed beforehand, and every one is reported: searches with seeds 
     python experiments/seeds.py [--quick] [--out DIR] [--data-dir DIR]
 """
 
-import signals
+from hw1jax import signals
 
 if __name__ == "__main__":
     signals.listen()  # before the imports that take seconds
@@ -14,16 +14,16 @@ if __name__ == "__main__":
 import json
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-import command
 import tyro
+from reproduce import STUDIES
 
-from hw1jax import environment, run, storage, studies
+from hw1jax import cli, record, results, run, storage, study
 from hw1jax.progress import ConsoleObserver
-from hw1jax.studies import Study
+from hw1jax.study import Order, Study
 
 SEARCH_SEEDS = {"regression": range(5), "fashion_mlp": range(3), "fashion_cnn": range(1)}
 REFIT_SEEDS = range(3)
@@ -43,39 +43,49 @@ class Options:
     """On a GPU, the same bits each time: slower."""
 
 
+FLAGS = {field.name: field.name.replace("_", "-") for field in fields(Options)}  # as messages name them
+
+
 def folder_of(options: Options) -> Path:
     return options.out or Path("runs", *(["quick"] if options.quick else []), "seeds")
 
 
-def refits(study: Study, options: Options) -> list[dict[str, Any]]:
+def refits(asked: Study, options: Options) -> list[dict[str, Any]]:
     """The report's best hyperparameters, trained on all training data with each seed."""
+    assert asked.reference is not None
     found = []
     for seed in [0] if options.quick else REFIT_SEEDS:
-        settings = settings_of(study, options, seed)
-        data = study.load(settings)
-        model, _ = run.refit(study, settings, data, study.reported.best, ConsoleObserver())
-        found.append({"seed": seed} | numbers(run.score(study, model.predict(data.x_test), data.y_test)))
+        order = order_of(asked, options, seed)
+        data = study.load_data(asked, order.inputs)
+        num_folds = order.search.num_folds
+        model, _ = run.refit(order, data, num_folds, dict(asked.reference.params), ConsoleObserver())
+        found.append({"seed": seed} | numbers(results.score(model, model.predict(data.x_test), data.y_test)))
     return found
 
 
-def searches(study: Study, options: Options, stop: threading.Event) -> list[dict[str, Any]]:
+def searches(asked: Study, options: Options, stop: threading.Event) -> list[dict[str, Any]]:
     """The full search with each seed."""
     found = []
-    for seed in [0] if options.quick else SEARCH_SEEDS[study.name]:
-        folder = folder_of(options) / f"{study.name}-{seed}"
-        results = folder / "results.json"
-        if not results.exists():
-            settings = replace(settings_of(study, options, seed), out=folder)
-            command.run_study(study, settings, time.time(), stop)
-        read = json.loads(results.read_text())
+    for seed in [0] if options.quick else SEARCH_SEEDS[asked.name]:
+        order = order_of(asked, options, seed)
+        if not (order.folder / "results.json").exists():
+            cli.run_order(order, cli.Flags(), time.time(), stop, FLAGS)
+        read = json.loads((order.folder / "results.json").read_text())
         found.append({"seed": seed, "seconds": read["timing"]["total_seconds"]} | numbers(read["test"]))
     return found
 
 
-def settings_of(study: Study, options: Options, seed: int):
-    data_dir = {"data_dir": options.data_dir} if study.classes else {}
-    numerics = {"precision": options.precision, "reproducible": options.reproducible}
-    return replace(study.quick if options.quick else study.settings, seed=seed, **numerics, **data_dir)
+def order_of(asked: Study, options: Options, seed: int) -> Order:
+    """A search with this seed, and with the options."""
+    return study.order(
+        asked,
+        inputs={"data_dir": options.data_dir} if "data_dir" in asked.inputs else {},
+        quick=options.quick,
+        seed=seed,
+        precision=options.precision,
+        reproducible=options.reproducible,
+        out=folder_of(options) / f"{asked.name}-{seed}",
+    )
 
 
 def numbers(test: dict[str, Any]) -> dict[str, float]:
@@ -84,18 +94,18 @@ def numbers(test: dict[str, Any]) -> dict[str, float]:
 
 def compute(options: Options, stop: threading.Event) -> int:
     """Writes seeds.json after each study, and prints it."""
-    everything: dict[str, Any] = {"environment": environment.describe()}
-    for study in studies.STUDIES:
-        everything[study.name] = {"refit": refits(study, options), "search": searches(study, options, stop)}
+    everything: dict[str, Any] = {"environment": record.describe()}
+    for name, asked in STUDIES.items():
+        everything[name] = {"refit": refits(asked, options), "search": searches(asked, options, stop)}
         storage.write_json(folder_of(options) / "seeds.json", everything)
     print(json.dumps(everything, indent=2))
     return 0
 
 
 if __name__ == "__main__":
-    chosen = tyro.cli(Options, description=__doc__, registry=command.ranges)
-    command.use_all_cores()
+    chosen = tyro.cli(Options, description=__doc__, registry=cli.registry)
+    cli.use_all_cores()
     if chosen.reproducible:
-        environment.make_reproducible()
-    asked = command.stop_on_signals()
-    command.with_exit_code(lambda: compute(chosen, asked))
+        record.make_reproducible()
+    asked_to_stop = cli.stop_on_signals()
+    cli.with_exit_code(lambda: compute(chosen, asked_to_stop), FLAGS)

@@ -1,50 +1,63 @@
 """Cross-validation of anyone's network: all folds of all trials at once, in one compiled program."""
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
+from hw1jax import checks, lines, population, training
 from hw1jax import folds as folds_
-from hw1jax import losses, population
-from hw1jax.training import Hyperparameters, Params, Task
+from hw1jax.folds import Fold
+from hw1jax.training import Data, Hyperparameters, Metric, Params, Task
 
-FEW_EPOCHS = 10  # of a call of the program: Ctrl-C is heard between calls
-FEW_INDICES = 2**14  # places in its minibatches that make a call long enough, however few its epochs
-MANY_INDICES = 2**19  # that make it too long
-NUM_EXAMPLES = 4  # tried alone and together
-NUM_LABELS = 1000  # tried at most
+Say = Callable[[int, int, np.ndarray], None]  # (epochs done, num_epochs, validation loss [trial, fold])
 
 
 class Scores(NamedTuple):
-    """Validation loss after the last epoch over a trial's folds, each float [trial]; NaN: the trial failed."""
+    """A value over a trial's folds, each float [trial]; NaN: the trial failed."""
 
     mean: np.ndarray
     std: np.ndarray  # of the folds themselves, with none taken off their number, as in scikit-learn's tables
 
 
-class CrossValidation(NamedTuple):
+@dataclass(frozen=True, eq=False, repr=False)
+class CrossValidation:
     """What `cross_validate` returns.
 
     Attributes:
       train_loss: float [trial, fold, epoch], mean over the epoch of each example's loss just before its step.
-      val_loss: float [trial, fold, epoch], mean loss on the fold's held-out samples after the epoch.
+      val_loss: float [trial, fold, epoch], mean loss on the fold's held-out samples after the epoch. With early
+        stopping, all is NaN after the last epoch of a member.
       params: the trained parameters with leading axes [trial, fold], or None if they were not asked for.
+      metrics: by name, as `val_loss`.
+      state: what is not trained, as batch statistics, with leading axes [trial, fold], along with `params`.
+      best_epoch: int [trial, fold], with early stopping, that of the lowest validation loss (-1: none was finite), to
+        which `params`, `state` and all scores belong; None: they belong to the last.
+      hyperparameters: the trials', [trial, ...].
+      folds: which samples each fold trains on and holds out.
+      task: what was trained; lambdas in it can't be pickled, `dataclasses.replace(result, task=None)` can.
+      x: what it was trained on.
     """
 
     train_loss: np.ndarray
     val_loss: np.ndarray
-    params: Params | None
+    params: Params | None = None
+    metrics: Mapping[str, np.ndarray] = field(default_factory=dict)
+    state: Any = None
+    best_epoch: np.ndarray | None = None
+    hyperparameters: Hyperparameters = None
+    folds: Sequence[Fold] = ()
+    task: Task | None = None
+    x: Any = None
 
     @property
     def scores(self) -> Scores:
         """Mean and standard deviation over the folds; both NaN for a trial of which a fold is not finite."""
-        last = self.val_loss[:, :, -1]
-        last = np.where(np.isfinite(last).all(axis=1, keepdims=True), last, np.nan)
-        return Scores(last.mean(axis=1), last.std(axis=1))
+        return _over_folds(self._scored(self.val_loss))
 
     @property
     def best(self) -> int:
@@ -54,176 +67,254 @@ class CrossValidation(NamedTuple):
             raise ValueError(f"no trial is the best: the validation loss of all {len(mean)} is not finite")
         return int(np.nanargmin(mean))
 
+    def table(self) -> dict[str, np.ndarray]:
+        """Columns [trial] by name, in scikit-learn's words, for pandas' `DataFrame`, say.
+
+        They are the hyperparameters; split0_val_loss, .., mean_val_loss and std_val_loss; the same of each metric; and
+        rank: 1 for the lowest mean_val_loss, equals share it, NaN for a trial that failed.
+
+        Raises:
+          ValueError: a hyperparameter has the name of another column.
+        """
+        columns = _columns(self.hyperparameters)
+        values = {}
+        for name, each in {"loss": self.val_loss, **self.metrics}.items():
+            scored = self._scored(each)
+            values |= {f"split{i}_val_{name}": scored[:, i] for i in range(scored.shape[1])}
+            values |= {f"{part}_val_{name}": array for part, array in _over_folds(scored)._asdict().items()}
+        mean = values["mean_val_loss"]
+        values["rank"] = np.where(np.isnan(mean), np.nan, 1 + np.sum(mean[None] < mean[:, None], axis=1))
+        if taken := columns.keys() & values:
+            raise ValueError(f"the table has a column {min(taken)} of its own: give that hyperparameter another name")
+        return columns | values
+
+    def predict(self, x: Any, trial: int | None = None) -> Any:
+        """Mean over the folds of their networks' outputs on `x`, [example, ...].
+
+        Where outputs are logits, it is the mean of logits, not of probabilities.
+
+        Args:
+          x: as it was trained on.
+          trial: whose networks; the best's, if not given.
+
+        Raises:
+          ValueError: parameters were not asked for, or there is no such trial.
+        """
+        x = checks.as_arrays(x, "x")
+        each = [self._outputs(trial, fold, x) for fold in range(self.val_loss.shape[1])]
+        return jax.tree.map(lambda *outputs: np.mean(outputs, axis=0), *each)
+
+    def out_of_fold(self, trial: int | None = None) -> Any:
+        """Outputs [sample, ...] on the training samples, each by the network of the fold that held it out.
+
+        NaN where no fold did; the mean where several did.
+
+        Args:
+          trial: whose networks; the best's, if not given.
+
+        Raises:
+          ValueError: parameters were not asked for, or there is no such trial.
+        """
+        num_samples = len(jax.tree.leaves(self.x)[0])
+        held_out = [fold.validation for fold in self.folds]
+        longest = max(map(len, held_out))  # of which all are given as many, so that one program does
+        each = [
+            self._outputs(trial, i, jax.tree.map(lambda a: a[np.resize(index, longest)], self.x))  # noqa: B023
+            for i, index in enumerate(held_out)
+        ]
+        count = np.bincount(np.concatenate(held_out), minlength=num_samples)
+
+        def put_together(*outputs: np.ndarray) -> np.ndarray:
+            total = np.zeros((num_samples, *outputs[0].shape[1:]), np.result_type(outputs[0], np.float32))
+            for index, values in zip(held_out, outputs, strict=True):
+                np.add.at(total, index, values[: len(index)])
+            times = count.reshape(-1, *[1] * (total.ndim - 1))
+            return np.where(times > 0, total / np.maximum(times, 1), np.nan).astype(total.dtype)
+
+        return jax.tree.map(put_together, *each)
+
+    def __repr__(self) -> str:
+        num_trials, num_folds, num_epochs = self.val_loss.shape
+        mean, std = self.scores
+        num_failed = np.count_nonzero(np.isnan(mean))
+        text = f"CrossValidation({num_trials} trials x {num_folds} folds x {num_epochs} epochs"
+        text += f", {num_failed} failed" if num_failed else ""
+        if num_failed < num_trials:
+            text += f"; the best is trial {self.best}, validation loss {mean[self.best]:.4g} +- {std[self.best]:.2g}"
+            for name, values in self.metrics.items():
+                text += f", {name} {_over_folds(self._scored(values)).mean[self.best]:.4g}"
+            text += "".join(f", {name}={c[self.best]:.4g}" for name, c in _columns(self.hyperparameters).items())
+        return textwrap.shorten(text, 400, placeholder=" ...") + ")"
+
+    def _scored(self, values: np.ndarray) -> np.ndarray:
+        """Of a history, the values [trial, fold] of the epoch that counts."""
+        if self.best_epoch is None:
+            return values[:, :, -1]
+        return np.take_along_axis(values, self.best_epoch[:, :, None], axis=2)[:, :, 0]
+
+    def _outputs(self, trial: int | None, fold: int, x: Any) -> Any:
+        """Outputs [example, ...] of one network."""
+        if self.params is None or self.task is None:
+            raise ValueError("there are no parameters to predict with: call cross_validate with return_params=True")
+        trial = self.best if trial is None else trial
+        if not 0 <= trial < len(self.val_loss):
+            raise ValueError(f"trial={trial}: there are trials 0 to {len(self.val_loss) - 1}")
+        params, state = jax.tree.map(lambda a: a[trial, fold], (self.params, self.state))
+        own = jax.tree.map(lambda a: a[trial], self.hyperparameters)
+        return population.predict(self.task, params, own, x, state=state)
+
 
 def cross_validate(
-    init: Callable[[jax.Array, Hyperparameters], Params],
-    apply: Callable[[Params, jax.Array, Hyperparameters], jax.Array],
-    loss: Callable[[jax.Array, jax.Array], jax.Array],
-    optimizer: Callable[[Hyperparameters], optax.GradientTransformation],
+    init: Callable[[jax.Array, Any], Any],
+    apply: Callable[..., Any],
+    loss: Callable[[Any, Any], Any],
+    optimizer: Callable[..., optax.GradientTransformation],
     hyperparameters: Hyperparameters,
-    x: np.ndarray,
-    y: np.ndarray,
+    x: Any,
+    y: Any,
     *,
     key: jax.Array,
     num_folds: int = 3,
     num_epochs: int,
     batch_size: int,
-    folds: Sequence[Sequence[np.ndarray]] | None = None,
+    folds: Any = None,
+    groups: Any = None,
+    weights: Any = None,
+    metrics: Mapping[str, Metric] | None = None,
+    early_stopping: int | None = None,
+    progress: bool | Say = False,
     return_params: bool = False,
 ) -> CrossValidation:
     """Trains every (trial, fold) pair at once, each exactly as if it had been trained alone.
 
     The minibatches of an epoch depend on (key, fold, epoch) alone, so all trials of a fold see the same ones; a
-    member's initial parameters depend on (key, trial, fold) alone. Calling again with the same four functions and the
-    same shapes compiles nothing. Ctrl-C is heard every few epochs. On a CPU, set JAX_NUM_CPU_DEVICES to the number of
-    cores to use them all.
+    member's initial parameters depend on (key, trial, fold) alone. Calling again compiles nothing where the functions
+    come to the same, though they were written anew, and the shapes are the same; numbers of trials that differ by a
+    few are, as some networks are trained twice to fill up. Ctrl-C is heard every few epochs. On a CPU, set
+    JAX_NUM_CPU_DEVICES to the number of cores to use them all.
 
     Args:
       init: (key, one trial's hyperparameters) -> params, a tree of floating-point arrays, all of them trained.
-      apply: (params, x [batch, ...], hyperparameters) -> outputs [batch, ...], each example's from itself alone.
+      apply: (params, x [batch, ...], hyperparameters) -> outputs [batch, ...], each example's from itself alone. It may
+        ask by name for `key`, `train`, `mask` and `state` (see `hw1jax.Task`); with state, `init` returns
+        (params, state), and `apply` (outputs, state).
       loss: (outputs, y) -> [batch], one value an example, not its mean, and from itself alone.
-      optimizer: hyperparameters -> optax transformation; what it is made of may be traced.
-      hyperparameters: a tree of arrays, each with a leading trial axis.
-      x: [sample, ...].
-      y: [sample, ...].
-      key: PRNG key of folds, minibatches and initial parameters.
+      optimizer: hyperparameters -> optax transformation; what it is made of may be traced. It may ask by name for
+        `num_steps`, the number of all updates, for a schedule. Those that take the loss's `value` are given it.
+      hyperparameters: a tree of arrays, each with a leading trial axis; a dict of lists will do.
+      x, y: trees (dicts, tuples) of arrays [sample, ...], or one array each; pandas' tables are taken as arrays.
+      key: PRNG key of folds, minibatches, initial parameters and what is random in training.
       num_folds: folds of a shuffled k-fold partition; ignored if `folds` is given.
       num_epochs: passes over each fold's training part.
       batch_size: samples a step; an epoch's last batch may be short.
-      folds: pairs (training indices, validation indices) instead, for example from `stratified_k_fold`.
+      folds: pairs (training indices, validation indices) instead, for example from `stratified_k_fold`; or an object
+        that splits, as scikit-learn has them.
+      groups: [sample], for an object that keeps groups together.
+      weights: [sample], at least 0: how much each counts in the losses and metrics, in training and in validation.
+      metrics: by name (outputs, y) -> [batch], one value an example; their means are found in `metrics` of the result.
+      early_stopping: epochs without a lower validation loss after which a member stops; its best epoch is what counts.
+      progress: whether to say a line now and then on standard error, on long work; or a function that is told, often,
+        (epochs done, num_epochs, validation loss [trial, fold]).
       return_params: whether to return the trained parameters.
 
     Raises:
       ValueError: sizes that don't fit each other, values that aren't finite, a loss that isn't one value an example,
         examples that are mixed with each other, labels without an output, parameters that can't be trained.
-      TypeError: data or hyperparameters that are not numbers, or `y` of a type that the loss doesn't take.
+      TypeError: data or hyperparameters that are not numbers, `y` of a type that the loss doesn't take, or a function
+        that is none.
     """
-    for name, tree in (("hyperparameters", hyperparameters), ("x", x), ("y", y)):
-        _check_numbers(tree, name)
-    x, y = np.asarray(x), np.asarray(y)
-    num_trials = _common_length(hyperparameters, "hyperparameters", "trial")
-    num_samples = _common_length((x, y), "x and y", "sample")
+    x, y = checks.as_arrays(x, "x"), checks.as_arrays(y, "y")
+    if weights is not None:
+        weights = checks.as_arrays(np.asarray(weights), "weights").astype(jax.dtypes.canonicalize_dtype(float))
+    hyperparameters = checks.check_hyperparameters(hyperparameters)
+    num_trials = len(jax.tree.leaves(hyperparameters)[0])
+    num_samples = checks.common_length((x, y), "x and y", "sample")
+    groups = None if groups is None else np.asarray(groups)
+    checks.common_length((x, weights, groups), "x, weights and groups", "sample")
     for name, value in (("num_epochs", num_epochs), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        checks.check_number(value, name)
+    if early_stopping is not None:
+        checks.check_number(early_stopping, "early_stopping")
+    checks.check_key(key)
+
     seed = tuple(int(word) for word in np.ravel(jax.random.key_data(key)))
-    splits = folds_.check(folds, num_samples) if folds is not None else folds_.k_fold(num_samples, num_folds, seed)
+    splits = folds_.k_fold(num_samples, num_folds, seed) if folds is None else folds_.given(folds, x, y, groups)
+    checks.check_weights(weights, splits)
     batch_size = min(batch_size, max(len(fold.train) for fold in splits))
-    task = Task(init, apply, loss, optimizer)
-    first = jax.tree.map(lambda a: np.asarray(a)[0], hyperparameters)
-    params = _check_task(task, first, x, y)
-    _check_examples(task, key, first, x, y)
+    task = Task(init, apply, loss, optimizer, metrics=tuple((metrics or {}).items()))
+    data, first = Data(x, y, weights), jax.tree.map(lambda a: a[0], hyperparameters)
+    steps = folds_.num_steps(splits, batch_size)
+    params, state = checks.check_task(task, first, data, num_epochs * steps if training.wants_num_steps(task) else None)
+    checks.check_examples(task, key, first, data)
 
-    layout = population.choose_layout(task, params, x, first, batch_size=batch_size)
-    plan = population.make_plan(num_trials, len(splits), params, layout)
-    num_indices = len(splits) * folds_.num_steps(splits, batch_size) * batch_size
-    spec = population.Spec(num_epochs, batch_size, seed, _epochs_per_call(num_epochs, num_indices))
-    problem = population.place(task, plan, spec, x, y, splits)
+    layout = population.choose_layout(task, params, state, x, first, batch_size=batch_size)
+    plan = population.make_plan(_num_slots(num_trials), len(splits), params, layout)
+    per_call = population.enough_epochs(num_epochs, len(splits) * steps * batch_size)
+    spec = population.Spec(num_epochs, batch_size, seed, per_call, patience=early_stopping)
     slots = np.arange(plan.slots) % num_trials  # slots that are left over train some trials twice
-    filled = jax.tree.map(lambda a: np.asarray(a)[slots], hyperparameters)
-    histories, trained = [], None
-    for step in population.train(problem, key, slots, filled):
-        assert step.val_loss is not None  # every fold has a validation part
-        histories.append((step.train_loss[:num_trials], step.val_loss[:num_trials]))
-        trained = step.state.params
-    train_loss, val_loss = (np.concatenate(parts, axis=2) for parts in zip(*histories, strict=True))
-    trained = jax.tree.map(lambda a: a[:num_trials], trained) if return_params else None
-    return CrossValidation(train_loss, val_loss, trained)
+    trials = population.Trials(key, slots, jax.tree.map(lambda a: a[slots], hyperparameters))
+    say = lines.teller("cross_validate") if progress is True else progress or None
+    train_loss, values, last = _train(population.place(task, plan, spec, data, splits), trials, num_trials, say)
+
+    trained, best_epoch = last.state, None
+    if last.best is not None and early_stopping is not None:
+        trained, best_epoch = last.best.state, population.on_host(last.best.epoch)[:num_trials]
+        has_stopped = np.arange(num_epochs)[None, None] > best_epoch[:, :, None] + early_stopping
+        train_loss, values = jax.tree.map(lambda a: np.where(has_stopped, np.nan, a), (train_loss, values))
+    params = state = None
+    if return_params:
+        params, state = jax.tree.map(
+            lambda a: population.on_host(a)[:num_trials], (trained.params, trained.model_state)
+        )
+    return CrossValidation(
+        train_loss, values.pop("loss"), params, values, state, best_epoch, hyperparameters, splits, task, x
+    )
 
 
-def _epochs_per_call(num_epochs: int, num_indices: int) -> int:
-    """The divisor of `num_epochs` that a call advances by, where an epoch's minibatches have `num_indices` places.
+def _train(
+    members: population.Population, trials: population.Trials, num_trials: int, say: Say | None
+) -> tuple[np.ndarray, dict[str, np.ndarray], population.Progress]:
+    """(train_loss, validation loss and metrics by name, what came last), of the first trials, until all have stopped.
 
-    A call costs about a millisecond of its own, and nobody can interrupt it.
+    They are [trial, fold, epoch], NaN in epochs that were not trained.
     """
-    divisors = [n for n in range(1, num_epochs + 1) if num_epochs % n == 0]
-    enough = next((n for n in divisors if n >= FEW_EPOCHS or n * num_indices >= FEW_INDICES), num_epochs)
-    return max(n for n in divisors if n == 1 or (n <= enough and n * num_indices <= MANY_INDICES))
+    spec, histories, last = members.spec, [], None
+    for last in population.train(members, trials):
+        assert last.val is not None  # every fold has a validation part
+        histories.append(jax.tree.map(lambda a: a[:num_trials], (last.train_loss, last.val)))
+        best_loss = last.val["loss"][:, :, -1] if last.best is None else population.on_host(last.best.val_loss)
+        if say is not None:
+            say(last.num_epochs, spec.num_epochs, best_loss[:num_trials])
+        if last.best is not None and spec.patience is not None:
+            since = last.num_epochs - population.on_host(last.best.epoch)
+            if (since > spec.patience).all():
+                break
+    assert last is not None  # there is an epoch
+    num_left = spec.num_epochs - last.num_epochs
+    histories.append(jax.tree.map(lambda a: np.full_like(a[:, :, :1], np.nan).repeat(num_left, axis=2), histories[-1]))
+    train_loss, values = jax.tree.map(lambda *parts: np.concatenate(parts, axis=2), *histories)
+    return train_loss, values, last
 
 
-def _check_numbers(tree: Any, name: str) -> None:
-    for leaf in map(np.asarray, jax.tree.leaves(tree)):
-        if leaf.dtype.kind not in "biufcV":  # V: bfloat16 and its like
-            raise TypeError(f"{name} must be numbers, got an array of {leaf.dtype}")
-        if leaf.dtype.kind in "fc" and not np.isfinite(leaf).all():
-            count = np.count_nonzero(~np.isfinite(leaf))
-            raise ValueError(f"{name} must be finite, got {count} of {leaf.size} values that are NaN or infinite")
+def _num_slots(num_trials: int) -> int:
+    """Trials that a program is made for, so that numbers that differ by a few share it; at most a quarter are to spare.
+
+    Up to 4 exactly as many, up to 8 a multiple of 2, up to 32 of 4, up to 64 of 8, and so on.
+    """
+    step = 1 if num_trials <= 4 else 2 if num_trials <= 8 else max(4, 2 ** ((num_trials - 1).bit_length() - 3))
+    return -(-num_trials // step) * step
 
 
-def _common_length(tree: Any, name: str, axis: str) -> int:
-    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(tree)]
-    if not shapes or not all(shapes) or len({shape[0] for shape in shapes}) != 1 or not shapes[0][0]:
-        raise ValueError(f"{name} must have the same leading {axis} axis, at least 1 long, got shapes {shapes}")
-    return shapes[0][0]
+def _over_folds(values: np.ndarray) -> Scores:
+    values = np.where(np.isfinite(values).all(axis=1, keepdims=True), values, np.nan)
+    return Scores(values.mean(axis=1), values.std(axis=1))
 
 
-def _check_task(task: Task, hyperparameters: Hyperparameters, x: np.ndarray, y: np.ndarray) -> Params:
-    """Shapes of a member's parameters; a ValueError unless they can be trained and the loss is one value an example."""
-    params = jax.eval_shape(task.init, jax.random.key(0), hyperparameters)
-    if isinstance(params, Mapping) and "params" in params and len(params) > 1:
-        others = ", ".join(sorted(str(name) for name in params if name != "params"))
-        raise ValueError(f"init returns {others} beside params, all of which would be trained: only params can be")
-    leaves = jax.tree.leaves_with_path(params)
-    if not leaves:
-        raise ValueError("init returns no parameters")
-    for path, leaf in leaves:
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            name = jax.tree_util.keystr(path) or "an array"
-            raise ValueError(
-                f"init returns {name} of {leaf.dtype}: parameters are trained, so all must be floating-point"
-            )
-    outputs = jax.eval_shape(task.apply, params, x[:2], hyperparameters)
-    values = jax.eval_shape(task.loss, outputs, y[:2])
-    if values.shape != (len(x[:2]),):
-        raise ValueError(f"loss must return one value an example, [batch], got shape {values.shape} for a batch of 2")
-    return params
-
-
-def _check_examples(task: Task, key: jax.Array, hyperparameters: Hyperparameters, x: np.ndarray, y: np.ndarray) -> None:
-    """A ValueError where examples are mixed, or `y` has a label that the loss doesn't take."""
-    some = np.linspace(0, len(x) - 1, min(NUM_EXAMPLES, len(x))).astype(int)
-    labels = np.unique(y) if y.ndim == 1 and y.dtype.kind in "iu" else y[:0]
-    # As many whatever the labels: another number would be another program. The lowest and the highest are among them.
-    count = min(NUM_LABELS, len(y)) if len(labels) else 0
-    tried = labels[np.linspace(0, len(labels) - 1, count).astype(int)]
-    with jax.default_matmul_precision("float32"):
-        outputs, values, of_labels = population.examples_alone_and_together(
-            task, key, hyperparameters, x[some], y[some], tried
-        )
-    if not _equal(outputs):
-        raise ValueError(
-            "apply mixes examples: an example's outputs change with the others of its batch. Statistics over a batch "
-            "are not supported: normalise over each example's own features (as LayerNorm or GroupNorm does)"
-        )
-    if not _equal(values):
-        raise ValueError(
-            "loss mixes examples: an example's value changes with the others of its batch. Compute it from the "
-            f"example's own outputs and y alone (do shapes broadcast? {_shape(outputs)} outputs, y {y[some].shape})"
-        )
-    wrong = tried[~np.isfinite(np.asarray(of_labels)).any(axis=1)]
-    if len(wrong):
-        message = f"the loss of label {wrong[0]} of y is not finite"
-        if task.loss is losses.cross_entropy:
-            num_outputs = _shape(outputs)[-1]
-            message = f"y has labels {labels[0]} to {labels[-1]}, {num_outputs} outputs take 0 to {num_outputs - 1}"
-        raise ValueError(message)
-
-
-def _shape(outputs: population.Alike) -> Any:
-    """Of the outputs of the few examples: one shape, or those of all leaves."""
-    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(outputs.together)]
-    return shapes[0] if len(shapes) == 1 else shapes
-
-
-def _equal(found: population.Alike) -> bool:
-    """Whether both are the same but for rounding, measured by the largest value."""
-
-    def same(together: jax.Array, alone: jax.Array) -> bool:
-        if together.shape != alone.shape:
-            return False
-        tolerance = float(jnp.finfo(together.dtype).eps) ** 0.5 if jnp.issubdtype(together.dtype, jnp.inexact) else 0
-        a, b = (np.asarray(v).astype(np.result_type(v.dtype, np.float32)) for v in (together, alone))
-        largest = np.max(np.abs(a), where=np.isfinite(a), initial=0)
-        return np.allclose(b, a, rtol=0, atol=tolerance * largest, equal_nan=True)
-
-    return all(jax.tree.leaves(jax.tree.map(same, found.together, found.alone)))
+def _columns(hyperparameters: Hyperparameters) -> dict[str, np.ndarray]:
+    """Arrays [trial] by name; those of an array with more axes are counted from 1, as `hidden_units_1`."""
+    columns = {}
+    for path, leaf in jax.tree.leaves_with_path(hyperparameters):
+        name = jax.tree_util.keystr(path, simple=True, separator="_") or "hyperparameters"
+        flat = leaf.reshape(len(leaf), -1).T
+        columns |= {name: leaf} if leaf.ndim == 1 else {f"{name}_{i + 1}": column for i, column in enumerate(flat)}
+    return columns

@@ -1,6 +1,11 @@
 """What a trained model is worth on a test set, from its outputs: arrays in, numbers out."""
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import numpy as np
+
+from hw1jax import losses
 
 
 def softmax(outputs: np.ndarray) -> np.ndarray:
@@ -32,3 +37,64 @@ def precision_and_recall(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     """(precision, recall) of each class, [class]; 0 where nothing was predicted, or nothing is there."""
     hits = np.diag(confusion)
     return hits / np.maximum(confusion.sum(axis=0), 1), hits / np.maximum(confusion.sum(axis=1), 1)
+
+
+def most_confused_pair(confusion: np.ndarray) -> tuple[int, int]:
+    """(true class, predicted class) of the largest number off the diagonal of [true class, predicted class]."""
+    wrong = confusion - np.diag(np.diag(confusion))
+    true, predicted = np.unravel_index(np.argmax(wrong), wrong.shape)
+    return int(true), int(predicted)
+
+
+def misclassified(outputs: np.ndarray, y: np.ndarray, true: int, predicted: int) -> np.ndarray:
+    """Indices of the examples of class `true` that were taken for `predicted`, the surest mistakes first."""
+    indices = np.flatnonzero((y == true) & (np.argmax(outputs, axis=1) == predicted))
+    confidence = softmax(outputs[indices])[:, predicted] if len(indices) else np.zeros(0)
+    return indices[np.argsort(-confidence, kind="stable")]
+
+
+class Calibration(NamedTuple):
+    """How sure a classifier is, and how often it is right then, in bins of equal width.
+
+    Confidence is the probability that the network gives to the class that it predicts.
+    """
+
+    edges: np.ndarray  # float [bin + 1], from 0 to 1
+    right: np.ndarray  # int [bin], examples predicted rightly
+    wrong: np.ndarray  # int [bin], examples predicted wrongly
+    confidence: np.ndarray  # float [bin], mean confidence; NaN for a bin without examples
+    accuracy: np.ndarray  # float [bin], share of the right ones; NaN for a bin without examples
+    expected_error: float  # mean over the examples of |accuracy - confidence| of their bin (Guo et al., 2017)
+
+
+def calibration(outputs: np.ndarray, y: np.ndarray, *, num_bins: int = 10) -> Calibration:
+    """Calibration of outputs [example, class] on the classes `y` (int [example])."""
+    probabilities = softmax(outputs)
+    confidence, hit = probabilities.max(axis=1), probabilities.argmax(axis=1) == y
+    edges = np.linspace(0, 1, num_bins + 1)
+    bins = np.clip(np.digitize(confidence, edges) - 1, 0, num_bins - 1)
+    count, right = np.bincount(bins, minlength=num_bins), np.bincount(bins[hit], minlength=num_bins)
+    total = np.bincount(bins, weights=confidence, minlength=num_bins)
+    filled = np.where(count > 0, count, np.nan)
+    mean, accuracy = total / filled, right / filled
+    expected_error = float(np.nansum(np.abs(accuracy - mean) * count) / max(len(y), 1))
+    return Calibration(edges, right, count - right, mean, accuracy, expected_error)
+
+
+def constant_loss(loss: Callable[..., Any], y: Any) -> float | None:
+    """The loss of the best network that ignores its input: what a trial that has learned nothing ends at.
+
+    Args:
+      loss: of a task.
+      y: float [example, output], or int [example] classes.
+
+    Returns:
+      The variance of `y` where the loss is the squared error, the entropy of its classes in nats where it is the cross
+      entropy; None for another loss.
+    """
+    if loss is losses.squared_error:
+        return float(np.mean(np.var(np.asarray(y, np.float64), axis=0)))
+    if loss is losses.cross_entropy and np.ndim(y) == 1:
+        shares = np.unique(y, return_counts=True)[1] / len(y)
+        return float(-np.sum(shares * np.log(shares)))
+    return None

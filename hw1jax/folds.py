@@ -5,15 +5,18 @@ The order depends on (seed, fold, epoch) alone, so every trial of a fold sees th
 comparison between trials, and lets them share the gathered batch.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 PADDING = -1  # index of an empty place in a batch
 
 
 class Fold(NamedTuple):
+    """One split of the samples."""
+
     train: np.ndarray  # int [num_train], indices of the samples it trains on
     validation: np.ndarray  # int [num_validation], indices of the samples held out
 
@@ -108,3 +111,26 @@ def pieces(parts: Sequence[np.ndarray], piece_size: int) -> np.ndarray:
     for i, part in enumerate(parts):
         cut[i, : len(part)] = part
     return cut.reshape(len(parts), num_pieces, piece_size)
+
+
+def given(folds: Any, x: Any, y: Any, groups: Any = None) -> list[Fold]:
+    """The user's own splits, checked: a list of pairs, or an object that splits, as scikit-learn's do.
+
+    Args:
+      folds: pairs (training indices, validation indices), or an object with `split(x, y, groups)` that gives them.
+      x, y: trees of arrays with a leading sample axis; a splitter gets the first array of each.
+      groups: [sample], for splitters that keep groups together.
+
+    Raises:
+      ValueError: indices that are no split of the samples.
+      TypeError: neither a list nor a splitter.
+    """
+    first_x, first_y = (jax.tree.leaves(tree)[0] for tree in (x, y))
+    if hasattr(folds, "split") and not isinstance(folds, str | bytes):
+        folds = list(folds.split(first_x, first_y, groups))
+    elif isinstance(folds, str | bytes) or not isinstance(folds, Iterable):
+        raise TypeError(
+            f"folds= must be a list of (training indices, validation indices) or a splitter with a method split, got "
+            f"{type(folds).__name__}; their number is num_folds="
+        )
+    return check(list(folds), len(first_x))

@@ -135,7 +135,7 @@ def agree(identity: dict[str, Any]) -> None:
     identity = _flat(json.loads(json.dumps(identity)))
     if follows():
         _send(_peers[0], {"identity": identity})
-        hear()
+        receive()
         return
     for number, peer in sorted(_peers.items()):
         theirs = peer.inbox.get()["identity"]
@@ -145,17 +145,17 @@ def agree(identity: dict[str, Any]) -> None:
                     f"process {number} has {name} = {theirs.get(name)}, process 0 has {identity.get(name)}: "
                     "start all processes with the same flags, data and versions"
                 )
-    tell({"agreed": True})
+    send({"agreed": True})
 
 
-def tell(message: dict[str, Any]) -> None:
+def send(message: dict[str, Any]) -> None:
     """Process 0: what the others are to do, as JSON holds it. Does nothing where there are no others."""
     if not follows():
         for peer in _peers.values():
             _send(peer, message)
 
 
-def hear() -> dict[str, Any]:
+def receive() -> dict[str, Any]:
     """The other processes: what process 0 tells; empty when there is nothing more to do."""
     return _peers[0].inbox.get()
 
@@ -176,7 +176,7 @@ def share(arrays: Any) -> Any:
 def leading() -> Iterator[None]:
     """Process 0: tells the others in the end that there is nothing more to train; how it failed, `leave` tells."""
     yield
-    tell({})
+    send({})
 
 
 def leave(error: str | None = None) -> None:
@@ -267,7 +267,7 @@ def _lead(
         else:
             _refuse(link, f"process {number} is there already: give each process a --process-id of its own")
     _in_thread(_refuse_late, guests)
-    tell({"complete": True})
+    send({"complete": True})
     return service
 
 

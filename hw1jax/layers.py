@@ -121,10 +121,22 @@ def lax_conv_pool(x: jax.Array, weights: jax.Array) -> jax.Array:
     either.
     """
     _pooled_sizes(x, kernels(weights, len(x)).shape[-1])
+    return lax.reduce_window(conv(x, weights), -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+
+
+def conv(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """Convolution with padding 1 and ReLU, without the pooling: what those who look at a network want to see.
+
+    Args:
+      x: [input channel, row, column, image].
+      weights: [channel, 1 + input channel * k^2].
+
+    Returns:
+      [channel, row, column, image].
+    """
     numbers = ("CHWN", "OIHW", "CHWN")
     z = lax.conv_general_dilated(x, kernels(weights, len(x)), (1, 1), ((1, 1), (1, 1)), dimension_numbers=numbers)
-    z = jnp.maximum(z + weights[:, 0, None, None, None], 0)
-    return lax.reduce_window(z, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+    return jnp.maximum(z + weights[:, 0, None, None, None], 0)
 
 
 def kernels(weights: jax.Array, num_inputs: int) -> jax.Array:

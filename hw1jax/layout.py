@@ -42,7 +42,7 @@ def choose(
     Args:
       apply: (params, x, hyperparameters) -> outputs, one member's, on a batch [example, ...].
       params: its parameters; of these, x and the hyperparameters, shapes and dtypes are enough.
-      x: examples, any number of them.
+      x: a tree of arrays of examples, any number of them.
       hyperparameters: one trial's.
       batch_size: examples of a training step.
       platform: "cpu", "gpu" or "tpu".
@@ -51,7 +51,9 @@ def choose(
         return Layout(None, max(2 * batch_size, PIECE_SIZE))  # evaluating takes less memory than training
 
     def computed(num_examples: int) -> list[tuple[core.Primitive, int]]:
-        some = jax.ShapeDtypeStruct((num_examples, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype))
+        some = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct((num_examples, *a.shape[1:]), jax.dtypes.canonicalize_dtype(a.dtype)), x
+        )
         jaxpr = jax.make_jaxpr(apply)(params, some, hyperparameters).jaxpr
         return list(_computed(jaxpr, set(jaxpr.invars[: len(jax.tree.leaves(params))])))
 

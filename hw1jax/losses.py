@@ -38,7 +38,9 @@ def cross_entropy(outputs: Array, y: Array) -> jax.Array:
 
     Raises:
       TypeError: `y` is not of an integer type.
+      ValueError: `y` is not one class an example.
     """
+    _check_classes("cross entropy", outputs, y)
     if not jnp.issubdtype(y.dtype, jnp.integer):
         raise TypeError(f"cross entropy takes classes as integers, got y of {y.dtype}")
     y = y.astype(jnp.promote_types(y.dtype, jnp.int32))  # the number of classes may be more than y's own type holds
@@ -49,3 +51,15 @@ def cross_entropy(outputs: Array, y: Array) -> jax.Array:
 def masked_sum(values: jax.Array, mask: jax.Array) -> jax.Array:
     """Sum of `values` where `mask` holds (both [batch]); what is masked out can't leak, not even as NaN."""
     return jnp.sum(jnp.where(mask, values, 0))
+
+
+def accuracy(outputs: Array, y: Array) -> jax.Array:
+    """1 for each example whose largest output ([batch, classes]) is that of its class (int [batch]), else 0; [batch]."""
+    _check_classes("accuracy", outputs, y)
+    return (jnp.argmax(outputs, axis=-1) == y).astype(jnp.result_type(float))
+
+
+def _check_classes(name: str, outputs: Array, y: Array) -> None:
+    if y.shape != outputs.shape[:-1]:
+        one_hot = ", one-hot: give y.argmax(axis=-1)" if y.shape == outputs.shape else ""
+        raise ValueError(f"{name} takes one class an example, got outputs {outputs.shape}, y {y.shape}{one_hot}")

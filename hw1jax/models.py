@@ -2,9 +2,13 @@
 
 A module has the maximum widths; a call takes the member's own. What lies beyond stays exactly 0, in the parameters, in
 their gradients and in the activations, so a padded network computes what the small one does.
+
+The networks leave what their layers find in the collection "intermediates" where that is asked for (`activations`);
+where it is not, as in training, nothing more is computed.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -68,7 +72,7 @@ class MLP(nn.Module):
     def __call__(self, x: jax.Array, widths: Sequence[Width] | jax.Array) -> jax.Array:
         """x float [batch, ...], flattened; widths int [layer] -> float [batch, num_outputs]."""
         x = x.reshape(x.shape[0], -1)
-        return _dense_layers(x, x.shape[1], self.hidden_units, widths, self.num_outputs)
+        return _dense_layers(self, x, x.shape[1], widths)
 
 
 class CNN(nn.Module):
@@ -93,20 +97,49 @@ class CNN(nn.Module):
         num_inputs: Width = len(x)
         for i, maximum in enumerate(self.channels):
             kind = (FIRST_KERNEL, self.first_conv_pool) if i == 0 else (LATER_KERNEL, self.conv_pool)
-            x = MaskedConvPool(maximum, *kind, name=f"conv{i + 1}")(x, num_inputs, channels[i])
+            images, name = x, f"conv{i + 1}"
+            x = MaskedConvPool(maximum, *kind, name=name)(images, num_inputs, channels[i])
             num_inputs = channels[i]
+            if self.is_mutable_collection("intermediates"):  # the layer itself never computes what pooling discards
+                weights = self.variables["params"][name]["weights"]
+                _leave(self, {name: layers.conv(images, weights), f"pool{i + 1}": x})
         cells = x.shape[1] * x.shape[2]
         x = x.reshape(-1, x.shape[3]).T  # [image, (channel, row, column)]: the real channels come first
-        return _dense_layers(x, cells * num_inputs, self.hidden_units, widths, self.num_outputs)
+        return _dense_layers(self, x, cells * num_inputs, widths)
 
 
 def _dense_layers(
-    x: jax.Array, num_inputs: Width, hidden_units: Sequence[int], widths: Sequence[Width] | jax.Array, num_outputs: int
+    network: MLP | CNN, x: jax.Array, num_inputs: Width, widths: Sequence[Width] | jax.Array
 ) -> jax.Array:
-    for i, maximum in enumerate(hidden_units):
+    for i, maximum in enumerate(network.hidden_units):
         x = nn.sigmoid(MaskedDense(maximum, name=f"dense{i + 1}")(x, num_inputs, widths[i]))
         x, num_inputs = layers.mask_units(x, widths[i]), widths[i]
-    return MaskedDense(num_outputs, name="output")(x, num_inputs, num_outputs)
+        _leave(network, {f"dense{i + 1}": x})
+    outputs = MaskedDense(network.num_outputs, name="output")(x, num_inputs, network.num_outputs)
+    _leave(network, {"output": outputs})
+    return outputs
+
+
+def _leave(network: nn.Module, found: dict[str, jax.Array]) -> None:
+    """Leaves what layers have found where that is asked for."""
+    network.sow("intermediates", "activations", found, init_fn=dict, reduce_fn=lambda before, new: before | new)
+
+
+def activations(network: MLP | CNN, params: Any, x: jax.Array, *widths: Any) -> dict[str, jax.Array]:
+    """What every layer makes of the inputs, from the first to the last.
+
+    Args:
+      network: the module.
+      params: its parameters.
+      x: what a call of the network takes, and `widths` after it.
+
+    Returns:
+      Arrays by layer: "conv1" [example, channel, row, column] after ReLU and before pooling, "pool1" the same after
+      pooling, "dense1" [example, unit] after the sigmoid, and "output" [example, output], what the network returns.
+    """
+    applied: Any = network.apply({"params": params}, x, *widths, mutable=["intermediates"])
+    found = applied[1]["intermediates"]["activations"]
+    return {name: values.transpose(3, 0, 1, 2) if values.ndim == 4 else values for name, values in found.items()}
 
 
 def most_convolutions(image_size: int) -> int:

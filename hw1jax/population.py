@@ -1,11 +1,13 @@
 """All folds of all trials at once: one member's training mapped over folds and trials, compiled, on every device.
 
-The only file that says vmap, jit or mesh. A population's leading axes are always [trial, fold].
+The only file that says vmap or mesh; what it compiles is kept by `programs`. A population's leading axes are always
+[trial, fold].
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -17,14 +19,14 @@ from jax.experimental import multihost_utils
 from jax.extend.core import jaxpr_as_fun
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.stages import Lowered
 
 from hw1jax import folds as folds_
 from hw1jax import layout as layout_
-from hw1jax import training
+from hw1jax import programs, training
 from hw1jax.folds import Fold
 from hw1jax.layout import Layout
-from hw1jax.losses import Array
-from hw1jax.training import Data, Hyperparameters, Params, State, Task
+from hw1jax.training import Best, Data, Hyperparameters, Params, State, Task
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,12 @@ class Plan:
     """How a population is laid out in a program. It fixes the bits of every result, so it is stored with a study.
 
     Attributes:
-      slots: trials in the program. Trial n of a search always has slot n mod `slots`; empty slots hold dummies.
+      slots: trials in the program; empty slots hold dummies.
       num_devices: devices that share the slots.
       trials_at_once: of a device's slots, how many train at once; such groups follow one another. It bounds what a
         CPU's cache must hold.
       layout: how a member's step is laid out.
       first_device: the first of the devices.
-      own_widths: whether each trial has a program of its own (`one_trial_each`), one slot wide.
     """
 
     slots: int
@@ -46,10 +47,9 @@ class Plan:
     trials_at_once: int = 1
     layout: Layout = Layout()
     first_device: int = 0
-    own_widths: bool = False
 
     def __post_init__(self):
-        if not self.own_widths and self.slots % (self.num_devices * self.trials_at_once):
+        if self.slots % (self.num_devices * self.trials_at_once):
             raise ValueError(f"{self.slots} slots don't divide by {self.num_devices} devices x {self.trials_at_once}")
 
 
@@ -63,6 +63,7 @@ class Spec:
       seed: of the folds and the minibatches, non-negative integers.
       epochs_per_call: epochs that a call of the program advances by; a divisor of `num_epochs`.
       first_fold: the number of the first fold (k for the refit after k-fold cross-validation).
+      patience: epochs without a lower validation loss after which a member's best counts; None: its last.
     """
 
     num_epochs: int
@@ -70,10 +71,17 @@ class Spec:
     seed: tuple[int, ...]
     epochs_per_call: int = 1
     first_fold: int = 0
+    patience: int | None = None
 
 
+TRAINING = 2**32 - 1  # of the key from which training draws: no trial has this number
 CACHED_BYTES = 2**21  # of members' state that a CPU core trains at once; more falls out of its cache
-KEPT_TASKS = 8  # whose compiled programs are kept; those of the task not used for longest go
+FEW_EPOCHS = 10  # of a call of the program: Ctrl-C is heard between calls
+FEW_INDICES = 2**14  # places in its minibatches that make a call long enough, however few its epochs
+MANY_INDICES = 2**19  # that make it too long
+# What runs once, for a moment: compiling it with care would take longer than anything else that a study compiles.
+QUICKLY = MappingProxyType({"xla_backend_optimization_level": 0})
+NUM_EMPTY = 3  # places that a batch is filled up with, to see whether they count
 STATE_COPIES = 3  # the parameters and an optimizer's two moments
 
 
@@ -97,27 +105,39 @@ def make_plan(num_trials: int, num_folds: int, params: Params, layout: Layout, n
     return Plan(num_devices * num_groups * at_once, num_devices, at_once, layout)
 
 
+def enough_epochs(num_epochs: int, num_indices: int) -> int:
+    """Epochs that make a call of the program worth its own time, about a millisecond; nobody can interrupt it.
+
+    `num_indices`: places in an epoch's minibatches, of all folds.
+    """
+    divisors = [n for n in range(1, num_epochs + 1) if num_epochs % n == 0]
+    enough = next((n for n in divisors if n >= FEW_EPOCHS or n * num_indices >= FEW_INDICES), num_epochs)
+    return max(n for n in divisors if n == 1 or (n <= enough and n * num_indices <= MANY_INDICES))
+
+
 def choose_layout(
-    task: Task, params: Params, x: np.ndarray, hyperparameters: Hyperparameters, *, batch_size: int
+    task: Task, params: Params, state: Any, x: Any, hyperparameters: Hyperparameters, *, batch_size: int
 ) -> Layout:
     """How members of this kind are best laid out on the devices that are here.
 
     Args:
       task: what is trained.
       params: a member's parameters, or their shapes.
+      state: a member's state, or its shapes.
       x: the samples.
       hyperparameters: one trial's.
       batch_size: samples a step.
     """
 
-    def apply(params: Params, x: jax.Array, hyperparameters: Hyperparameters) -> jax.Array:
-        return task.apply(params, task.prepare(x), hyperparameters)
+    def apply(params: Params, x: Any, rest: tuple[Any, Hyperparameters]) -> Any:
+        return training.evaluated(task, params, rest[0], x, rest[1])
 
-    return layout_.choose(apply, params, x, hyperparameters, batch_size, jax.devices()[0].platform)
+    chosen = layout_.choose(apply, params, x, (state, hyperparameters), batch_size, jax.devices()[0].platform)
+    return chosen._replace(chunk_size=None) if training.takes_whole_batches(task) else chosen
 
 
-class Problem(NamedTuple):
-    """Everything that all batches of trials share: the program, and the data on its devices."""
+class Population(NamedTuple):
+    """Everything that all members share, whichever trials they are: the program, and the data on its devices."""
 
     task: Task
     plan: Plan
@@ -126,6 +146,28 @@ class Problem(NamedTuple):
     data: Data
     pieces: jax.Array | None  # int32 [fold, piece, example], the held-out samples
 
+    @property
+    def num_steps(self) -> int | None:
+        """Updates of the fold with the longest training part, for an optimizer that asks; None if it doesn't."""
+        if not training.wants_num_steps(self.task):
+            return None
+        return self.spec.num_epochs * folds_.num_steps(self.folds, self.spec.batch_size)
+
+
+class Trials(NamedTuple):
+    """Who is trained: as many trials as the plan has slots.
+
+    Attributes:
+      key: the PRNG key of the whole search.
+      numbers: int [trial], the trials' numbers: a member's initial parameters, and what is random in its training,
+        depend on (key, number, fold) alone.
+      hyperparameters: a tree of arrays with a leading [trial] axis.
+    """
+
+    key: jax.Array
+    numbers: np.ndarray
+    hyperparameters: Hyperparameters
+
 
 class Progress(NamedTuple):
     """A population after some epochs."""
@@ -133,10 +175,11 @@ class Progress(NamedTuple):
     num_epochs: int  # done so far
     state: State  # [trial, fold, ...]
     train_loss: np.ndarray  # float [trial, fold, epoch], of the epochs of this call
-    val_loss: np.ndarray | None  # float [trial, fold, epoch]
+    val: dict[str, np.ndarray] | None  # "loss" and metrics by name: float [trial, fold, epoch]
+    best: Best | None = None  # [trial, fold, ...], where the spec has a patience
 
 
-def place(task: Task, plan: Plan, spec: Spec, x: np.ndarray, y: np.ndarray, folds: list[Fold]) -> Problem:
+def place(task: Task, plan: Plan, spec: Spec, data: Data, folds: list[Fold]) -> Population:
     """Puts the data on the devices. Folds with an empty validation part are trained, not validated."""
     everywhere = NamedSharding(_mesh(plan), P())
     parts = [fold.validation for fold in folds]
@@ -144,52 +187,53 @@ def place(task: Task, plan: Plan, spec: Spec, x: np.ndarray, y: np.ndarray, fold
     if all(map(len, parts)):
         size = min(plan.layout.piece_size, max(map(len, parts)))
         pieces = jax.device_put(folds_.pieces(parts, size), everywhere)
-    return Problem(task, plan, spec, folds, jax.device_put(Data(x, y), everywhere), pieces)
+    return Population(task, plan, spec, folds, jax.device_put(data, everywhere), pieces)
 
 
-def start(problem: Problem, key: jax.Array, numbers: np.ndarray, hyperparameters: Hyperparameters) -> State:
-    """New members.
-
-    Args:
-      problem: from `place`.
-      key: the PRNG key of the whole search.
-      numbers: int [trial], the trials' numbers: a member's initial parameters depend on (key, number, fold) alone.
-      hyperparameters: a tree of arrays with a leading [trial] axis, as long as the plan's slots.
-    """
-    mesh = _mesh(problem.plan)
-    numbers, hyperparameters = jax.device_put((numbers, hyperparameters), NamedSharding(mesh, P("trial")))
-    key_data, kind = np.asarray(jax.random.key_data(key)), jax.random.key_impl(key)  # all processes may hold numbers
-    fold_numbers = problem.spec.first_fold + np.arange(len(problem.folds))
-    return put(problem, _init(problem.task)(kind, key_data, numbers, fold_numbers, hyperparameters))
+def start(population: Population, trials: Trials) -> State:
+    """New members."""
+    numbers, hyperparameters = _over_devices(population.plan, (trials.numbers, trials.hyperparameters))
+    init = _init(population.task)
+    return put(
+        population, init(*_key(trials.key), population.num_steps, numbers, _fold_numbers(population), hyperparameters)
+    )
 
 
-def put(problem: Problem, state: State) -> State:
+def put(population: Population, state: Any) -> Any:
     """A state on its devices as a call leaves it, or the second call would compile anew."""
-    return jax.device_put(state, NamedSharding(_mesh(problem.plan), P("trial")))
+    return _over_devices(population.plan, state)
 
 
-def train(
-    problem: Problem, key: jax.Array, numbers: np.ndarray, hyperparameters: Hyperparameters
-) -> Iterator[Progress]:
-    """Trains a population from its first epoch to its last, yielding after each call of the program.
-
-    The arguments are those of `start`.
-    """
-    return resume(problem, start(problem, key, numbers, hyperparameters), hyperparameters, first_epoch=0)
+def train(population: Population, trials: Trials) -> Iterator[Progress]:
+    """Trains a population from its first epoch to its last, yielding after each call of the program."""
+    return resume(population, start(population, trials), trials, first_epoch=0)
 
 
-def resume(problem: Problem, state: State, hyperparameters: Hyperparameters, *, first_epoch: int) -> Iterator[Progress]:
-    """As `train`, from the state that it yielded after `first_epoch` epochs."""
-    task, plan, spec, folds, data, pieces = problem
-    hyperparameters = jax.device_put(hyperparameters, NamedSharding(_mesh(plan), P("trial")))
+def resume(population: Population, state: State, trials: Trials, *, first_epoch: int) -> Iterator[Progress]:
+    """As `train`, from the state that it yielded after `first_epoch` epochs (0, where the spec has a patience)."""
+    task, plan, spec, folds, data, pieces = population
+    hyperparameters = _over_devices(plan, trials.hyperparameters)
+    keys = _training_keys(population, trials) if training.wants_key(task) else None
+    best = None if spec.patience is None else put(population, _no_best(state))
     for done in range(first_epoch, spec.num_epochs, spec.epochs_per_call):
         epochs = range(done, done + spec.epochs_per_call)
         batches = folds_.minibatches(
             folds, epochs, batch_size=spec.batch_size, seed=spec.seed, first_fold=spec.first_fold
         )
-        state, train_loss, val_loss = _fit(task)(plan, state, hyperparameters, data, batches, pieces)
-        val_loss = None if val_loss is None else on_host(val_loss)
-        yield Progress(epochs.stop, state, on_host(train_loss), val_loss)
+        numbers = None if keys is None and best is None else np.arange(epochs.start, epochs.stop, dtype=np.int32)
+        (state, best), train_loss, val = _fit(task)(
+            plan,
+            (population.num_steps, spec.patience),
+            (state, best),
+            hyperparameters,
+            keys,
+            data,
+            batches,
+            pieces,
+            numbers,
+        )
+        val = None if val is None else {name: on_host(values) for name, values in val.items()}
+        yield Progress(epochs.stop, state, on_host(train_loss), val, best)
 
 
 def on_host(array: jax.Array) -> np.ndarray:
@@ -199,63 +243,107 @@ def on_host(array: jax.Array) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
-def one_trial_each(problem: Problem) -> list[Problem]:
-    """The problem as programs one slot wide, one for each of the plan's devices, to train side by side in threads.
+def one_trial_each(population: Population) -> list[Population]:
+    """The population as programs one slot wide, one for each of the plan's devices, to train side by side in threads.
 
     On a CPU a trial's own network, without padding, pays for the time that its program takes to compile; an
     accelerator is better filled by all trials in one. Here a trial's bits can't depend on its companions.
     """
-    problems = []
-    for i in range(problem.plan.num_devices):
+    populations = []
+    for i in range(population.plan.num_devices):
         # The cores of a CPU can share its first device, and a program that is always compiled for that one is found
         # again in the compilation cache, whichever thread has its turn.
-        plan = Plan(1, layout=problem.plan.layout, first_device=0 if jax.default_backend() == "cpu" else i)
-        data, pieces = jax.device_put((problem.data, problem.pieces), jax.devices()[plan.first_device])
-        problems.append(problem._replace(plan=plan, data=data, pieces=pieces))
-    return problems
+        plan = Plan(1, layout=population.plan.layout, first_device=0 if jax.default_backend() == "cpu" else i)
+        data, pieces = jax.device_put((population.data, population.pieces), jax.devices()[plan.first_device])
+        populations.append(population._replace(plan=plan, data=data, pieces=pieces))
+    return populations
 
 
-def start_narrow(problem: Problem, task: Task, key: jax.Array, number: int, hyperparameters: Hyperparameters) -> State:
-    """A new trial of `task`, the problem's at the trial's own widths: the corners of the wide one's parameters.
+def start_narrow(wide: Population, narrow: Population, trials: Trials) -> State:
+    """One new trial at its own widths: the corners of the parameters that it has in the wide population.
 
     So the program that makes initial parameters is compiled once, not for each trial.
     """
-    wide = start(problem, key, np.array([number]), hyperparameters).params
-    shapes = jax.eval_shape(task.init, key, jax.tree.map(lambda a: a[0], hyperparameters))
-    params = jax.tree.map(lambda a, own: np.asarray(a)[(..., *map(slice, own.shape))], wide, shapes)
-    return put(problem, State(params, _init_optimizer(task)(params, hyperparameters)))
+    params = start(wide, trials).params
+    shapes = jax.eval_shape(narrow.task.init, trials.key, jax.tree.map(lambda a: a[0], trials.hyperparameters))
+    params = jax.tree.map(lambda a, own: np.asarray(a)[(..., *map(slice, own.shape))], params, shapes)
+    opt_state = _init_optimizer(narrow.task)(narrow.num_steps, params, trials.hyperparameters)
+    return put(narrow, State(params, opt_state))
 
 
-def flops(task: Task, x: np.ndarray, y: np.ndarray, hyperparameters: Hyperparameters) -> float:
+def flops(task: Task, data: Data, hyperparameters: Hyperparameters) -> float:
     """Floating-point operations of the loss and gradient of one member on these samples, by XLA's own count."""
+    num_samples = len(jax.tree.leaves(data.x)[0])
 
-    def compute(key, x, y, hyperparameters):
-        index: Any = np.arange(len(x))
-        batch = training.gather(task, Data(x, y), index, len(x))
-        return training.loss_and_gradient(task, task.init(key, hyperparameters), batch, hyperparameters)
+    def compute(key, data, hyperparameters):
+        index: Any = np.arange(num_samples)
+        batch = training.gather(task, data, index, num_samples)
+        params, state = training.init_variables(task, key, hyperparameters)
+        return training.loss_and_gradient(task, params, batch, hyperparameters, state, key)
 
-    costs: Any = jax.jit(compute).lower(jax.random.key(0), x, y, hyperparameters).cost_analysis()
+    costs: Any = jax.jit(compute).lower(jax.random.key(0), data, hyperparameters).cost_analysis()
     return costs["flops"]
 
 
-def lowered(problem: Problem, hyperparameters: Hyperparameters, platform: str | None = None) -> jax.stages.Lowered:
+def lowered(population: Population, hyperparameters: Hyperparameters, platform: str | None = None) -> Lowered:
     """The program of a call, for those who want to look at it or to compile it.
 
     `platform`: "cuda", "rocm" or "tpu" instead of the one that is here. It need not be here for this.
     """
-    task, plan, spec, folds, data, pieces = problem
-    state = start(problem, jax.random.key(0), np.arange(plan.slots), hyperparameters)
-    hyperparameters = jax.device_put(hyperparameters, NamedSharding(_mesh(plan), P("trial")))
+    task, plan, spec, folds, data, pieces = population
+    trials = Trials(jax.random.key(0), np.arange(plan.slots), hyperparameters)
+    state = start(population, trials)
+    keys = _training_keys(population, trials) if training.wants_key(task) else None
+    best = None if spec.patience is None else put(population, _no_best(state))
     batches = folds_.minibatches(folds, range(spec.epochs_per_call), batch_size=spec.batch_size, seed=spec.seed)
-    traced = _fit(task).trace(plan, state, hyperparameters, data, batches, pieces)
-    return traced.lower(lowering_platforms=platform and (platform,))
+    numbers = None if keys is None and best is None else np.arange(spec.epochs_per_call, dtype=np.int32)
+    static, carry = (population.num_steps, spec.patience), (state, best)
+    hyperparameters = _over_devices(plan, hyperparameters)
+    traced = _fit(task).trace(plan, static, carry, hyperparameters, keys, data, batches, pieces, numbers)
+    return traced.lower(lowering_platforms=None if platform is None else (platform,))
 
 
-def bytes_needed(problem: Problem, hyperparameters: Hyperparameters) -> int:
+def bytes_needed(population: Population, hyperparameters: Hyperparameters) -> int:
     """What a call of the program takes of a device's memory beside the data, by XLA's own count."""
-    sizes: Any = lowered(problem, hyperparameters).compile().memory_analysis()
+    sizes: Any = lowered(population, hyperparameters).compile().memory_analysis()
     taken = sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
     return taken - sizes.alias_size_in_bytes
+
+
+def _over_devices(plan: Plan, tree: Any) -> Any:
+    """Arrays with a leading trial axis, shared by the plan's devices."""
+    return jax.device_put(tree, NamedSharding(_mesh(plan), P("trial")))
+
+
+def _key(key: jax.Array) -> tuple[Any, np.ndarray]:
+    """(kind, numbers) of a key: numbers may be held by all processes."""
+    return jax.random.key_impl(key), np.asarray(jax.random.key_data(key))
+
+
+def _fold_numbers(population: Population) -> np.ndarray:
+    return population.spec.first_fold + np.arange(len(population.folds))
+
+
+def _training_keys(population: Population, trials: Trials) -> jax.Array:
+    """The members' keys for what is random in training, [trial, fold]."""
+    numbers = _over_devices(population.plan, trials.numbers)
+    return put(population, _make_training_keys(*_key(trials.key), numbers, _fold_numbers(population)))
+
+
+@partial(jax.jit, static_argnums=0, compiler_options=QUICKLY)
+def _make_training_keys(kind, key_data, numbers, fold_numbers) -> jax.Array:
+    # Another branch of the tree of keys than the trials' own, whose numbers are smaller.
+    key = jax.random.fold_in(jax.random.wrap_key_data(key_data, impl=kind), TRAINING)
+    of_trial = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
+    return jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(of_trial, fold_numbers)
+
+
+def _no_best(state: State) -> Best:
+    """Before the first epoch nothing has been found."""
+    shape = jax.tree.leaves(state)[0].shape[:2]
+    # A copy, as the program gives its arguments' memory away.
+    lowest, epoch = np.full(shape, np.inf, jnp.result_type(float)), np.full(shape, -1, np.int32)
+    return Best(jax.tree.map(np.array, state), jnp.asarray(lowest), jnp.asarray(epoch))
 
 
 def _mesh(plan: Plan) -> Mesh:
@@ -264,70 +352,78 @@ def _mesh(plan: Plan) -> Mesh:
     return jax.make_mesh((plan.num_devices,), ("trial",), (AxisType.Auto,), devices=devices)
 
 
-def _compiled_for_each_task(**options: Any) -> Callable[[Callable[..., Any]], Callable[[Task], Any]]:
-    """Makes a function of (task, ...) one of a task that gives a compiled function of the rest.
-
-    `jax.jit` with the task as a static argument would keep each task that there ever was, with its programs and all
-    that its functions close over.
-    """
-
-    def decorate(function: Callable[..., Any]) -> Callable[[Task], Any]:
-        return lru_cache(KEPT_TASKS)(lambda task: jax.jit(partial(function, task), **options))
-
-    return decorate
+_compiled_quickly = partial(programs.for_each_task, compiler_options=QUICKLY)
 
 
-# These run once, for a moment: compiling them with care would take longer than anything else that a study compiles.
-_compiled_quickly = partial(_compiled_for_each_task, compiler_options={"xla_backend_optimization_level": 0})
-
-
-@_compiled_quickly(static_argnums=0)
-def _init(task: Task, kind, key_data, numbers, fold_numbers, hyperparameters: Hyperparameters) -> State:
+@_compiled_quickly(0, 2)
+def _init(task: Task, kind, key_data, num_steps, numbers, fold_numbers, hyperparameters: Hyperparameters) -> State:
     key = jax.random.wrap_key_data(key_data, impl=kind)
 
     def member(number, hyperparameters, fold):
         member_key = jax.random.fold_in(jax.random.fold_in(key, number), fold)
-        return training.init(task, member_key, hyperparameters)
+        return training.init(task, member_key, hyperparameters, num_steps=num_steps)
 
     over_folds = jax.vmap(member, (None, None, 0))
     return jax.vmap(over_folds, (0, 0, None))(numbers, hyperparameters, fold_numbers)
 
 
-@_compiled_quickly()
-def _init_optimizer(task: Task, params: Params, hyperparameters: Hyperparameters) -> optax.OptState:
-    over_folds = jax.vmap(lambda params, hyperparameters: task.optimizer(hyperparameters).init(params), (0, None))
-    return jax.vmap(over_folds)(params, hyperparameters)
+@_compiled_quickly(0)
+def _init_optimizer(task: Task, num_steps, params: Params, hyperparameters: Hyperparameters) -> optax.OptState:
+    def member(params: Params, hyperparameters: Hyperparameters) -> optax.OptState:
+        return training.optimizer_of(task, hyperparameters, num_steps).init(params)
+
+    return jax.vmap(jax.vmap(member, (0, None)))(params, hyperparameters)
 
 
-@_compiled_for_each_task(static_argnums=0, donate_argnums=1)
-def _fit(task: Task, plan: Plan, state: State, hyperparameters, data: Data, batches, pieces):
-    """-> (state, train_loss [trial, fold, epoch], val_loss). batches [fold, epoch, step, batch], shared by trials."""
+@programs.for_each_task(0, 1, donate_argnums=2)
+def _fit(task: Task, plan: Plan, static, carry, hyperparameters, keys, data: Data, batches, pieces, epochs):
+    """-> ((state, best), train_loss [trial, fold, epoch], validation loss and metrics by name).
 
-    def on_one_device(state: State, hyperparameters, data: Data, batches, pieces):
-        def member(state: State, hyperparameters, batches, pieces):
-            return training.fit(task, plan.layout, state, data, batches, pieces, hyperparameters)
+    Args: static (num_steps, patience); carry (state, best) and keys [trial, fold, ...]; hyperparameters [trial, ...];
+    batches [fold, epoch, step, batch] and pieces [fold, piece, example], shared by trials; epochs [epoch].
+    """
+    num_steps, patience = static
 
-        over_folds = jax.vmap(member, (0, None, 0, 0))
-        over_trials = jax.vmap(over_folds, (0, 0, None, None))
+    def on_one_device(carry, hyperparameters, keys, data: Data, batches, pieces, epochs):
+        def member(carry, hyperparameters, key, batches, pieces):
+            state, best = carry
+            return training.fit(
+                task,
+                plan.layout,
+                state,
+                data,
+                batches,
+                pieces,
+                hyperparameters,
+                key=key,
+                epochs=epochs,
+                num_steps=num_steps,
+                best=best,
+                patience=patience,
+            )
+
+        over_folds = jax.vmap(member, (0, None, 0, 0, 0))
+        over_trials = jax.vmap(over_folds, (0, 0, 0, None, None))
 
         def group(members):
-            state, hyperparameters = members
-            return over_trials(state, hyperparameters, batches, pieces)
+            carry, hyperparameters, keys = members
+            return over_trials(carry, hyperparameters, keys, batches, pieces)
 
-        return _in_groups(group, (state, hyperparameters), plan.trials_at_once)
+        return _in_groups(group, (carry, hyperparameters, keys), plan.trials_at_once)
 
     sharded, everywhere = P("trial"), P()
+    members, shared = (carry, hyperparameters, keys), (data, batches, pieces, epochs)
     over_devices = jax.shard_map(
-        _mapped_before_the_mesh(on_one_device, plan, state, hyperparameters, data, batches, pieces),
+        _mapped_before_the_mesh(on_one_device, plan, members, shared),
         mesh=_mesh(plan),
-        in_specs=(sharded, sharded, everywhere, everywhere, everywhere),
+        in_specs=(*[sharded] * len(members), *[everywhere] * len(shared)),
         out_specs=sharded,
         check_vma=False,
     )
-    return over_devices(state, hyperparameters, data, batches, pieces)
+    return over_devices(*members, *shared)
 
 
-def _mapped_before_the_mesh(function: Callable[..., Any], plan: Plan, state, hyperparameters, *shared: Any):
+def _mapped_before_the_mesh(function: Callable[..., Any], plan: Plan, members: tuple, shared: tuple):
     """The function as the plain operations that it comes to on a device's share of the arguments.
 
     Within a mesh JAX refuses to map a convolution whose kernel alone is mapped when it has groups already, as a
@@ -338,7 +434,7 @@ def _mapped_before_the_mesh(function: Callable[..., Any], plan: Plan, state, hyp
     def shape(leaf: jax.Array, devices: int = 1) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((len(leaf) // devices, *leaf.shape[1:]), leaf.dtype)
 
-    own = jax.tree.map(lambda leaf: shape(leaf, plan.num_devices), (state, hyperparameters))
+    own = jax.tree.map(lambda leaf: shape(leaf, plan.num_devices), members)
     jaxpr, outputs = jax.make_jaxpr(function, return_shape=True)(*own, *jax.tree.map(shape, shared))
 
     def operations(*arguments: Any) -> Any:
@@ -363,69 +459,102 @@ class Alike(NamedTuple):
     alone: Any
 
 
-def examples_alone_and_together(
-    task: Task, key: jax.Array, hyperparameters: Hyperparameters, x: np.ndarray, y: np.ndarray, labels: np.ndarray
-) -> tuple[Alike, Alike, jax.Array]:
-    """What shows whether a task mixes examples, and which labels its loss takes.
+class Trial(NamedTuple):
+    """What a task makes of a few examples, for those who want to know whether it keeps its promises."""
+
+    outputs: Alike  # in evaluation
+    losses: Alike  # of the outputs together
+    metrics: dict[str, Alike]
+    of_labels: jax.Array  # [label, 2]: losses on the first example's outputs and on outputs that are all the same
+    padding: Alike | None  # outputs and state in training, in two batches that differ in what fills them up alone
+
+
+def try_out(task: Task, key: jax.Array, hyperparameters: Hyperparameters, data: Data, labels: np.ndarray) -> Trial:
+    """What shows whether a task mixes examples, lets padding in, and which labels its loss takes.
 
     Args:
       task: what is trained.
       key: of a new member's initial parameters.
       hyperparameters: one trial's.
-      x: a few examples.
-      y: what belongs to them.
+      data: a few examples.
       labels: values of `y` to try, [label, ...].
-
-    Returns:
-      (the outputs, the losses of the outputs together, each label's losses [label, 2] on the first example's outputs
-      and on outputs that are all the same).
     """
-    key_data, kind = np.asarray(jax.random.key_data(key)), jax.random.key_impl(key)
-    return _examples_alone_and_together(task)(kind, key_data, hyperparameters, x, y, labels)
+    return _try_out(task)(*_key(key), hyperparameters, data, labels)
 
 
-@_compiled_quickly(static_argnums=0)
-def _examples_alone_and_together(task: Task, kind, key_data, hyperparameters: Hyperparameters, x, y, labels):
-    params = task.init(jax.random.wrap_key_data(key_data, impl=kind), hyperparameters)
+@_compiled_quickly(0)
+def _try_out(task: Task, kind, key_data, hyperparameters: Hyperparameters, data: Data, labels) -> Trial:
+    key = jax.random.wrap_key_data(key_data, impl=kind)
+    params, state = training.init_variables(task, key, hyperparameters)
     # Away from where they begin: a last layer of zeros would hide what those before it do.
     params = jax.tree.map(lambda p: p + 0.01 * jnp.cos(jnp.arange(p.size, dtype=p.dtype)).reshape(p.shape), params)
+    x, y = data.x, data.y
+    num_examples = len(jax.tree.leaves(x)[0])
 
     def one_by_one(function: Callable[..., Any], *arrays: Any) -> Any:
-        alone = [function(*jax.tree.map(lambda a: a[i : i + 1], arrays)) for i in range(len(x))]  # noqa: B023
+        alone = [function(*jax.tree.map(lambda a: a[i : i + 1], arrays)) for i in range(num_examples)]  # noqa: B023
         return jax.tree.map(lambda *parts: jnp.concatenate(parts), *alone)
 
-    def outputs_of(x: jax.Array) -> Any:
-        return task.apply(params, task.prepare(x), hyperparameters)
+    def in_evaluation(x: Any) -> Any:
+        return training.evaluated(task, params, state, x, hyperparameters)
 
-    outputs = outputs_of(x)
+    def in_training(filler: Any) -> Any:
+        filled = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), x, filler)
+        mask = jnp.arange(len(jax.tree.leaves(filled)[0])) < num_examples
+        made, new_state = training.outputs_of(
+            task, params, state, task.prepare(filled), hyperparameters, mask=mask, key=key, train=True
+        )
+        return jax.tree.map(lambda a: a[:num_examples], made), new_state
+
+    def with_other_padding() -> Alike:
+        # What is drawn for a batch may depend on its size: a task that draws gets other padding, any other task none.
+        num_other = NUM_EMPTY if training.wants_key(task) else 0
+        first = jax.tree.map(lambda a: jnp.repeat(a[:1], NUM_EMPTY, axis=0), x)
+        return Alike(in_training(first), in_training(jax.tree.map(lambda a: jnp.repeat(a[-1:], num_other, axis=0), x)))
+
+    outputs = in_evaluation(x)
     even = jax.tree.map(lambda a: jnp.full_like(a[0], 1 / max(1, a[0].size)), outputs)
     two = jax.tree.map(lambda a, even: jnp.stack([a[0], even]), outputs, even)
     of_labels = lax.map(lambda label: task.loss(two, jnp.stack([label, label])), labels)
-    losses = Alike(task.loss(outputs, y), one_by_one(task.loss, outputs, y))
-    return Alike(outputs, one_by_one(outputs_of, x)), losses, of_labels
+    values = {
+        name: Alike(function(outputs, y), one_by_one(function, outputs, y))
+        for name, function in (("loss", task.loss), *task.metrics)
+    }
+    losses = values.pop("loss")
+    padding = with_other_padding() if training.takes_whole_batches(task) else None
+    return Trial(Alike(outputs, one_by_one(in_evaluation, x)), losses, values, of_labels, padding)
 
 
 def predict(
-    task: Task, params: Params, hyperparameters: Hyperparameters, x: np.ndarray, piece_size: int = 500
-) -> np.ndarray:
-    """Outputs [example, output] of one network, computed in pieces."""
-    index = np.arange(-(-len(x) // piece_size) * piece_size).reshape(-1, piece_size) % len(x)
-    outputs = _predict(task)(params, hyperparameters, x, index)
-    return np.asarray(outputs).reshape(-1, *outputs.shape[2:])[: len(x)]
+    task: Task, params: Params, hyperparameters: Hyperparameters, x: Any, *, state: Any = None, piece_size: int = 500
+) -> Any:
+    """Outputs [example, ...] of one network, computed in pieces."""
+    num_examples = len(jax.tree.leaves(x)[0])
+    index = np.arange(-(-num_examples // piece_size) * piece_size).reshape(-1, piece_size) % num_examples
+    outputs = _predict(task)(params, state, hyperparameters, x, index)
+    return jax.tree.map(lambda a: np.asarray(a).reshape(-1, *a.shape[2:])[:num_examples], outputs)
 
 
-@_compiled_for_each_task()
-def _predict(task: Task, params: Params, hyperparameters: Hyperparameters, x: jax.Array, index: jax.Array):
-    return lax.map(lambda i: task.apply(params, task.prepare(x[i]), hyperparameters), index)
+@programs.for_each_task()
+def _predict(task: Task, params: Params, state: Any, hyperparameters: Hyperparameters, x: Any, index: jax.Array):
+    def piece(index: jax.Array) -> Any:
+        taken = jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], x)
+        return training.evaluated(task, params, state, taken, hyperparameters)
+
+    return lax.map(piece, index)
 
 
-def predict_all(task: Task, params: Params, hyperparameters: Hyperparameters, x: Array) -> jax.Array:
-    """Outputs [trial, fold, example, output] of a population on the same few examples."""
-    return _predict_all(task)(params, hyperparameters, x)
+def predict_all(task: Task, state: State, hyperparameters: Hyperparameters, x: Any) -> Any:
+    """Outputs [trial, fold, example, ...] of a population on the same few examples."""
+    return _predict_all(task)((state.params, state.model_state), hyperparameters, x)
 
 
-@_compiled_for_each_task()
-def _predict_all(task: Task, params: Params, hyperparameters: Hyperparameters, x: jax.Array) -> jax.Array:
+@programs.for_each_task()
+def _predict_all(task: Task, variables: tuple[Params, Any], hyperparameters: Hyperparameters, x: Any):
     prepared = task.prepare(x)
-    over_folds = jax.vmap(lambda params, h: task.apply(params, prepared, h), (0, None))
-    return jax.vmap(over_folds)(params, hyperparameters)
+    mask = jnp.ones(len(jax.tree.leaves(x)[0]), bool)
+
+    def member(variables: tuple[Params, Any], hyperparameters: Hyperparameters) -> Any:
+        return training.outputs_of(task, *variables, prepared, hyperparameters, mask=mask)[0]
+
+    return jax.vmap(jax.vmap(member, (0, None)))(variables, hyperparameters)

@@ -11,34 +11,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from hw1jax.search import TrialScore, best
+from hw1jax import space
+from hw1jax.observer import Observer
+from hw1jax.results import best
+from hw1jax.study import Study, TrialScore
 
 SECONDS_BETWEEN_LINES = 10
-
-
-class Observer:
-    """Is told how a run goes, and shows nothing."""
-
-    def start(self, title: str, num_trials: int, num_folds: int, num_epochs: int) -> None:
-        """A study begins."""
-
-    def stage(self, text: str) -> None:
-        """What is done from now on, where no epochs are counted."""
-
-    def epochs(self, what: str, done: float, num_epochs: int, val_loss: np.ndarray | None) -> None:
-        """`what` has trained `done` epochs, on average; `val_loss` [trial, fold] is of the last one of each trial."""
-
-    def note(self, text: str) -> None:
-        """Something that the user should know."""
-
-    def trials(self, trials: Sequence[TrialScore]) -> None:
-        """These trials have a score by now."""
-
-    def finish(self, results: dict[str, Any], folder: Path) -> None:
-        """The study has ended, and its files are in `folder`."""
-
-    def close(self) -> None:
-        """Gives the terminal back."""
 
 
 class ConsoleObserver(Observer):
@@ -51,14 +29,15 @@ class ConsoleObserver(Observer):
         self._console = Console(stderr=True)
         self._quiet, self._verbose = quiet, verbose
         self._bar: Progress | None = None
-        self._title = ""
+        self._title, self._score, self._high_is_good = "", "loss", False
         self._best = ""
         self._since = self._last_line = time.monotonic()
 
-    def start(self, title: str, num_trials: int, num_folds: int, num_epochs: int) -> None:
-        self._title, self._best = title, ""
+    def start(self, study: Study, num_trials: int, num_folds: int, num_epochs: int) -> None:
+        self._title, self._score, self._high_is_good = study.shown, study.score, bool(study.maximize)
+        self._best = ""
         self._since = self._last_line = time.monotonic()
-        self._line(f"{title}: {num_trials} trials x {num_folds} folds x {num_epochs} epochs")
+        self._line(f"{study.shown}: {num_trials} trials x {num_folds} folds x {num_epochs} epochs")
         if self._console.is_terminal and not self._quiet:
             columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()]
             self._bar = Progress(*columns, console=self._console, transient=True)
@@ -72,13 +51,15 @@ class ConsoleObserver(Observer):
         self._update(text, None, None)
         self._line(text)
 
-    def epochs(self, what: str, done: float, num_epochs: int, val_loss: np.ndarray | None) -> None:
+    def epochs(self, what: str, done: float, num_epochs: int, scores: np.ndarray | None) -> None:
         left = (time.monotonic() - self._since) / done * (num_epochs - done)
         text = f"{what}, epoch {done:.3g}/{num_epochs}"
-        if val_loss is not None:
-            finite = val_loss[np.isfinite(val_loss).all(axis=1)]
+        if scores is not None:
+            finite = scores[np.isfinite(scores).all(axis=1)]
             if len(finite):
-                text += f", validation loss mean {_loss(finite.mean())}, best {_loss(finite.mean(axis=1).min())}"
+                means = finite.mean(axis=1)
+                top = means.max() if self._high_is_good else means.min()
+                text += f", validation {self._score} mean {_number(finite.mean())}, best {_number(top)}"
         text += f"{self._best}, {_duration(left)} left"
         self._update(text, done, num_epochs)
         sparse = self._bar is None and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES
@@ -88,14 +69,17 @@ class ConsoleObserver(Observer):
     def note(self, text: str) -> None:
         self._print(text)
 
-    def trials(self, trials: Sequence[TrialScore]) -> None:
+    def trials(self, trials: Sequence[TrialScore], study: Study) -> None:
         self._since = time.monotonic()
-        failed, winner = sum(not t.complete for t in trials), best(trials)
-        self._best = f", best so far {_loss(winner.mean)} (trial {winner.number})" if winner else ""
+        failed, winner = sum(t.state != "complete" for t in trials), best(trials, study)
+        what = "best" if study.score == "loss" else f"best {study.score}"
+        self._best = ""
+        if winner:
+            self._best = f", {what} so far {_number(winner.mean(study.score))} (trial {winner.number})"
         if self._verbose:
             for trial in trials:
-                state = f"{_loss(trial.mean)} ± {_loss(trial.std)}" if trial.complete else "failed"
-                self._line(f"trial {trial.number}: {state}, {trial.draw}")
+                state = _scores(trial, study) if trial.state == "complete" else "failed"
+                self._line(f"trial {trial.number}: {state}, {space.in_words(trial.draw)}")
         self._line(f"{len(trials)} trials done, {failed} failed{self._best}")
 
     def finish(self, results: dict[str, Any], folder: Path) -> None:
@@ -120,20 +104,33 @@ class ConsoleObserver(Observer):
         self._console.print(f"[{self._title}] {text}", markup=False, highlight=False, soft_wrap=True)
 
 
+def _scores(trial: TrialScore, study: Study) -> str:
+    """A trial's loss and metrics, what it is ranked by first."""
+    names = [study.score, *(name for name in trial.scores if name != study.score)]
+    values = [f"{_number(trial.mean(name))} ± {_number(trial.std(name))}" for name in names]
+    labels = ["" if name == "loss" and name == study.score else f"{name} " for name in names]
+    return ", ".join(label + value for label, value in zip(labels, values, strict=True))
+
+
 def print_summary(all_results: Sequence[dict[str, Any]], folder: Path) -> None:
-    """A table of what studies have found, beside what the report found, on standard output."""
-    table = Table(title="Results, the report's in brackets", title_justify="left")
-    for heading in ("study", "validation loss", "test loss", "accuracy", "trials", "seconds"):
-        table.add_column(heading, justify="left" if heading == "study" else "right")
+    """A table of what studies have found, beside what others found, on standard output.
+
+    `all_results` are the studies' records, what their `results.json` hold.
+    """
+    numbers = [name for r in all_results for name, value in r["test"].items() if isinstance(value, int | float)]
+    tested = list(dict.fromkeys(["loss", *numbers]))
+    validated = list(dict.fromkeys(["loss", *(r["config"]["score"] for r in all_results)]))
+    references = {r["reference"]["name"] for r in all_results if r["reference"]}
+    whose = "the reference" if len(references) > 1 else "".join(references)
+    table = Table(title=f"Results, {whose}'s in brackets" if whose else "Results", title_justify="left")
+    headings = [f"validation {name}" for name in validated] + ["test loss", *tested[1:], "trials", "seconds"]
+    for heading in ("study", *headings):
+        table.add_column(heading.replace("_", " "), justify="left" if heading == "study" else "right")
     for r in all_results:
-        accuracy = "-"
-        if r["test"]["accuracy"] is not None:
-            accuracy = f"{r['test']['accuracy']:.1%} ({r['reported']['test_accuracy']:.0%})"
         table.add_row(
             r["title"],
-            f"{_loss(r['best']['mean_val_loss'])} ± {_loss(r['best']['std_val_loss'])}",
-            f"{_loss(r['test']['loss'], 3)} ({r['reported']['test_loss']:.2f})",
-            accuracy,
+            *(_with_spread(r["best"], name) for name in validated),
+            *(_compared(r, name) for name in tested),
             f"{r['trials']['complete']} + {r['trials']['failed']} failed",
             f"{r['timing']['total_seconds']:.0f}",
         )
@@ -145,7 +142,24 @@ def print_summary(all_results: Sequence[dict[str, Any]], folder: Path) -> None:
     console.print(f"Files: {folder}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _loss(value: float | None, decimals: int = 4) -> str:
+def _with_spread(best: dict[str, Any], name: str) -> str:
+    """The best trial's mean over the folds and their standard deviation."""
+    if f"mean_val_{name}" not in best:
+        return "-"
+    return f"{_number(best[f'mean_val_{name}'])} ± {_number(best[f'std_val_{name}'])}"
+
+
+def _compared(record: dict[str, Any], name: str) -> str:
+    """A loss or metric on the test set, a reference's in brackets."""
+    value, theirs = record["test"].get(name), (record["reference"] or {}).get("test", {}).get(name)
+    if value is None and name != "loss":
+        return "-"
+    forms = ("{:.1%}", "{:.0%}") if name == "accuracy" else ("", "{:.2f}")
+    shown = forms[0].format(value) if forms[0] else _number(value, 3)
+    return shown if theirs is None else f"{shown} ({forms[1].format(theirs)})"
+
+
+def _number(value: float | None, decimals: int = 4) -> str:
     if value is None:
         return "none"
     return f"{value:.{decimals}f}" if abs(value) < 1e6 else f"{value:.4g}"

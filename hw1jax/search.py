@@ -1,4 +1,4 @@
-"""Hyperparameter search: ask Optuna for a batch of trials, train the batch, tell. The only file that knows Optuna."""
+"""Hyperparameter search: ask Optuna for a bracket of trials, train it, tell. The only file that knows Optuna."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import optuna
@@ -20,8 +20,10 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from hw1jax import space as space_
 from hw1jax import storage
-from hw1jax.space import Draw, FloatRange, IntRange, Space, Values, draw, sample
+from hw1jax.space import Choice, Draw, Float, Int, Range
+from hw1jax.study import Study, TrialScore
 
 Result = TypeVar("Result")
 MOST_REPORTS = 20  # intermediate values of a trial, for Optuna's plots
@@ -30,30 +32,6 @@ SECONDS_WITHOUT_DATABASE = 60  # that a search waits for one that is away
 SECONDS_BETWEEN_TRIES = 0.5
 NAME_FILE = "study_name.txt"  # of a folder whose search is in a database
 FIRST_TRIES = 10  # to make the tables of a new database, which others may be making at the same time
-
-
-class TrialScore(NamedTuple):
-    """A trial that has been trained."""
-
-    number: int
-    draw: Draw
-    scores: tuple[float, ...]  # validation loss of each fold after the last epoch
-
-    @property
-    def mean(self) -> float:
-        """Mean over the folds: what is minimised."""
-        with np.errstate(invalid="ignore"):  # infinity less infinity, in a failed trial
-            return float(np.mean(self.scores))
-
-    @property
-    def std(self) -> float:
-        """Standard deviation over the folds, as scikit-learn's `std_test_score` (no degrees of freedom lost)."""
-        return float(np.std(self.scores)) if self.complete else float("nan")
-
-    @property
-    def complete(self) -> bool:
-        """False for a failed trial: a diverged one, whose score is not finite."""
-        return bool(np.all(np.isfinite(self.scores)))
 
 
 class PureRandomSampler(optuna.samplers.BaseSampler):
@@ -76,15 +54,15 @@ class PureRandomSampler(optuna.samplers.BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         match param_distribution:
-            case IntDistribution(low=low, high=high):
-                values = IntRange(low, high)
-            case FloatDistribution(low=low, high=high, log=True):
-                values = FloatRange(low, high)
+            case IntDistribution(low=low, high=high, log=log):
+                values: Range = Int(low, high, log)
+            case FloatDistribution(low=low, high=high, log=log):
+                values = Float(low, high, log)
             case CategoricalDistribution(choices=choices):
-                values = choices
+                values = Choice(*choices)
             case _:
                 raise ValueError(f"no way to draw {param_name} from {param_distribution}")
-        return sample(values, self._seed, trial.number, param_name)
+        return space_.sample(values, self._seed, trial.number, param_name)
 
 
 class JournalLock:
@@ -105,12 +83,12 @@ class JournalLock:
         self._held.__exit__(None, None, None)
 
 
-def open_study(journal: Path, name: str, *, sampler: str, seed: int, url: str | None = None) -> optuna.Study:
-    """The study in Optuna's journal at `journal`, created if there is none (`optuna-dashboard` opens it as well).
+def open_storage(journal: Path, study: Study, *, sampler: str, seed: int, url: str | None = None) -> optuna.Study:
+    """The study's search in Optuna's journal, created if there is none (`optuna-dashboard` opens it as well).
 
     Args:
       journal: the file.
-      name: of the study.
+      study: whose name and direction it has.
       sampler: "random" or "tpe".
       seed: of the sampler.
       url: of a database to use instead of the journal, as Optuna's RDBStorage takes it.
@@ -123,14 +101,13 @@ def open_study(journal: Path, name: str, *, sampler: str, seed: int, url: str | 
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         chosen = PureRandomSampler(seed) if sampler == "random" else optuna.samplers.TPESampler(seed=seed)
         if url is None:
-            return _study(_open_journal(journal, name), name, chosen)
-        return _open_database(url, journal.parent, name, chosen)
+            return _create(_open_journal(journal, study.name), study, study.name, chosen)
+        return _open_database(url, journal.parent, study, chosen)
 
 
-def _study(kept: BaseStorage, name: str, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
-    return optuna.create_study(
-        storage=kept, study_name=name, sampler=sampler, direction="minimize", load_if_exists=True
-    )
+def _create(kept: BaseStorage, study: Study, name: str, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
+    direction = "maximize" if study.maximize else "minimize"
+    return optuna.create_study(storage=kept, study_name=name, sampler=sampler, direction=direction, load_if_exists=True)
 
 
 def _open_journal(journal: Path, name: str) -> BaseStorage:
@@ -142,26 +119,26 @@ def _open_journal(journal: Path, name: str) -> BaseStorage:
     except OSError:
         raise
     except Exception as error:  # whatever Optuna chokes on, the file is not a journal
-        raise ValueError(f"{journal} is not a journal of Optuna ({error!r}): give another --out") from error
+        raise ValueError(f"{journal} is not a journal of Optuna ({error!r}): give another out=") from error
     if others:
-        raise ValueError(f"{journal.parent} holds the study {others[0]}, not {name}: give another --out")
+        raise ValueError(f"{journal.parent} holds the study {others[0]}, not {name}: give another out=")
     return kept
 
 
-def _open_database(url: str, folder: Path, name: str, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
+def _open_database(url: str, folder: Path, study: Study, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
     if shown_url(url) is None:
         raise ValueError(
-            "--storage: the URL can't be read; it looks like postgresql+psycopg://USER:PASSWORD@HOST/NAME, with %40 "
+            "storage=: the URL can't be read; it looks like postgresql+psycopg://USER:PASSWORD@HOST/NAME, with %40 "
             "for an @ and %2F for a / in the password"
         )
-    _check_name(folder, name)
+    _check_name(folder, study.name)
     for tries_left in reversed(range(FIRST_TRIES)):
         try:
             kept = optuna.storages.RDBStorage(url)
-            return _study(kept, _name_in_database(kept, folder, name), sampler)
+            return _create(kept, study, _name_in_database(folder, study.name), sampler)
         except Exception as error:  # SQLAlchemy's and the drivers' errors have no base of their own
             if not (tries_left and _others_may_have_been_first(error)):
-                raise ValueError(f"--storage: the database doesn't open ({_reason(error, url)})") from error
+                raise ValueError(f"storage=: the database doesn't open ({_reason(error, url)})") from error
         time.sleep(SECONDS_BETWEEN_TRIES)
     raise AssertionError("the last try returns or raises")
 
@@ -174,17 +151,14 @@ def _others_may_have_been_first(error: Exception) -> bool:
     return isinstance(error, IntegrityError | ProgrammingError) or any(word in str(error) for word in words)
 
 
-def _name_in_database(kept: BaseStorage, folder: Path, name: str) -> str:
+def _name_in_database(folder: Path, name: str) -> str:
     """What a database calls the search of a folder: the study's name and a mark of the folder's own, kept in it.
 
     So a database holds the searches of any number of folders, and a folder may be moved.
     """
     path = folder / NAME_FILE
     if not path.exists():
-        names = optuna.get_all_study_names(kept)
-        # Before, a database held one search of a study, under the study's own name: a folder that has begun is its.
-        begun = name in names and (folder / "batches").exists()
-        storage.write_bytes(path, (name if begun else f"{name}-{secrets.token_hex(4)}").encode())
+        storage.write_bytes(path, f"{name}-{secrets.token_hex(4)}".encode())
     return path.read_text().strip()
 
 
@@ -193,7 +167,7 @@ def _check_name(folder: Path, name: str) -> None:
     if (folder / NAME_FILE).exists():
         own = (folder / NAME_FILE).read_text(errors="replace").strip()
         if own != name and not own.startswith(f"{name}-"):
-            raise ValueError(f"{folder / NAME_FILE} names the study {own[:40]!r}, not {name}: give another --out")
+            raise ValueError(f"{folder / NAME_FILE} names the study {own[:40]!r}, not {name}: give another out=")
 
 
 SECRETS = re.compile("pass|pwd|secret|token|key", re.IGNORECASE)  # in names of a URL's parameters, and in their values
@@ -253,7 +227,7 @@ def _patiently(work: Callable[[], Result], note: Callable[[str], None]) -> Resul
             reason = _first_line(error)
             if time.monotonic() - begin > SECONDS_WITHOUT_DATABASE:
                 raise ConnectionError(
-                    f"--storage: the database has been away for {SECONDS_WITHOUT_DATABASE} s ({reason}): the same "
+                    f"storage=: the database has been away for {SECONDS_WITHOUT_DATABASE} s ({reason}): the same "
                     "command goes on from here when it is back"
                 ) from error
             if not noted:
@@ -279,155 +253,161 @@ def _repair(journal: Path) -> None:
             except ValueError:
                 whole = False
             if not whole:
-                raise ValueError(f"{journal}, line {number} is damaged: take the line out, or give another --out")
+                raise ValueError(f"{journal}, line {number} is damaged: take the line out, or give another out=")
         if rest and (lines or rest.startswith(b"{")):
             os.truncate(journal, len(content) - len(rest))
         elif rest:
-            raise ValueError(f"{journal} is not a journal of Optuna: give another --out")
+            raise ValueError(f"{journal} is not a journal of Optuna: give another out=")
 
 
-def claim(study: optuna.Study, config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Stores with a new study what its results depend on, or checks that an old one was made with the same.
+def begin(opened: optuna.Study, config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Stores with a new search what its results depend on, or checks that an old one was made with the same.
 
     Returns:
-      The configuration that counts: the study's own, with the plan that its results were computed with.
+      The configuration that counts: the search's own, with the plan that its results were computed with.
 
     Raises:
       ValueError: the folder holds a search with other settings (the message names the first difference), or one of a
         later format.
     """
-    stored = _patiently(lambda: study.user_attrs.get("config"), lambda text: None)
+    stored = _patiently(lambda: opened.user_attrs.get("config"), lambda text: None)
     if stored is None:
-        _patiently(lambda: study.set_user_attr("config", config), lambda text: None)
-        return _patiently(lambda: study.user_attrs["config"], lambda text: None)
+        _patiently(lambda: opened.set_user_attr("config", config), lambda text: None)
+        return _patiently(lambda: opened.user_attrs["config"], lambda text: None)
     storage.check_format(stored, f"the search in {folder}")
     wanted = json.loads(json.dumps(config))
-    for name in wanted:
-        if name not in ("plan", "format") and wanted[name] != stored.get(name):
+    flat, flat_wanted = ({**c.pop("space", {}), **c} for c in (dict(stored), dict(wanted)))
+    for name in [*flat_wanted, *(name for name in flat if name not in flat_wanted)]:
+        if name not in ("plan", "format") and flat_wanted.get(name) != flat.get(name):
             raise ValueError(
-                f"{folder} holds a search with {name} = {stored.get(name)}, not {wanted[name]}: "
-                "give the old settings to go on with it, or another --out"
+                f"{folder} holds a search with {name} = {flat.get(name)}, not {flat_wanted.get(name)}: "
+                "give the old settings to go on with it, or another out="
             )
     return stored
 
 
-def suggest(trial: Trial, space: Space) -> Draw:
+def suggest(trial: Trial, study: Study) -> Draw:
     """Draws (or, for a trial that has been asked before, reads back) a trial's hyperparameters."""
 
-    def choose(name: str, values: Values) -> Any:
-        if isinstance(values, IntRange):
-            return trial.suggest_int(name, *values)
-        if isinstance(values, FloatRange):
-            return trial.suggest_float(name, *values, log=True)
-        return trial.suggest_categorical(name, values)
+    def choose(name: str, values: Range) -> Any:
+        if isinstance(values, Int):
+            return trial.suggest_int(name, values.low, values.high, log=values.log)
+        if isinstance(values, Float):
+            return trial.suggest_float(name, values.low, values.high, log=values.log)
+        return trial.suggest_categorical(name, values.among)
 
-    return draw(space, choose)
+    return space_.draw(study.space, choose)
+
+
+Values = Mapping[str, Any]  # "loss" and metrics by name: [fold, epoch], or [fold] after the last epoch alone
 
 
 def search(
-    study: optuna.Study,
-    space: Space,
-    train: Callable[[dict[int, Draw]], Mapping[int, Sequence[float] | np.ndarray] | None],
+    opened: optuna.Study,
+    study: Study,
+    train: Callable[[dict[int, Draw]], Mapping[int, Values] | None],
     *,
     num_trials: int,
-    batch_size: int,
-    alone: Callable[[], AbstractContextManager] = nullcontext,
+    bracket_size: int,
+    one_at_a_time: Callable[[], AbstractContextManager] = nullcontext,
     note: Callable[[str], None] = lambda text: None,
 ) -> Iterator[list[TrialScore]]:
-    """Asks for batches of trials, trains each batch, tells its scores; yields each batch.
+    """Asks for brackets of trials, trains each bracket, tells its scores; yields each bracket.
 
-    Trial n is always in batch n // batch_size, so a search that was stopped goes on with the same batches, and several
-    processes can work on one search. Trials that have a score are not trained again.
+    Trial n is always in bracket n // bracket_size, so a search that was stopped goes on with the same brackets, and
+    several processes can work on one search. Trials that have a score are not trained again.
 
     Args:
-      study: from `open_study`.
-      space: what to draw from.
-      train: {number: draw} -> {number: validation losses [fold, epoch], or [fold] after the last epoch alone}. The
-        last ones are the scores. None: another process is at it; the batch's turn comes again.
-      num_trials: trials in all, those that the study already has included.
-      batch_size: trials a batch.
-      alone: makes a context in which no other process asks or tells.
+      opened: from `open_storage`.
+      study: what to draw from, and which score counts.
+      train: {number: draw} -> {number: values}. The last epoch's are the scores. None: another process is at it; the
+        bracket's turn comes again.
+      num_trials: trials in all, those that the search already has included.
+      bracket_size: trials a bracket.
+      one_at_a_time: makes a context in which no other process asks or tells.
       note: is told that the database is away, and that the search waits for it.
 
     Raises:
       ConnectionError: it has stayed away; nothing is lost.
     """
 
-    def ask(numbers: range) -> tuple[dict[int, Draw], dict[int, list[float]]]:
-        draws = {number: suggest(_ask(study, number, space), space) for number in numbers}
-        return draws, _told_scores(study, numbers)
+    def ask(numbers: range) -> tuple[dict[int, Draw], dict[int, Values]]:
+        draws = {number: suggest(_ask(opened, number, study), study) for number in numbers}
+        return draws, _told_scores(opened, study, numbers)
 
-    def tell(numbers: range, losses: dict[int, Any]) -> None:
-        told = _told_scores(study, numbers)
+    def tell(numbers: range, values: Mapping[int, Values]) -> None:
+        told = _told_scores(opened, study, numbers)
         for number in numbers:
             if number not in told:
-                _tell(study, _ask(study, number, space), losses[number])
+                _tell(opened, study, _ask(opened, number, study), values[number])
 
-    waiting = [range(first, min(first + batch_size, num_trials)) for first in range(0, num_trials, batch_size)]
+    waiting = [range(first, min(first + bracket_size, num_trials)) for first in range(0, num_trials, bracket_size)]
     while waiting:
         done = []
         for numbers in waiting:
-            with alone():
+            with one_at_a_time():
                 draws, told = _patiently(partial(ask, numbers), note)
-            losses = told if len(told) == len(numbers) else train(draws)
-            if losses is not None:
-                losses = {**losses, **told}
-                with alone():
-                    _patiently(partial(tell, numbers, losses), note)
-                yield [TrialScore(n, draws[n], tuple(map(float, _by_epoch(losses[n])[:, -1]))) for n in numbers]
+            values = told if len(told) == len(numbers) else train(draws)
+            if values is not None:
+                values = {**values, **told}
+                with one_at_a_time():
+                    _patiently(partial(tell, numbers, values), note)
+                yield [scored(n, draws[n], study, values[n]) for n in numbers]
                 done.append(numbers)
-            elif not isinstance(study.sampler, PureRandomSampler):
-                break  # what the next batch draws depends on this one's scores
+            elif not isinstance(opened.sampler, PureRandomSampler):
+                break  # what the next bracket draws depends on this one's scores
         if not done:
             time.sleep(SECONDS_BETWEEN_LOOKS)
         waiting = [numbers for numbers in waiting if numbers not in done]
 
 
-def _ask(study: optuna.Study, number: int, space: Space) -> Trial:
+def scored(number: int, draw: Draw, study: Study, values: Values) -> TrialScore:
+    """A trial with its values after the last epoch, and the state that follows from them."""
+    last = {name: tuple(map(float, _by_epoch(folds)[:, -1])) for name, folds in values.items()}
+    finite = np.isfinite(last["loss"]).all() and np.isfinite(last[study.score]).all()
+    return TrialScore(number, draw, "complete" if finite else "failed", last)
+
+
+def _ask(opened: optuna.Study, number: int, study: Study) -> Trial:
     """The trial with this number: a new one, or the one that has been asked for before."""
-    known = study.get_trials(deepcopy=False)
+    known = opened.get_trials(deepcopy=False)
     while len(known) <= number:  # one that others have begun and not drawn yet is drawn here
-        suggest(study.ask(), space)
-        known = study.get_trials(deepcopy=False)
-    return Trial(study, known[number]._trial_id)
+        suggest(opened.ask(), study)
+        known = opened.get_trials(deepcopy=False)
+    return Trial(opened, known[number]._trial_id)
 
 
-def _told_scores(study: optuna.Study, numbers: Sequence[int]) -> dict[int, list[float]]:
+def _told_scores(opened: optuna.Study, study: Study, numbers: Sequence[int]) -> dict[int, Values]:
     """The scores of those of the trials that have them."""
-    frozen = study.get_trials(deepcopy=False)
-    return {n: frozen[n].user_attrs["scores"] for n in numbers if frozen[n].state.is_finished()}
+    frozen = opened.get_trials(deepcopy=False)
+    names = ("loss", *study.metrics)
+    return {
+        n: {name: frozen[n].user_attrs[f"scores_{name}"] for name in names}
+        for n in numbers
+        if frozen[n].state.is_finished()
+    }
 
 
-def _by_epoch(losses: Sequence[float] | np.ndarray) -> np.ndarray:
-    """[fold, epoch] of losses [fold, epoch] or [fold]."""
-    return np.reshape(losses, (len(losses), -1))
+def _by_epoch(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """[fold, epoch] of values [fold, epoch] or [fold]."""
+    return np.reshape(values, (len(values), -1))
 
 
-def _tell(study: optuna.Study, trial: Trial, losses: Sequence[float] | np.ndarray) -> None:
-    by_epoch = _by_epoch(losses)
-    scores = [float(value) for value in by_epoch[:, -1]]
+def _tell(opened: optuna.Study, study: Study, trial: Trial, values: Values) -> None:
+    by_epoch = _by_epoch(values[study.score])
     with np.errstate(invalid="ignore"):  # infinity less infinity, in a diverged trial
-        mean_losses = by_epoch.mean(axis=0)
-    reported = study.get_trials(deepcopy=False)[trial.number].intermediate_values  # by one who was stopped in between
-    num_epochs = len(mean_losses)  # a few of them: each takes a journal 0.4 ms
+        means = by_epoch.mean(axis=0)
+    reported = opened.get_trials(deepcopy=False)[trial.number].intermediate_values  # by one who was stopped in between
+    num_epochs = len(means)  # a few of them: each takes a journal 0.4 ms
     for epoch in np.unique(np.linspace(1, num_epochs, min(num_epochs, MOST_REPORTS)).astype(int)):
-        if np.isfinite(mean_losses[epoch - 1]) and epoch not in reported:
-            trial.report(float(mean_losses[epoch - 1]), step=int(epoch))
-    for i, value in enumerate(scores):  # before `tell`: a finished trial can't change
-        trial.set_user_attr(f"split{i}_val_loss", value)
-    trial.set_user_attr("scores", scores)
-    if np.isfinite(scores).all():
-        study.tell(trial, float(np.mean(scores)))
+        if np.isfinite(means[epoch - 1]) and epoch not in reported:
+            trial.report(float(means[epoch - 1]), step=int(epoch))
+    done = scored(trial.number, {}, study, values)
+    for name, folds in done.scores.items():  # before `tell`: a finished trial can't change
+        for i, value in enumerate(folds):
+            trial.set_user_attr(f"split{i}_val_{name}", value)
+        trial.set_user_attr(f"scores_{name}", list(folds))
+    if done.state == "complete":
+        opened.tell(trial, done.mean(study.score))
     else:
-        study.tell(trial, state=TrialState.FAIL)
-
-
-def best(trials: Sequence[TrialScore]) -> TrialScore | None:
-    """The complete trial with the lowest mean score (the first of equals); None if all have failed."""
-    return min((t for t in trials if t.complete), key=lambda t: t.mean, default=None)
-
-
-def ranks(trials: Sequence[TrialScore]) -> list[int | None]:
-    """Rank of each trial by mean score, 1 the best, equals sharing a rank; None for a failed one."""
-    means = sorted(t.mean for t in trials if t.complete)
-    return [means.index(t.mean) + 1 if t.complete else None for t in trials]
+        opened.tell(trial, state=TrialState.FAIL)

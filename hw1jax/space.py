@@ -1,106 +1,373 @@
-"""What is searched: ranges, and draws of hyperparameters from them. It needs no library but numpy."""
+"""What is searched: hyperparameters of any name, each with its range, and draws from them. It needs numpy alone.
+
+A space is a dict by name. From one end to the other a trial's hyperparameters go by these names: `task(fixed)` and
+`h["learning_rate"]`, Optuna's parameters, the columns of trials.csv, JSON. A name may have a tuple of ranges, one a
+layer; its columns are then `hidden_units_1`, `hidden_units_2`, .. (`columns`, the one place that knows).
+"""
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import isfinite
+from typing import Any
 
 import numpy as np
 
+LARGEST_WIDTH = 10_000  # of a layer; more is a slip of the finger, and fills the memory
+LARGEST_INT = 2**31 - 1  # what an int32 holds
 
-class IntRange(NamedTuple):
-    """Whole numbers from low to high, both included."""
+
+@dataclass(frozen=True)
+class Int:
+    """Whole numbers from low to high, both included.
+
+    Attributes:
+      low, high: the range.
+      log: drawn on a logarithmic scale.
+      static: it shapes the program (a depth, say): `task` gets it in `fixed`, and each value has a program of its own.
+      width: it is the width of a layer that may be padded. `task` gets in `fixed` the width to make the layer, at least
+        as large as any trial's that trains in the program; `h` has each trial's own (see `hw1jax.models`).
+    """
 
     low: int
     high: int
+    log: bool = False
+    static: bool = False
+    width: bool = False
 
     def __str__(self) -> str:
         return f"{self.low}-{self.high}"
 
 
-class FloatRange(NamedTuple):
-    """Positive numbers from low to high, drawn on a logarithmic scale."""
+@dataclass(frozen=True)
+class Float:
+    """Numbers from low to high, both included; on a logarithmic scale with `log`."""
 
     low: float
     high: float
+    log: bool = False
 
     def __str__(self) -> str:
         return f"{self.low:g}-{self.high:g}"
 
 
-@dataclass(frozen=True)
-class Space:
-    """What is searched, and how widely.
+@dataclass(frozen=True, init=False)
+class Choice:
+    """One of several values: names, numbers or truth values.
+
+    In `h` a choice among numbers is the number, one among names its index in `values`: also where fewer are searched
+    (`among`), so that an index means the same whatever is searched.
 
     Attributes:
-      hidden_units: the range of each hidden dense layer.
-      channels: the range of each convolution; empty for a dense net.
-      learning_rate, l2: their ranges.
-      optimizers: names of `hw1jax.optimizers.OPTIMIZERS`.
+      values: all there are, as declared.
+      static: it shapes the program: `task` gets the value itself in `fixed`, and each has a program of its own.
+      among: those that are searched; all, if not given.
     """
 
-    hidden_units: tuple[IntRange, ...]
-    channels: tuple[IntRange, ...] = ()
-    learning_rate: FloatRange = FloatRange(1e-3, 1e-1)
-    l2: FloatRange = FloatRange(1e-4, 1e-1)
-    optimizers: tuple[str, ...] = ("adam", "sgd", "rmsprop")
+    values: tuple[Any, ...]
+    static: bool
+    among: tuple[Any, ...]
+
+    def __init__(self, *values: Any, static: bool = False, among: Sequence[Any] | None = None):
+        object.__setattr__(self, "values", values)
+        object.__setattr__(self, "static", static)
+        object.__setattr__(self, "among", values if among is None else tuple(among))
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.among))
+
+    @property
+    def is_named(self) -> bool:
+        """Whether the values are names, which arrays can't hold."""
+        return any(isinstance(value, str) for value in self.values)
 
 
-class Draw(NamedTuple):
-    """One trial's hyperparameters, as plain Python values."""
-
-    channels: tuple[int, ...]
-    hidden_units: tuple[int, ...]
-    learning_rate: float
-    l2: float
-    optimizer: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """As JSON and MessagePack take it."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in self._asdict().items()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Draw":
-        """What `as_dict` gave, perhaps by way of a file.
-
-        Raises:
-          KeyError, TypeError, ValueError: something is missing, or of another type.
-        """
-        channels, hidden_units = (tuple(map(int, values[name])) for name in ("channels", "hidden_units"))
-        learning_rate, l2 = float(values["learning_rate"]), float(values["l2"])
-        return cls(channels, hidden_units, learning_rate, l2, str(values["optimizer"]))
-
-    def columns(self) -> dict[str, Any]:
-        """One plain value a name, the names of Optuna's parameters."""
-        widths = {"channels": self.channels, "hidden_units": self.hidden_units}
-        named = {f"{name}_{i + 1}": width for name, all in widths.items() for i, width in enumerate(all)}
-        return named | {"learning_rate": self.learning_rate, "l2": self.l2, "optimizer": self.optimizer}
+Range = Int | Float | Choice
+Space = Mapping[str, Range | Sequence[Range]]
+Draw = dict[str, Any]  # one trial's hyperparameters by name, as plain Python values; a tuple where there are several
 
 
-Values = IntRange | FloatRange | tuple[Any, ...]  # what a hyperparameter may be
+def ranges_of(space: Space) -> dict[str, tuple[Range, ...]]:
+    """All ranges of each name: one, or one a layer."""
+    return {name: tuple(r) if isinstance(r, Sequence) else (r,) for name, r in space.items()}
 
 
-def draw(space: Space, choose: Callable[[str, Values], Any]) -> Draw:
-    """A trial's hyperparameters, each chosen by choose(name, values); the names are those of trials.csv."""
-    return Draw(
-        tuple(choose(f"channels_{i + 1}", values) for i, values in enumerate(space.channels)),
-        tuple(choose(f"hidden_units_{i + 1}", values) for i, values in enumerate(space.hidden_units)),
-        choose("learning_rate", space.learning_rate),
-        choose("l2", space.l2),
-        choose("optimizer", space.optimizers),
-    )
+def columns(space: Space) -> dict[str, Range]:
+    """The ranges by the names of Optuna's parameters and of the columns of trials.csv."""
+    return flatten({name: tuple(r) if isinstance(r, Sequence) else r for name, r in space.items()})
 
 
-def sample(values: Values, seed: int, number: int, name: str) -> Any:
-    """One value at random, a pure function of (seed, trial number, the hyperparameter's name)."""
+def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
+    """{"hidden_units": (45, 21), "l2": .1} -> {"hidden_units_1": 45, "hidden_units_2": 21, "l2": .1}."""
+    flat = {}
+    for name, value in values.items():
+        several = isinstance(value, tuple | list)
+        flat |= {f"{name}_{i + 1}": one for i, one in enumerate(value)} if several else {name: value}
+    return flat
+
+
+def draw(space: Space, choose: Callable[[str, Range], Any]) -> Draw:
+    """A trial's hyperparameters, each chosen by choose(column, range)."""
+    drawn = {column: choose(column, r) for column, r in columns(space).items()}
+    return unflatten(space, drawn)
+
+
+def unflatten(space: Space, flat: Mapping[str, Any]) -> Draw:
+    """What `flatten` undoes; a KeyError if a column is missing."""
+    return {
+        name: tuple(flat[f"{name}_{i + 1}"] for i in range(len(r))) if isinstance(r, Sequence) else flat[name]
+        for name, r in space.items()
+    }
+
+
+def sample(values: Range, seed: int, number: int, name: str) -> Any:
+    """One value at random, a pure function of (seed, trial number, the column's name)."""
     rng = np.random.default_rng([seed, number, int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])])
-    if isinstance(values, IntRange):
-        return int(rng.integers(values.low, values.high, endpoint=True))
-    if isinstance(values, FloatRange):
-        return float(np.clip(np.exp(rng.uniform(np.log(values.low), np.log(values.high))), values.low, values.high))
-    return values[rng.integers(len(values))]
+    if isinstance(values, Choice):
+        return values.among[rng.integers(len(values.among))]
+    if isinstance(values, Float):
+        low, high = values.low, values.high
+        drawn = np.exp(rng.uniform(np.log(low), np.log(high))) if values.log else rng.uniform(low, high)
+        return float(np.clip(drawn, low, high))
+    if values.log:
+        drawn = np.floor(np.exp(rng.uniform(np.log(values.low), np.log(values.high + 1))))
+        return int(np.clip(drawn, values.low, values.high))
+    return int(rng.integers(values.low, values.high, endpoint=True))
 
 
 def random_draw(space: Space, seed: int, number: int) -> Draw:
     """What the random search with this seed draws as its trial of this number, without a search."""
     return draw(space, lambda name, values: sample(values, seed, number, name))
+
+
+def as_arrays(space: Space, draws: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """What `h` is: by name float32, int32 or bool [trial], or [trial, layer] where a name has several ranges.
+
+    Static hyperparameters are left out: their trials' programs have them built in.
+    """
+    traced = {name: r for name, r in ranges_of(space).items() if not is_static(r)}
+    return {name: _array(space[name], r, [draw[name] for draw in draws]) for name, r in traced.items()}
+
+
+def _array(declared: Any, ranges: Sequence[Range], values: Sequence[Any]) -> np.ndarray:
+    kind = max(map(_kind, ranges), key=_KINDS.index)
+    if not isinstance(declared, Sequence):
+        return np.array([_number(ranges[0], value) for value in values], kind)
+    num_layers = len(values[0]) if values else len(ranges)
+    numbers = [[_number(r, value) for r, value in _each_layer(ranges, own)] for own in values]
+    return np.array(numbers, kind).reshape(len(values), num_layers)
+
+
+_KINDS = (np.bool_, np.int32, np.float32)  # each holds what those before it hold
+
+
+def _kind(r: Range) -> type[np.generic]:
+    """The type of the numbers that stand for a range's values: by what is declared, whatever is drawn."""
+    if isinstance(r, Float):
+        return np.float32
+    if isinstance(r, Int) or r.is_named:
+        return np.int32
+    return {"b": np.bool_, "i": np.int32, "f": np.float32}[np.array(r.values).dtype.kind]
+
+
+def _number(r: Range, value: Any) -> Any:
+    return r.values.index(value) if isinstance(r, Choice) and r.is_named else value
+
+
+def _each_layer(ranges: Sequence[Range], values: Sequence[Any]) -> Iterable[tuple[Range, Any]]:
+    """Each layer's range and value. A network from a file may have more layers than are declared now, or fewer."""
+    return zip([*ranges, *[ranges[-1]] * len(values)], values, strict=False)
+
+
+def is_static(ranges: Sequence[Range]) -> bool:
+    """Whether a name's hyperparameters shape the program, and so are no arrays."""
+    return any(not isinstance(r, Float) and r.static for r in ranges)
+
+
+def widths(space: Space) -> list[str]:
+    """The names of the layers' widths."""
+    return [name for name, r in ranges_of(space).items() if any(isinstance(one, Int) and one.width for one in r)]
+
+
+def fixed(space: Space, draw: Mapping[str, Any], *, widest: bool) -> dict[str, Any]:
+    """What `task` gets: the trial's static hyperparameters, and the widths to make the layers.
+
+    `widest`: the widest that can be drawn, so that all trials share the program; else the trial's own.
+    """
+    at_most = {name: _each(space[name], lambda r: r.high) for name in widths(space)} if widest else draw
+    static = [name for name, r in ranges_of(space).items() if is_static(r)]
+    return {name: draw[name] for name in static} | {name: at_most[name] for name in widths(space)}
+
+
+def key_of(fixed: Mapping[str, Any]) -> Hashable:
+    """Trials whose `fixed` have the same key share a program."""
+    return tuple(sorted((name, type(value).__name__, value) for name, value in fixed.items()))
+
+
+def widest(space: Space) -> Draw:
+    """The draw of the widest network, and else of the first of everything."""
+    return {
+        name: _each(space[name], lambda r: r.among[0] if isinstance(r, Choice) else r.high if _is_width(r) else r.low)
+        for name in space
+    }
+
+
+def num_programs(space: Space) -> int:
+    """How many values the static hyperparameters can have together, each with a program of its own."""
+    count = 1
+    for r in columns(space).values():
+        if not isinstance(r, Float) and r.static:
+            count *= len(r.among) if isinstance(r, Choice) else r.high - r.low + 1
+    return count
+
+
+def _is_width(r: Range) -> bool:
+    return isinstance(r, Int) and r.width
+
+
+def _each(ranges: Any, function: Callable[[Any], Any]) -> Any:
+    return tuple(map(function, ranges)) if isinstance(ranges, Sequence) else function(ranges)
+
+
+def narrowed(declared: Range, low: Any = None, high: Any = None, among: Sequence[Any] | None = None) -> Range:
+    """The same hyperparameter with another range: what is declared of it, as its scale, stays."""
+    if isinstance(declared, Choice):
+        return Choice(*declared.values, static=declared.static, among=among)
+    return replace(declared, low=low, high=high)
+
+
+def check(space: Space) -> None:
+    """Raises a ValueError of one line, which names the hyperparameter, if there is nothing to draw."""
+    if not isinstance(space, Mapping):
+        raise TypeError(f"space= must be a dict of ranges by name, got {type(space).__name__}")
+    for name, ranges in ranges_of(space).items():
+        if not isinstance(name, str) or not name.isidentifier():
+            raise ValueError(f"space: {name!r} is no name as Python has them")
+        if not ranges:
+            raise ValueError(f"{name}= needs a range for each layer, for example {name}= 10-50 10-50")
+        for r in ranges:
+            _check(name, r)
+        for what, kinds in (("static", {is_static([r]) for r in ranges}), ("a width", set(map(_is_width, ranges)))):
+            if len(kinds) > 1:
+                raise ValueError(f"{name}= is {what} in some of its ranges and not in others")
+    if len(columns(space)) != sum(map(len, ranges_of(space).values())):
+        raise ValueError(f"space: two hyperparameters have the same column among {', '.join(columns(space))}")
+
+
+def _check(name: str, r: Range) -> None:
+    if isinstance(r, Choice):
+        if not r.among or not set(map(repr, r.among)) <= set(map(repr, r.values)):
+            raise ValueError(f"{name}= needs at least one of {', '.join(map(str, r.values))}, got {str(r) or 'none'}")
+        kinds = {str if isinstance(v, str) else bool if isinstance(v, bool) else float for v in r.values}
+        if len(kinds) > 1 or not all(isinstance(v, str | bool | int | float) for v in r.values):
+            raise ValueError(f"{name}= must be a choice among names, among numbers or among truth values, got {r}")
+        if len(set(r.values)) != len(r.values):
+            raise ValueError(f"{name}= has a value twice: {r}")
+        if not r.is_named and not all(abs(v) <= LARGEST_INT if isinstance(v, int) else isfinite(v) for v in r.values):
+            raise ValueError(f"{name}=: numbers must be finite, whole ones within +-{LARGEST_INT}, got {r}")
+        return
+    if not isinstance(r, Int | Float):
+        raise TypeError(f"{name}= must be an Int, a Float, a Choice or a tuple of them, got {type(r).__name__}")
+    numbers = (int,) if isinstance(r, Int) else (int, float)
+    if not all(isinstance(v, numbers) and not isinstance(v, bool) for v in (r.low, r.high)):
+        kind = "whole numbers" if isinstance(r, Int) else "numbers"
+        raise TypeError(f"{name}= must have {kind} as bounds, got {r.low!r} and {r.high!r}")
+    is_count = isinstance(r, Int) and (r.width or r.log)
+    is_positive = isinstance(r, Float) and r.log
+    fits = r.low >= 1 if is_count else r.low > 0 if is_positive else r.low > -np.inf
+    if not (fits and r.low <= r.high < np.inf):
+        least = " of at least 1" if is_count else " above 0" if is_positive else ""
+        raise ValueError(f"{name}=: a range goes from a low number{least} up, got {r}")
+    if isinstance(r, Int) and r.width and r.static:
+        raise ValueError(f"{name}= is static and a width: a static one has a program for each value, and is not padded")
+    if isinstance(r, Int) and r.width and r.high > LARGEST_WIDTH:
+        raise ValueError(f"{name}=: a layer has at most {LARGEST_WIDTH} units, got {r}")
+    if isinstance(r, Int) and max(abs(r.low), abs(r.high)) > LARGEST_INT:
+        raise ValueError(f"{name}=: whole numbers lie within +-{LARGEST_INT}, got {r}")
+
+
+def to_json(space: Space) -> dict[str, Any]:
+    """What can be drawn, as JSON holds it: a list of ranges where a name has several."""
+    return {name: _each(r, _range_to_json) if not isinstance(r, Sequence) else list(map(_range_to_json, r))
+            for name, r in space.items()}  # fmt: skip
+
+
+def _range_to_json(r: Range) -> dict[str, Any]:
+    if isinstance(r, Choice):
+        return {"among": list(r.among)}
+    return {"low": r.low, "high": r.high} | ({"log": True} if r.log else {})
+
+
+def from_json(declared: Space, values: Any) -> dict[str, Any]:
+    """What `to_json` gave of this space with other ranges, perhaps by way of a file.
+
+    Raises:
+      ValueError, TypeError: something is missing, or is no range of what is declared.
+    """
+    if not isinstance(values, Mapping) or set(values) != set(declared):
+        found = sorted(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
+        raise ValueError(f"the space has {found}, expected {sorted(declared)}")
+    space = {}
+    for name, ranges in declared.items():
+        if isinstance(ranges, Sequence) != isinstance(values[name], list):
+            raise ValueError(f"{name} is {'no list' if isinstance(ranges, Sequence) else 'a list'}")
+        if isinstance(ranges, Sequence):
+            space[name] = tuple(_range_from_json(name, r, value) for r, value in _each_layer(ranges, values[name]))
+        else:
+            space[name] = _range_from_json(name, ranges, values[name])
+    check(space)
+    return space
+
+
+def _range_from_json(name: str, declared: Range, value: Any) -> Range:
+    parts = ("among",) if isinstance(declared, Choice) else ("low", "high")
+    if not isinstance(value, Mapping) or not set(parts) <= set(value):
+        raise ValueError(f"{name} has no {' and '.join(parts)}")
+    return narrowed(declared, **{part: value[part] for part in parts})
+
+
+def draw_to_json(draw: Mapping[str, Any]) -> dict[str, Any]:
+    """A draw as JSON and MessagePack take it."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in draw.items()}
+
+
+def in_words(draw: Mapping[str, Any]) -> str:
+    """A draw as a line of text: "hidden_units 45 21, l2 0.0003, optimizer adam"."""
+
+    def word(value: Any) -> str:
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    return ", ".join(f"{n} {' '.join(map(word, v if isinstance(v, tuple) else (v,)))}" for n, v in draw.items())
+
+
+def draw_from_json(space: Space, values: Any) -> Draw:
+    """What `draw_to_json` gave, perhaps by way of a file. A range of the space may be another by now, a name not.
+
+    Raises:
+      ValueError: something is missing, or of another type.
+    """
+    if not isinstance(values, Mapping) or set(values) != set(space):
+        found = sorted(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
+        raise ValueError(f"hyperparameters {found}, expected {sorted(space)}")
+    draw = {}
+    for name, ranges in space.items():
+        several = isinstance(ranges, Sequence)
+        if several != isinstance(values[name], list | tuple):
+            raise ValueError(f"{name} is {'no list' if several else 'a list'}")
+        if several:
+            draw[name] = tuple(_plain(name, r, value) for r, value in _each_layer(ranges, values[name]))
+        else:
+            draw[name] = _plain(name, ranges, values[name])
+    return draw
+
+
+def _plain(name: str, r: Range, value: Any) -> Any:
+    if isinstance(r, Choice):
+        fits = any(type(value) is type(v) and value == v for v in r.values)
+    elif isinstance(r, Int):
+        fits = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_INT
+    else:
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < np.inf
+    if not fits:
+        raise ValueError(f"{name} can't be {str(value)[:40]}")
+    return float(value) if isinstance(r, Float) else value

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-# Of results.json, histories.npz and a search's configuration with its plan. Format 1 had no number; it is read too.
-FORMAT = 2
+# Of results.json, histories.npz, model.msgpack and a search's configuration with its plan.
+FORMAT = 3
 
 
 class FormatError(ValueError):
@@ -23,11 +23,11 @@ class FormatError(ValueError):
 
 def check_format(content: Mapping[str, Any], name: object) -> None:
     """Raises a FormatError of one line unless what `name` holds is of a format that this version reads."""
-    found = np.asarray(content.get("format", 1)).tolist()
-    if found not in (1, FORMAT):
+    found = np.asarray(content.get("format", 1)).tolist()  # the first format had no number
+    if found != FORMAT:
         raise FormatError(
-            f"{name} has the format {str(found)[:20]}, this version of hw1jax reads {FORMAT} and older ones: go on "
-            "with the version that wrote it, or give another --out"
+            f"{name} has the format {str(found)[:20]}, this version of hw1jax reads {FORMAT}: go on with the version "
+            "that wrote it, or give another out="
         )
 
 
@@ -97,11 +97,12 @@ def lock(path: Path) -> Iterator[None]:
 
 
 def results_lock(folder: Path) -> AbstractContextManager:
-    """Held by whoever writes a run's results, or reads files that must fit each other; none where there is no folder.
+    """Held by whoever writes a run's results, or reads files that must fit each other.
 
-    Several processes with other numbers of trials may share a folder.
+    Several processes with other numbers of trials may share a folder; where nobody can write, there is no lock.
     """
-    return lock(folder / ".results.lock") if folder.is_dir() else nullcontext()
+    shared = folder.is_dir() and os.access(folder, os.W_OK)
+    return lock(folder / ".results.lock") if shared else nullcontext()
 
 
 @contextmanager

@@ -1,11 +1,11 @@
 """One member: a network in training on one fold. Pure functions; how many members there are is decided elsewhere."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 from jax.custom_batching import sequential_vmap
@@ -15,9 +15,12 @@ from hw1jax.losses import masked_sum
 
 Params = Any  # a tree of arrays
 Hyperparameters = Any  # a tree of arrays, one trial's: traced, and different from trial to trial
+Metric = Callable[[Any, Any], Any]  # (outputs, y) -> [batch], one value an example
+
+MAY_ASK = ("key", "train", "state", "mask")  # what `apply` gets by name after its first three arguments
 
 
-def unchanged(x: jax.Array) -> jax.Array:
+def unchanged(x: Any) -> Any:
     """The `prepare` of a task whose batches need none."""
     return x
 
@@ -25,20 +28,31 @@ def unchanged(x: jax.Array) -> jax.Array:
 class Task(NamedTuple):
     """What is trained, as pure functions. They are static: another task is another program.
 
+    `apply` may have more parameters than its three, of these names, and is then given
+
+      key: a PRNG key in training, by (key of the search, trial, fold, epoch, step) alone; None in evaluation.
+      train: True in training, False in evaluation; plain Python.
+      mask: bool [batch], False for the places that fill up a short batch: they must not enter any statistics.
+      state: what is not trained but changes in training (batch statistics). `init` then returns (params, state), and
+        `apply` (outputs, new state); what it returns in evaluation is not kept.
+
     Attributes:
-      init: (key, hyperparameters) -> params.
+      init: (key, hyperparameters) -> params, a tree of floating-point arrays.
       apply: (params, x, hyperparameters) -> outputs, on a prepared batch.
       loss: (outputs, y) -> [batch], one value an example.
-      optimizer: (hyperparameters) -> optax transformation.
+      optimizer: (hyperparameters) -> optax transformation. It may ask for `num_steps`, the number of all updates of
+        the fold with the longest training part, for a schedule. A transformation that wants the loss is given it.
       prepare: x -> x, what a batch undergoes before `apply`. As it depends on no trial, it is done once for all the
         trials of a fold that share a program.
+      metrics: pairs (name, (outputs, y) -> [batch]), evaluated beside the loss.
     """
 
-    init: Callable[[jax.Array, Hyperparameters], Params]
-    apply: Callable[[Params, jax.Array, Hyperparameters], jax.Array]
-    loss: Callable[[jax.Array, jax.Array], jax.Array]
-    optimizer: Callable[[Hyperparameters], optax.GradientTransformation]
-    prepare: Callable[[jax.Array], jax.Array] = unchanged
+    init: Callable[..., Any]
+    apply: Callable[..., Any]
+    loss: Callable[[Any, Any], Any]
+    optimizer: Callable[..., optax.GradientTransformation]
+    prepare: Callable[[Any], Any] = unchanged
+    metrics: tuple[tuple[str, Metric], ...] = ()
 
 
 class State(NamedTuple):
@@ -46,23 +60,111 @@ class State(NamedTuple):
 
     params: Params
     opt_state: optax.OptState
+    model_state: Any = None  # a tree of arrays, of a task that has state
+
+
+class Best(NamedTuple):
+    """The epoch of a member's lowest validation loss so far; a population adds the leading axes [trial, fold]."""
+
+    state: State
+    val_loss: jax.Array  # float []; infinite before the first epoch
+    epoch: jax.Array  # int32 []; from 0, -1 before the first
 
 
 class Data(NamedTuple):
-    x: jax.Array | np.ndarray  # [sample, ...]
-    y: jax.Array | np.ndarray  # [sample, ...]
+    x: Any  # a tree of arrays [sample, ...]
+    y: Any  # a tree of arrays [sample, ...]
+    weights: Any = None  # float [sample]; None: all count the same
 
 
 class Batch(NamedTuple):
-    x: jax.Array  # [chunk, ...], prepared
-    y: jax.Array  # [chunk, example, ...]
+    x: Any  # a tree of arrays [chunk, ...], prepared
+    y: Any  # a tree of arrays [chunk, example, ...]
     real: jax.Array  # bool [chunk, example]; False where a short batch is padded
+    weights: jax.Array | None = None  # float [chunk, example]
 
 
-def init(task: Task, key: jax.Array, hyperparameters: Hyperparameters) -> State:
+def asks(function: Callable[..., Any], num_given: int, names: Sequence[str]) -> tuple[str, ...]:
+    """Which of the names the function has among its parameters after the first `num_given`."""
+    try:
+        parameters = list(inspect.signature(function).parameters)[num_given:]
+    except (TypeError, ValueError):  # one that doesn't say
+        return ()
+    return tuple(name for name in names if name in parameters)
+
+
+def has_state(task: Task) -> bool:
+    """Whether the task has state that is not trained."""
+    return "state" in asks(task.apply, 3, MAY_ASK)
+
+
+def wants_key(task: Task) -> bool:
+    """Whether the task's training is random."""
+    return "key" in asks(task.apply, 3, MAY_ASK)
+
+
+def takes_whole_batches(task: Task) -> bool:
+    """Whether a batch may not be cut in chunks: what is drawn for it, or averaged over it, belongs to all of it."""
+    return bool(asks(task.apply, 3, MAY_ASK))
+
+
+def wants_num_steps(task: Task) -> bool:
+    """Whether the optimizer asks for the number of updates."""
+    return bool(asks(task.optimizer, 1, ("num_steps",)))
+
+
+def init_variables(task: Task, key: jax.Array, hyperparameters: Hyperparameters) -> tuple[Params, Any]:
+    """(params, state) of a new member; the state is None for a task that has none."""
+    made = task.init(key, hyperparameters)
+    if not has_state(task):
+        return made, None
+    if not isinstance(made, tuple) or len(made) != 2:
+        raise ValueError("init must return (params, state), as apply asks for state")
+    return made
+
+
+def outputs_of(
+    task: Task,
+    params: Params,
+    state: Any,
+    x: Any,
+    hyperparameters: Hyperparameters,
+    *,
+    mask: jax.Array,
+    key: jax.Array | None = None,
+    train: bool = False,
+) -> tuple[Any, Any]:
+    """(outputs, new state) of a prepared batch."""
+    wanted = asks(task.apply, 3, MAY_ASK)
+    given = {"key": key, "train": train, "state": state, "mask": mask}
+    made = task.apply(params, x, hyperparameters, **{name: given[name] for name in wanted})
+    if "state" not in wanted:
+        return made, state
+    if not isinstance(made, tuple) or len(made) != 2:
+        raise ValueError("apply must return (outputs, state), as it asks for state")
+    return made
+
+
+def evaluated(
+    task: Task, params: Params, state: Any, x: Any, hyperparameters: Hyperparameters, mask: jax.Array | None = None
+) -> Any:
+    """The outputs of a batch that is not prepared yet, as in evaluation."""
+    mask = jnp.ones(len(jax.tree.leaves(x)[0]), bool) if mask is None else mask
+    return outputs_of(task, params, state, task.prepare(x), hyperparameters, mask=mask)[0]
+
+
+def optimizer_of(
+    task: Task, hyperparameters: Hyperparameters, num_steps: int | None
+) -> optax.GradientTransformationExtraArgs:
+    """The member's optimizer; `num_steps` for one that asks for it."""
+    asked = {"num_steps": num_steps} if wants_num_steps(task) else {}
+    return optax.with_extra_args_support(task.optimizer(hyperparameters, **asked))
+
+
+def init(task: Task, key: jax.Array, hyperparameters: Hyperparameters, *, num_steps: int | None = None) -> State:
     """A new member."""
-    params = task.init(key, hyperparameters)
-    return State(params, task.optimizer(hyperparameters).init(params))
+    params, model_state = init_variables(task, key, hyperparameters)
+    return State(params, optimizer_of(task, hyperparameters, num_steps).init(params), model_state)
 
 
 def gather(task: Task, data: Data, index: jax.Array, chunk_size: int) -> Batch:
@@ -73,82 +175,153 @@ def gather(task: Task, data: Data, index: jax.Array, chunk_size: int) -> Batch:
     real = index >= 0
     # An empty place takes the batch's first sample, not sample 0: that one may belong to another fold.
     index = jnp.where(real, index, jnp.maximum(index[0, 0], 0))
-    # Taken as flat rows: a gather of images costs XLA:CPU a division for each pixel's place.
-    x = data.x.reshape(len(data.x), -1)[index].reshape(*index.shape, *data.x.shape[1:])
-    return Batch(jax.vmap(task.prepare)(x), data.y[index], real)
+
+    def take(leaf: Any) -> jax.Array:
+        # Taken as flat rows: a gather of images costs XLA:CPU a division for each pixel's place.
+        return leaf.reshape(len(leaf), -1)[index].reshape(*index.shape, *leaf.shape[1:])
+
+    x, y = jax.vmap(task.prepare)(jax.tree.map(take, data.x)), jax.tree.map(lambda leaf: leaf[index], data.y)
+    return Batch(x, y, real, None if data.weights is None else jnp.where(real, data.weights[index], 0))
+
+
+def total_weight(real: jax.Array, weights: jax.Array | None) -> jax.Array:
+    """What the real examples weigh together: their number where all count the same."""
+    return jnp.sum(real) if weights is None else jnp.sum(weights)
+
+
+def weighted_sum(values: jax.Array, batch: Batch) -> jax.Array:
+    """Sum of one value an example over a chunk's real ones."""
+    return masked_sum(values if batch.weights is None else values * batch.weights, batch.real)
 
 
 def loss_and_gradient(
-    task: Task, params: Params, batch: Batch, hyperparameters: Hyperparameters
-) -> tuple[jax.Array, Params]:
-    """(sum of the losses of the real examples, its gradient in `params`), added up over the chunks."""
+    task: Task,
+    params: Params,
+    batch: Batch,
+    hyperparameters: Hyperparameters,
+    model_state: Any = None,
+    key: jax.Array | None = None,
+) -> tuple[tuple[jax.Array, Any], Params]:
+    """((sum of the losses of the real examples, new state), its gradient in `params`), added up over the chunks."""
 
-    def chunk_loss(params: Params, chunk: Batch) -> jax.Array:
-        outputs = task.apply(params, chunk.x, hyperparameters)
-        return masked_sum(task.loss(outputs, chunk.y), chunk.real)
+    def chunk_loss(params: Params, chunk: Batch) -> tuple[jax.Array, Any]:
+        outputs, new_state = outputs_of(
+            task, params, model_state, chunk.x, hyperparameters, mask=chunk.real, key=key, train=True
+        )
+        return weighted_sum(task.loss(outputs, chunk.y), chunk), new_state
 
+    value_and_gradient = jax.value_and_grad(chunk_loss, has_aux=True)
     if len(batch.real) == 1:
-        return jax.value_and_grad(chunk_loss)(params, jax.tree.map(lambda a: a[0], batch))
+        return value_and_gradient(params, jax.tree.map(lambda a: a[0], batch))
+    if takes_whole_batches(task):
+        raise ValueError("a batch of this task may not be cut in chunks")
 
     def add_chunk(total, chunk: Batch):
-        return jax.tree.map(jnp.add, total, jax.value_and_grad(chunk_loss)(params, chunk)), None
+        (value, _), gradient = value_and_gradient(params, chunk)
+        return jax.tree.map(jnp.add, total, (value, gradient)), None
 
     zeros = jax.tree.map(jnp.zeros_like, params)
-    return lax.scan(add_chunk, (jnp.zeros((), jnp.result_type(float)), zeros), batch)[0]
+    value, gradient = lax.scan(add_chunk, (jnp.zeros((), jnp.result_type(float)), zeros), batch)[0]
+    return (value, model_state), gradient
 
 
-def step(task: Task, state: State, batch: Batch, hyperparameters: Hyperparameters) -> tuple[State, jax.Array]:
+def step(
+    task: Task,
+    state: State,
+    batch: Batch,
+    hyperparameters: Hyperparameters,
+    *,
+    key: jax.Array | None = None,
+    num_steps: int | None = None,
+) -> tuple[State, jax.Array]:
     """One update on the mean loss of the batch's real examples -> (state, sum of their losses before it)."""
-    total, gradient = loss_and_gradient(task, state.params, batch, hyperparameters)
-    count = jnp.sum(batch.real)
-    gradient = jax.tree.map(lambda g: g / jnp.maximum(count, 1).astype(g.dtype), gradient)
-    updates, opt_state = task.optimizer(hyperparameters).update(gradient, state.opt_state, state.params)
-    new = State(optax.apply_updates(state.params, updates), opt_state)
+    (total, model_state), gradient = loss_and_gradient(
+        task, state.params, batch, hyperparameters, state.model_state, key
+    )
+    weight = total_weight(batch.real, batch.weights)
+    divisor = jnp.where(weight > 0, weight, 1)
+    gradient = jax.tree.map(lambda g: g / divisor.astype(g.dtype), gradient)
+    updates, opt_state = optimizer_of(task, hyperparameters, num_steps).update(
+        gradient, state.opt_state, state.params, value=total / divisor.astype(total.dtype)
+    )
+    new = State(optax.apply_updates(state.params, updates), opt_state, model_state)
     # A fold with fewer samples than another ends its epochs with empty batches, which must change nothing.
-    return jax.tree.map(lambda new, old: jnp.where(count > 0, new, old), new, state), total
+    return jax.tree.map(lambda new, old: jnp.where(weight > 0, new, old), new, state), total
 
 
 def epoch(
-    task: Task, layout: Layout, state: State, data: Data, batches: jax.Array, hyperparameters: Hyperparameters
+    task: Task,
+    layout: Layout,
+    state: State,
+    data: Data,
+    batches: jax.Array,
+    hyperparameters: Hyperparameters,
+    *,
+    key: jax.Array | None = None,
+    num_steps: int | None = None,
 ) -> tuple[State, jax.Array]:
     """One pass over a fold's training part.
 
     Args:
       batches: int [step, batch], sample indices, negative where there is none.
+      key: of the epoch; None for a task whose training is not random.
+      num_steps: for the optimizer, see `Task`.
 
     Returns:
       (state, mean over the epoch of each real example's loss just before the step that used it).
     """
 
-    def one(state: State, batch: Batch, hyperparameters: Hyperparameters):
-        return step(task, state, batch, hyperparameters)
+    def one(state: State, batch: Batch, hyperparameters: Hyperparameters, key: jax.Array | None):
+        return step(task, state, batch, hyperparameters, key=key, num_steps=num_steps)
 
     one = sequential_vmap(canonical_convolutions(one)) if layout.one_by_one else one
 
-    def body(state: State, index: jax.Array):
+    def body(state: State, index_and_number: tuple[jax.Array, jax.Array | None]):
+        index, number = index_and_number
         batch = gather(task, data, index, layout.chunk_size or len(index))
-        return one(state, batch, hyperparameters)
+        step_key = None if key is None or number is None else jax.random.fold_in(key, number)
+        state, total = one(state, batch, hyperparameters, step_key)
+        return state, (total, None if batch.weights is None else jnp.sum(batch.weights))
 
-    state, totals = lax.scan(body, state, batches)
-    return state, jnp.sum(totals) / jnp.sum(batches >= 0).astype(totals.dtype)
+    numbers = None if key is None else jnp.arange(len(batches))
+    state, (totals, weights) = lax.scan(body, state, (batches, numbers))
+    weight = jnp.sum(batches >= 0) if weights is None else jnp.sum(weights)
+    return state, jnp.sum(totals) / weight.astype(totals.dtype)
 
 
 def evaluate(
-    task: Task, layout: Layout, params: Params, data: Data, pieces: jax.Array, hyperparameters: Hyperparameters
-) -> jax.Array:
-    """Mean loss over the real samples of `pieces`, int [piece, example], negative where there is none."""
+    task: Task,
+    layout: Layout,
+    state: State,
+    data: Data,
+    pieces: jax.Array,
+    hyperparameters: Hyperparameters,
+) -> dict[str, jax.Array]:
+    """Mean "loss" and metrics, by name, over the real samples of `pieces`.
 
-    def one(params: Params, piece: Batch, hyperparameters: Hyperparameters) -> jax.Array:
-        outputs = task.apply(params, piece.x[0], hyperparameters)
-        return masked_sum(task.loss(outputs, piece.y[0]), piece.real[0])
+    Args:
+      pieces: int [piece, example], negative where there is none.
+    """
+    functions = (("loss", task.loss), *task.metrics)
+
+    def one(variables: tuple[Params, Any], piece: Batch, hyperparameters: Hyperparameters) -> tuple[jax.Array, ...]:
+        piece = jax.tree.map(lambda a: a[0], piece)
+        outputs, _ = outputs_of(task, *variables, piece.x, hyperparameters, mask=piece.real)
+        return tuple(weighted_sum(function(outputs, piece.y), piece) for _, function in functions)
 
     one = sequential_vmap(canonical_convolutions(one)) if layout.one_by_one else one
 
-    def body(total: jax.Array, index: jax.Array):
-        return total + one(params, gather(task, data, index, len(index)), hyperparameters), None
+    def body(totals: tuple[jax.Array, ...], index: jax.Array):
+        piece = gather(task, data, index, len(index))
+        sums = one((state.params, state.model_state), piece, hyperparameters)
+        weight = None if piece.weights is None else jnp.sum(piece.weights)
+        return jax.tree.map(lambda total, value: total + value, totals, sums), weight
 
-    total, _ = lax.scan(body, jnp.zeros((), jnp.result_type(float)), pieces)
-    return total / jnp.sum(pieces >= 0).astype(total.dtype)
+    zero = jnp.zeros((), jnp.result_type(float))
+    totals, weights = lax.scan(body, (zero,) * len(functions), pieces)
+    weight = jnp.sum(pieces >= 0) if weights is None else jnp.sum(weights)
+    named = zip((name for name, _ in functions), totals, strict=True)
+    return {name: total / weight.astype(total.dtype) for name, total in named}
 
 
 def fit(
@@ -159,22 +332,42 @@ def fit(
     batches: jax.Array,
     pieces: jax.Array | None,
     hyperparameters: Hyperparameters,
-) -> tuple[State, jax.Array, jax.Array | None]:
+    *,
+    key: jax.Array | None = None,
+    epochs: jax.Array | None = None,
+    num_steps: int | None = None,
+    best: Best | None = None,
+    patience: int | None = None,
+) -> tuple[tuple[State, Best | None], jax.Array, dict[str, jax.Array] | None]:
     """As many epochs as `batches` has.
 
     Args:
       batches: int [epoch, step, batch], sample indices.
       pieces: int [piece, example], the held-out samples, evaluated after each epoch; None: there are none.
+      key: of the member's training, where it is random.
+      epochs: int [epoch], the epochs' numbers, where `key` or `best` is given.
+      num_steps: for the optimizer, see `Task`.
+      best: the best epoch before these, to be kept up; no epoch counts that comes more than `patience` epochs after it.
 
     Returns:
-      (state, train_loss [epoch], val_loss [epoch] or None).
+      ((state, best), train_loss [epoch], validation loss and metrics by name, [epoch] each, or None).
     """
 
-    def body(state: State, epoch_batches: jax.Array):
-        state, train_loss = epoch(task, layout, state, data, epoch_batches, hyperparameters)
+    def body(carry: tuple[State, Best | None], batches_and_number: tuple[jax.Array, jax.Array | None]):
+        (state, best), (epoch_batches, number) = carry, batches_and_number
+        epoch_key = None if key is None or number is None else jax.random.fold_in(key, number)
+        state, train_loss = epoch(
+            task, layout, state, data, epoch_batches, hyperparameters, key=epoch_key, num_steps=num_steps
+        )
         if pieces is None:
-            return state, (train_loss, None)
-        return state, (train_loss, evaluate(task, layout, state.params, data, pieces, hyperparameters))
+            return (state, best), (train_loss, None)
+        values = evaluate(task, layout, state, data, pieces, hyperparameters)
+        if best is not None:
+            assert number is not None and patience is not None
+            better = (values["loss"] < best.val_loss) & (number - best.epoch <= patience)
+            now = Best(state, values["loss"], number.astype(best.epoch.dtype))
+            best = jax.tree.map(lambda new, old: jnp.where(better, new, old), now, best)
+        return (state, best), (train_loss, values)
 
-    state, (train_loss, val_loss) = lax.scan(body, state, batches)
-    return state, train_loss, val_loss
+    carry, (train_loss, values) = lax.scan(body, (state, best), (batches, epochs))
+    return carry, train_loss, values

@@ -6,21 +6,23 @@ import resource
 import shutil
 import signal
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
 
-import command
+import deep
+import regression
 from optuna.storages.journal import JournalFileBackend
 
-from hw1jax import batches, environment, report, run, search, studies
-from hw1jax.progress import Observer
-from hw1jax.space import IntRange
+from hw1jax import brackets, cli, record, report, run, search
+from hw1jax.observer import Observer
+from hw1jax.space import Int
+from hw1jax.study import narrow, order
 
 parser = argparse.ArgumentParser()
 parser.add_argument("out", type=Path)
+parser.add_argument("--study", default="regression")
 parser.add_argument("--num-trials", type=int, default=12)
 parser.add_argument("--num-epochs", type=int, default=1000)
 parser.add_argument("--widths", default="padded")
@@ -44,24 +46,17 @@ parser.add_argument("--pretend-version", help="of jax")
 parser.add_argument("--seconds-between-checkpoints", type=float, default=0)
 options = parser.parse_args()
 
-STUDY = replace(
-    studies.REGRESSION,
-    settings=replace(
-        studies.REGRESSION.settings,
-        hidden_units=(IntRange(3, 8), IntRange(3, 6)),
-        members_per_program=options.members_per_program,
-        num_trials=options.num_trials,
-        num_epochs=options.num_epochs,
-        widths=options.widths,
-        storage=options.storage,
-        batch_size=options.batch_size,
-        distributed=options.distributed,
-        coordinator=options.coordinator,
-        num_processes=options.num_processes,
-        process_id=options.process_id,
-        join_timeout=options.join_timeout,
-        out=options.out,
-    ),
+STUDIES = {
+    "regression": narrow(regression.STUDY, hidden_units=(Int(3, 8, width=True), Int(3, 6, width=True))),
+    "deep": replace(deep.STUDY, epochs_per_call=50),
+}
+STUDY = STUDIES[options.study]
+FLAGS = cli.Flags(
+    distributed=options.distributed,
+    coordinator=options.coordinator,
+    num_processes=options.num_processes,
+    process_id=options.process_id,
+    join_timeout=options.join_timeout,
 )
 
 
@@ -71,7 +66,7 @@ class Log(Observer):
     def note(self, text):
         print(text, file=sys.stderr)
 
-    def epochs(self, what, done, num_epochs, val_loss):
+    def epochs(self, what, done, num_epochs, scores):
         if options.remove_folder:
             shutil.rmtree(options.out)
             options.remove_folder = False
@@ -110,21 +105,32 @@ if options.kill_at_rename:
 if options.kill_at_record:
     die_at(options.kill_at_record, JournalFileBackend, "append_logs", half_a_record)
 if options.pretend_version:
-    environment._version = lambda _: options.pretend_version
+    record._version = lambda _: options.pretend_version
 if options.largest_file:
     resource.setrlimit(resource.RLIMIT_FSIZE, (options.largest_file, resource.RLIM_INFINITY))
 if options.database_seconds is not None:
     search.SECONDS_WITHOUT_DATABASE = options.database_seconds
-batches.SECONDS_BETWEEN_CHECKPOINTS = options.seconds_between_checkpoints
-command.use_all_cores()
-stop = command.stop_on_signals()
+brackets.SECONDS_BETWEEN_CHECKPOINTS = options.seconds_between_checkpoints
+cli.use_all_cores()
+stop = cli.stop_on_signals()
 
 
 def work():
-    results = run.run(STUDY, STUDY.settings, Log(), command="", started=time.time(), stop=stop)
+    asked = order(
+        STUDY,
+        members_per_program=options.members_per_program,
+        num_trials=options.num_trials,
+        num_epochs=options.num_epochs,
+        widths=options.widths,
+        storage=options.storage,
+        batch_size=options.batch_size,
+        out=options.out,
+    )
+    results = run.run(asked, Log(), command="", started=cli.STARTED, stop=stop)
     if options.page:
-        report.write(options.out)
+        report.write_report(options.out, STUDY)
     return results
 
 
-command.with_exit_code(lambda: command.with_others(STUDY.settings, stop, work))
+NAMES = cli.flag_names(STUDY)
+cli.with_exit_code(lambda: cli.with_others(FLAGS, stop, work, NAMES), NAMES)

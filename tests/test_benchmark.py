@@ -4,21 +4,32 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import benchmark
-import forms
 import jax
 import numpy as np
-import peers
 import pytest
+from speed import forms, peers
+
+from hw1jax import run_study, space
+from hw1jax.data import Dataset
 
 RANDOM = np.random.RandomState(0)
 
 
+def run_code(code, *folders):
+    """Python in a process that finds the experiments, and what is in the folders."""
+    paths = os.pathsep.join(map(str, [*folders, Path(benchmark.__file__).parent]))
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": paths},
+                          capture_output=True, text=True, timeout=120)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 def trial(units, learning_rate, optimizer):
-    hyperparameters = {"hidden_units": units, "learning_rate": learning_rate, "l2": 1e-3, "optimizer": optimizer}
-    return {"channels": []} | hyperparameters
+    return {"hidden_units": units, "learning_rate": learning_rate, "l2": 1e-3, "optimizer": optimizer}
 
 
 @pytest.fixture(scope="module")
@@ -35,15 +46,16 @@ def images():
     return forms.order_work("fashion_mlp", x, y, trials, num_folds=2, num_epochs=1, batch_size=3)
 
 
-@pytest.fixture
-def one_device(monkeypatch):
-    """Each device compiles a program of its own; the images' forms are spread over two."""
-    device = jax.devices()[:1]
-    monkeypatch.setattr(jax, "devices", lambda: device)
+@pytest.fixture(scope="module")
+def small_images():
+    """For convolutions."""
+    x, y = RANDOM.randint(0, 256, (10, 28, 28)).astype(np.uint8), RANDOM.randint(0, 10, 10).astype(np.int32)
+    trials = [{**trial(units, 1e-3, "sgd"), "channels": [4, 10]} for units in ([20, 20], [21, 22])]
+    return forms.order_work("fashion_cnn", x, y, trials, num_folds=2, num_epochs=1, batch_size=3)
 
 
-def final(form, work):
-    result = forms.run_form(form, work, repeats=1, seconds=0, full=True)
+def final(form, work, num_devices=None):
+    result = forms.run_form(form, work, repeats=1, seconds=0, full=True, num_devices=num_devices)
     assert result["us_per_sample"] == []
     return np.array(result["final_val_loss"], float)
 
@@ -57,8 +69,8 @@ def check_agreement(losses):
 
 
 @pytest.mark.slow
-def test_forms_end_with_the_same_losses(regression, one_device):
-    check_agreement([final(form, regression) for form in forms.FORMS[:3]])
+def test_forms_end_with_the_same_losses(regression):
+    check_agreement([final(form, regression, num_devices=1) for form in forms.FORMS[:3]])
 
 
 @pytest.mark.slow
@@ -67,17 +79,42 @@ def test_forms_end_with_the_same_losses_on_images_at_own_widths_too(images):
 
 
 @pytest.mark.slow
-def test_a_repeat_counts_the_training_samples_of_whole_rounds(regression, one_device):
-    result = forms.run_form(forms.ALL, regression, repeats=3, seconds=0, full=False)
+def test_convolutions_end_with_the_same_losses_by_xlas_own(small_images):
+    check_agreement([final(form, small_images, num_devices=1) for form in (forms.ALL, forms.LAX)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("form", "widths"), [(forms.ALL, "padded"), (forms.OWN, "exact")])
+def test_a_form_trains_what_the_search_trains_to_the_bit(form, widths, regression, tmp_path):
+    study = forms.study_of("regression")
+    study = replace(study, data=Dataset(regression.x, regression.y, regression.x, regression.y))
+    settings = {"num_trials": 3, "num_folds": 3, "num_epochs": 4, "batch_size": 8, "seed": forms.SEED}
+    searched = run_study(study, **settings, widths=widths, out=tmp_path).trials
+    trials = [space.draw_to_json(space.random_draw(study.space, forms.SEED, number)) for number in searched.numbers]
+    np.testing.assert_array_equal(final(form, regression._replace(trials=trials)), searched.folds["loss"])
+
+
+@pytest.mark.slow
+def test_a_repeat_counts_the_training_samples_of_whole_rounds(regression):
+    result = forms.run_form(forms.ALL, regression, repeats=3, seconds=0, full=False, num_devices=1)
     assert result["samples_timed"] == [2 * 2 * 31 * 4] * 3  # trials x (folds - 1) x samples x epochs
     assert all(us > 0 for us in result["us_per_sample"])
     assert result["final_val_loss"] is None
 
 
+@pytest.mark.slow
+def test_a_form_answers_from_a_process_of_its_own(regression, tmp_path):
+    peers.save_work(tmp_path / "work.npz", regression)
+    flags = ["--work", str(tmp_path / "work.npz"), "--repeats", "1", "--seconds", "0"]
+    assert len(benchmark.run_form(["--form", forms.FOLDS, *flags])["us_per_sample"]) == 1
+    failed = benchmark.run_form(["--form", forms.FOLDS, "--work", str(tmp_path / "none.npz")])
+    assert failed["skipped"].startswith("failed: FileNotFoundError")
+
+
 def test_a_work_with_other_minibatches_is_refused(regression):
     other = regression._replace(train_order=regression.train_order[:, ::-1])
     with pytest.raises(ValueError, match="order_work"):
-        forms.make_jobs(forms.ALL, other, 4, 4)
+        next(forms.train(forms.ALL, other))
 
 
 def test_each_sample_trains_in_all_folds_but_the_one_that_validates_it(regression):
@@ -165,10 +202,7 @@ def test_the_draws_are_those_of_the_experiment_and_few_of_them_are_its_first():
 def test_importing_the_benchmark_needs_none_of_the_heavy_libraries():
     heavy = ("optuna", "tyro", "rich", "tensorflow_datasets", "torch", "matplotlib", "jax")
     code = f"import sys, benchmark; print(*(name for name in {heavy} if name in sys.modules))"
-    folder = Path(benchmark.__file__).parent
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(folder)},
-                          capture_output=True, text=True, check=True, timeout=60)  # fmt: skip
-    assert done.stdout.split() == []
+    assert run_code(code).stdout.split() == []
 
 
 @pytest.mark.slow
@@ -179,15 +213,13 @@ def test_it_runs_where_optuna_tyro_and_tensorflow_datasets_are_missing(tmp_path)
         "    sys.modules[name] = None  # importing it is an error\n"
     )
     code = (
-        "import benchmark, forms, peers, sys\n"
+        "import benchmark, sys\n"
+        "from speed import forms\n"
         "work, _ = benchmark.make_work('fashion_mlp', None, quick=True, synthetic=True)\n"
         "work = work._replace(trials=work.trials[:1])\n"
         "result = forms.run_form('folds in parallel', work, repeats=1, seconds=0, full=False)\n"
-        "from hw1jax import environment, plots, storage\n"
-        "print(environment.describe()['packages']['jax'], len(result['us_per_sample']))\n"
+        "from hw1jax import record, storage\n"
+        "from hw1jax.report import plots\n"
+        "print(record.describe()['packages']['jax'], len(result['us_per_sample']))\n"
     )
-    paths = os.pathsep.join([str(tmp_path), str(Path(benchmark.__file__).parent)])
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": paths},
-                          capture_output=True, text=True, timeout=120)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [jax.__version__, "1"]
+    assert run_code(code, tmp_path).stdout.split() == [jax.__version__, "1"]

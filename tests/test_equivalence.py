@@ -2,27 +2,33 @@
 
 import itertools
 
+import fashion_cnn
+import fashion_mlp
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import reference
+import regression
 
-from hw1jax import population, studies, training
+from hw1jax import losses, population, space, training
 from hw1jax.folds import PADDING, k_fold, minibatches
 from hw1jax.layout import Layout
-from hw1jax.population import Plan, Spec
-from hw1jax.space import Draw
+from hw1jax.population import Plan, Spec, Trials
+from hw1jax.space import Int
+from hw1jax.study import make_task, num_parameters, one_trial, parameter_shapes
+from hw1jax.training import Data, Task
 
+ALL = (regression.STUDY, fashion_mlp.STUDY, fashion_cnn.STUDY)
 LOSSES = {"regression": reference.squared_error, "fashion_mlp": reference.cross_entropy}
 LOSSES["fashion_cnn"] = reference.cross_entropy
 # A CPU's layouts and an accelerator's: chunks of 10 examples and members one by one, or all at once.
 LAYOUTS = {"regression": [Layout()], "fashion_mlp": [Layout()], "fashion_cnn": [Layout(10, 20, True), Layout()]}
-STUDIES = pytest.mark.parametrize("study", studies.STUDIES, ids=lambda study: study.name)
+STUDIES = pytest.mark.parametrize("study", ALL, ids=lambda study: study.name)
 DENSE_NET_SOON = pytest.mark.parametrize(
-    "study",
-    [pytest.param(s, id=s.name, marks=[] if s is studies.FASHION_MLP else pytest.mark.slow) for s in studies.STUDIES],
+    "study", [pytest.param(s, id=s.name, marks=[] if s is fashion_mlp.STUDY else pytest.mark.slow) for s in ALL]
 )
 
 
@@ -42,21 +48,31 @@ def examples(study, num):
 
 def corners(study):
     """The narrowest and widest network, and each mixture of narrow and wide layers between; all three optimizers."""
-    space = studies.space_of(study.settings)
-    ranges = space.channels + space.hidden_units
-    names = itertools.cycle(space.optimizers)
-    for widths in itertools.product(*ranges):
-        split = len(space.channels)
-        yield Draw(widths[:split], widths[split:], 2**-7, 2**-7, next(names))  # exact in float32
+    ranges = {name: (r.low, r.high) for name, r in space.columns(study.space).items() if isinstance(r, Int)}
+    names = itertools.cycle(study.space["optimizer"].values)
+    for widths in itertools.product(*ranges.values()):
+        rest = {"learning_rate": 2**-7, "l2": 2**-7, "optimizer": next(names)}  # exact in float32
+        yield space.unflatten(study.space, dict(zip(ranges, widths, strict=True)) | rest)
 
 
-def as_arrays(draws):
-    return jax.tree.map(lambda a: a.astype(np.float64) if a.dtype == np.float32 else a, studies.as_arrays(draws))
+def in_float64(hyperparameters):
+    return jax.tree.map(lambda a: a.astype(np.float64) if a.dtype == np.float32 else a, hyperparameters)
+
+
+def as_arrays(study, draws):
+    return in_float64(space.as_arrays(study.space, draws))
+
+
+def own_task(study, draw):
+    return make_task(study, space.fixed(study.space, draw, widest=False))
+
+
+def own_shapes(study, draw):
+    return parameter_shapes(own_task(study, draw), one_trial(study, draw))
 
 
 def widest_task(study):
-    widest = studies.widest(study.settings)
-    return studies.make_task(study, widest.channels, widest.hidden_units)
+    return make_task(study, space.fixed(study.space, space.widest(study.space), widest=True))
 
 
 def assert_close(found, expected, tolerance):
@@ -71,7 +87,7 @@ def assert_close(found, expected, tolerance):
 def batch_of(task, study, num, layout):
     x, y = examples(study, num)
     index = jnp.concatenate([jnp.arange(num), jnp.full(-num % 20, PADDING)])
-    return x, y, training.gather(task, training.Data(jnp.asarray(x), jnp.asarray(y)), index, layout.chunk_size or 20)
+    return x, y, training.gather(task, Data(jnp.asarray(x), jnp.asarray(y)), index, layout.chunk_size or 20)
 
 
 @pytest.mark.slow
@@ -87,18 +103,18 @@ def test_loss_gradient_and_update_equal_the_plain_network_over_the_search_space(
         return training.step(task, state, batch, h)[0].params
 
     for draw in corners(study):
-        hyperparameters = jax.tree.map(lambda a: a[0], as_arrays([draw]))
+        hyperparameters = in_float64(one_trial(study, draw))
         state = training.init(task, jax.random.key(3), hyperparameters)
-        (total, gradient), updated = compute(state, hyperparameters)
+        ((total, _), gradient), updated = compute(state, hyperparameters)
 
-        shapes = studies.parameter_shapes(study, draw)
+        shapes = own_shapes(study, draw)
         small = reference.crop(state.params, shapes)
         loss = LOSSES[study.name]
         value, plain_gradient = jax.jit(jax.value_and_grad(lambda p: loss(reference.forward(p, x), y)))(small)  # noqa: B023
         assert_close(total / num, value, 1e-10)
         assert_close(jax.tree.map(lambda g: g / num, reference.crop(gradient, shapes)), plain_gradient, 1e-10)
 
-        rule = reference.optimizer(draw.optimizer, draw.learning_rate, draw.l2)
+        rule = reference.optimizer(draw["optimizer"], draw["learning_rate"], draw["l2"])
         plain = optax.apply_updates(small, rule.update(plain_gradient, rule.init(small), small)[0])
         # Where a gradient is rounding alone, Adam's and RMSprop's first step is its sign times the learning rate.
         noise = jax.tree.map(lambda g: np.abs(g) < 1e-12, plain_gradient)
@@ -108,7 +124,7 @@ def test_loss_gradient_and_update_equal_the_plain_network_over_the_search_space(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("study", "layout"), [(study, layout) for study in studies.STUDIES for layout in LAYOUTS[study.name]],
+    ("study", "layout"), [(study, layout) for study in ALL for layout in LAYOUTS[study.name]],
     ids=lambda value: getattr(value, "name", "one by one" if getattr(value, "one_by_one", False) else "at once"),
 )  # fmt: skip
 def test_population_of_mixed_trials_follows_the_trajectories_of_networks_trained_alone(study, layout):
@@ -119,19 +135,18 @@ def test_population_of_mixed_trials_follows_the_trajectories_of_networks_trained
     folds = k_fold(num, 3, (5,))
     num_epochs = 17  # of 3 steps
     spec = Spec(num_epochs, batch_size, (5,), epochs_per_call=1)
-    problem = population.place(task, Plan(4, 2, 1, layout), spec, x, y, folds)
+    placed = population.place(task, Plan(4, 2, 1, layout), spec, Data(x, y), folds)
     key = jax.random.key(9)
-    steps = list(population.train(problem, key, np.arange(4), as_arrays(draws)))
+    steps = list(population.train(placed, Trials(key, np.arange(4), as_arrays(study, draws))))
     found = steps[-1].state.params
 
     order = minibatches(folds, range(num_epochs), batch_size=batch_size, seed=(5,))
     for (t, draw), f in itertools.product(enumerate(draws), range(3)):
-        shapes = studies.parameter_shapes(study, draw)
-        own = studies.make_task(study, draw.channels, draw.hidden_units)
-        hyperparameters = jax.tree.map(lambda a: a[0], as_arrays([draw]))
-        alone = own.init(jax.random.fold_in(jax.random.fold_in(key, t), f), hyperparameters)
+        shapes = own_shapes(study, draw)
+        hyperparameters = in_float64(one_trial(study, draw))
+        alone = own_task(study, draw).init(jax.random.fold_in(jax.random.fold_in(key, t), f), hyperparameters)
         batches = [row[row != PADDING] for row in order[f].reshape(-1, batch_size)]
-        rule = reference.optimizer(draw.optimizer, draw.learning_rate, draw.l2)
+        rule = reference.optimizer(draw["optimizer"], draw["learning_rate"], draw["l2"])
         plain, losses = reference.train(alone, LOSSES[study.name], rule, x, y, batches)
         assert_close(reference.crop(jax.tree.map(lambda a: a[t, f], found), shapes), plain, 1e-9)  # noqa: B023
 
@@ -140,22 +155,24 @@ def test_population_of_mixed_trials_follows_the_trajectories_of_networks_trained
         assert_close(np.concatenate([s.train_loss[t, f] for s in steps]), epochs, 1e-9)
         held_out = folds[f].validation
         value = LOSSES[study.name](reference.forward(plain, x[held_out]), y[held_out])
-        assert_close(steps[-1].val_loss[t, f, -1], value, 1e-9)
+        assert_close(steps[-1].val["loss"][t, f, -1], value, 1e-9)
 
 
-def replace_rate(draw: Draw, i: int) -> Draw:
-    return draw._replace(learning_rate=(2**-10, 2**-8, 2**-7, 2**-9)[i], optimizer=("adam", "sgd", "rmsprop")[i % 3])
+def replace_rate(draw, i):
+    return draw | {"learning_rate": (2**-10, 2**-8, 2**-7, 2**-9)[i], "optimizer": ("adam", "sgd", "rmsprop")[i % 3]}
 
 
 @DENSE_NET_SOON
 def test_padded_parameters_stay_exactly_zero(study):
     task, draw = widest_task(study), next(corners(study))
     x, y = examples(study, 60)
-    problem = population.place(
-        task, Plan(1, 1, 1, LAYOUTS[study.name][0]), Spec(2, 20, (0,)), x, y, k_fold(60, 2, (0,))
+    plan, trials = (
+        Plan(1, 1, 1, LAYOUTS[study.name][0]),
+        Trials(jax.random.key(0), np.arange(1), as_arrays(study, [draw])),
     )
-    state = list(population.train(problem, jax.random.key(0), np.arange(1), as_arrays([draw])))[-1].state
-    shapes = studies.parameter_shapes(study, draw)
+    placed = population.place(task, plan, Spec(2, 20, (0,)), Data(x, y), k_fold(60, 2, (0,)))
+    state = list(population.train(placed, trials))[-1].state
+    shapes = own_shapes(study, draw)
 
     def outside(leaf, shape):
         leaf = np.array(leaf)
@@ -169,12 +186,12 @@ def test_padded_parameters_stay_exactly_zero(study):
 @pytest.mark.slow
 @STUDIES
 def test_initial_parameters_do_not_depend_on_the_padding(study):
-    draw = studies.widest(study.quick)._replace(hidden_units=tuple(23 for _ in study.settings.hidden_units))
-    hyperparameters = jax.tree.map(lambda a: a[0], studies.as_arrays([draw]))
-    tasks = studies.make_task(study, draw.channels, draw.hidden_units), widest_task(study)
+    draw = space.widest(study.space) | {"hidden_units": tuple(23 for _ in study.space["hidden_units"])}
+    hyperparameters = one_trial(study, draw)
+    tasks = own_task(study, draw), widest_task(study)
     compiled = (jax.jit(task.init, compiler_options={"xla_backend_optimization_level": 0}) for task in tasks)
     own, padded = (init(jax.random.key(1), hyperparameters) for init in compiled)
-    shapes = studies.parameter_shapes(study, draw)
+    shapes = own_shapes(study, draw)
     jax.tree.map(np.testing.assert_array_equal, reference.crop(padded, shapes), own)
     for leaf in jax.tree.leaves(own):
         fan_in = leaf.shape[1] - 1
@@ -183,18 +200,4 @@ def test_initial_parameters_do_not_depend_on_the_padding(study):
 
 
 def test_parameter_counts_at_maximum_width_are_the_reports():
-    counts = [
-        sum(leaf.size for leaf in jax.tree.leaves(studies.parameter_shapes(s, studies.widest(s.settings))))
-        for s in studies.STUDIES
-    ]
-    assert counts == [4211, 43640, 25795]
-
-
-@pytest.mark.slow
-def test_members_of_a_population_differ():
-    study = studies.REGRESSION
-    x, y = examples(study, 60)
-    problem = population.place(widest_task(study), Plan(2), Spec(1, 20, (0,)), x, y, k_fold(60, 3, (0,)))
-    draws = [studies.widest(study.settings)] * 2  # the same hyperparameters, so only the keys differ
-    (end,) = population.train(problem, jax.random.key(0), np.arange(2), as_arrays(draws))
-    assert len(np.unique(end.val_loss)) == 6
+    assert [num_parameters(study, space.widest(study.space)) for study in ALL] == [4211, 43640, 25795]

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from hw1jax import evaluation
+from hw1jax import evaluation, losses
 
 # Outputs of five examples over three classes; the largest of each row says what is predicted: 0, 2, 1, 2, 0.
 OUTPUTS = np.array([[3, 1, 2], [0, -1, 5], [-3, -1, -2], [0.1, 0.2, 0.3], [9, 8, 7]], np.float32)
@@ -73,3 +73,40 @@ def test_a_class_that_is_never_predicted_or_never_there_scores_zero_without_a_wa
     precision, recall = evaluation.precision_and_recall(np.array([[2, 0, 0], [1, 0, 0], [0, 0, 0]]))
     np.testing.assert_allclose(precision, [2 / 3, 0, 0])
     np.testing.assert_allclose(recall, [1, 0, 0])
+
+
+def test_constant_loss_is_the_variance_or_the_entropy_of_the_labels_where_the_loss_is_known():
+    squared_error, cross_entropy = losses.squared_error, losses.cross_entropy
+    assert evaluation.constant_loss(squared_error, np.array([[1.0], [3.0]])) == 1
+    assert evaluation.constant_loss(squared_error, np.array([[1.0, 5.0], [3.0, 5.0]])) == 0.5
+    assert evaluation.constant_loss(cross_entropy, np.array([0, 1, 2, 3])) == pytest.approx(np.log(4))
+    by_hand = 0.75 * np.log(4 / 3) + 0.25 * np.log(4)
+    assert evaluation.constant_loss(cross_entropy, np.array([0, 0, 0, 2])) == pytest.approx(by_hand)
+    assert evaluation.constant_loss(lambda outputs, y: outputs, np.array([0, 1])) is None
+
+
+def test_the_most_confused_pair_is_never_on_the_diagonal():
+    assert evaluation.most_confused_pair(np.array([[9, 1, 0], [0, 5, 4], [2, 2, 9]])) == (1, 2)
+
+
+def test_misclassified_are_the_pairs_images_the_surest_first():
+    outputs = np.array([[0, 1, 0], [0, 9, 0], [5, 0, 0], [0, 3, 0], [0, 2, 0]], float)
+    y = np.array([0, 0, 0, 1, 0])
+    np.testing.assert_array_equal(evaluation.misclassified(outputs, y, 0, 1), [1, 4, 0])
+    assert len(evaluation.misclassified(outputs, y, 2, 1)) == 0
+
+
+def test_calibration_counts_each_example_once_and_weighs_the_bins():
+    log = np.log([[0.95, 0.05], [0.95, 0.05], [0.65, 0.35], [0.35, 0.65], [0.5, 0.5]])
+    found = evaluation.calibration(log, np.array([0, 1, 0, 1, 0]))
+    np.testing.assert_array_equal(found.right, [0, 0, 0, 0, 0, 1, 2, 0, 0, 1])
+    np.testing.assert_array_equal(found.wrong, [0, 0, 0, 0, 0, 0, 0, 0, 0, 1])
+    np.testing.assert_allclose(found.confidence[[5, 6, 9]], [0.5, 0.65, 0.95])
+    np.testing.assert_allclose(found.accuracy[[5, 6, 9]], [1, 1, 0.5])
+    assert np.isnan(found.accuracy[0])
+    assert found.expected_error == pytest.approx((1 * 0.5 + 2 * 0.35 + 2 * 0.45) / 5)
+
+
+def test_a_certain_classifier_falls_into_the_last_bin():
+    found = evaluation.calibration(np.array([[1000.0, 0]]), np.array([0]))
+    assert found.right[-1] == 1 and found.expected_error == 0

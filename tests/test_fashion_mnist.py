@@ -47,7 +47,7 @@ def snapshot(folder):
 
 def assert_is_the_fake(data):
     assert isinstance(data, Dataset)
-    for values, name, dtype in zip(data, SHAPES, [np.uint8, np.int32, np.uint8, np.int32], strict=True):
+    for values, name, dtype in zip(data[:4], SHAPES, [np.uint8, np.int32, np.uint8, np.int32], strict=True):
         raw = np.frombuffer(BYTES[name][-math.prod(SHAPES[name]) :], np.uint8)
         np.testing.assert_array_equal(values, raw.reshape(SHAPES[name]).astype(dtype), strict=True)
         assert values.flags.writeable
@@ -72,7 +72,7 @@ def test_real_data_are_complete_and_balanced():
         data = load(sources=fashion_mnist.SOURCES[:2])
     except DataError as error:
         pytest.skip(f"not on this machine without a network: {' '.join(str(error).split())}")
-    assert [(values.shape, values.dtype.name) for values in data] == [
+    assert [(values.shape, values.dtype.name) for values in data[:4]] == [
         ((60000, 28, 28), "uint8"),
         ((60000,), "int32"),
         ((10000, 28, 28), "uint8"),
@@ -138,7 +138,7 @@ def test_damaged_file_in_data_dir_is_refused_by_name(tmp_path, data, ending):
         load(str(tmp_path), files=FILES)
     message = str(caught.value)
     assert message.startswith(f"{tmp_path / IMAGES}{ending} ") and len(message.splitlines()) == 1
-    assert "--data-dir or HW1JAX_DATA_DIR must name a folder with the files train-images" in message
+    assert "data_dir= or HW1JAX_DATA_DIR must name a folder with the files train-images" in message
     assert snapshot(tmp_path) == before
 
 
@@ -183,7 +183,7 @@ def test_random_bytes_are_refused_as_a_data_error(tmp_path_factory, start, end):
 def test_missing_file_in_data_dir_is_named(tmp_path, name):
     write(tmp_path, BYTES)
     (tmp_path / name).unlink()
-    with pytest.raises(DataError, match=f"{tmp_path} has no file {name} or {name}.gz; --data-dir"):
+    with pytest.raises(DataError, match=f"{tmp_path} has no file {name} or {name}.gz; data_dir="):
         load(str(tmp_path), files=FILES)
 
 
@@ -330,7 +330,7 @@ def test_when_every_source_fails_each_is_listed_with_its_reason_and_the_remedies
     assert "any source" in first
     assert reasons[0].startswith("  own cache: ") and str(cache) in reasons[0]
     assert reasons[1:] == ["  a: a is down", "  b: b is down", "  c: c is down"]
-    assert all(word in remedy for word in ["--data-dir", "HW1JAX_DATA_DIR", "dataset-fashion-mnist", *SHAPES])
+    assert all(word in remedy for word in ["data_dir=", "HW1JAX_DATA_DIR", "dataset-fashion-mnist", *SHAPES])
 
 
 # TFDS, from a server on this machine

@@ -115,7 +115,7 @@ def test_a_signal_to_process_0_puts_down_where_both_are(tmp_path, undisturbed, n
     one_line(other_errors)
     assert "was stopped" in other_errors
     assert seconds + other_seconds < 8
-    assert list(out.glob("batches/*/*.checkpoint"))
+    assert list(out.glob("brackets/*/*.checkpoint"))
     goes_on(out, log, undisturbed)
 
 

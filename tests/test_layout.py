@@ -1,14 +1,19 @@
 """Which layout a device gets, and that convolutions brought into another form compute the same."""
 
+import fashion_cnn
+import fashion_mlp
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import regression
 from jax import lax
 
-from hw1jax import layout, studies
+from hw1jax import layout, population, space
 from hw1jax.layout import Layout
+from hw1jax.study import make_task, one_trial, parameter_shapes
+from hw1jax.training import Task
 
 CPU = {"regression": Layout(None, 500), "fashion_mlp": Layout(None, 500), "fashion_cnn": Layout(20, 20, True)}
 
@@ -40,19 +45,33 @@ def test_an_accelerator_takes_all_members_and_whole_batches_at_once(platform):
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
-@pytest.mark.parametrize("study", studies.STUDIES, ids=lambda study: study.name)
+@pytest.mark.parametrize("study", [regression.STUDY, fashion_mlp.STUDY, fashion_cnn.STUDY], ids=lambda s: s.name)
 def test_each_study_has_the_layout_that_was_measured_for_it(study, platform):
-    widest = studies.widest(study.settings)
-    task = studies.make_task(study, widest.channels, widest.hidden_units)
-    one = jax.tree.map(lambda a: a[0], studies.as_arrays([widest]))
+    widest = space.widest(study.space)
+    task, one = make_task(study, space.fixed(study.space, widest, widest=True)), one_trial(study, widest)
     x = np.zeros((1, 28, 28), np.uint8) if study.classes else np.zeros((1, 1), np.float32)
 
     def apply(params, x, hyperparameters):
         return task.apply(params, task.prepare(x), hyperparameters)
 
-    shapes, batch_size = studies.parameter_shapes(study, widest), study.settings.batch_size
-    found = layout.choose(apply, shapes, x, one, batch_size, platform)
+    found = layout.choose(apply, parameter_shapes(task, one), x, one, study.batch_size, platform)
     assert found == (CPU[study.name] if platform == "cpu" else Layout(None, 500))
+
+
+def test_a_batch_is_not_cut_where_what_is_drawn_or_averaged_belongs_to_all_of_it(monkeypatch):
+    monkeypatch.setattr(layout, "CACHED_BYTES", 10_000)
+    x, params = np.zeros((30, 1000), np.float32), np.zeros((1000, 100), np.float32)
+    free, random, masked = (
+        population.choose_layout(Task(None, apply, None, None), params, None, x, None, batch_size=100)
+        for apply in (
+            lambda params, x, h: x @ params,
+            lambda params, x, h, key: x @ params,
+            lambda params, x, h, mask: x @ params,
+        )
+    )
+    assert free.chunk_size is not None
+    assert free.chunk_size < 100
+    assert random == masked == free._replace(chunk_size=None)
 
 
 @pytest.mark.slow

@@ -65,6 +65,19 @@ def test_cross_entropys_gradient_is_softmax_minus_one_hot():
     np.testing.assert_allclose(gradient, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("outputs, y", [((7, 1), (7,)), ((7,), (7, 1)), ((7, 2), (7, 1))])
+def test_squared_error_of_shapes_that_would_broadcast_is_refused(outputs, y):
+    with pytest.raises(ValueError, match="squared error takes y of the outputs' shape"):
+        losses.squared_error(np.zeros(outputs), np.zeros(y))
+
+
+def test_accuracy_is_1_where_the_class_has_the_largest_output_and_else_0():
+    outputs = np.array([[3.0, 1.0, 2.0], [0.0, -1.0, -2.0], [1.0, 1.0, 0.0], [0.0, 0.0, 5.0]], np.float32)
+    values = jax.jit(losses.accuracy)(outputs, np.array([0, 1, 0, 2]))  # the third is a tie, which the first wins
+    assert values.tolist() == [1, 0, 1, 1]
+    assert values.dtype == jnp.float32
+
+
 @pytest.mark.parametrize("hidden", [np.nan, np.inf, -np.inf, 1e38])
 def test_a_masked_sum_ignores_whatever_is_masked_out_and_so_does_its_gradient(hidden):
     values = jnp.array([1.0, hidden, 3.0, hidden])
@@ -102,4 +115,5 @@ def test_losses_are_float64_where_their_inputs_are():
         values = jax.eval_shape(losses.squared_error, outputs, outputs)
         assert values.dtype == np.float64
         assert jax.eval_shape(losses.cross_entropy, outputs, classes).dtype == np.float64
+        assert jax.eval_shape(losses.accuracy, outputs, classes).dtype == np.float64
         assert jax.eval_shape(losses.masked_sum, values, mask).dtype == np.float64

@@ -3,17 +3,21 @@
 import re
 from collections import Counter
 
+import fashion_cnn
+import fashion_mlp
 import flax.linen as nn
 import jax
 import numpy as np
 import optax
 import pytest
+import regression
 
-from hw1jax import layout, population, studies
+from hw1jax import layout, population, space
 from hw1jax.folds import k_fold
 from hw1jax.losses import cross_entropy
 from hw1jax.population import Plan, Spec
-from hw1jax.training import Task
+from hw1jax.study import make_task, one_trial, parameter_shapes
+from hw1jax.training import Data, Task
 
 PLATFORMS = pytest.mark.parametrize("platform", ["cuda", pytest.param("tpu", marks=pytest.mark.slow)])
 TRIALS, FOLDS = 10, 3
@@ -43,8 +47,8 @@ def lowered(task, x, y, hyperparameters, params, batch_size, platform):
     chosen = layout.choose(task.apply, params, x, one, batch_size, platform)
     assert chosen.chunk_size is None and not chosen.one_by_one
     spec = Spec(2, batch_size, (0,), 2)
-    problem = population.place(task, Plan(TRIALS, 1, TRIALS, chosen), spec, x, y, k_fold(len(x), FOLDS, (0,)))
-    return population.lowered(problem, hyperparameters, platform).as_text()
+    placed = population.place(task, Plan(TRIALS, 1, TRIALS, chosen), spec, Data(x, y), k_fold(len(x), FOLDS, (0,)))
+    return population.lowered(placed, hyperparameters, platform).as_text()
 
 
 def kernels(text):
@@ -59,23 +63,17 @@ def products(text):
 
 
 @PLATFORMS
-@pytest.mark.parametrize("study", studies.STUDIES, ids=lambda study: study.name)
+@pytest.mark.parametrize("study", [regression.STUDY, fashion_mlp.STUDY, fashion_cnn.STUDY], ids=lambda s: s.name)
 def test_a_studys_members_train_at_once_in_few_kernels(study, platform):
-    rng, widest = np.random.default_rng(0), studies.widest(study.settings)
+    rng, widest = np.random.default_rng(0), space.widest(study.space)
     if study.classes:
         x, y = rng.integers(0, 256, (SAMPLES, 28, 28), np.uint8), rng.integers(0, 10, SAMPLES, np.int32)
     else:
         x = y = rng.uniform(-5, 5, (SAMPLES, 1)).astype(np.float32)
-    task = studies.make_task(study, widest.channels, widest.hidden_units)
-    text = lowered(
-        task,
-        x,
-        y,
-        studies.as_arrays([widest] * TRIALS),
-        studies.parameter_shapes(study, widest),
-        study.settings.batch_size,
-        platform,
-    )
+    task = make_task(study, space.fixed(study.space, widest, widest=True))
+    shapes = parameter_shapes(task, one_trial(study, widest))
+    hyperparameters = space.as_arrays(study.space, [widest] * TRIALS)
+    text = lowered(task, x, y, hyperparameters, shapes, study.batch_size, platform)
     assert kernels(text) == EXPECTED[study.name]
     for shape in products(text):
         assert {TRIALS, FOLDS} <= set(shape[:3]), f"a product of {shape} is not over all trials and folds"

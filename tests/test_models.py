@@ -36,22 +36,33 @@ def inputs(num):
 
 def plain_forward(params, x):
     """Outputs in numpy, at the parameters' own widths; x [example, ...], or [image, row, column] for a CNN."""
+    return plain_activations(params, x)["output"]
+
+
+def plain_activations(params, x):
+    """What each layer makes of x, by its name."""
     params = {name: np.asarray(layer["weights"]).T for name, layer in params.items()}  # [1 + inputs, units]
-    for name in sorted(name for name in params if name.startswith("conv")):
-        x = plain_conv_pool(x[:, None] if name == "conv1" else x, params[name])
+    found = {}
+    for i, name in enumerate(sorted(name for name in params if name.startswith("conv")), start=1):
+        found[name] = plain_conv(x[:, None] if name == "conv1" else x, params[name])
+        x = found[f"pool{i}"] = plain_pool(found[name])
     x = x.reshape(len(x), -1)
     for name in sorted(name for name in params if name.startswith("dense")):
-        x = 1 / (1 + np.exp(-(x @ params[name][1:] + params[name][0])))
-    return x @ params["output"][1:] + params["output"][0]
+        x = found[name] = 1 / (1 + np.exp(-(x @ params[name][1:] + params[name][0])))
+    return found | {"output": x @ params["output"][1:] + params["output"][0]}
 
 
-def plain_conv_pool(x, weights):
-    """[image, channel, row, column], padding 1, ReLU, 2x2 max-pooling."""
+def plain_conv(x, weights):
+    """[image, channel, row, column], padding 1, ReLU."""
     k = round(((len(weights) - 1) / x.shape[1]) ** 0.5)
     x = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
     windows = np.lib.stride_tricks.sliding_window_view(x, (k, k), axis=(2, 3))
     z = np.einsum("nirckl,iklo->norc", windows, weights[1:].reshape(x.shape[1], k, k, -1))
-    z = np.maximum(z + weights[0][:, None, None], 0)
+    return np.maximum(z + weights[0][:, None, None], 0)
+
+
+def plain_pool(z):
+    """2x2 max-pooling, floor."""
     rows = z.shape[2] // 2
     return z[:, :, : 2 * rows, : 2 * rows].reshape(*z.shape[:2], rows, 2, rows, 2).max(axis=(3, 5))
 
@@ -167,6 +178,37 @@ def test_padded_cnn_is_the_small_one_and_exactly_zero_beyond_it(seed, channels, 
     assert not np.asarray(taken["dense1"])[:, 25 * channels[1] :].any()
     for name, width in zip(("dense2", "output"), widths, strict=True):
         assert not np.asarray(taken[name])[:, width:].any()
+
+
+def assert_activations_are_the_plain_ones(network, x, widths, shapes, plain_x):
+    params = jit(network.init)(jax.random.key(2), x, *widths)["params"]
+    found = models.activations(network, params, x, *widths)
+    expected = plain_activations(crop(params, shapes), plain_x)
+    assert list(found) == list(expected)
+    for name, values in found.items():
+        own = expected[name]
+        np.testing.assert_allclose(values[:, : own.shape[1]], own, rtol=0, atol=1e-12)
+        assert not np.asarray(values)[:, own.shape[1] :].any()  # beyond the network's own width
+    np.testing.assert_array_equal(found["output"], network.apply({"params": params}, x, *widths))
+
+
+def test_activations_of_an_mlp_are_those_of_the_plain_network_layer_by_layer():
+    widths = np.int32([5, 7, 2])
+    assert_activations_are_the_plain_ones(MLP_NET, inputs(6), (widths,), dense_shapes(4, widths, 3), inputs(6))
+
+
+@pytest.mark.slow
+def test_activations_of_a_cnn_have_convolutions_before_and_after_pooling():
+    channels, widths = np.int32([3, 5]), np.int32([8, 4])
+    x, shapes = models.images_last(images(3)), cnn_shapes(channels, widths, 25)
+    assert_activations_are_the_plain_ones(CNN_NET, x, (channels, widths), shapes, images(3) / 255)
+
+
+def test_activations_are_computed_only_where_they_are_asked_for():
+    params = jax.eval_shape(MLP_NET.init, jax.random.key(0), inputs(2), np.int32([5, 7, 2]))
+    assert list(params) == ["params"]
+    outputs = jax.eval_shape(MLP_NET.apply, params, inputs(2), np.int32([5, 7, 2]))
+    assert outputs.shape == (2, 3)
 
 
 def test_every_width_uses_the_same_program():

@@ -2,18 +2,15 @@
 
 import importlib.util
 import shutil
+import signal
+import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from speed import peers
 
 pytestmark = pytest.mark.slow
-
-PEERS_FILE = Path(__file__).parents[1] / "experiments" / "peers.py"
-spec = importlib.util.spec_from_file_location("peers", PEERS_FILE)
-peers = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(peers)
 
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
@@ -94,11 +91,25 @@ def test_a_missing_package_is_a_reason_to_skip(name, package, tmp_path, monkeypa
     assert result == {"peer": name, "skipped": f"No module named {package}: pip install '.[peers]' brings it"}
 
 
-def test_the_module_itself_imports_neither_torch_nor_sklearn():
-    code = (
-        f"import runpy, sys; runpy.run_path({str(PEERS_FILE)!r}); assert not {{'torch', 'sklearn'}} & set(sys.modules)"
+def run_code(*lines):
+    return subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=60)
+
+
+def test_the_module_itself_needs_numpy_alone():
+    heavy = "{'torch', 'sklearn', 'jax', 'hw1jax'}"
+    done = run_code(f"import runpy, sys; runpy.run_path({peers.__file__!r}); assert not {heavy} & set(sys.modules)")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are a POSIX matter")
+def test_an_interrupt_ends_a_process_of_a_peer_without_a_traceback():
+    done = run_code(
+        "import os, runpy, signal, time",
+        f"runpy.run_path({peers.__file__!r}, run_name='__mp_main__')",
+        "os.kill(os.getpid(), signal.SIGINT)",
+        "time.sleep(10)",
     )
-    assert peers.subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
 def test_scikit_learn_skips_what_it_cannot_do(tmp_path):

@@ -1,39 +1,50 @@
 """What holds for a population whatever it trains: independence, one compilation, plans, unequal folds."""
 
+import compilations
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toy
 
-from hw1jax import population, studies, training
+from hw1jax import population, space, study, training
 from hw1jax.folds import Fold, k_fold
 from hw1jax.layout import Layout
 from hw1jax.losses import squared_error
-from hw1jax.population import Plan, Spec
-from hw1jax.training import Task
+from hw1jax.population import Plan, Spec, Trials
+from hw1jax.training import Data, Task
 
-STUDY = studies.REGRESSION
-WIDEST = studies.widest(STUDY.settings)
-RNG = np.random.default_rng(1)
-X = RNG.uniform(-5, 5, (61, 1)).astype(np.float32)
-Y = np.sin(X)
+X, Y = toy.DATA.x_train, toy.DATA.y_train
+KEY = jax.random.key(0)
 RATES = (0.001, 0.01, 0.003, 0.005, 0.002, 0.004, 0.006)
+WIDTHS = ((6, 4), (2, 2), (5, 3))
+
+
+def toy_task():
+    return study.make_task(toy.STUDY, space.fixed(toy.STUDY.space, space.widest(toy.STUDY.space), widest=True))
 
 
 def draws(num):
-    names, widths = ("adam", "sgd", "rmsprop"), ((50, 50, 30), (10, 10, 3), (33, 20, 11))
-    return [WIDEST._replace(hidden_units=widths[i % 3], learning_rate=RATES[i % 7], optimizer=names[i % 3])
+    names, first = ("adam", "sgd", "rmsprop"), space.widest(toy.STUDY.space)
+    return [first | {"hidden_units": WIDTHS[i % 3], "learning_rate": RATES[i % 7], "optimizer": names[i % 3]}
             for i in range(num)]  # fmt: skip
 
 
-def trained(plan, draws, *, num_epochs=4, folds=None, task=None, numbers=None, x=X, y=Y, batch_size=20):
-    folds = folds or k_fold(len(x), 3, (0,))
-    task = task or studies.make_task(STUDY, (), WIDEST.hidden_units)
-    problem = population.place(task, plan, Spec(num_epochs, batch_size, (0,)), x, y, folds)
+def as_arrays(draws):
+    return space.as_arrays(toy.STUDY.space, draws)
+
+
+def place(plan, spec, *, task=None, folds=None, x=X, y=Y):
+    return population.place(task or toy_task(), plan, spec, Data(x, y), folds or k_fold(len(x), 3, (0,)))
+
+
+def trained(plan, draws, *, num_epochs=4, numbers=None, batch_size=20, **placed):
+    """(training loss, validation loss), [trial, fold, epoch]"""
+    placed = place(plan, Spec(num_epochs, batch_size, (0,)), **placed)
     filled = (draws + draws)[: plan.slots] if len(draws) < plan.slots else draws
     numbers = np.arange(plan.slots) if numbers is None else numbers
-    steps = list(population.train(problem, jax.random.key(0), numbers, studies.as_arrays(filled)))
-    return np.concatenate([s.train_loss for s in steps], 2), np.concatenate([s.val_loss for s in steps], 2)
+    steps = list(population.train(placed, Trials(KEY, numbers, as_arrays(filled))))
+    return np.concatenate([s.train_loss for s in steps], 2), np.concatenate([s.val["loss"] for s in steps], 2)
 
 
 @pytest.mark.slow
@@ -42,7 +53,7 @@ def trained(plan, draws, *, num_epochs=4, folds=None, task=None, numbers=None, x
 def test_diverging_trial_changes_no_other_by_a_bit(optimizer, rate):
     plan, ordinary = Plan(4, 2, 2), draws(4)
     diverging = list(ordinary)
-    diverging[1] = ordinary[1]._replace(learning_rate=rate, optimizer=optimizer)
+    diverging[1] = ordinary[1] | {"learning_rate": rate, "optimizer": optimizer}
     _, expected = trained(plan, ordinary)
     _, found = trained(plan, diverging)
     assert not np.isfinite(found[1, :, -1]).any()
@@ -58,28 +69,22 @@ def test_dummies_in_empty_slots_change_no_bit():
 
 
 def test_batches_of_different_hyperparameters_share_one_trace_and_one_compilation():
-    compiled = []
-
-    def listen(event, *_, **__):
-        if event == "/jax/core/compile/backend_compile_duration":
-            compiled.append(event)
-
-    plain, traces = studies.make_task(STUDY, (), WIDEST.hidden_units), []
+    plain, traces = study.make_task(toy.STUDY, {"hidden_units": (7, 5)}), []  # wider than what is compiled already
     task = plain._replace(apply=lambda *arguments: traces.append(1) or plain.apply(*arguments))
-    spec = Spec(4, 20, (0,), epochs_per_call=2)
-    problem = population.place(task, Plan(4, 2, 2), spec, X, Y, k_fold(len(X), 3, (0,)))
+    placed = place(Plan(4, 2, 2), Spec(4, 20, (0,), epochs_per_call=2), task=task)
 
-    def train(batch, numbers):
-        *_, end = population.train(problem, jax.random.key(0), numbers, studies.as_arrays(batch))
-        return end.val_loss
+    def train(some, numbers):
+        *_, end = population.train(placed, Trials(KEY, numbers, as_arrays(some)))
+        return end.val["loss"]
 
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    first = train(draws(8)[:4], np.arange(4))
-    num_traces, num_compiled = len(traces), len(compiled)
-    assert num_compiled == 2  # the start and the training
-    second = train(draws(8)[4:], np.arange(4, 8))
+    with compilations.counted() as compiled:
+        first = train(draws(8)[:4], np.arange(4))
+    assert len(compiled) == 2  # the start and the training
+    num_traces = len(traces)
+    with compilations.counted() as compiled:
+        second = train(draws(8)[4:], np.arange(4, 8))
     assert len(traces) == num_traces
-    assert len(compiled) == num_compiled
+    assert not compiled
     assert not np.array_equal(first, second)
 
 
@@ -127,27 +132,24 @@ def test_samples_of_no_fold_leak_nothing_not_even_nan():
 
 @pytest.mark.slow
 def test_training_in_several_calls_equals_one_call():
-    task = studies.make_task(STUDY, (), WIDEST.hidden_units)
     ends = []
     for per_call in (2, 6):
-        spec = Spec(6, 20, (0,), per_call)
-        problem = population.place(task, Plan(2), spec, X, Y, k_fold(len(X), 3, (0,)))
-        *_, end = population.train(problem, jax.random.key(0), np.arange(2), studies.as_arrays(draws(2)))
-        ends.append(end.val_loss[..., -1])
+        placed = place(Plan(2), Spec(6, 20, (0,), per_call))
+        *_, end = population.train(placed, Trials(KEY, np.arange(2), as_arrays(draws(2))))
+        ends.append(end.val["loss"][..., -1])
     np.testing.assert_allclose(*ends, rtol=1e-5)
 
 
 @pytest.mark.slow
 def test_resume_from_a_state_gives_the_same_bits():
-    task = studies.make_task(STUDY, (), WIDEST.hidden_units)
-    problem = population.place(task, Plan(2), Spec(6, 20, (0,), 2), X, Y, k_fold(len(X), 3, (0,)))
-    hyperparameters = studies.as_arrays(draws(2))
+    placed = place(Plan(2), Spec(6, 20, (0,), 2))
+    trials = Trials(KEY, np.arange(2), as_arrays(draws(2)))
     saved, expected = None, None
-    for step in population.train(problem, jax.random.key(0), np.arange(2), hyperparameters):
+    for step in population.train(placed, trials):
         saved = jax.tree.map(np.array, step.state) if step.num_epochs == 2 else saved
-        expected = step.val_loss
-    *_, end = population.resume(problem, saved, hyperparameters, first_epoch=2)
-    np.testing.assert_array_equal(end.val_loss, expected)
+        expected = step.val["loss"]
+    *_, end = population.resume(placed, saved, trials, first_epoch=2)
+    np.testing.assert_array_equal(end.val["loss"], expected)
 
 
 def test_trial_depends_on_its_number_and_not_on_its_companions():
@@ -159,10 +161,44 @@ def test_trial_depends_on_its_number_and_not_on_its_companions():
 
 
 @pytest.mark.slow
+def test_members_of_a_population_differ():
+    same = [space.widest(toy.STUDY.space)] * 2  # the same hyperparameters, so only the keys differ
+    _, val_loss = trained(Plan(2), same, num_epochs=1)
+    assert len(np.unique(val_loss)) == 6
+
+
+@pytest.mark.slow
+def test_metrics_stand_beside_the_loss_by_name():
+    def absolute_error(outputs, y):
+        return jnp.abs(outputs - y)[:, 0]
+
+    task = toy_task()._replace(metrics=(("absolute", absolute_error), ("square", squared_error)))
+    placed, trials = place(Plan(3), Spec(2, 20, (0,)), task=task), Trials(KEY, np.arange(3), as_arrays(draws(3)))
+    *_, end = population.train(placed, trials)
+    assert set(end.val) == {"loss", "absolute", "square"}
+    np.testing.assert_array_equal(end.val["square"], end.val["loss"])
+    outputs = np.asarray(
+        population.predict_all(task, end.state, trials.hyperparameters, X)
+    )  # [trial, fold, example, 1]
+    for f, fold in enumerate(placed.folds):
+        errors = np.abs(outputs[:, f, fold.validation] - Y[fold.validation])
+        np.testing.assert_allclose(end.val["absolute"][:, f, -1], errors.mean(axis=(1, 2)), rtol=1e-5)
+
+
+def test_an_optimizer_that_asks_is_told_how_many_updates_there_will_be():
+    plain, told = toy_task(), []
+    task = plain._replace(optimizer=lambda h, num_steps: told.append(num_steps) or plain.optimizer(h))
+    folds = [Fold(np.arange(41), np.arange(41, 61)), Fold(np.arange(10), np.arange(10, 61))]
+    placed = place(Plan(1), Spec(3, 20, (0,)), task=task, folds=folds)
+    assert placed.num_steps == 3 * 3  # epochs x batches of the longer fold
+    population.start(placed, Trials(KEY, np.arange(1), as_arrays(draws(1))))
+    assert set(told) == {9}
+    assert place(Plan(1), Spec(3, 20, (0,))).num_steps is None
+
+
+@pytest.mark.slow
 def test_compiled_program_has_no_collective():
-    task = studies.make_task(STUDY, (), WIDEST.hidden_units)
-    problem = population.place(task, Plan(8, 8, 1), Spec(1, 20, (0,)), X, Y, k_fold(len(X), 3, (0,)))
-    text = population.lowered(problem, studies.as_arrays(draws(8))).compile().as_text()
+    text = population.lowered(place(Plan(8, 8, 1), Spec(1, 20, (0,))), as_arrays(draws(8))).compile().as_text()
     for collective in ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter"):
         assert collective not in text
 
@@ -174,7 +210,7 @@ def test_plan_whose_slots_do_not_divide_is_refused():
 
 @pytest.mark.parametrize("num_trials", [1, 2, 7, 25, 100])
 def test_make_plan_has_a_slot_for_each_trial_and_few_to_spare(num_trials):
-    params = studies.parameter_shapes(STUDY, WIDEST)
+    params = study.parameter_shapes(toy_task(), study.one_trial(toy.STUDY, draws(1)[0]))
     plan = population.make_plan(num_trials, 3, params, Layout())
     assert num_trials <= plan.slots < num_trials + plan.num_devices * plan.trials_at_once
     assert plan.num_devices == min(num_trials, 8)
@@ -182,9 +218,8 @@ def test_make_plan_has_a_slot_for_each_trial_and_few_to_spare(num_trials):
 
 @pytest.mark.slow
 def test_predictions_in_pieces_equal_predictions_at_once():
-    task = studies.make_task(STUDY, (), WIDEST.hidden_units)
-    hyperparameters = jax.tree.map(lambda a: a[0], studies.as_arrays(draws(1)))
-    params = task.init(jax.random.key(0), hyperparameters)
+    task, hyperparameters = toy_task(), study.one_trial(toy.STUDY, draws(1)[0])
+    params = jax.jit(task.init)(KEY, hyperparameters)
     pieces = population.predict(task, params, hyperparameters, X, piece_size=7)
     np.testing.assert_allclose(pieces, task.apply(params, jnp.asarray(X), hyperparameters), rtol=1e-5, atol=1e-6)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import regression
 from processes import complete, finish, lasting, start, wait_for
 
 from hw1jax import search
@@ -117,7 +118,7 @@ def test_a_database_that_stays_away_ends_the_search_in_one_line_and_nothing_is_l
     note, error = errors.strip().splitlines()
     assert "trying again for 1 s" in note
     assert error.startswith("error: --storage: the database has been away for 1 s")
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("batches/*/*.npz")}
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("brackets/*/*.npz")}
     assert kept
     server.start()
     complete(tmp_path / "out", *flags)
@@ -127,10 +128,11 @@ def test_a_database_that_stays_away_ends_the_search_in_one_line_and_nothing_is_l
 def test_a_search_that_an_earlier_version_left_in_a_database_goes_on(tmp_path, server):
     """A database held one search of a study then, under the study's own name."""
     flags = ("--num-epochs", 50, "--num-trials", 3, "--storage", server.url)
-    study = search.open_study(tmp_path / "out" / "journal.log", "regression", sampler="random", seed=0, url=server.url)
-    assert study.study_name.startswith("regression-")
-    study._storage.remove_session()
-    study._storage._backend.engine.dispose()  # this process lives on: a connection left to it would warn later
+    journal = tmp_path / "out" / "journal.log"
+    opened = search.open_storage(journal, regression.STUDY, sampler="random", seed=0, url=server.url)
+    assert opened.study_name.startswith("regression-")
+    opened._storage.remove_session()
+    opened._storage._backend.engine.dispose()  # this process lives on: a connection left to it would warn later
     (tmp_path / "out" / search.NAME_FILE).write_text("regression\n")
     complete(tmp_path / "out", *flags)
     (tmp_path / "out" / search.NAME_FILE).unlink()

@@ -8,9 +8,11 @@ import signal
 import time
 
 import pytest
+import regression
+import toy
 from processes import complete, finish, lasting, num_lines, one_line, start, wait_for
 
-from hw1jax import inspection, search
+from hw1jax import results, search
 
 LONG = "HW1JAX_LONG_TESTS" in os.environ  # as many kills and workers as the project asks for, ten minutes
 
@@ -101,7 +103,7 @@ def test_trials_at_own_widths_are_kept_one_by_one(tmp_path, monkeypatch):
     complete(tmp_path / "undisturbed", *flags)
 
     def kept():
-        return {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("batches/*/*.npz")}
+        return {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("brackets/*/*.npz")}
 
     process = start(tmp_path / "out", *flags)
     wait_for(kept, process)
@@ -143,40 +145,80 @@ def test_processes_with_other_numbers_of_trials_share_a_folder(tmp_path):
         assert code == 0, (number, errors)
         lines = errors.splitlines()
         assert not lines or (len(lines) == 1 and lines[0].endswith("meanwhile: its results stay"))
-    run = inspection.read_run(tmp_path / "out")
-    assert len(run.trials.rows) == run.results["config"]["num_trials"] == numbers[-1]
+    found = results.load_results(tmp_path / "out", regression.STUDY)
+    assert len(found.trials.rows) == found.record["config"]["num_trials"] == numbers[-1]
     complete(tmp_path / "out", "--num-trials", 5, *flags)
-    assert len(inspection.read_run(tmp_path / "out").trials.rows) == 5  # who asks for fewer gets fewer
+    assert (
+        len(results.load_results(tmp_path / "out", regression.STUDY).trials.rows) == 5
+    )  # who asks for fewer gets fewer
+
+
+DEEP = ("--study", "deep", "--num-trials", 12, "--num-epochs", 1000, "--members-per-program", 18)
+
+
+@pytest.fixture(scope="module")
+def deep_alone(tmp_path_factory, cache):
+    """What one process leaves of a search over static hyperparameters, with randomness and state in training."""
+    folder = tmp_path_factory.mktemp("deep")
+    complete(folder / "out", *DEEP, "--log", folder / "log")
+    record, *_ = lasting(folder / "out")
+    assert record["num_programs"] == 3
+    return lasting(folder / "out"), num_lines(folder / "log")
+
+
+def test_a_search_with_several_programs_is_the_same_with_three_processes(tmp_path, deep_alone):
+    expected, alone = deep_alone
+    logs = [tmp_path / f"{i}.log" for i in range(3)]
+    processes = [start(tmp_path / "out", *DEEP, "--log", log) for log in logs]
+    for process in processes:
+        code, errors = finish(process)
+        assert code == 0, errors
+    assert lasting(tmp_path / "out") == expected
+    assert sum(map(num_lines, logs)) == alone  # no job is trained twice
+
+
+def test_a_search_with_several_programs_goes_on_after_each_death_to_the_same_end(tmp_path, deep_alone):
+    expected, calls = deep_alone
+    out, log = tmp_path / "out", tmp_path / "log"
+    for share in (0.1, 0.45, 0.8):
+        process = start(out, *DEEP, "--log", log)
+        wait_for(lambda: num_lines(log) >= share * calls, process)  # noqa: B023
+        process.kill()
+        assert finish(process)[0] == -signal.SIGKILL
+        assert num_lines(log) < calls, "it was killed in training"
+    complete(out, *DEEP, "--log", log)
+    assert lasting(out) == expected
+    assert num_lines(log) <= calls + 3 * 2
 
 
 def test_a_journal_cut_anywhere_keeps_its_whole_records_and_takes_more(tmp_path):
     journal = tmp_path / "journal.log"
-    study = search.open_study(journal, "s", sampler="random", seed=0)
+    opened = search.open_storage(journal, toy.STUDY, sampler="random", seed=0)
     for _ in range(5):
-        study.tell(study.ask(), 1.0)
+        opened.tell(opened.ask(), 1.0)
     content = journal.read_bytes()
     first = content.index(b"\n") + 1
     places = random.Random(0)
     for _ in range(100):
         cut = places.randrange(first, len(content))
         journal.write_bytes(content[:cut])
-        again = search.open_study(journal, "s", sampler="random", seed=0)
+        again = search.open_storage(journal, toy.STUDY, sampler="random", seed=0)
         whole = content[:cut].count(b"\n")
         assert journal.read_bytes().splitlines()[:whole] == content.splitlines()[:whole]
         again.ask()
         assert all(json.loads(line) for line in journal.read_bytes().splitlines())
-        assert len(search.open_study(journal, "s", sampler="random", seed=0).trials) == len(again.trials)
+        assert len(search.open_storage(journal, toy.STUDY, sampler="random", seed=0).trials) == len(again.trials)
 
 
 def test_a_damaged_line_within_a_journal_is_named_and_the_file_left_alone(tmp_path):
     journal = tmp_path / "journal.log"
-    study = search.open_study(journal, "s", sampler="random", seed=0)
-    study.tell(study.ask(), 1.0)
+    opened = search.open_storage(journal, toy.STUDY, sampler="random", seed=0)
+    opened.tell(opened.ask(), 1.0)
     lines = journal.read_bytes().splitlines(keepends=True)
     lines[2] = lines[2][:10] + b"\n"
     journal.write_bytes(b"".join(lines))
     with pytest.raises(ValueError, match="journal.log, line 3 is damaged"):
-        search.open_study(journal, "s", sampler="random", seed=0)
+        search.open_storage(journal, toy.STUDY, sampler="random", seed=0)
     assert journal.read_bytes() == b"".join(lines)
 
 
@@ -209,7 +251,7 @@ def test_a_folder_that_vanishes_is_told_in_one_line_or_made_again(tmp_path, undi
 def test_a_damaged_checkpoint_is_refused_with_what_to_do(tmp_path):
     code, _ = finish(start(tmp_path, "--kill-at-rename", 10))  # of a job's nineteen checkpoints
     assert code == -signal.SIGKILL
-    (left,) = tmp_path.glob("batches/*/*.checkpoint")
+    (left,) = tmp_path.glob("brackets/*/*.checkpoint")
     left.write_bytes(left.read_bytes()[:-50])
     code, errors = finish(start(tmp_path))
     assert code == 2

@@ -8,15 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import forms
 import numpy as np
-import peers
 import pytest
+from speed import forms, peers
 from test_peers import synthetic_work
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
+EXPERIMENTS = ROOT / "experiments"
 SMALL = ("--quick", "--num-trials", "1", "--num-epochs", "1", "--num-folds", "2")
 STUDIES = ("regression", "fashion_mlp", "fashion_cnn")
 LEFT = ("results.json", "trials.csv", "histories.npz", "model.msgpack", "report.html")
@@ -39,9 +39,14 @@ def cache(tmp_path_factory):
 
 def run(script, *flags, cache, cwd):
     """A script on small data -> its standard output."""
+    return python(ROOT / "tests" / "small_data.py", script, *flags, cache=cache, cwd=cwd)
+
+
+def python(*command, cache, cwd):
+    """What Python prints in a process that ends well."""
     variables = {"JAX_COMPILATION_CACHE_DIR": cache, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, ROOT / "tests" / "small_data.py", script, *map(str, flags)],
+        [sys.executable, *map(str, command)],
         cwd=cwd,
         env=os.environ | variables,
         capture_output=True,
@@ -54,23 +59,24 @@ def run(script, *flags, cache, cwd):
 
 
 def test_every_script_has_a_test_here():
-    modules = {"command", "signals"}
+    """But the examples, which have one of their own."""
     alike = {"fashion_mlp", "fashion_cnn"}
-    there = {path.stem for path in (ROOT / "experiments").glob("*.py")}
-    assert there - modules == {*NEEDED, *alike, "forms", "peers", "readme"}
+    there = {str(path.relative_to(EXPERIMENTS).with_suffix("")) for path in EXPERIMENTS.rglob("*.py")}
+    there = {name for name in there if not name.startswith("examples/") and not name.endswith("__init__")}
+    assert there == {*NEEDED, *alike, "homework", "speed/forms", "speed/peers", "readme"}
 
 
 @pytest.mark.parametrize("name", NEEDED)
 def test_it_runs_to_its_end_and_leaves_its_files(name, tmp_path, cache):
     flags, files = NEEDED[name]
-    run(ROOT / "experiments" / f"{name}.py", *flags, "--out", tmp_path / "out", cache=cache, cwd=tmp_path)
+    run(EXPERIMENTS / f"{name}.py", *flags, "--out", tmp_path / "out", cache=cache, cwd=tmp_path)
     for file in files:
         assert (tmp_path / "out" / file).stat().st_size > 0
 
 
 @pytest.mark.parametrize("name", ["fashion_mlp", "fashion_cnn"])
 def test_the_experiment_of_a_classifier_runs_to_its_end(name, tmp_path, cache):
-    run(ROOT / "experiments" / f"{name}.py", *SMALL, "--out", tmp_path / "out", cache=cache, cwd=tmp_path)
+    run(EXPERIMENTS / f"{name}.py", *SMALL, "--out", tmp_path / "out", cache=cache, cwd=tmp_path)
     assert json.loads((tmp_path / "out" / "results.json").read_text())["test"]["confusion"]
 
 
@@ -79,7 +85,7 @@ def test_forms_prints_a_line_of_json(tmp_path, cache):
     work = forms.order_work("regression", work.x, work.y, work.trials, num_folds=3, num_epochs=2, batch_size=10)
     peers.save_work(tmp_path / "work.npz", work)
     flags = ("--form", "folds in parallel", "--work", tmp_path / "work.npz", "--repeats", 1, "--seconds", 0)
-    line = run(ROOT / "experiments" / "forms.py", *flags, cache=cache, cwd=tmp_path)
+    line = python("-m", "speed.forms", *flags, cache=cache, cwd=EXPERIMENTS)
     assert len(json.loads(line)["us_per_sample"]) == 1
 
 
@@ -87,16 +93,16 @@ def test_forms_prints_a_line_of_json(tmp_path, cache):
 def test_peers_prints_a_line_of_json(tmp_path, cache):
     peers.save_work(tmp_path / "work.npz", synthetic_work("regression"))
     flags = ("--peer", "torch eager 2 threads", "--work", tmp_path / "work.npz", "--repeats", 1, "--seconds", 0)
-    line = run(ROOT / "experiments" / "peers.py", *flags, cache=cache, cwd=tmp_path)
+    line = python(EXPERIMENTS / "speed" / "peers.py", *flags, cache=cache, cwd=tmp_path)
     assert len(json.loads(line)["us_per_sample"]) == 1
 
 
 def test_readme_writes_the_readme_of_its_checkout(tmp_path, cache):
-    shutil.copytree(ROOT / "experiments", tmp_path / "experiments", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(EXPERIMENTS, tmp_path / "experiments", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "README.md", tmp_path)
     runs = tmp_path / "runs" / "regression"
     runs.mkdir(parents=True)
-    results = json.loads((ROOT / "experiments" / "results" / "regression.json").read_text())
+    results = json.loads((EXPERIMENTS / "results" / "regression.json").read_text())
     results |= {"test": dict.fromkeys(results["test"]), "refit": {"state": "diverged", "failure": "it diverged"}}
     (runs / "results.json").write_text(json.dumps(results))
     run(tmp_path / "experiments" / "readme.py", tmp_path / "runs", cache=cache, cwd=tmp_path)

@@ -1,20 +1,33 @@
-"""The search: draws that depend on nothing but (seed, trial, name), batches that survive a stop, diverged trials."""
+"""The search: draws that depend on nothing but (seed, trial, name), brackets that survive a stop, diverged trials."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import optuna
 import pytest
+import toy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from hw1jax import search
-from hw1jax.search import FloatRange, IntRange, PureRandomSampler, Space, TrialScore
+from hw1jax import losses, results, search, storage
+from hw1jax import space as space_
+from hw1jax.search import PureRandomSampler
+from hw1jax.space import Choice, Float, Int
+from hw1jax.study import Study, narrow
 
-SPACE = Space((IntRange(10, 50), IntRange(10, 50)), (IntRange(4, 6),))
+SPACE = {
+    "channels": (Int(4, 6, width=True),),
+    "hidden_units": (Int(10, 50, width=True), Int(10, 50, width=True)),
+    "learning_rate": Float(1e-3, 1e-1, log=True),
+    "l2": Float(1e-4, 1e-1, log=True),
+    "optimizer": Choice("adam", "sgd", "rmsprop"),
+}
+STUDY = Study("regression", task=toy.task, data=toy.DATA, space=SPACE)
+CLASSIFIER = replace(STUDY, name="classifier", metrics={"accuracy": losses.accuracy}, maximize="accuracy")
 NAMES = ["channels_1", "hidden_units_1", "hidden_units_2", "learning_rate", "l2", "optimizer"]
 RATE = FloatDistribution(1e-3, 1e-1, log=True)
 NAN, INF = float("nan"), float("inf")
@@ -26,40 +39,45 @@ def draw(seed, number, name, distribution):
 
 def scores_of(drawn, num_folds=3):
     """A small objective that needs no network: best at a learning rate of 0.01, and different in each fold."""
-    distance = abs(np.log10(drawn.learning_rate) + 2) + 0.01 * drawn.hidden_units[0]
+    distance = abs(np.log10(drawn["learning_rate"]) + 2) + 0.01 * drawn["hidden_units"][0]
     return tuple(float(distance + 0.1 * fold) for fold in range(num_folds))
 
 
 class Training:
-    """Stands for the training of batches, and remembers what it was called with."""
+    """Stands for the training of brackets, and remembers what it was called with."""
 
     def __init__(self, scores=scores_of):
         self.calls, self._scores = [], scores
 
     def __call__(self, draws):
         self.calls.append(list(draws))
-        return {number: self._scores(drawn) for number, drawn in draws.items()}
+        return {number: {"loss": self._scores(drawn)} for number, drawn in draws.items()}
 
 
 def diverged(*numbers, with_scores=(NAN, 1.0, 2.0)):
     """Training in which these trials diverge."""
 
     def train(draws):
-        return {n: with_scores if n in numbers else scores_of(drawn) for n, drawn in draws.items()}
+        return {n: {"loss": with_scores if n in numbers else scores_of(drawn)} for n, drawn in draws.items()}
 
     return train
 
 
-def open_study(folder, seed=0, sampler="random", name="regression"):
-    return search.open_study(folder / "journal.log", name, sampler=sampler, seed=seed)
+def open_storage(folder, seed=0, sampler="random", study=STUDY):
+    return search.open_storage(folder / "journal.log", study, sampler=sampler, seed=seed)
 
 
-def run(study, train=None, num_trials=7, batch_size=3, space=SPACE):
-    return list(search.search(study, space, train or Training(), num_trials=num_trials, batch_size=batch_size))
+def run(opened, train=None, num_trials=7, bracket_size=3, study=STUDY):
+    found = search.search(opened, study, train or Training(), num_trials=num_trials, bracket_size=bracket_size)
+    return list(found)
 
 
-def table(batches):
-    return {trial.number: (trial.draw, trial.scores) for batch in batches for trial in batch}
+def table(brackets):
+    return {trial.number: (trial.draw, trial.scores) for trial in all_of(brackets)}
+
+
+def all_of(brackets):
+    return [trial for bracket in brackets for trial in bracket]
 
 
 # The sampler.
@@ -126,27 +144,28 @@ def test_seeds_trials_and_names_draw_independently():
 
 def test_two_seeds_give_different_trials(tmp_path):
     (tmp_path / "a").mkdir()
-    one, other = table(run(open_study(tmp_path, seed=0))), table(run(open_study(tmp_path / "a", seed=1)))
-    assert all(one[n][0].learning_rate != other[n][0].learning_rate for n in one)
+    one, other = table(run(open_storage(tmp_path, seed=0))), table(run(open_storage(tmp_path / "a", seed=1)))
+    assert all(one[n][0]["learning_rate"] != other[n][0]["learning_rate"] for n in one)
 
 
 def test_the_order_of_asking_does_not_matter(tmp_path):
-    batched = table(run(open_study(tmp_path), num_trials=5, batch_size=2))
-    study = optuna.create_study(sampler=PureRandomSampler(0))
-    for number, trial in enumerate([study.ask() for _ in range(5)]):
+    in_brackets = table(run(open_storage(tmp_path), num_trials=5, bracket_size=2))
+    opened = optuna.create_study(sampler=PureRandomSampler(0))
+    for number, trial in enumerate([opened.ask() for _ in range(5)]):
+        drawn, _ = in_brackets[number]
         trial.suggest_float("something_else", 1, 2, log=True)
-        assert trial.suggest_float("learning_rate", *SPACE.learning_rate, log=True) == batched[number][0].learning_rate
-        assert search.suggest(trial, SPACE) == batched[number][0]
+        assert trial.suggest_float("learning_rate", 1e-3, 1e-1, log=True) == drawn["learning_rate"]
+        assert search.suggest(trial, STUDY) == drawn
 
 
 def test_two_workers_on_one_journal_draw_what_one_would(tmp_path):
     (tmp_path / "alone").mkdir()
-    alone = table(run(open_study(tmp_path / "alone"), num_trials=6))
-    workers = [open_study(tmp_path) for _ in range(2)]
+    alone = table(run(open_storage(tmp_path / "alone"), num_trials=6))
+    workers = [open_storage(tmp_path) for _ in range(2)]
     for i in range(6):
         trial = workers[i % 2].ask()
         assert trial.number == i
-        assert search.suggest(trial, SPACE) == alone[i][0]
+        assert search.suggest(trial, STUDY) == alone[i][0]
 
 
 def test_numbers_that_cant_be_drawn_are_named():
@@ -157,125 +176,229 @@ def test_numbers_that_cant_be_drawn_are_named():
 # Asking and telling.
 
 
-def test_trial_n_is_in_batch_n_over_the_batch_size(tmp_path):
+def test_trial_n_is_in_bracket_n_over_the_brackets_size(tmp_path):
     train = Training()
-    batches = run(open_study(tmp_path), train, num_trials=7, batch_size=3)
+    brackets = run(open_storage(tmp_path), train, num_trials=7, bracket_size=3)
     assert train.calls == [[0, 1, 2], [3, 4, 5], [6]]
-    assert [[trial.number for trial in batch] for batch in batches] == train.calls
+    assert [[trial.number for trial in bracket] for bracket in brackets] == train.calls
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 7, 100])
-def test_the_batch_size_changes_no_draw(tmp_path, batch_size):
+@pytest.mark.parametrize("bracket_size", [1, 2, 7, 100])
+def test_the_size_of_the_brackets_changes_no_draw(tmp_path, bracket_size):
     expected = {number: draw(0, number, "learning_rate", RATE) for number in range(7)}
-    batches = run(open_study(tmp_path), batch_size=batch_size)
-    assert {number: row[0].learning_rate for number, row in table(batches).items()} == expected
+    brackets = run(open_storage(tmp_path), bracket_size=bracket_size)
+    assert {number: row[0]["learning_rate"] for number, row in table(brackets).items()} == expected
 
 
 def test_the_journal_holds_every_trial_for_any_other_program(tmp_path):
-    batches = run(open_study(tmp_path), diverged(4))
+    brackets = run(open_storage(tmp_path), diverged(4))
     for line in (tmp_path / "journal.log").read_text().splitlines():
         json.loads(line)
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(tmp_path / "journal.log")))
-    study = optuna.load_study(study_name="regression", storage=storage)
-    assert study.direction == optuna.study.StudyDirection.MINIMIZE
-    trials = [trial for batch in batches for trial in batch]
-    for told, trial in zip(study.trials, trials, strict=True):
+    backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "journal.log"))
+    opened = optuna.load_study(study_name="regression", storage=optuna.storages.JournalStorage(backend))
+    assert opened.direction == optuna.study.StudyDirection.MINIMIZE
+    trials = all_of(brackets)
+    for told, trial in zip(opened.trials, trials, strict=True):
         assert told.number == trial.number
-        assert told.params == trial.draw.columns()
+        assert told.params == space_.flatten(trial.draw)
         assert list(told.params) == NAMES
-        for fold, score in enumerate(trial.scores):
+        for fold, score in enumerate(trial.scores["loss"]):
             np.testing.assert_equal(told.user_attrs[f"split{fold}_val_loss"], score)
-        assert (told.state == TrialState.COMPLETE) == trial.complete
-        assert told.value == (trial.mean if trial.complete else None)
-    assert study.best_trial.number == search.best(trials).number
+        assert (told.state == TrialState.COMPLETE) == (trial.state == "complete")
+        assert told.value == (trial.mean("loss") if trial.state == "complete" else None)
+    assert opened.best_trial.number == results.best(trials, STUDY).number
 
 
 def test_a_draw_as_json_and_as_columns_says_the_same():
-    drawn = search.Draw((4, 12), (38, 28), 0.008, 0.0001, "adam")
-    assert json.loads(json.dumps(drawn.as_dict())) == drawn.as_dict()
-    assert drawn.as_dict()["channels"] == [4, 12]
-    widths = ["channels_1", "channels_2", "hidden_units_1", "hidden_units_2"]
-    assert list(drawn.columns()) == [*widths, "learning_rate", "l2", "optimizer"]
-    assert drawn.columns()["hidden_units_2"] == 28
+    space = SPACE | {"channels": (Int(4, 6), Int(10, 15))}
+    drawn = {"channels": (4, 12), "hidden_units": (38, 28), "learning_rate": 0.008, "l2": 0.0001, "optimizer": "adam"}
+    as_json = space_.draw_to_json(drawn)
+    assert json.loads(json.dumps(as_json)) == as_json
+    assert space_.draw_from_json(space, json.loads(json.dumps(as_json))) == drawn
+    assert as_json["channels"] == [4, 12]
+    flat, widths = space_.flatten(drawn), ["channels_1", "channels_2", "hidden_units_1", "hidden_units_2"]
+    assert list(flat) == list(space_.columns(space)) == [*widths, "learning_rate", "l2", "optimizer"]
+    assert flat["hidden_units_2"] == 28
 
 
 def test_ranges_are_shown_as_flags_take_them():
-    assert f"{IntRange(10, 50)} {FloatRange(1e-3, 0.1)}" == "10-50 0.001-0.1"
+    assert f"{Int(10, 50)} {Float(1e-3, 0.1)}" == "10-50 0.001-0.1"
 
 
 @pytest.mark.parametrize(
     "with_scores", [(NAN, 1.0, 2.0), (0.1, 0.1, INF), (-INF, 0.1, 0.1), (NAN, NAN, NAN), (INF, -INF, 0)]
 )
 def test_a_diverged_trial_fails_and_is_never_best(tmp_path, with_scores):
-    study = open_study(tmp_path)
-    batches = run(study, diverged(0, 5, with_scores=with_scores))
-    trials = [trial for batch in batches for trial in batch]
-    assert [trial.number for trial in trials if not trial.complete] == [0, 5]
-    states = [trial.state for trial in study.trials]
+    opened = open_storage(tmp_path)
+    trials = all_of(run(opened, diverged(0, 5, with_scores=with_scores)))
+    assert [trial.number for trial in trials if trial.state == "failed"] == [0, 5]
+    states = [trial.state for trial in opened.trials]
     assert [n for n, state in enumerate(states) if state == TrialState.FAIL] == [0, 5]
     assert states.count(TrialState.COMPLETE) == 5
-    assert study.trials[0].user_attrs["scores"] == pytest.approx(with_scores, nan_ok=True)
-    assert search.best(trials).number == study.best_trial.number not in (0, 5)
-    ranks = search.ranks(trials)
+    assert opened.trials[0].user_attrs["scores_loss"] == pytest.approx(with_scores, nan_ok=True)
+    assert results.best(trials, STUDY).number == opened.best_trial.number not in (0, 5)
+    ranks = results.ranks(trials, STUDY)
     assert ranks[0] is None
     assert sorted(rank for rank in ranks if rank) == [1, 2, 3, 4, 5]
-    assert np.isnan(trials[0].std)
+    assert np.isnan(trials[0].std("loss"))
 
 
 def test_no_trial_is_best_if_all_have_diverged(tmp_path):
-    trials = [trial for batch in run(open_study(tmp_path), diverged(*range(7))) for trial in batch]
-    assert search.best(trials) is None
-    assert search.ranks(trials) == [None] * 7
+    trials = all_of(run(open_storage(tmp_path), diverged(*range(7))))
+    assert results.best(trials, STUDY) is None
+    assert results.ranks(trials, STUDY) == [None] * 7
 
 
 def test_scores_ranks_and_the_best_by_hand():
-    drawn = search.Draw((), (10,), 0.01, 0.01, "adam")
     table = [(1.0, 3.0), (1.0, 2.0), (2.0, 2.0), (INF, 0.0), (1.5, 1.5), (9.0, 9.0)]
-    trials = [TrialScore(number, drawn, scores) for number, scores in enumerate(table)]
-    assert [t.mean for t in trials[:3]] == [2.0, 1.5, 2.0]
-    assert trials[0].std == 1.0
-    assert search.ranks(trials) == [3, 1, 3, None, 1, 5]
-    assert search.best(trials).number == 1  # the first of equals
+    trials = [search.scored(number, {}, STUDY, {"loss": scores}) for number, scores in enumerate(table)]
+    assert [t.mean("loss") for t in trials[:3]] == [2.0, 1.5, 2.0]
+    assert trials[0].std("loss") == 1.0
+    assert results.ranks(trials, STUDY) == [3, 1, 3, None, 1, 5]
+    assert results.best(trials, STUDY).number == 1  # the first of equals
+
+
+# Metrics.
+
+
+def with_accuracy(draws):
+    """The better the loss, the lower the accuracy, so that it shows which of them counts."""
+    losses_ = {n: np.array([[5.0, score] for score in scores_of(drawn)]) for n, drawn in draws.items()}
+    return {n: {"loss": loss, "accuracy": loss / 100} for n, loss in losses_.items()}
+
+
+def test_the_highest_is_best_where_a_metric_is_maximized(tmp_path):
+    opened = open_storage(tmp_path, study=CLASSIFIER)
+    trials = all_of(run(opened, with_accuracy, study=CLASSIFIER))
+    assert opened.direction == optuna.study.StudyDirection.MAXIMIZE
+    highest = max(trials, key=lambda trial: trial.mean("accuracy"))
+    assert results.best(trials, CLASSIFIER) == highest
+    assert opened.best_trial.number == highest.number
+    assert opened.best_value == highest.mean("accuracy")
+    in_order = sorted(trials, key=lambda trial: -trial.mean("accuracy"))
+    ranks = results.ranks(trials, CLASSIFIER)
+    assert [ranks[trial.number] for trial in in_order] == [1, 2, 3, 4, 5, 6, 7]
+    assert results.best(trials, replace(CLASSIFIER, maximize=None)) == in_order[-1]  # the lowest loss
+
+
+def test_of_equals_the_first_is_best_where_a_metric_is_maximized():
+    trials = [
+        search.scored(n, {}, CLASSIFIER, {"loss": (1.0,), "accuracy": (value,)})
+        for n, value in enumerate([0.5, 0.9, 0.9, 0.1])
+    ]
+    assert results.ranks(trials, CLASSIFIER) == [3, 1, 1, 4]
+    assert results.best(trials, CLASSIFIER).number == 1
+
+
+def test_every_metric_of_a_trial_is_kept_and_read_back(tmp_path):
+    first = run(open_storage(tmp_path, study=CLASSIFIER), with_accuracy, study=CLASSIFIER)
+    opened = open_storage(tmp_path, study=CLASSIFIER)
+    assert table(run(opened, Training(), study=CLASSIFIER)) == table(first)
+    for told, trial in zip(opened.trials, all_of(first), strict=True):
+        assert set(trial.scores) == {"loss", "accuracy"}
+        for name, folds in trial.scores.items():
+            assert tuple(told.user_attrs[f"split{fold}_val_{name}"] for fold in range(3)) == folds
+        assert told.intermediate_values == {1: pytest.approx(0.05), 2: told.value}  # of what counts
+
+
+def test_a_trial_whose_loss_is_not_a_number_fails_although_its_accuracy_is(tmp_path):
+    def train(draws):
+        return {n: {"loss": (NAN if n == 2 else 1.0,) * 3, "accuracy": (0.5 + n / 100,) * 3} for n in draws}
+
+    opened = open_storage(tmp_path, study=CLASSIFIER)
+    trials = all_of(run(opened, train, num_trials=3, study=CLASSIFIER))
+    assert [trial.state for trial in trials] == ["complete", "complete", "failed"]
+    assert [trial.state for trial in opened.trials] == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.FAIL]
+    assert results.best(trials, CLASSIFIER).number == 1
+    assert results.ranks(trials, CLASSIFIER) == [2, 1, None]
+
+
+def test_a_metric_that_is_not_a_number_fails_a_trial_only_where_it_counts():
+    values = {"loss": (1.0, 2.0), "accuracy": (NAN, 0.5)}
+    assert search.scored(0, {}, CLASSIFIER, values).state == "failed"
+    assert search.scored(0, {}, replace(CLASSIFIER, maximize=None), values).state == "complete"
+
+
+# Spaces of any names.
+
+
+def test_hyperparameters_of_any_name_and_kind_are_drawn_kept_and_read_back(tmp_path):
+    space = {
+        "depth": Int(1, 3, static=True),
+        "steps": Int(1, 1000, log=True),
+        "offset": Int(-5, 5),
+        "dropout": Float(0, 0.5),
+        "momentum": (Float(0.1, 0.9), Float(1e-3, 1.0, log=True)),
+        "activation": Choice("relu", "tanh", static=True),
+        "size": Choice(16, 32, 64),
+        "bias": Choice(True, False),
+    }
+    study = replace(STUDY, space=space)
+
+    def train(draws):
+        return {number: {"loss": (1.0, 2.0)} for number in draws}
+
+    drawn = {n: row[0] for n, row in table(run(open_storage(tmp_path, study=study), train, study=study)).items()}
+    again = {n: row[0] for n, row in table(run(open_storage(tmp_path, study=study), train, study=study)).items()}
+    assert drawn == again == {number: space_.random_draw(space, 0, number) for number in range(7)}
+    for values in drawn.values():
+        assert [type(values[name]) for name in ("depth", "dropout", "activation", "size", "bias")] == [
+            int,
+            float,
+            str,
+            int,
+            bool,
+        ]
+        assert -5 <= values["offset"] <= 5 and 1 <= values["steps"] <= 1000 and len(values["momentum"]) == 2
+
+
+def test_a_narrowed_choice_draws_from_what_is_left_and_keeps_its_indices(tmp_path):
+    study = narrow(STUDY, optimizer=space_.narrowed(SPACE["optimizer"], among=("rmsprop", "sgd")))
+    drawn = [trial.draw for trial in all_of(run(open_storage(tmp_path, study=study), num_trials=20, study=study))]
+    assert {one["optimizer"] for one in drawn} == {"rmsprop", "sgd"}
+    expected = [("adam", "sgd", "rmsprop").index(one["optimizer"]) for one in drawn]
+    assert space_.as_arrays(study.space, drawn)["optimizer"].tolist() == expected
 
 
 # Stopping, going on, asking for more.
 
 
-def test_finished_batches_are_not_trained_again(tmp_path):
-    first = run(open_study(tmp_path), num_trials=6)
+def test_finished_brackets_are_not_trained_again(tmp_path):
+    first = run(open_storage(tmp_path), num_trials=6)
     train = Training()
-    assert table(run(open_study(tmp_path), train, num_trials=6)) == table(first)
+    assert table(run(open_storage(tmp_path), train, num_trials=6)) == table(first)
     assert train.calls == []
-    assert len(open_study(tmp_path).trials) == 6
+    assert len(open_storage(tmp_path).trials) == 6
 
 
 def test_more_trials_later_give_what_all_at_once_would(tmp_path):
     (tmp_path / "once").mkdir()
-    at_once = table(run(open_study(tmp_path / "once"), num_trials=9))
-    run(open_study(tmp_path), num_trials=6)
+    at_once = table(run(open_storage(tmp_path / "once"), num_trials=9))
+    run(open_storage(tmp_path), num_trials=6)
     train = Training()
-    assert table(run(open_study(tmp_path), train, num_trials=9)) == at_once
+    assert table(run(open_storage(tmp_path), train, num_trials=9)) == at_once
     assert train.calls == [[6, 7, 8]]
 
 
 def test_fewer_trials_later_are_the_first_ones(tmp_path):
-    all_trials = table(run(open_study(tmp_path)))
-    fewer = table(run(open_study(tmp_path), num_trials=2))
+    all_trials = table(run(open_storage(tmp_path)))
+    fewer = table(run(open_storage(tmp_path), num_trials=2))
     assert fewer == {number: all_trials[number] for number in (0, 1)}
 
 
-def test_a_trial_that_has_a_score_keeps_it_when_its_batch_is_filled_up(tmp_path):
-    """Its batch has to run once more for the new trials; what Optuna was told and what is reported stay the same."""
-    run(open_study(tmp_path), num_trials=2)
-    study = open_study(tmp_path)
-    (batch,) = run(study, Training(lambda drawn: (1.0, 2.0, 3.0)), num_trials=3)
-    assert [trial.scores for trial in batch] == [scores_of(trial.draw) for trial in batch[:2]] + [(1.0, 2.0, 3.0)]
-    assert [trial.value for trial in study.trials] == [trial.mean for trial in batch]
+def test_a_trial_that_has_a_score_keeps_it_when_its_bracket_is_filled_up(tmp_path):
+    """Its bracket has to run once more for the new trials; what Optuna was told and what is reported stay the same."""
+    run(open_storage(tmp_path), num_trials=2)
+    opened = open_storage(tmp_path)
+    (bracket,) = run(opened, Training(lambda drawn: (1.0, 2.0, 3.0)), num_trials=3)
+    expected = [scores_of(trial.draw) for trial in bracket[:2]] + [(1.0, 2.0, 3.0)]
+    assert [trial.scores["loss"] for trial in bracket] == expected
+    assert [trial.value for trial in opened.trials] == [trial.mean("loss") for trial in bracket]
 
 
 def test_a_search_that_was_stopped_goes_on_with_the_same_trials(tmp_path):
     (tmp_path / "whole").mkdir()
-    whole = table(run(open_study(tmp_path / "whole")))
+    whole = table(run(open_storage(tmp_path / "whole")))
 
     class Stopped(Training):
         def __call__(self, draws):
@@ -284,73 +407,73 @@ def test_a_search_that_was_stopped_goes_on_with_the_same_trials(tmp_path):
             return super().__call__(draws)
 
     with pytest.raises(KeyboardInterrupt):
-        run(open_study(tmp_path), Stopped())
-    assert [trial.state for trial in open_study(tmp_path).trials[3:]] == [TrialState.RUNNING] * 3
+        run(open_storage(tmp_path), Stopped())
+    assert [trial.state for trial in open_storage(tmp_path).trials[3:]] == [TrialState.RUNNING] * 3
     train = Training()
-    study = open_study(tmp_path)
-    assert table(run(study, train)) == whole
+    opened = open_storage(tmp_path)
+    assert table(run(opened, train)) == whole
     assert train.calls == [[3, 4, 5], [6]]
-    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 7
+    assert [trial.state for trial in opened.trials] == [TrialState.COMPLETE] * 7
 
 
 @pytest.mark.parametrize("num_suggested", [0, 1])
 def test_a_trial_that_was_asked_but_not_drawn_is_drawn_then(tmp_path, num_suggested):
-    trial = open_study(tmp_path).ask()
+    trial = open_storage(tmp_path).ask()
     if num_suggested:
         trial.suggest_int("channels_1", 4, 6)
-    study = open_study(tmp_path)
-    (batch,) = run(study, num_trials=1)
-    assert batch[0].draw == search.suggest(optuna.create_study(sampler=PureRandomSampler(0)).ask(), SPACE)
-    assert len(study.trials) == 1
+    opened = open_storage(tmp_path)
+    (bracket,) = run(opened, num_trials=1)
+    assert bracket[0].draw == search.suggest(optuna.create_study(sampler=PureRandomSampler(0)).ask(), STUDY)
+    assert len(opened.trials) == 1
 
 
 def test_a_search_stopped_between_two_tellings_tells_the_rest(tmp_path):
-    first = table(run(open_study(tmp_path), num_trials=3))
+    first = table(run(open_storage(tmp_path), num_trials=3))
 
-    study = open_study(tmp_path)
-    asked = [study.ask() for _ in range(3)]
-    draws = [search.suggest(trial, SPACE) for trial in asked]
-    asked[0].set_user_attr("scores", list(scores_of(draws[0])))
-    study.tell(asked[0], float(np.mean(scores_of(draws[0]))))
+    opened = open_storage(tmp_path)
+    asked = [opened.ask() for _ in range(3)]
+    draws = [search.suggest(trial, STUDY) for trial in asked]
+    asked[0].set_user_attr("scores_loss", list(scores_of(draws[0])))
+    opened.tell(asked[0], float(np.mean(scores_of(draws[0]))))
     asked[1].set_user_attr("split0_val_loss", 123.0)  # stopped in the middle of this one
 
-    study = open_study(tmp_path)
-    batches = run(study, num_trials=6)
-    assert table(batches[:1]) == first
-    assert [trial.value for trial in study.trials[3:]] == [trial.mean for trial in batches[1]]
-    assert study.trials[4].user_attrs["split0_val_loss"] == batches[1][1].scores[0]
+    opened = open_storage(tmp_path)
+    brackets = run(opened, num_trials=6)
+    assert table(brackets[:1]) == first
+    assert [trial.value for trial in opened.trials[3:]] == [trial.mean("loss") for trial in brackets[1]]
+    assert opened.trials[4].user_attrs["split0_val_loss"] == brackets[1][1].scores["loss"][0]
 
 
 def test_a_trial_that_another_process_has_begun_and_not_drawn_is_drawn_under_its_number(tmp_path):
-    study, other = open_study(tmp_path), open_study(tmp_path)
-    ask, asked = study.ask, []
+    opened, other = open_storage(tmp_path), open_storage(tmp_path)
+    ask, asked = opened.ask, []
 
     def ask_too_late():
         if not asked:
             asked.append(other.ask())
         return ask()
 
-    study.ask = ask_too_late
+    opened.ask = ask_too_late
     (tmp_path / "alone").mkdir()
-    assert table(run(study)) == table(run(open_study(tmp_path / "alone")))
+    assert table(run(opened)) == table(run(open_storage(tmp_path / "alone")))
 
 
 @pytest.mark.parametrize("tail", ['{"op_code":5,"worker', '{"op_code":9}'])
 def test_a_line_that_was_cut_off_does_not_spoil_the_journal(tmp_path, tail):
     """A process killed while it appends leaves a part of a line; the next append must not continue that line."""
-    first = table(run(open_study(tmp_path), num_trials=3))
+    first = table(run(open_storage(tmp_path), num_trials=3))
     with open(tmp_path / "journal.log", "a") as journal:
         journal.write(tail)
-    assert table(run(open_study(tmp_path), num_trials=6)).items() >= first.items()
+    assert table(run(open_storage(tmp_path), num_trials=6)).items() >= first.items()
     train = Training()
-    assert len(table(run(open_study(tmp_path), train, num_trials=6))) == 6
+    assert len(table(run(open_storage(tmp_path), train, num_trials=6))) == 6
     assert train.calls == []
 
 
 def test_a_file_that_is_no_journal_is_refused_by_name(tmp_path):
     (tmp_path / "journal.log").write_text("Dear diary,\nnothing happened today.\n")
     with pytest.raises(ValueError, match="journal.log") as caught:
-        open_study(tmp_path)
+        open_storage(tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -359,20 +482,27 @@ def test_a_file_that_is_no_journal_is_refused_by_name(tmp_path):
 CONFIG = {
     "num_epochs": 20,
     "batch_size": 20,
-    "hidden_units": (IntRange(10, 50), IntRange(3, 30)),
-    "learning_rate": FloatRange(1e-3, 1e-1),
-    "optimizers": ("adam", "sgd"),
+    "space": space_.to_json(
+        {
+            "hidden_units": (Int(10, 50, width=True), Int(3, 30, width=True)),
+            "learning_rate": Float(1e-3, 1e-1, log=True),
+            "optimizer": Choice("adam", "sgd"),
+        }
+    ),
+    "score": "loss",
+    "direction": "minimize",
     "data_sha256": "0" * 64,
-    "plan": {"slots": 3, "layout": {"chunk_size": None}},
+    "plan": {"bracket": 3, "program": {"slots": 3, "layout": {"chunk_size": None}}},
+    "format": storage.FORMAT,
 }
 
 
-def test_the_same_settings_claim_a_folder_again_and_get_the_stored_plan(tmp_path):
-    stored = search.claim(open_study(tmp_path), CONFIG, tmp_path)
+def test_the_same_settings_begin_a_folder_again_and_get_the_stored_plan(tmp_path):
+    stored = search.begin(open_storage(tmp_path), CONFIG, tmp_path)
     assert stored == json.loads(json.dumps(CONFIG))
-    other_plan = CONFIG | {"plan": {"slots": 8, "layout": {"chunk_size": 20}}}
-    assert search.claim(open_study(tmp_path), other_plan, tmp_path) == stored
-    assert search.claim(open_study(tmp_path), CONFIG, tmp_path)["plan"] == CONFIG["plan"]
+    other_plan = CONFIG | {"plan": {"bracket": 8, "program": {"slots": 8, "layout": {"chunk_size": 20}}}}
+    assert search.begin(open_storage(tmp_path), other_plan, tmp_path) == stored
+    assert search.begin(open_storage(tmp_path), CONFIG, tmp_path)["plan"] == CONFIG["plan"]
 
 
 @pytest.mark.parametrize(
@@ -380,28 +510,65 @@ def test_the_same_settings_claim_a_folder_again_and_get_the_stored_plan(tmp_path
     [
         ("num_epochs", 30, "num_epochs = 20, not 30"),
         ("batch_size", 10, "batch_size = 20, not 10"),
-        ("hidden_units", (IntRange(10, 50),), r"hidden_units = \[\[10, 50\], \[3, 30\]\], not \[\[10, 50\]\]"),
-        ("learning_rate", FloatRange(1e-3, 1.0), r"learning_rate = \[0.001, 0.1\], not \[0.001, 1.0\]"),
-        ("optimizers", ("adam",), r"optimizers = \['adam', 'sgd'\], not \['adam'\]"),
         ("data_sha256", "1" * 64, "data_sha256 = 0000"),
-        ("channels", (IntRange(4, 10),), r"channels = None, not \[\[4, 10\]\]"),
+        ("score", "accuracy", "score = loss, not accuracy"),
+        ("direction", "maximize", "direction = minimize, not maximize"),
+        ("folds", "0123", "folds = None, not 0123"),
     ],
 )
 def test_other_settings_are_refused_with_the_difference_and_what_to_do(tmp_path, name, value, message):
-    search.claim(open_study(tmp_path), CONFIG, tmp_path)
+    refused(tmp_path, CONFIG | {name: value}, message)
+
+
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        (
+            "hidden_units",
+            (Int(10, 50),),
+            r"hidden_units = \[{'low': 10, 'high': 50}, {'low': 3, 'high': 30}\], not \[{'low': 10, 'high': 50}\]",
+        ),
+        (
+            "learning_rate",
+            Float(1e-3, 1.0, log=True),
+            r"learning_rate = {'low': 0.001, 'high': 0.1, 'log': True}, not {'low': 0.001, 'high': 1.0, 'log': True}",
+        ),
+        ("learning_rate", Float(1e-3, 0.1), "learning_rate = .*, not {'low': 0.001, 'high': 0.1}"),
+        ("optimizer", Choice("adam"), r"optimizer = {'among': \['adam', 'sgd'\]}, not {'among': \['adam'\]}"),
+        ("channels", (Int(4, 10),), r"channels = None, not \[{'low': 4, 'high': 10}\]"),
+    ],
+)
+def test_another_space_is_refused_with_the_difference_and_what_to_do(tmp_path, name, value, message):
+    refused(tmp_path, CONFIG | {"space": CONFIG["space"] | space_.to_json({name: value})}, message)
+
+
+def refused(folder, config, message):
+    search.begin(open_storage(folder), CONFIG, folder)
     with pytest.raises(ValueError, match=message) as caught:
-        search.claim(open_study(tmp_path), CONFIG | {name: value}, tmp_path)
-    assert str(tmp_path) in str(caught.value)
-    assert "--out" in str(caught.value)
+        search.begin(open_storage(folder), config, folder)
+    assert str(folder) in str(caught.value)
+    assert "out=" in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert search.claim(open_study(tmp_path), CONFIG, tmp_path)["num_epochs"] == 20
+    assert search.begin(open_storage(folder), CONFIG, folder)["num_epochs"] == 20
+
+
+@pytest.mark.parametrize("number", [None, 1, 2, storage.FORMAT + 1])
+def test_a_search_in_another_format_is_refused_in_one_line(tmp_path, number):
+    """The first format had no number."""
+    other = {name: value for name, value in CONFIG.items() if name != "format"} | ({"format": number} if number else {})
+    search.begin(open_storage(tmp_path), other, tmp_path)
+    with pytest.raises(
+        storage.FormatError, match=f"has the format {number or 1}, this version .* another out="
+    ) as caught:
+        search.begin(open_storage(tmp_path), CONFIG, tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_folder_of_another_study_is_refused(tmp_path):
-    """Its batches would be taken for this study's own."""
-    search.claim(open_study(tmp_path, name="regression"), CONFIG, tmp_path)
-    with pytest.raises(ValueError, match="regression.*--out") as caught:
-        search.claim(open_study(tmp_path, name="fashion_mlp"), CONFIG, tmp_path)
+    """Its brackets would be taken for this study's own."""
+    search.begin(open_storage(tmp_path), CONFIG, tmp_path)
+    with pytest.raises(ValueError, match="regression.*out=") as caught:
+        search.begin(open_storage(tmp_path, study=replace(STUDY, name="fashion_mlp")), CONFIG, tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -409,42 +576,53 @@ def test_a_folder_of_another_study_is_refused(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def tpe_batches(tmp_path_factory):
+def tpe_brackets(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tpe")
-    return folder, run(open_study(folder, sampler="tpe"), num_trials=30, batch_size=6)
+    return folder, run(open_storage(folder, sampler="tpe"), num_trials=30, bracket_size=6)
 
 
-def test_tpe_learns_from_batch_to_batch(tpe_batches):
-    _, batches = tpe_batches
-    means = [np.mean([trial.mean for trial in batch]) for batch in batches]
-    assert all(trial.complete for batch in batches for trial in batch)
+def test_tpe_learns_from_bracket_to_bracket(tpe_brackets):
+    _, brackets = tpe_brackets
+    means = [np.mean([trial.mean("loss") for trial in bracket]) for bracket in brackets]
+    assert all(trial.state == "complete" for trial in all_of(brackets))
     assert np.mean(means[3:]) < np.mean(means[:2])
 
 
-def test_tpe_stays_within_the_ranges_and_repeats_no_trial(tpe_batches):
-    drawn = [trial.draw for batch in tpe_batches[1] for trial in batch]
-    assert len({d.learning_rate for d in drawn}) == 30
-    assert all(10 <= width <= 50 for d in drawn for width in d.hidden_units)
-    assert all(1e-3 <= d.learning_rate <= 1e-1 and 1e-4 <= d.l2 <= 1e-1 for d in drawn)
+def test_tpe_stays_within_the_ranges_and_repeats_no_trial(tpe_brackets):
+    drawn = [trial.draw for trial in all_of(tpe_brackets[1])]
+    assert len({d["learning_rate"] for d in drawn}) == 30
+    assert all(10 <= width <= 50 for d in drawn for width in d["hidden_units"])
+    assert all(1e-3 <= d["learning_rate"] <= 1e-1 and 1e-4 <= d["l2"] <= 1e-1 for d in drawn)
 
 
-def test_tpe_draws_the_same_with_the_same_seed_and_reads_back_what_is_done(tpe_batches, tmp_path):
-    folder, batches = tpe_batches
-    again = run(open_study(tmp_path, sampler="tpe"), num_trials=18, batch_size=6)
-    assert table(again) == table(batches[:3])
+def test_tpe_draws_the_same_with_the_same_seed_and_reads_back_what_is_done(tpe_brackets, tmp_path):
+    folder, brackets = tpe_brackets
+    again = run(open_storage(tmp_path, sampler="tpe"), num_trials=18, bracket_size=6)
+    assert table(again) == table(brackets[:3])
     train = Training()
-    assert table(run(open_study(folder, sampler="tpe"), train, num_trials=30, batch_size=6)) == table(batches)
+    read_back = run(open_storage(folder, sampler="tpe"), train, num_trials=30, bracket_size=6)
+    assert table(read_back) == table(brackets)
     assert train.calls == []
 
 
 def test_tpe_goes_on_past_diverged_trials_and_takes_up_running_ones(tmp_path):
-    study = open_study(tmp_path, sampler="tpe")
-    study.ask()
-    batches = run(open_study(tmp_path, sampler="tpe"), diverged(*range(0, 14, 2)), num_trials=16, batch_size=4)
-    assert sum(trial.complete for batch in batches for trial in batch) == 9
-    study = open_study(tmp_path, sampler="tpe")
-    failed = [trial.number for trial in study.trials if trial.state == TrialState.FAIL]
-    complete = [trial.number for trial in study.trials if trial.state == TrialState.COMPLETE]
+    open_storage(tmp_path, sampler="tpe").ask()
+    train = diverged(*range(0, 14, 2))
+    brackets = run(open_storage(tmp_path, sampler="tpe"), train, num_trials=16, bracket_size=4)
+    assert sum(trial.state == "complete" for trial in all_of(brackets)) == 9
+    opened = open_storage(tmp_path, sampler="tpe")
+    failed = [trial.number for trial in opened.trials if trial.state == TrialState.FAIL]
+    complete = [trial.number for trial in opened.trials if trial.state == TrialState.COMPLETE]
     assert failed == list(range(0, 14, 2))  # trial 0 too, which was running: under its own number
     assert complete == [1, 3, 5, 7, 9, 11, 13, 14, 15]
-    assert len(study.trials) == 16
+    assert len(opened.trials) == 16
+
+
+def test_tpe_looks_for_the_highest_where_a_metric_is_maximized(tmp_path):
+    def train(draws):
+        return {n: {"loss": (1.0,), "accuracy": (2 - scores_of(drawn)[0],)} for n, drawn in draws.items()}
+
+    opened = open_storage(tmp_path, sampler="tpe", study=CLASSIFIER)
+    brackets = run(opened, train, num_trials=30, bracket_size=6, study=CLASSIFIER)
+    means = [np.mean([trial.mean("accuracy") for trial in bracket]) for bracket in brackets]
+    assert np.mean(means[3:]) > np.mean(means[:2])

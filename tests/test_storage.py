@@ -176,6 +176,21 @@ def test_a_damaged_file_of_arrays_is_refused_by_name(tmp_path):
         assert "\n" not in str(caught.value)
 
 
+def test_content_of_this_version_is_read_be_the_number_pythons_or_an_arrays():
+    storage.check_format({"format": storage.FORMAT}, "x")
+    storage.check_format({"format": np.array(storage.FORMAT)}, "x")
+
+
+@pytest.mark.parametrize("content", [{}, {"format": 2}, {"format": np.array(storage.FORMAT + 1)}, {"format": "x" * 99}])
+def test_content_of_another_version_is_refused_in_one_line_that_names_it(content):
+    with pytest.raises(storage.FormatError) as caught:
+        storage.check_format(content, "runs/x/results.json")
+    text = str(caught.value)
+    assert text.startswith(f"runs/x/results.json has the format {str(content.get('format', 1))[:20]}, this version of")
+    assert text.endswith("or give another out=")
+    assert len(text.splitlines()) == 1
+
+
 def test_a_missing_file_stays_a_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError):
         storage.read_arrays(tmp_path / "nothing.npz")

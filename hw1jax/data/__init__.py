@@ -1,27 +1,34 @@
-"""The data of the three studies, as numpy arrays: `regression` (embedded generator, CSV) and `fashion_mnist`."""
+"""Data as arrays: what a study trains and tests on, and the homework's own, `regression` and `fashion_mnist`."""
 
 import hashlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 
 class Dataset(NamedTuple):
-    """Training and test examples; the leading axis counts examples, and x and y of a part have the same length.
+    """Training and test examples: arrays, or trees (dicts, tuples) of arrays, whose leading axis counts examples.
 
-    Regression: x and y float32 [example, 1].
-    Fashion-MNIST: x uint8 [example, 28, 28], 0 to 255; y int32 [example], 0 to 9.
+    Attributes:
+      x_train, y_train: what is trained on, in folds.
+      x_test, y_test: looked at once, by the refitted best trial.
+      weights: float [example] of the training part, at least 0: how much each counts in the loss, in training and in
+        validation; all the same, if not given.
+      groups: [example] of the training part, for splitters that keep groups together.
     """
 
-    x_train: np.ndarray
-    y_train: np.ndarray
-    x_test: np.ndarray
-    y_test: np.ndarray
+    x_train: Any
+    y_train: Any
+    x_test: Any
+    y_test: Any
+    weights: Any = None
+    groups: Any = None
 
 
 def sha256(data: Dataset) -> str:
-    """A digest of all four arrays, by which results know the data that they belong to."""
+    """A digest of all arrays, by which results know the data that they belong to."""
     digest = hashlib.sha256()
-    for part in data:
-        digest.update(part.tobytes())
+    for leaf in jax.tree.leaves(data):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()

@@ -190,7 +190,7 @@ def _read_strictly(folder: str | Path, files: Files) -> Contents:
     try:
         return read_folder(Path(os.path.expanduser(folder)), files)
     except (OSError, DataError) as error:
-        raise DataError(f"{error}; --data-dir or HW1JAX_DATA_DIR must name a folder with {_wanted(files)}") from None
+        raise DataError(f"{error}; data_dir= or HW1JAX_DATA_DIR must name a folder with {_wanted(files)}") from None
 
 
 def _search(sources: tuple[Source, ...], files: Files) -> Contents:
@@ -210,7 +210,7 @@ def _search(sources: tuple[Source, ...], files: Files) -> Contents:
         return contents
     raise DataError(
         f"Fashion-MNIST could not be had from any source:{''.join(failures)}\n"
-        f"Connect to a network, or install the Debian package {DEBIAN_PACKAGE}, or pass as --data-dir (or set "
+        f"Connect to a network, or install the Debian package {DEBIAN_PACKAGE}, or pass as data_dir= (or set "
         f"HW1JAX_DATA_DIR to) a folder with {_wanted(files)}, from https://github.com/zalandoresearch/fashion-mnist"
     )
 

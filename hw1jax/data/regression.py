@@ -27,6 +27,15 @@ def target(x: np.ndarray) -> np.ndarray:
     return 2.05 - 1.46 * x + 0.098 * x**3 + 2.9 * np.exp(-((x - 2) ** 2))
 
 
+def load(train_csv: str | os.PathLike[str] | None = None, test_csv: str | os.PathLike[str] | None = None) -> Dataset:
+    """The embedded data, or those of two CSV files; a ValueError for one file alone."""
+    if train_csv is None and test_csv is None:
+        return embedded()
+    if train_csv is None or test_csv is None:
+        raise ValueError("train_csv= and test_csv= go together: give both, or neither for the embedded data")
+    return from_csv(train_csv, test_csv)
+
+
 def embedded() -> Dataset:
     """100 training and 100 test samples of `target`, the same at every call; float32 [100, 1] each, in random order.
 

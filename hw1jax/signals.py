@@ -1,6 +1,6 @@
 """Ctrl-C and SIGTERM, heard from the first lines of a program on: every experiment starts with
 
-    import signals
+    from hw1jax import signals
 
     if __name__ == "__main__":
         signals.listen()

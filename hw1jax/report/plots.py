@@ -7,6 +7,7 @@ Colours are Okabe and Ito's, which the colour-blind can tell apart, and matplotl
 import io
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from itertools import cycle
 from typing import Any
 
 import matplotlib
@@ -160,16 +161,8 @@ def validation_curves(ax: Axes, curves: Array, usual: Array, best: int, *, loss_
 
     The limits come from the usual trials: a diverged one leaves the figure instead of flattening the others.
     """
-    epochs = np.arange(1, curves.shape[1] + 1)
-    dots = _dots(epochs)
-    labels = {True: "other trials", False: "failed or off the scale"}
-    for row, (curve, done) in enumerate(zip(curves, usual, strict=True)):
-        if row != best:
-            look: dict[str, Any] = {"color": BLUE, "alpha": 0.45} if done else {"color": GREY, "linestyle": ":"}
-            ax.plot(epochs, curve, linewidth=0.6, label=labels.pop(bool(done), None), **look, **dots)
-    ax.plot(epochs, curves[best], color=BEST, linewidth=1.8, label="best trial", zorder=3, **dots)
-    ax.set(title="Validation loss of all trials, mean over the folds", xlabel="epoch", ylabel=loss_name)
-    _epoch_axis(ax, epochs)
+    _trial_curves(ax, curves, usual, best)
+    ax.set(title="Validation loss of all trials, mean over the folds", ylabel=loss_name)
     shown = curves[usual]
     shown = shown[np.isfinite(shown)]
     _log_loss_axis(ax, shown)
@@ -180,56 +173,117 @@ def validation_curves(ax: Axes, curves: Array, usual: Array, best: int, *, loss_
     return ax
 
 
+def metric_profile(ax: Axes, val: Array, mean: Array, *, name: str) -> Axes:
+    """A metric in validation by epoch: val [fold, epoch] thin, their mean [epoch] bold."""
+    epochs = np.arange(1, len(mean) + 1)
+    dots = _dots(epochs)
+    ax.plot(epochs, np.transpose(val), color=VALIDATION, linewidth=0.6, alpha=0.55, **dots)
+    ax.plot(epochs, mean, color=VALIDATION, linewidth=1.8, label=f"validation, mean of {len(val)} folds", **dots)
+    ax.set(title="Best trial", xlabel="epoch", ylabel=name)
+    _epoch_axis(ax, epochs)
+    ax.legend()
+    return ax
+
+
+def metric_curves(ax: Axes, curves: Array, usual: Array, best: int, *, name: str) -> Axes:
+    """A metric in validation of every trial, as `validation_curves`, on a linear axis."""
+    _trial_curves(ax, curves, usual, best)
+    ax.set(title="All trials, mean over the folds", ylabel=name)
+    shown = curves[usual]
+    shown = shown[np.isfinite(shown)]
+    if len(shown):
+        room = 0.05 * (shown.max() - shown.min()) or 0.05 * abs(shown.max()) or 1
+        ax.set_ylim(shown.min() - room, shown.max() + room)
+    ax.legend()
+    return ax
+
+
+def _trial_curves(ax: Axes, curves: Array, usual: Array, best: int) -> None:
+    """A line a trial, curves [trial, epoch], the best one in front."""
+    epochs = np.arange(1, curves.shape[1] + 1)
+    dots = _dots(epochs)
+    labels = {True: "other trials", False: "failed or off the scale"}
+    for row, (curve, done) in enumerate(zip(curves, usual, strict=True)):
+        if row != best:
+            look: dict[str, Any] = {"color": BLUE, "alpha": 0.45} if done else {"color": GREY, "linestyle": ":"}
+            ax.plot(epochs, curve, linewidth=0.6, label=labels.pop(bool(done), None), **look, **dots)
+    ax.plot(epochs, curves[best], color=BEST, linewidth=1.8, label="best trial", zorder=3, **dots)
+    ax.set_xlabel("epoch")
+    _epoch_axis(ax, epochs)
+
+
 # Trials
 
 
 def trial_scores(
-    ax: Axes, numbers: Array, folds: Array, means: Array, usual: Array, *, constant: float, loss_name: str
+    ax: Axes,
+    numbers: Array,
+    folds: Array,
+    means: Array,
+    usual: Array,
+    *,
+    constant: float | None,
+    name: str,
+    high_is_good: bool = False,
 ) -> Axes:
     """Each trial's score: a dot a fold (folds [trial, fold]) and a bar at the mean ([trial]), in the given order.
 
-    Trials that are not `usual` (failed, or far off) are crosses at the top edge; the dashed line is a constant's loss.
+    Trials that are not `usual` (failed, or far off) are crosses at the top edge; the dashed line is a constant's loss,
+    where that is known. `name` is the score's.
     """
     place = np.arange(len(numbers))
     done = np.asarray(usual, bool)
-    ax.axhline(constant, color=GREY, linestyle="--", linewidth=0.8, label="constant prediction")
+    if constant is not None:
+        ax.axhline(constant, color=GREY, linestyle="--", linewidth=0.8, label="constant prediction")
     ax.vlines(place[done], folds[done].min(axis=1), folds[done].max(axis=1), color=LIGHT, linewidth=2.5, zorder=1)
     columns = [ax.plot(place[done], fold[done], "o", color=BLUE, markersize=2.5)[0] for fold in folds.T]
     columns[0].set_label("each fold")
     ax.plot(place[done], means[done], "_", color=BLACK, markersize=9, markeredgewidth=1.8, label="mean")
     _crosses(ax, place[~done])
-    ax.set(title="Score of each trial, the best first", xlabel="trial number", ylabel=f"validation {loss_name}")
+    ax.set(title="Score of each trial, the best first", xlabel="trial number", ylabel=f"validation {name}")
     every = slice(None, None, -(-len(numbers) // 50))  # more would overlap
     ax.set_xticks(place[every], [str(number) for number in numbers[every]], rotation=90 if len(numbers) > 30 else 0)
     ax.set_xlim(-0.7, len(numbers) - 0.3)
-    _log_loss_axis(ax, np.append(folds[done], constant))
+    if not high_is_good:
+        _log_loss_axis(ax, folds[done] if constant is None else np.append(folds[done], constant))
     ax.legend()
     return ax
 
 
 def hyperparameter_slice(
-    ax: Axes, values: Array, scores: Array, usual: Array, learned: Array, best: int, *, name: str, choices: Sequence
+    ax: Axes,
+    values: Array,
+    scores: Array,
+    usual: Array,
+    learned: Array,
+    best: int,
+    *,
+    name: str,
+    choices: Sequence,
+    log: bool = False,
+    high_is_good: bool = False,
 ) -> Axes:
     """One hyperparameter against the score, a point a trial (all [trial]), coloured by score.
 
     Args:
-      values: float, or str for a choice among names.
+      values: numbers, or str for a choice.
       usual: bool; the others, failed or far off, are crosses at the top edge.
       learned: bool; trials no better than a constant are hollow.
       best: the row with a ring around it.
       choices: what could be drawn: (low, high), or the names.
+      log: whether numbers were drawn on a logarithmic scale.
+      high_is_good: of the score; dark is good.
     """
-    values = _place(ax, values, choices)
-    norm = _score_norm(scores[usual])
+    values = _place(ax, values, choices, log)
+    look: dict[str, Any] = {"norm": _score_norm(scores[usual]), "cmap": _colours(high_is_good)}
     shown = usual & learned
-    ax.scatter(
-        values[shown], scores[shown], c=scores[shown], norm=norm, cmap=SEQUENTIAL, s=18, edgecolor=GREY, linewidth=0.3
-    )
+    ax.scatter(values[shown], scores[shown], c=scores[shown], s=18, edgecolor=GREY, linewidth=0.3, **look)
     hollow = usual & ~learned
     ax.scatter(values[hollow], scores[hollow], s=14, facecolor="none", edgecolor=GREY, linewidth=0.8)
     ax.scatter(values[best], scores[best], s=70, facecolor="none", edgecolor=BEST, linewidth=1.4, zorder=3)
     _crosses(ax, values[~usual])
-    _log_loss_axis(ax, scores[usual])
+    if not high_is_good:
+        _log_loss_axis(ax, scores[usual])
     ax.set_xlabel(name)
     return ax
 
@@ -246,33 +300,25 @@ def score_plane(
     x_range: Sequence[float],
     y_range: Sequence[float],
     labels: tuple[str, str, str],
+    high_is_good: bool = False,
 ) -> Axes:
     """Two hyperparameters on logarithmic axes, a point a trial (all [trial]) coloured by score, a marker a name.
 
     The ranges are (low, high) of what could be drawn; `labels` are those of x, y and score.
     """
-    norm = _score_norm(scores[usual])
-    for marker, name in zip(MARKERS, sorted(set(names)), strict=False):
+    look: dict[str, Any] = {"norm": _score_norm(scores[usual]), "cmap": _colours(high_is_good)}
+    for marker, name in zip(cycle(MARKERS), sorted(set(names)), strict=False):
         mask = usual & (np.asarray(names) == name)
-        ax.scatter(
-            x[mask],
-            y[mask],
-            c=scores[mask],
-            norm=norm,
-            cmap=SEQUENTIAL,
-            marker=marker,
-            s=28,
-            edgecolor=GREY,
-            linewidth=0.3,
-        )
+        ax.scatter(x[mask], y[mask], c=scores[mask], marker=marker, s=28, edgecolor=GREY, linewidth=0.3, **look)
         ax.plot([], [], marker, color=GREY, markersize=5, label=name)
     ax.scatter(x[best], y[best], s=110, facecolor="none", edgecolor=BEST, linewidth=1.5, label="best trial")
     if not usual.all():
         ax.plot(x[~usual], y[~usual], "x", color=GREY, markersize=5, label="failed or off the scale")
-    _range_axis(ax, "x", *x_range)
-    _range_axis(ax, "y", *y_range)
-    ax.set(title="Learning rate and L2 of all trials, coloured by score", xlabel=labels[0], ylabel=labels[1])
-    ax.figure.colorbar(ScalarMappable(norm, SEQUENTIAL), ax=ax, label=labels[2], format=_PLAIN)
+    _range_axis(ax, "x", *x_range, log=True)
+    _range_axis(ax, "y", *y_range, log=True)
+    first = labels[0][:1].upper() + labels[0][1:]
+    ax.set(title=f"{first} and {labels[1]} of all trials, coloured by score", xlabel=labels[0], ylabel=labels[1])
+    ax.figure.colorbar(ScalarMappable(**look), ax=ax, label=labels[2], format=_PLAIN)
     ax.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=5)
     return ax
 
@@ -282,28 +328,34 @@ def score_plane(
 
 def weight_histogram(ax: Axes, weights: Array, biases: Array, *, layer: str) -> Axes:
     """How the weights of a layer (any shape) are distributed; its biases are ticks below."""
-    values = np.ravel(weights)
-    ax.hist(values, bins=int(np.clip(np.sqrt(values.size), 10, 60)), color=BLUE)
+    value_histogram(ax, weights, title=f"{layer}: {np.size(weights):,} weights", label="weight (bias: ticks)")
     at = np.full(np.size(biases), -0.03)
     ax.plot(np.ravel(biases), at, "|", color=ORANGE, markersize=6, transform=ax.get_xaxis_transform(), clip_on=False)
     ax.tick_params(axis="x", pad=6)
-    ax.set(title=f"{layer}: {values.size:,} weights", xlabel="weight (bias: ticks)", ylabel="count")
+    return ax
+
+
+def value_histogram(ax: Axes, values: Array, *, title: str, label: str) -> Axes:
+    """How values (an array of any shape) are distributed."""
+    values = np.ravel(values)
+    ax.hist(values, bins=int(np.clip(np.sqrt(values.size), 10, 60)), color=BLUE)
+    ax.set(title=title, xlabel=label, ylabel="count")
     ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     return ax
 
 
-def activation_profile(ax: Axes, activations: Array, *, title: str) -> Axes:
+def activation_profile(ax: Axes, activations: Array, *, title: str, limits: tuple[float, float] = (0, 1)) -> Axes:
     """The activation of each unit of a layer, [unit], for one input; a sigmoid's are between 0 and 1."""
     units = np.arange(1, len(activations) + 1)
     ax.bar(units, activations, width=0.8, color=BLUE, linewidth=0)
-    ax.set(title=title, ylim=(0, 1), xlim=(0.3, len(units) + 0.7))
+    ax.set(title=title, ylim=limits, xlim=(0.3, len(units) + 0.7))
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
     ax.set_xlabel("unit")
     return ax
 
 
 def image(ax: Axes, pixels: Array, *, title: str) -> Axes:
-    """A grey picture, pixels uint8 [row, column], 255 black as Fashion-MNIST shows it on white paper."""
+    """Pixels uint8 [row, column], grey, 255 black as Fashion-MNIST shows it on white paper; or [row, column, RGB]."""
     ax.imshow(pixels, cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
     ax.set_title(title, loc="center")
     ax.set_axis_off()
@@ -351,7 +403,7 @@ def nothing(ax: Axes) -> Axes:
 def confusion_matrix(ax: Axes, shares: Array, names: Sequence[str]) -> Axes:
     """Shares [true class, predicted class] of each true class, as percentages with class names."""
     ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for (true, predicted), share in np.ndenumerate(shares):
+    for (true, predicted), share in np.ndenumerate(shares if len(names) <= MOST_NUMBERS else np.zeros((0, 0))):
         text = f"{100 * share:.1f}" if share else "0"
         ax.text(predicted, true, text, ha="center", va="center", color="white" if share > 0.55 else BLACK, fontsize=7.5)
     ax.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
@@ -388,12 +440,12 @@ def reliability(ax: Axes, confidence: Array, accuracy: Array) -> Axes:
     return ax
 
 
-def confidence_histogram(ax: Axes, edges: Array, right: Array, wrong: Array) -> Axes:
-    """How many test images were predicted with which confidence, rightly and wrongly: [bin + 1], [bin], [bin]."""
+def confidence_histogram(ax: Axes, edges: Array, right: Array, wrong: Array, *, what: str) -> Axes:
+    """How many (of `what`) were predicted with which confidence, rightly and wrongly: [bin + 1], [bin], [bin]."""
     width = np.diff(edges)
     ax.bar(edges[:-1], right, width, align="edge", color=BLUE, linewidth=0, label="right")
     ax.bar(edges[:-1], wrong, width, bottom=right, align="edge", color=ORANGE, linewidth=0, label="wrong")
-    ax.set(title="Confidence", xlabel="confidence", ylabel="test images", xlim=(0, 1.02))
+    ax.set(title="Confidence", xlabel="confidence", ylabel=what, xlim=(0, 1.02))
     ax.legend(loc="upper left")
     return ax
 
@@ -443,6 +495,7 @@ def speed_up(ax: Axes, num_devices: Array, ratio: Array) -> Axes:
 
 # Shared pieces
 
+MOST_NUMBERS = 20  # rows of a confusion matrix whose cells have room for their numbers
 MOST_POINTS = 10_000  # of a cloud: more are ink alone, and placing a legend among them takes minutes
 
 
@@ -479,7 +532,7 @@ def _log_loss_axis(ax: Axes, values: Array) -> None:
         ax.yaxis.set_minor_locator(NullLocator())
 
 
-def _place(ax: Axes, values: Array, choices: Sequence) -> np.ndarray:
+def _place(ax: Axes, values: Array, choices: Sequence, log: bool) -> np.ndarray:
     """Where values go on the x axis, which shows all that they could have been."""
     values = np.asarray(values)
     if values.dtype.kind == "U":
@@ -487,14 +540,14 @@ def _place(ax: Axes, values: Array, choices: Sequence) -> np.ndarray:
         ax.set_xticks(range(len(names)), names)
         ax.set_xlim(-0.5, len(names) - 0.5)
         return np.array([names.index(value) for value in values.tolist()])
-    _range_axis(ax, "x", *choices)
+    _range_axis(ax, "x", *choices, log=log)
     return values
 
 
-def _range_axis(ax: Axes, axis: str, low: float, high: float) -> None:
-    """An axis from low to high with a little room, logarithmic if that is a factor of 20 or more."""
+def _range_axis(ax: Axes, axis: str, low: float, high: float, *, log: bool) -> None:
+    """An axis from low to high with a little room; a logarithmic one needs a factor of 20, to have ticks enough."""
     ticks = ax.xaxis if axis == "x" else ax.yaxis
-    if high >= 20 * low > 0:
+    if log and high >= 20 * low:
         room = (high / low) ** 0.05
         ax.set(**{f"{axis}scale": "log", f"{axis}lim": (low / room, high * room)})
         ticks.set_major_formatter(_PLAIN)
@@ -503,6 +556,11 @@ def _range_axis(ax: Axes, axis: str, low: float, high: float) -> None:
         room = 0.06 * (high - low) or 0.5
         ax.set(**{f"{axis}lim": (low - room, high + room)})
         ticks.set_major_locator(MaxNLocator(5, integer=high > 2))
+
+
+def _colours(high_is_good: bool) -> str:
+    """The colours of scores: dark is good."""
+    return f"{SEQUENTIAL}_r" if high_is_good else SEQUENTIAL
 
 
 def _score_norm(scores: Array) -> Normalize:

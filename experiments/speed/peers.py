@@ -1,6 +1,6 @@
 """The peers of the benchmark: PyTorch and scikit-learn at the same work as hw1jax, in their strongest forms.
 
-    python experiments/peers.py --work FILE --peer 'torch eager 2 threads' --repeats 5 --seconds 5
+    python experiments/speed/peers.py --work FILE --peer 'torch eager 2 threads' --repeats 5 --seconds 5
 
 prints one line of JSON (`run_peer` says what is in it). The work is a plain file, so that every peer runs in fresh
 processes with thread settings of its own. The same work means: the same samples in the same batches, as many epochs,
@@ -14,10 +14,11 @@ batches without gradients, and a malloc that keeps freed memory. Needs numpy alo
 where a peer trains.
 """
 
-if __name__ in ("__main__", "__mp_main__"):  # and in the processes that it starts
-    import signals  # before the imports that take seconds
+import signal
 
-    signals.listen()
+if __name__ in ("__main__", "__mp_main__"):  # and in the processes that it starts
+    # Ctrl-C ends it whatever it is at. (`hw1jax.signals` may be missing where torch is.)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
 import functools

@@ -1,0 +1,1 @@
+"""What `benchmark.py` measures: our forms and the peers, each in processes of its own."""

@@ -1,0 +1,284 @@
+"""What a user gives, checked before it is trusted: data, hyperparameters, a task. A mistake is told in one line."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hw1jax import losses, population, training
+from hw1jax.folds import Fold
+from hw1jax.population import Alike
+from hw1jax.training import Data, Hyperparameters, Params, Task
+
+NUM_EXAMPLES = 4  # tried alone and together
+NUM_LABELS = 1000  # tried at most
+
+
+def as_arrays(tree: Any, name: str) -> Any:
+    """A tree of arrays, or of what numpy takes for arrays (pandas' tables and columns too), as numpy arrays.
+
+    Raises:
+      TypeError: lists, which are trees of their own, or what holds no numbers.
+      ValueError: values that are not finite, or a dict or tuple without any.
+    """
+    if not isinstance(tree, np.ndarray | jax.Array) and hasattr(tree, "to_numpy"):
+        return _numbers(tree.to_numpy(), f"{name}=")
+    if isinstance(tree, list) or _is_tuple_of_scalars(tree):
+        raise TypeError(f"{name}= must be an array, or a dict or tuple of arrays, not a list: give np.asarray({name})")
+    if isinstance(tree, Mapping | tuple) and not tree:
+        raise ValueError(f"{name}= is empty")
+    if isinstance(tree, Mapping):
+        return {key: as_arrays(value, f"{name}[{key!r}]") for key, value in tree.items()}
+    if isinstance(tree, tuple):
+        parts = [as_arrays(value, f"{name}[{i}]") for i, value in enumerate(tree)]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
+    if tree is not None and jax.tree.structure(tree) != jax.tree.structure(0):  # somebody's own kind of tree
+        return jax.tree.map(lambda leaf: _numbers(leaf, f"{name}="), tree)
+    return _numbers(tree, f"{name}=")
+
+
+def _is_tuple_of_scalars(tree: Any) -> bool:
+    return isinstance(tree, tuple) and any(isinstance(value, bool | int | float | np.generic) for value in tree)
+
+
+def _numbers(values: Any, name: str) -> np.ndarray:
+    array = np.asarray(values)
+    if array.dtype.kind not in "biufcV":  # V: bfloat16 and its like
+        raise TypeError(f"{name} must be numbers, got an array of {array.dtype}")
+    if array.dtype.kind in "fc" and not np.isfinite(array).all():
+        count = np.count_nonzero(~np.isfinite(array))
+        raise ValueError(f"{name} must be finite, got {count} of {array.size} values that are NaN or infinite")
+    return array
+
+
+def common_length(tree: Any, name: str, axis: str) -> int:
+    """The length of the leading axis that all arrays of a tree share; a ValueError if they don't."""
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(tree)]
+    if not shapes or not all(shapes) or len({shape[0] for shape in shapes}) != 1 or not shapes[0][0]:
+        raise ValueError(f"{name} must have the same leading {axis} axis, at least 1 long, got shapes {shapes}")
+    return shapes[0][0]
+
+
+def check_number(value: Any, name: str) -> None:
+    """Raises a ValueError unless it is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name}= must be a whole number, at least 1, got {value!r}")
+
+
+def check_key(key: Any) -> None:
+    """Raises a TypeError unless it is one PRNG key."""
+    try:
+        is_one = jax.random.fold_in(key, 0).shape == key.shape
+    except (TypeError, ValueError, AttributeError):
+        is_one = False
+    if not is_one:
+        raise TypeError(f"key= must be a PRNG key, such as jax.random.key(0), got {type(key).__name__}")
+
+
+def check_weights(weights: np.ndarray | None, folds: Sequence[Fold] = ()) -> None:
+    """Raises a ValueError unless weights are one number of at least 0 a sample, and not all 0 in a part of a fold."""
+    if weights is None:
+        return
+    if weights.ndim != 1 or not (weights >= 0).all() or not np.isfinite(weights).all() or not weights.any():
+        raise ValueError(f"weights= must be one number of at least 0 a sample, not all 0, got shape {weights.shape}")
+    for i, fold in enumerate(folds):
+        for part, index in fold._asdict().items():
+            if len(index) and not weights[index].any():
+                raise ValueError(f"weights= are all 0 in the {part} part of fold {i}")
+
+
+def check_hyperparameters(hyperparameters: Any) -> Any:
+    """A tree of arrays with a leading trial axis, of a tree of arrays or of lists, a value a trial.
+
+    Raises:
+      TypeError, ValueError: what is no such thing; the message says which entry.
+    """
+    if isinstance(hyperparameters, list) and any(isinstance(value, Mapping) for value in hyperparameters):
+        raise TypeError("hyperparameters= must be a dict of lists, one value a trial each, not a list of dicts")
+    paths, structure = jax.tree.flatten_with_path(hyperparameters, is_leaf=_is_list_of_values)
+    arrays = {f"hyperparameters{jax.tree_util.keystr(path)}": value for path, value in paths}
+    for name, value in arrays.items():
+        try:
+            arrays[name] = np.asarray(value)
+        except ValueError:
+            raise ValueError(f"{name} is a list of lists of several lengths") from None
+        if arrays[name].dtype.kind in "US":
+            raise TypeError(f"{name} must be numbers, got names: give the index of each in a list of them")
+        arrays[name] = _numbers(arrays[name], name)
+    if not arrays:
+        raise ValueError("hyperparameters= is empty: give at least one array, [trial]")
+    lengths = [array.shape[:1] for array in arrays.values()]
+    usual = max(lengths, key=lengths.count)
+    for name, length in zip(arrays, lengths, strict=True):
+        if not length or not length[0] or length != usual:
+            has = "one value" if not length else f"{length[0]} values"
+            others = f", others {usual[0]}" if usual and usual != length else ""
+            raise ValueError(f"{name} has {has}{others}: give one a trial, on a leading trial axis")
+    return jax.tree.unflatten(structure, arrays.values())
+
+
+def _is_list_of_values(tree: Any) -> bool:
+    """Whether it stands for an array, and not for several hyperparameters."""
+    if isinstance(tree, list):
+        return not any(isinstance(value, np.ndarray | jax.Array) and value.ndim for value in tree)
+    return _is_tuple_of_scalars(tree) and not hasattr(tree, "_fields")
+
+
+def check_task(
+    task: Task, hyperparameters: Hyperparameters, data: Data, num_steps: int | None = None
+) -> tuple[Params, Any]:
+    """Shapes of a member's (params, state), of a task that can be trained and whose values are one an example.
+
+    Args:
+      task: what is to be trained.
+      hyperparameters: one trial's.
+      data: samples, at least one.
+      num_steps: for an optimizer that asks for it; it isn't looked at without.
+
+    Raises:
+      TypeError, ValueError: what can't be trained.
+    """
+    _check_functions(task)
+    key = jax.random.key(0)
+    params, state = jax.eval_shape(lambda h: training.init_variables(task, key, h), hyperparameters)
+    if isinstance(params, Mapping) and "params" in params and len(params) > 1:
+        others = ", ".join(sorted(str(name) for name in params if name != "params"))
+        raise ValueError(
+            f"init returns {others} beside params, all of which would be trained: return (params, state), and let "
+            "apply take state by name"
+        )
+    leaves = jax.tree.leaves_with_path(params)
+    if not leaves:
+        raise ValueError("init returns no parameters")
+    for path, leaf in leaves:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            name = jax.tree_util.keystr(path) or "an array"
+            raise ValueError(
+                f"init returns {name} of {leaf.dtype}: parameters are trained, so all must be floating-point"
+            )
+    x, y = (jax.tree.map(lambda a: a[:2], tree) for tree in (data.x, data.y))
+    num_examples = len(jax.tree.leaves(y)[0])
+
+    def in_training(params: Params, state: Any, x: Any, hyperparameters: Hyperparameters) -> Any:
+        mask = jnp.ones(num_examples, bool)
+        return training.outputs_of(
+            task, params, state, task.prepare(x), hyperparameters, mask=mask, key=key, train=True
+        )[1]
+
+    _check_state(state, jax.eval_shape(in_training, params, state, x, hyperparameters))
+    outputs = jax.eval_shape(
+        lambda params, state, x, h: training.evaluated(task, params, state, x, h), params, state, x, hyperparameters
+    )
+    for name, function in (("loss", task.loss), *((f"metric {name}", function) for name, function in task.metrics)):
+        shape = getattr(jax.eval_shape(function, outputs, y), "shape", None)
+        if shape != (num_examples,):
+            raise ValueError(
+                f"{name} must return one value an example, [batch], got shape {shape} for a batch of {num_examples}"
+            )
+    if num_steps is not None or not training.wants_num_steps(task):
+        jax.eval_shape(lambda h, params: _optimizer(task, h, num_steps).init(params), hyperparameters, params)
+    return params, state
+
+
+def _check_functions(task: Task) -> None:
+    functions = {"init": task.init, "apply": task.apply, "loss": task.loss}
+    for name, function in (*functions.items(), *((f"metrics[{name!r}]", function) for name, function in task.metrics)):
+        if not callable(function):
+            raise TypeError(f"{name}= must be a function, got {type(function).__name__}")
+    if not callable(task.optimizer):
+        raise TypeError(
+            "optimizer= must be a function of the hyperparameters that returns an optax transformation, got "
+            f"{type(task.optimizer).__name__}: give lambda h: optax.adam(h['learning_rate']), say"
+        )
+    names = [name for name, _ in task.metrics]
+    if taken := sorted({name for name in names if name == "loss" or names.count(name) > 1}):
+        raise ValueError(f"metrics= has {taken[0]!r}, which is the name of another value")
+
+
+def _optimizer(task: Task, hyperparameters: Hyperparameters, num_steps: int | None) -> Any:
+    made = task.optimizer(hyperparameters, **({} if num_steps is None else {"num_steps": num_steps}))
+    if not (hasattr(made, "init") and hasattr(made, "update")):
+        raise TypeError(f"optimizer must return an optax transformation, got {type(made).__name__}")
+    return made
+
+
+def _check_state(before: Any, after: Any) -> None:
+    """A ValueError where `apply` changes the shapes of the state that `init` gave it."""
+
+    def shapes(tree: Any) -> dict[str, str]:
+        leaves = jax.tree.leaves_with_path(tree)
+        return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
+
+    old, new = shapes(before), shapes(after)
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name):
+            raise ValueError(
+                f"apply returns {new.get(name, 'nothing')} for state{name}, init {old.get(name, 'nothing')}: a state "
+                "keeps its shapes"
+            )
+    if jax.tree.structure(before) != jax.tree.structure(after):
+        raise ValueError("apply returns its state as another kind of tree than init")
+
+
+def check_examples(task: Task, key: jax.Array, hyperparameters: Hyperparameters, data: Data) -> None:
+    """A ValueError where examples are mixed, padding is let in, or `y` has a label that the loss doesn't take."""
+    num_samples = len(jax.tree.leaves(data.x)[0])
+    some = np.linspace(0, num_samples - 1, min(NUM_EXAMPLES, num_samples)).astype(int)
+    few = Data(*(jax.tree.map(lambda a: a[some], tree) for tree in (data.x, data.y)))
+    y = data.y
+    is_labels = isinstance(y, np.ndarray) and y.ndim == 1 and y.dtype.kind in "iu"
+    labels = np.unique(y) if is_labels else jax.tree.map(lambda a: a[:0], y)
+    # As many whatever the labels: another number would be another program. The lowest and the highest are among them.
+    count = min(NUM_LABELS, num_samples) if is_labels else 0
+    tried = labels[np.linspace(0, len(labels) - 1, count).astype(int)] if is_labels else labels
+    with jax.default_matmul_precision("float32"):
+        found = population.try_out(task, key, hyperparameters, few, tried)
+    if not _equal(found.outputs):
+        raise ValueError(
+            "apply mixes examples: in evaluation an example's outputs change with the others of its batch. Statistics "
+            "over a batch belong into state (see hw1jax.training.Task); or normalise over each example's own features "
+            "(as LayerNorm or GroupNorm does)"
+        )
+    if found.padding is not None and not _equal(found.padding):
+        raise ValueError(
+            "apply lets padding into its statistics: short batches are filled up, and what fills them must not count. "
+            "Let apply take mask by name, and give it to the layer, as nn.BatchNorm()(x, mask=mask[:, None])"
+        )
+    for name, values in (("loss", found.losses), *((f"metric {n}", v) for n, v in found.metrics.items())):
+        if not _equal(values):
+            shapes = jax.tree.map(lambda a: a.shape, few.y)
+            raise ValueError(
+                f"{name} mixes examples: an example's value changes with the others of its batch. Compute it from the "
+                f"example's own outputs and y alone (do shapes broadcast? {_shape(found.outputs)} outputs, y {shapes})"
+            )
+    if not is_labels:
+        return
+    wrong = tried[~np.isfinite(np.asarray(found.of_labels)).any(axis=1)]
+    if len(wrong):
+        message = f"the loss of label {wrong[0]} of y is not finite"
+        if task.loss is losses.cross_entropy:
+            num_outputs = _shape(found.outputs)[-1]
+            message = f"y has labels {labels[0]} to {labels[-1]}, {num_outputs} outputs take 0 to {num_outputs - 1}"
+        raise ValueError(message)
+
+
+def _shape(outputs: Alike) -> Any:
+    """Of the outputs of the few examples: one shape, or those of all leaves."""
+    shapes: Sequence[Any] = [np.shape(leaf) for leaf in jax.tree.leaves(outputs.together)]
+    return shapes[0] if len(shapes) == 1 else shapes
+
+
+def _equal(found: Alike) -> bool:
+    """Whether both are the same but for rounding, measured by the largest value."""
+
+    def same(together: jax.Array, alone: jax.Array) -> bool:
+        if together.shape != alone.shape:
+            return False
+        tolerance = float(jnp.finfo(together.dtype).eps) ** 0.5 if jnp.issubdtype(together.dtype, jnp.inexact) else 0
+        a, b = (np.asarray(v).astype(np.result_type(v.dtype, np.float32)) for v in (together, alone))
+        largest = np.max(np.abs(a), where=np.isfinite(a), initial=0)
+        return np.allclose(b, a, rtol=0, atol=tolerance * largest, equal_nan=True)
+
+    return all(jax.tree.leaves(jax.tree.map(same, found.together, found.alone)))

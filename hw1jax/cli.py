@@ -1,0 +1,470 @@
+"""The command line of a study: its space and its settings become flags, all cores devices, errors exit codes."""
+
+import ast
+import contextlib
+import inspect
+import os
+import re
+import shlex
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, replace
+from functools import cache
+from itertools import chain, pairwise, repeat
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, NamedTuple, NoReturn, TypedDict, cast
+
+import jax
+import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from hw1jax import checks, hosts, record, report, run, search, signals
+from hw1jax import space as space_
+from hw1jax import study as study_
+from hw1jax.brackets import Stopped
+from hw1jax.progress import ConsoleObserver
+from hw1jax.space import Choice, Float, Int, Range
+from hw1jax.study import Order, Output, Program, Search, Study
+
+# Until here a process has only imported: its wall time is the processor's.
+STARTED = time.time() - time.process_time()
+
+CHECKS = (study_.__name__, space_.__name__, checks.__name__)  # modules whose TypeErrors are a person's mistakes
+NO_FLAGS: Mapping[str, str] = MappingProxyType({})
+REAL = r"[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?"
+SECONDS_TO_NOTICE = 5  # that another process has died, once training with it has failed
+ending = threading.Lock()  # whoever gets it ends the process
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What only the command line needs to know."""
+
+    distributed: bool = False
+    """One program over the devices of several processes, each started with the same flags; found by themselves on
+    SLURM, Kubernetes and Cloud TPU, elsewhere by the next three flags."""
+    coordinator: str | None = None
+    """HOST:PORT where process 0 listens."""
+    num_processes: int | None = None
+    """Processes in all."""
+    process_id: int | None = None
+    """This process's number, from 0."""
+    join_timeout: int = 60
+    """Seconds that the processes wait for each other at the start."""
+    quiet: bool = False
+    """Show the results alone."""
+    verbose: bool = False
+    """Show every trial, and a line each time that the program comes back."""
+
+    def __post_init__(self) -> None:
+        if self.quiet and self.verbose:
+            raise ValueError("quiet= and verbose= don't go together")
+
+
+def main(study: Study, description: str | None = None) -> NoReturn:
+    """Runs a study with the flags of the command line, and ends the process.
+
+    `description`: what `--help` says above the flags; the study's title, if not given.
+    """
+    try:
+        study_.check_study(study)
+    except (TypeError, ValueError) as error:  # whoever wrote the study gave arguments, not flags
+        sys.exit(report_error(error))
+    names = flag_names(study)
+
+    def work() -> Any:
+        order, flags = parse(study, description, sys.argv[1:])
+        use_all_cores(order.program.num_devices)
+        if order.program.reproducible:
+            record.make_reproducible()
+        stop = stop_on_signals()
+        return with_others(flags, stop, lambda: run_order(order, flags, STARTED, stop, names), names)
+
+    with_exit_code(work, names)
+
+
+def run_order(
+    order: Order, flags: Flags, started: float, stop: threading.Event, names: Mapping[str, str] = NO_FLAGS
+) -> dict[str, Any]:
+    """Carries an order out, then draws its figures and page -> what `results.json` holds.
+
+    Raises:
+      ValueError: there is no test loss, as the refit diverged; everything else has been written.
+    """
+    observer = _FlagObserver(names, quiet=flags.quiet, verbose=flags.verbose)
+    try:
+        results = run.run(order, observer, command=command_line(), started=started, stop=stop)
+    finally:
+        observer.close()
+    if not results:
+        return results
+    page = report.write_report(order.folder, order.study)
+    print(f"Report: {page}")
+    if results["test"]["loss"] is None:
+        raise ValueError(f"{order.study.shown}: {results['refit']['failure']}")
+    return results
+
+
+class _FlagObserver(ConsoleObserver):
+    """Names flags where the library names arguments."""
+
+    def __init__(self, names: Mapping[str, str], *, quiet: bool, verbose: bool) -> None:
+        super().__init__(quiet=quiet, verbose=verbose)
+        self._names = names
+
+    def note(self, text: str) -> None:
+        super().note(as_flags(text, self._names))
+
+
+# Flags out of a study.
+
+
+class _Flag(NamedTuple):
+    name: str  # of the argument
+    kind: Any  # its type, as tyro takes it
+    default: Any
+    help: str
+
+
+def parse(study: Study, description: str | None, args: Sequence[str]) -> tuple[Order, Flags]:
+    """What the flags ask for: an order for `run.run`, and what only the command line needs to know.
+
+    `--quick` changes the defaults, so that flags given beside it still count. The study has passed `check_study`.
+
+    Raises:
+      ValueError: a study that can't be searched with these flags; in one line.
+      SystemExit: a flag that is none, or can't be read; tyro has said so.
+    """
+    quick = [arg for arg in args if arg in ("--quick", "--no-quick")][-1:] == ["--quick"]  # the last one counts
+    flags, names = _flags_of(study, quick), flag_names(study)
+    kinds = {f.name: Annotated[f.kind, tyro.conf.arg(name=names[f.name], help=f.help)] for f in flags}
+    chosen: dict[str, Any] = tyro.cli(
+        cast(Any, TypedDict)("Chosen", kinds),
+        args=args,
+        default={f.name: f.default for f in flags},
+        description=description or study.shown,
+        registry=registry,
+    )
+    narrowed = replace(study, space={name: chosen.pop(name) for name in study.space})
+    inputs = {name: chosen.pop(name) for name in study.inputs}
+    own = Flags(**{field.name: chosen.pop(field.name) for field in fields(Flags)})
+    return study_.order(narrowed, inputs=inputs, **chosen), own
+
+
+def flag_names(study: Study) -> dict[str, str]:
+    """{"batch_size": "batch-size", "optimizer": "optimizers", ..}: each argument's flag, without its dashes.
+
+    A choice's is in the plural, as it takes several values, unless that is another one's.
+    """
+    settings = [field.name for room in (Search, Program, Output, Flags) for field in fields(room)]
+    names = ["num_trials", *settings, *study.space, *study.inputs]
+    if study.folds is not None:
+        names.remove("num_folds")  # it has folds of its own
+    several = [name for name, r in study.space.items() if isinstance(r, Choice) and not name.endswith("s")]
+    plurals = {name: f"{name}s" for name in several if f"{name}s" not in names}
+    return {name: plurals.get(name, name).replace("_", "-") for name in names}
+
+
+def _flags_of(study: Study, quick: bool) -> list[_Flag]:
+    """All flags of a study, in the order of `--help`; a ValueError if two would have the same name."""
+    numbers = {name: getattr(study, name) for name in ("num_trials", "num_epochs", "batch_size", "num_folds")}
+    defaults = numbers | (dict(study.quick) if quick else {}) | {"quick": quick}
+    flags = [
+        _Flag("num_trials", int, None, "Draws of hyperparameters."),
+        *_settings(Search),
+        *(_Flag(name, _kind(r), r, study.help.get(name) or _help(name, r)) for name, r in study.space.items()),
+        *_settings(Program),
+        *_settings(Output),
+        *(_Flag(name, Path | None, None, text) for name, text in study.inputs.items()),
+        *_settings(Flags),
+    ]
+    names = [flag.name for flag in flags]
+    for name in (*study.space, *study.inputs):
+        if names.count(name) > 1 or name == "help" or name.removeprefix("no_") in set(names) - {name}:
+            raise ValueError(f"space: {name} is the name of another flag; give it another")
+    known = flag_names(study)
+    return [flag._replace(default=defaults.get(flag.name, flag.default)) for flag in flags if flag.name in known]
+
+
+@cache
+def _settings(room: type) -> list[_Flag]:
+    """The fields of a dataclass; what is said below each one in the source is its help."""
+    [source] = ast.parse(inspect.getsource(room)).body
+    assert isinstance(source, ast.ClassDef)
+    texts = {
+        ast.unparse(field.target): " ".join(ast.literal_eval(text.value).split())
+        for field, text in pairwise(source.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
+    }
+    return [_Flag(f.name, f.type, None if f.default is MISSING else f.default, texts[f.name]) for f in fields(room)]
+
+
+def _help(name: str, ranges: Any) -> str:
+    """What is said of a hyperparameter of which the study says nothing."""
+    if isinstance(ranges, Choice):
+        return f"Values of {name} to choose from."
+    several = isinstance(ranges, Sequence)
+    scale = " (logarithmic)" if any(getattr(r, "log", False) for r in (ranges if several else [ranges])) else ""
+    return f"Ranges of {name}{scale}, as many as layers." if several else f"Range of {name}{scale}."
+
+
+# How flags are read.
+
+registry = ConstructorRegistry()
+
+
+def _kind(declared: Range | Sequence[Range]) -> Any:
+    """The type of a hyperparameter's flag, whose values are ranges that narrow the declared ones."""
+    if isinstance(declared, Choice):
+        words = tuple(map(str, declared.values))
+        return _spec(f"{{{','.join(words)}}}", lambda texts: _among(declared, texts), several=True, words=words)
+    if isinstance(declared, Sequence):
+        word = "VALUE,VALUE" if isinstance(declared[0], Choice) else "LOW-HIGH"
+        # Layers beyond those that are declared are as the last of them.
+        return _spec(word, lambda texts: tuple(map(_range, chain(declared, repeat(declared[-1])), texts)), several=True)
+    return _spec("LOW-HIGH", lambda texts: _range(declared, texts[0]))
+
+
+def _spec(
+    word: str, convert: Callable[[list[str]], Any], *, several: bool = False, words: tuple[str, ...] | None = None
+) -> Any:
+    rule = PrimitiveConstructorSpec(
+        nargs="*" if several else 1,
+        metavar=f"[{word} [{word} ...]]" if several else word,
+        instance_from_str=convert,
+        is_instance=lambda _: True,
+        str_from_instance=_texts,
+        choices=words,
+    )
+    return Annotated[Any, rule]
+
+
+def _range(declared: Range, text: str) -> Range:
+    """LOW-HIGH, or for a choice VALUE,VALUE, as the declared hyperparameter in this range."""
+    if isinstance(declared, Choice):
+        return _among(declared, text.split(","))
+    number, convert = ("[0-9]+", int) if isinstance(declared, Int) else (REAL, float)
+    positive = declared.log or (isinstance(declared, Int) and declared.width)
+    number = number if positive else f"-?{number}"
+    match = re.fullmatch(f"({number})-({number})", text)
+    if match is None:
+        raise ValueError(f"expected LOW-HIGH, got {text!r}")
+    low, high = map(convert, match.groups())
+    return space_.narrowed(declared, low, high)
+
+
+def _among(declared: Choice, texts: Sequence[str]) -> Range:
+    """The values that are written so; all that a choice declares stays, so that their indices do."""
+    values = {str(value): value for value in declared.values}
+    if wrong := [text for text in texts if text not in values]:
+        raise ValueError(f"expected values of {', '.join(values)}, got {wrong[0]!r}")
+    return space_.narrowed(declared, among=[values[text] for text in texts])
+
+
+def _texts(ranges: Any) -> list[str]:
+    """Ranges as they are given on the command line."""
+    if isinstance(ranges, Choice):
+        return list(map(str, ranges.among))
+    if isinstance(ranges, Float | Int):
+        return [str(ranges)]
+    return [",".join(_texts(r)) for r in ranges]
+
+
+def given_path(text: str) -> Path:
+    """A path as a shell would take it, ~ included; a ValueError if it is empty or there is no such home."""
+    if not text:
+        raise ValueError("expected a path, got nothing")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{text}: {error}") from None
+
+
+def _whole_number(text: str) -> int:
+    if not re.fullmatch("[+-]?[0-9]+", text):  # `int` takes the digits of all scripts, and underscores
+        raise ValueError(f"expected a whole number, got {text!r}")
+    return int(text)
+
+
+def _rule(kind: type, metavar: str, convert: Callable[[str], Any]) -> None:
+    """How flags of this type are read."""
+
+    @registry.primitive_rule
+    def rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+        if info.type is not kind:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar=metavar,
+            instance_from_str=lambda texts: convert(texts[0]),
+            is_instance=lambda value: isinstance(value, kind) and not isinstance(value, bool),
+            str_from_instance=lambda value: [str(value)],
+        )
+
+
+_rule(int, "INT", _whole_number)
+_rule(Path, "PATH", given_path)
+
+# The process: its devices, its companions, its end.
+
+
+def use_all_cores(most: int | None = None) -> None:
+    """On a CPU, a device for each core: XLA spreads members over devices better than one member over cores.
+
+    `most`: more devices than cores are made where they are asked for, to try out a plan for another machine.
+
+    To be called before JAX is first used. The compiled programs are kept in the user's cache folder, so that the
+    same study compiles only once.
+    """
+    if "JAX_NUM_CPU_DEVICES" not in os.environ:
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+        jax.config.update("jax_num_cpu_devices", max(cores or 1, most or 1))
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = os.environ.get("XDG_CACHE_HOME", "")  # a relative one is to be ignored, says its specification
+        with contextlib.suppress(RuntimeError):  # a user without a home compiles anew each time
+            cache = Path(cache if os.path.isabs(cache) else "~/.cache").expanduser()
+            jax.config.update("jax_compilation_cache_dir", str(cache / "hw1jax" / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def with_others(
+    flags: Flags, stop: threading.Event, work: Callable[[], Any], names: Mapping[str, str] = NO_FLAGS
+) -> Any:
+    """Does the work, as one of several processes if the flags say so: then all of them end when one does, with a line.
+
+    Before JAX is first used. What JAX itself does at the end of a process, or when another one has died, it does with
+    stack dumps: so this process ends here, unless it was stopped.
+
+    Raises:
+      ValueError: flags that go with --distributed alone.
+      Stopped: by a signal.
+    """
+    if not flags.distributed:
+        if {flags.coordinator, flags.num_processes, flags.process_id} != {None}:
+            raise ValueError("coordinator=, num_processes= and process_id= go with distributed=")
+        return work()
+    try:
+        if not hosts.join(
+            flags.coordinator,
+            flags.num_processes,
+            flags.process_id,
+            versions=record.versions(),
+            timeout=flags.join_timeout,
+            stop=stop,
+            end=end_with_error,
+        ):
+            raise Stopped
+        work()
+    except Stopped:
+        hosts.leave("another process was stopped: the same command goes on from here")
+        raise
+    except BaseException as error:
+        if not is_mistake(error):
+            traceback.print_exc()
+            hosts.leave(f"another process has failed: {as_line(error, names)}")
+            end_at_once(1)
+        if isinstance(error, hosts.LostError):
+            time.sleep(SECONDS_TO_NOTICE)  # who has died, and that this process is to end, another thread knows
+        line = as_line(error, names)
+        hosts.leave(line)
+        end_with_error(line)
+    hosts.leave()
+    end_at_once(0)
+
+
+def end_with_error(line: str) -> NoReturn:
+    """Ends the process from whichever thread, with a line and exit code 2."""
+    ending.acquire()
+    print(f"error: {line}", file=sys.stderr)
+    end_at_once(2)
+
+
+def end_at_once(code: int) -> NoReturn:
+    """Ends the process where it stands: files appear whole or not at all."""
+    if sys.stderr.isatty():
+        print("\x1b[?25h", end="", file=sys.stderr, flush=True)  # the bar has hidden the cursor
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def stop_on_signals() -> threading.Event:
+    """From here on Ctrl-C and SIGTERM ask training to stop, see `signals` -> the event that does."""
+    return signals.ask_first()
+
+
+def with_exit_code(work: Callable[[], Any], names: Mapping[str, str] = NO_FLAGS) -> NoReturn:
+    """Does the work and exits with its code, if it returns one, or with 2 and one line for what the user can mend."""
+    try:
+        result = work()
+    except MemoryError as error:
+        where = str(error) or "of the host"
+        sys.exit(report_error(MemoryError(f"out of memory ({where}): give less data or smaller nets")))
+    except Stopped:
+        signals.wait_for_end()
+    except Exception as error:
+        if not is_mistake(error):
+            raise
+        sys.exit(report_error(error, names))
+    signals.finish(result if isinstance(result, int) else 0)
+
+
+def is_mistake(error: BaseException) -> bool:
+    """Whether an error is for a person to mend, and told in one line.
+
+    A TypeError is where one of the library's checks has raised it; any other comes of wrong code, the study's or ours,
+    and its traceback says where.
+    """
+    if not isinstance(error, TypeError):
+        return isinstance(error, ValueError | OSError)
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals["__name__"] in CHECKS
+
+
+def report_error(error: Exception, names: Mapping[str, str] = NO_FLAGS) -> int:
+    """Prints an error that the user can mend as one line, and returns the exit code for it."""
+    print(f"error: {as_line(error, names)}", file=sys.stderr)
+    return 2
+
+
+def as_line(error: BaseException, names: Mapping[str, str] = NO_FLAGS) -> str:
+    """What an error says, in one line, in the words of the command line (see `as_flags`)."""
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return as_flags(" ".join(str(error).split()), names)
+
+
+def as_flags(text: str, names: Mapping[str, str]) -> str:
+    """A message of the library with flags for arguments: `batch_size=300 is` -> `--batch-size 300 is`.
+
+    `names`: the flags there are, as of `flag_names`. What else looks like an argument stays as it is.
+    """
+
+    def flag(match: re.Match[str]) -> str:
+        name, value = match.groups()
+        return f"--{names[name]} {value}".rstrip() if name in names else match[0]
+
+    return re.sub(r"(?<![^\s(])(\w+)=(\.*[^\s.:;,)]|)", flag, text)
+
+
+def command_line() -> str:
+    """The command that repeats this run, without the password of a database.
+
+    A script of a checkout's experiments is named from the checkout's root, any other from the working folder.
+    """
+    script = Path(sys.argv[0]).absolute()
+    above = (folder for folder in script.parents if folder / "experiments" in script.parents)
+    root = next((folder for folder in above if (folder / "hw1jax" / "cli.py").exists()), None)
+    args = []
+    for before, arg in pairwise(sys.argv):
+        flag, equals, value = arg.partition("=")
+        if before == "--storage":
+            arg = search.shown_url(arg) or "URL"
+        elif equals and flag == "--storage":
+            arg = f"{flag}={search.shown_url(value) or 'URL'}"
+        args.append(arg)
+    return shlex.join(["python", os.path.relpath(script, root), *args])

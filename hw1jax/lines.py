@@ -1,0 +1,43 @@
+"""A line now and then about long work, on standard error: what `cross_validate(progress=True)` says."""
+
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+FIRST_AFTER, EVERY = 3, 10  # seconds; what takes less than the first says nothing
+
+
+def teller(what: str) -> Callable[[int, int, np.ndarray], None]:
+    """A function of (epochs done, number of epochs, validation loss [trial, fold]) that may be called often."""
+    started = last_line = time.monotonic()
+    first_call: tuple[float, int] | None = None  # the epochs until then took the time to compile, too
+
+    def tell(done: int, num_epochs: int, val_loss: np.ndarray) -> None:
+        nonlocal last_line, first_call
+        now, is_first_line = time.monotonic(), last_line == started
+        left = ""
+        if first_call is None:
+            first_call = now, done
+        else:
+            seconds = (now - first_call[0]) / (done - first_call[1]) * (num_epochs - done)
+            left = f", about {duration(seconds)} left"
+        if done == num_epochs:
+            if not is_first_line:
+                print(f"{what}: {num_epochs} epochs in {duration(now - started)}", file=sys.stderr, flush=True)
+        elif now - last_line >= (FIRST_AFTER if is_first_line else EVERY):
+            means = val_loss.mean(axis=1)
+            lowest = f", lowest mean validation loss {np.nanmin(means):.4g}" if not np.isnan(means).all() else ""
+            print(f"{what}: epoch {done} of {num_epochs}{lowest}{left}", file=sys.stderr, flush=True)
+            last_line = now
+
+    return tell
+
+
+def duration(seconds: float) -> str:
+    """1 h 5 min, 2 min 10 s, 7 s."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

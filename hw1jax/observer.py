@@ -1,0 +1,37 @@
+"""Who is told how a run goes. `progress` has one that shows it to a person."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hw1jax.study import Study, TrialScore
+
+
+class Observer:
+    """Is told how a run goes, and shows nothing."""
+
+    def start(self, study: Study, num_trials: int, num_folds: int, num_epochs: int) -> None:
+        """A study's search begins."""
+
+    def stage(self, text: str) -> None:
+        """What is done from now on, where no epochs are counted."""
+
+    def epochs(self, what: str, done: float, num_epochs: int, scores: np.ndarray | None) -> None:
+        """`what` has trained `done` epochs, on average; `scores` [trial, fold] are of the last one of each trial.
+
+        They are what the study ranks by, in validation.
+        """
+
+    def note(self, text: str) -> None:
+        """Something that the user should know."""
+
+    def trials(self, trials: Sequence[TrialScore], study: Study) -> None:
+        """These trials have a score by now."""
+
+    def finish(self, results: dict[str, Any], folder: Path) -> None:
+        """The study has ended, and its files are in `folder`."""
+
+    def close(self) -> None:
+        """Gives the terminal back."""

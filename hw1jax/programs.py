@@ -1,0 +1,87 @@
+"""Compiled programs, known by what they compute: a task written anew finds those of the task that it equals.
+
+A notebook's cell that runs again makes new functions, and what they look at may have changed in the meantime: a global,
+a dict, a class, an imported file. No comparison of functions sees all of that; JAX does, as it traces them. So each
+task is traced, and if what it comes to has been compiled before, with all constants, nothing is compiled.
+"""
+
+import hashlib
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+from jax.stages import Compiled, Lowered, Traced
+
+KEPT_TASKS = 8  # whose functions are kept, with all that they close over; those of the task not used for longest go
+KEPT_PROGRAMS = 24
+
+
+def for_each_task(*static: int, **options: Any) -> Callable[[Callable[..., Any]], Callable[[Any], "Program"]]:
+    """Makes a function of (task, ...) one of a task that gives a `Program` of the rest.
+
+    `jax.jit` with the task as a static argument would keep each task that there ever was, with its programs and all
+    that its functions close over.
+
+    Args:
+      static: which of the rest are no arrays, by position.
+      options: of `jax.jit`.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[[Any], Program]:
+        return lru_cache(KEPT_TASKS)(lambda task: Program(partial(function, task), static, options))
+
+    return decorate
+
+
+class Program:
+    """A function that is compiled when it is called, unless one that computes the same has been."""
+
+    def __init__(self, function: Callable[..., Any], static: tuple[int, ...], options: dict[str, Any]):
+        # Unused arguments stay: what is left of two functions could be the same, though they use different ones.
+        self._function = jax.jit(function, static_argnums=static, keep_unused=True, **options)
+        self._static, self._options = static, options
+        self._found: dict[Any, Compiled] = {}
+
+    def trace(self, *args: Any) -> Traced:
+        """The function as operations on these arguments."""
+        return self._function.trace(*args)
+
+    def __call__(self, *args: Any) -> Any:
+        arrays = [arg for i, arg in enumerate(args) if i not in self._static]
+        devices = tuple(getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(arrays))
+        traced = self.trace(*args)  # JAX finds it again, where it has traced arguments of this kind
+        known = traced.jaxpr, devices
+        if known not in self._found:
+            self._found[known] = _compile(_Lowered(traced.lower(), (devices, repr(self._options))))
+        return self._found[known](*arrays)
+
+
+class _Lowered:
+    """A program that is not compiled yet; it equals another that computes the same for the same devices."""
+
+    def __init__(self, lowered: Lowered, more: Any):
+        text = lowered.as_text()
+        digest = hashlib.sha256(text.encode()).digest()
+        self.lowered: Lowered | None = lowered
+        self.key = (digest, lowered.in_tree, lowered.out_tree, more) if _says_all(text, lowered) else object()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Lowered) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+def _says_all(text: str, lowered: Lowered) -> bool:
+    """Whether the text has all that is computed: no calls back into Python, no constants that are passed beside it."""
+    _, _, main = text.partition("@main(")
+    num_arguments = main.partition("\n")[0].count("%arg")
+    return "callback" not in text and num_arguments == lowered.in_tree.num_leaves
+
+
+@lru_cache(KEPT_PROGRAMS)
+def _compile(program: _Lowered) -> Compiled:
+    assert program.lowered is not None  # it is looked up once
+    compiled, program.lowered = program.lowered.compile(), None  # the text may hold large constants
+    return compiled

@@ -1,0 +1,100 @@
+"""What a page's sections are made of: pictures, tables, and other text."""
+
+import html
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from hw1jax.report import plots
+
+Cell = Callable[[plots.Axes], Any]  # draws into an ax
+
+
+class Markup(str):
+    """Text that is HTML already; any other is escaped."""
+
+
+class Picture(NamedTuple):
+    """A figure of the page.
+
+    Attributes:
+      name: of its file; no two figures of a page have the same.
+      alt: what it shows, in words, for those who can't see it.
+      caption: the text below it.
+      draw: makes it.
+    """
+
+    name: str
+    alt: str
+    caption: str
+    draw: Callable[[], plots.Figure]
+
+
+Item = Picture | str
+
+
+def grid(
+    cells: Sequence[Cell], num_columns: int, *, height: float, title: str = "", label: str = "", **options: Any
+) -> Callable[[], plots.Figure]:
+    """What makes a figure of drawings, row by row; `label` is that of all their y axes, `height` in inches."""
+
+    def draw() -> plots.Figure:
+        figure, axes = plots.figure(-(-len(cells) // num_columns), num_columns, height=height, **options)
+        for ax, cell in zip(axes.flat, cells, strict=False):
+            cell(ax)
+        for ax in axes.flat[len(cells) :]:
+            ax.remove()
+        if title:
+            figure.suptitle(title, x=0.01, ha="left")
+        if label:
+            figure.supylabel(label)
+        return figure
+
+    return draw
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[Any]], *, caption: str = "") -> Markup:
+    """A table, a cell a `Markup` or what becomes text."""
+    head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in headings)
+    body = "".join(f"<tr>{''.join(f'<td>{cell(value)}</td>' for value in row)}</tr>" for row in rows)
+    above = f"<caption>{escape(caption)}</caption>" if caption else ""
+    kind = "pairs" if len(headings) == 2 else "wide" if len(headings) > 5 else "small"
+    return Markup(
+        f'<div class="scroll" tabindex="0"><table class="{kind}">{above}<thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def cell(value: Any) -> Markup:
+    """What stands in a cell, as HTML."""
+    return value if isinstance(value, Markup) else escape(str(value))
+
+
+def number(value: float | None, form: str = "{:.3f}") -> Markup:
+    """A number as people read it, and exactly for programs; a loss that is missing is not finite."""
+    if value is None:
+        return Markup("none")
+    if form == "{:.3f}" and abs(value) >= 1e6:
+        form = "{:.4g}"
+    return Markup(f'<data value="{escape(repr(value))}">{escape(form.format(value))}</data>')
+
+
+def score(name: str, value: float | None) -> Markup:
+    """A loss or metric; accuracies are percentages."""
+    return number(value, "{:.1%}" if name == "accuracy" else "{:.3f}")
+
+
+def hyperparameter(value: Any) -> Any:
+    """A hyperparameter's value, or that there is none."""
+    if value is None:
+        return "-"
+    return number(value, "{:.4g}") if isinstance(value, float) else value
+
+
+def words(name: str) -> str:
+    """num_epochs -> epochs, learning_rate -> learning rate."""
+    return {"l2": "L2"}.get(name, name.removeprefix("num_").replace("_", " "))
+
+
+def escape(text: str) -> Markup:
+    """Any text as HTML."""
+    return Markup(html.escape(text, quote=True))

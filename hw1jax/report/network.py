@@ -1,0 +1,143 @@
+"""What is inside the refitted best model, as sections of the page; nothing where its training diverged."""
+
+import re
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hw1jax import layers
+from hw1jax.report import plots
+from hw1jax.report.items import Cell, Item, Picture, grid
+from hw1jax.report.sections import has_images, picture
+from hw1jax.results import Model, Results
+
+MOST_ARRAYS = 24  # of parameters, whose histograms are shown
+LAYER = re.compile(r"conv\d+|dense\d+|output")  # of the networks in `hw1jax.models`
+
+
+def weights(results: Results) -> list[Item]:
+    """How the weights of each layer are distributed; of a network that is not of `hw1jax.models`, of each array."""
+    if results.model is None:
+        return []
+    if layers_of := weights_and_biases(results.model):
+        cells: list[Cell] = [
+            partial(plots.weight_histogram, weights=values[1:], biases=values[0], layer=in_words(name))
+            for name, values in layers_of.items()
+        ]
+        names = ", ".join(map(in_words, layers_of))
+        caption = "Weights of each layer of the refitted best model; ticks below the axis are its biases."
+        return _histograms(cells, names, caption)
+    arrays = {name: values for name, values in parameters(results.model).items() if values.size}
+    shown = list(arrays.items())[:MOST_ARRAYS]
+    histogram = partial(plots.value_histogram, label="value")
+    cells = [partial(histogram, values=v, title=f"{name}, {' x '.join(map(str, v.shape))}") for name, v in shown]
+    which = f"the first {len(shown)} of {len(arrays)} arrays" if len(shown) < len(arrays) else "each array"
+    caption = f"The parameters in {which} of the refitted best model."
+    return _histograms(cells, ", ".join(name for name, _ in shown), caption)
+
+
+def _histograms(cells: list[Cell], names: str, caption: str) -> list[Item]:
+    draw = grid(cells, 2, height=0.2 + 1.9 * -(-len(cells) // 2))
+    return [Picture("weights", f"Histograms of the weights of {names}", caption, draw)]
+
+
+def parameters(model: Model) -> dict[str, np.ndarray]:
+    """A model's arrays by their places in its tree, "dense1/kernel", in the order of the numbers in these."""
+    found = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf, np.float32)
+        for path, leaf in jax.tree.leaves_with_path(model.params)
+    }
+    return {name: found[name] for name in sorted(found, key=_with_numbers)}
+
+
+def _with_numbers(name: str) -> list[tuple[int, str]]:
+    """dense2 comes before dense10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def weights_and_biases(model: Model) -> dict[str, np.ndarray]:
+    """By layer of a network of `hw1jax.models`, float [1 + inputs, units], the first row the bias; {} for another.
+
+    The inputs of a convolution are (input channel, row, column) of its window, those of the dense layer after it
+    (channel, row, column) of its images.
+    """
+    found = {name.removesuffix("/weights"): values.T for name, values in parameters(model).items()}
+    known = all(LAYER.fullmatch(name) and values.ndim == 2 for name, values in found.items())
+    return found if known else {}
+
+
+def profiles(results: Results, inputs: Sequence[float]) -> list[Item]:
+    """The activation of every hidden unit of a scalar regression for these inputs; the study says how to get it."""
+    model, activations = results.model, results.study.activations
+    if model is None or activations is None:
+        return []
+    x = np.array(inputs, results.data.x_train.dtype)[:, None]
+    found = activations(model.fixed)(model.params, x, model.hyperparameters)
+    found = {name: np.asarray(values) for name, values in found.items() if name != "output"}
+    every = np.concatenate([np.ravel(values) for values in found.values()])
+    low, high = min(0.0, float(every.min())), max(1.0, float(every.max()))
+    cells = [
+        partial(plots.activation_profile, activations=v[i], title=f"{in_words(name)}, x = {x:g}", limits=(low, high))
+        for name, v in found.items()
+        for i, x in enumerate(inputs)
+    ]
+    alt = f"Activation of every hidden unit for the inputs {', '.join(f'{x:g}' for x in inputs)}"
+    draw = grid(cells, len(inputs), height=0.3 + 1.4 * len(found), label="activation", sharey=True)
+    return [Picture("activations", alt, f"{alt}: a row a layer, a column an input.", draw)]
+
+
+def receptive_fields(results: Results) -> list[Item]:
+    """The kernels of each convolution of a `hw1jax.models.CNN`."""
+    found = {} if results.model is None else kernels(results.model, results.data.x_train)
+    return [_receptive_fields(name, values) for name, values in found.items()]
+
+
+def kernels(model: Model, x: np.ndarray) -> dict[str, np.ndarray]:
+    """By convolution of a `hw1jax.models.CNN` on images `x`, float [channel, input channel, row, column]."""
+    found, num_inputs = {}, 1 if x.ndim == 3 else x.shape[3]
+    for name, values in weights_and_biases(model).items():
+        if name.startswith("conv"):
+            found[name] = np.asarray(layers.kernels(jnp.asarray(values.T), num_inputs))
+            num_inputs = len(found[name])
+    return found
+
+
+def _receptive_fields(name: str, kernels: np.ndarray) -> Picture:
+    num_channels, num_inputs, *size = kernels.shape
+    title = f"{in_words(name)}: {num_inputs} x {num_channels} kernels of {' x '.join(map(str, size))} weights"
+    draw = grid(
+        [partial(plots.receptive_fields, kernels=kernels, title=title)], 1, height=1.1 + 5 * num_inputs / num_channels
+    )
+    alt = f"Receptive fields of {title}, positive weights red, negative blue"
+    caption = f"Receptive fields of {in_words(name)}: a column a channel, a row an input channel."
+    return Picture(f"receptive_fields_{name}", alt, f"{caption} Red weights are positive, blue negative.", draw)
+
+
+def feature_maps(results: Results, example: int = 0) -> list[Item]:
+    """What each convolution makes of a test image, before pooling; the study says how to get it."""
+    model, activations, (_, _, x, y, *_) = results.model, results.study.activations, results.data
+    if model is None or activations is None:
+        return []
+    found = activations(model.fixed)(model.params, x[example : example + 1], model.hyperparameters)
+    maps = {name: np.asarray(v)[0] for name, v in found.items() if v.ndim == 4 and not name.startswith("pool")}
+    name = results.study.classes[y[example]] if results.study.classes else f"test image {example}"
+    shown = picture(x, example, f"test image {example}:\n{name}") if has_images(results) else plots.nothing
+    cells: list[Cell] = []
+    for layer, values in maps.items():
+        title = f"{in_words(layer)}: {len(values)} channels of {' x '.join(map(str, values.shape[1:]))}"
+        tiles = partial(plots.feature_maps, maps=values, title=title)
+        cells += [plots.nothing if cells else shown, tiles]
+    heights = [0.4 + 0.95 * -(-len(values) // 5) for values in maps.values()]
+    draw = grid(cells, 2, height=sum(heights), width_ratios=[1, 4.5], height_ratios=heights)
+    alt = f"Activations of every channel of the convolutions for a test image, {name}"
+    return [Picture("feature_maps", alt, f"{alt}: after ReLU and before pooling.", draw)]
+
+
+def in_words(layer: str) -> str:
+    """conv1 -> convolution 1, dense2 -> hidden layer 2, output -> output layer."""
+    if layer == "output":
+        return "output layer"
+    return layer.replace("conv", "convolution ").replace("dense", "hidden layer ")

@@ -1,0 +1,340 @@
+"""The page that a run leaves behind, `report.html` in one self-contained file, and figures/*.png."""
+
+import base64
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from hw1jax import results as results_
+from hw1jax import storage
+from hw1jax.report import network, plots, sections
+from hw1jax.report.items import Item, Markup, Picture, escape, number, score, table, words
+from hw1jax.results import Results
+from hw1jax.study import Reference, Study
+
+Section = tuple[str, Sequence[Item]]  # heading, content
+BEFORE = "Where the time went"  # what a study adds comes before this heading
+
+
+def write_report(folder: Path | str, study: Study) -> Path:
+    """Draws the figures of a run and writes its page, from what is on disk alone.
+
+    Args:
+      folder: with results.json, trials.csv, histories.npz and model.msgpack of a finished run.
+      study: whose run it was.
+
+    Returns:
+      The path of report.html.
+
+    Raises:
+      ValueError: a file is missing or damaged, or the data are not those of the run; the message is one line.
+    """
+    folder = Path(folder)
+    with storage.results_lock(folder):
+        results = results_.read(folder, study)
+        content = _sections(results)
+        pngs = {}
+        for picture in _pictures(content):
+            with plots.style():
+                pngs[picture.name] = plots.png(picture.draw())
+            storage.write_bytes(folder / "figures" / f"{picture.name}.png", pngs[picture.name])
+        path = folder / "report.html"
+        body = _study_html(results, content, pngs, level=1)
+        storage.write_bytes(path, _page(results.record["title"], body).encode())
+        return path
+
+
+def write_overview(
+    folder: Path | str, studies: Mapping[str, Study], run_folders: Sequence[Path], failures: Mapping[str, str]
+) -> Path:
+    """Writes one page over several studies.
+
+    Figures that `write_report` has drawn are taken as they are; a run without them is drawn first.
+
+    Args:
+      folder: of the page.
+      studies: all of them, by name.
+      run_folders: of the runs that have ended.
+      failures: {study's name: why it failed}. Studies that neither ended nor failed are said not to have run yet.
+
+    Returns:
+      The path of report.html.
+    """
+    titles = {name: study.shown for name, study in studies.items()}
+    shown: dict[str, tuple[dict[str, Any], Markup]] = {}
+    problems = dict(failures)
+    for run_folder in run_folders:
+        try:
+            study = results_.study_of(run_folder, studies)
+            results = results_.load_results(run_folder, study)
+            content = _sections(results)
+            pngs = _read_pngs(run_folder, study, _pictures(content))
+        except ValueError as error:
+            problems.setdefault(run_folder.name, str(error))
+            continue
+        titles[study.name] = results.record["title"]
+        shown[study.name] = results.record, _study_html(results, content, pngs, level=2)
+    references = [study.reference for study in studies.values() if study.reference]
+    parts, links, others = [], [], {}
+    for name in [*titles, *(name for name in problems if name not in titles)]:
+        title = titles.get(name, name)
+        links.append(f'<li><a href="#{escape(name)}">{escape(title)}</a></li>')
+        if name in problems:
+            parts.append(f'<p class="notice"><strong>{escape(title)} failed.</strong> {escape(problems[name])}</p>')
+        if name in shown:
+            parts.append(shown[name][1])
+        else:
+            others[title] = "failed" if name in problems else "has not run yet"
+            parts.append(f'<h2 id="{escape(name)}">{escape(title)}</h2><p>This study {others[title]}.</p>')
+    notes = _notes(references)
+    links += [f'<li><a href="#{anchor}">{escape(heading)}</a></li>' for anchor, heading in _note_headings(references)]
+    body = f"<h1>hw1jax: results</h1>{_introduction(references)}<nav><ul>{''.join(links)}</ul></nav>"
+    body += _headlines(studies.values(), [record for record, _ in shown.values()], others) + "".join(parts) + notes
+    path = Path(folder) / "report.html"
+    storage.write_bytes(path, _page("hw1jax: results", body).encode())
+    return path
+
+
+def _read_pngs(folder: Path, study: Study, pictures: Sequence[Picture]) -> dict[str, bytes]:
+    paths = {picture.name: folder / "figures" / f"{picture.name}.png" for picture in pictures}
+    ended = (folder / "results.json").stat().st_mtime
+    if not all(path.exists() and path.stat().st_mtime >= ended for path in paths.values()):
+        write_report(folder, study)
+    return {name: path.read_bytes() for name, path in paths.items()}
+
+
+# What a study's page shows
+
+
+def _sections(results: Results) -> list[Section]:
+    """Headings, tables and figures of a study, in the order of the page."""
+    with jax.default_matmul_precision(results.record["config"]["precision"]):
+        missing = [Markup(f'<p class="notice">{escape(results.failure)}.</p>')] if results.failure else []
+        makers = {
+            "Hyperparameters": [sections.hyperparameters],
+            "Data": [sections.data],
+            "Learning": [sections.learning],
+            "Test set": [sections.test_set],
+            "All trials": [sections.search],
+            "Inside the network": [network.weights],
+        }
+        last = {BEFORE: [sections.timing], "How to repeat it": [sections.repeat]}
+        makers |= {name: own for name, own in results.study.sections.items() if name not in last}
+        makers |= {name: results.study.sections.get(name, usual) for name, usual in last.items()}
+        found: list[Section] = []
+        for heading, functions in makers.items():
+            empty = heading == "Test set" or (heading == "Inside the network" and results.model is None)
+            found.append((heading, missing if missing and empty else _items(functions, results)))
+        return [(heading, items) for heading, items in found if items]
+
+
+def _items(functions: Sequence[Any], results: Results) -> list[Item]:
+    """What sections give, each an item or several."""
+    found: list[Item] = []
+    for function in functions:
+        made = function(results)
+        found += [made] if isinstance(made, Picture | str) else made
+    return found
+
+
+def _pictures(content: Sequence[Section]) -> list[Picture]:
+    """All figures; a ValueError where two would have the same file."""
+    pictures = [item for _, items in content for item in items if isinstance(item, Picture)]
+    names = [picture.name for picture in pictures]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"sections: two figures are called {name!r}")
+    return pictures
+
+
+# Tables
+
+
+def _headlines(studies: Iterable[Study], records: Iterable[dict[str, Any]], others: dict[str, str]) -> Markup:
+    """The numbers that count, a row a study, the reference's beside them; others: {title: why there are no numbers}."""
+    studies = list(studies)
+    who = {study.reference.name for study in studies if study.reference}
+    whose = f"{who.pop().removeprefix('the ')}'s" if len(who) == 1 else "reference's"
+    compared = any(study.reference for study in studies)
+    names = ["loss", *(["accuracy"] if any(study.classes for study in studies) else [])]
+    names += sorted({name for study in studies for name in study.metrics} - {"accuracy"})
+    columns = ["study"]
+    for name in names:
+        shown = "test loss" if name == "loss" else words(name)
+        columns += [shown, *([f"{whose} {shown}"] if compared else [])]
+    columns += ["validation loss", "trials", "time"]
+    rows = []
+    for r in records:
+        row, theirs = [r["title"]], (r.get("reference") or {}).get("test", {})
+        for name in names:
+            there = name == "loss" or r["test"].get(name) is not None
+            row += [score(name, r["test"][name]) if there else "-", *([_theirs(name, theirs)] if compared else [])]
+        row.append(Markup(f"{number(r['best']['mean_val_loss'])} ± {number(r['best']['std_val_loss'])}"))
+        row.append(Markup(f"{number(r['trials']['complete'], '{}')} + {number(r['trials']['failed'], '{}')} failed"))
+        rows.append([*row, number(r["timing"]["total_seconds"], "{:.0f} s")])
+    rows += [[title, why, *["-"] * (len(columns) - 2)] for title, why in others.items()]
+    return table(columns, rows)
+
+
+def _theirs(name: str, test: Mapping[str, float]) -> str:
+    """A reference's loss or metric, as coarse as reports give them."""
+    return number(test[name], "{:.0%}" if name == "accuracy" else "{:.2f}") if name in test else "-"
+
+
+def _cards(results: Results) -> Markup:
+    """The numbers that count, of one study, the reference's beside them."""
+    best, test, reference = results.record["best"], results.test, results.record.get("reference")
+
+    def beside(name: str) -> str:
+        return f"{escape(reference['name'])}: {_theirs(name, reference['test'])}" if reference else ""
+
+    notes = [escape(results.study.loss_name), beside("loss")]
+    cards = [("test loss", number(test["loss"]), "; ".join(filter(None, notes)))]
+    names = ["accuracy"] * (test["accuracy"] is not None) + [n for n in results.study.metrics if n != "accuracy"]
+    cards += [(f"test {words(name)}", score(name, test[name]), beside(name)) for name in names]
+    for name in ("loss", *results.study.metrics):
+        spread = f"± {score(name, best[f'std_val_{name}'])} over the folds, trial {number(best['number'], '{}')}"
+        cards.append((f"validation {words(name)}", score(name, best[f"mean_val_{name}"]), spread))
+    counts = [number(results.record["trials"][name], "{}") for name in ("complete", "failed")]
+    cards.append(("trials", counts[0], f"complete, {counts[1]} failed"))
+    cards.append(("time", number(results.record["timing"]["total_seconds"], "{:.0f} s"), "from start to results"))
+    items = (f"<div><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>" for name, value, note in cards)
+    return Markup(f'<dl class="cards">{"".join(items)}</dl>')
+
+
+def _smaller(results: Results) -> str:
+    """Says how the run differs from the reference's amount of work; empty where it does not, or there is none."""
+    config, study = results.record["config"], results.study
+    names = ("num_trials", "num_folds", "num_epochs", "batch_size")
+    other = [f"{words(n)} {config[n]} instead of {getattr(study, n)}" for n in names if config[n] != getattr(study, n)]
+    return f"Not {study.reference.name}'s amount of work: {', '.join(other)}." if other and study.reference else ""
+
+
+def _introduction(references: Sequence[Reference]) -> Markup:
+    """What a page's runs are, and who is meant by the references' names."""
+    text = (
+        "A hyperparameter search with cross-validation; the best trial, trained again on all training data, has then "
+        "looked at the test set once."
+    )
+    about = {r.name: r.about for r in references if r.about}
+    who = "".join(f" &ldquo;{escape(name[:1].upper() + name[1:])}&rdquo; is {escape(a)}." for name, a in about.items())
+    return Markup(f"<p>{text}{who}</p>")
+
+
+def _note_headings(references: Sequence[Reference]) -> list[tuple[str, str]]:
+    """(anchor, heading) for each reference that has notes."""
+    names = dict.fromkeys(r.name for r in references if r.notes)
+    return [(f"notes-{i + 1}", f"Where {name} and this project differ") for i, name in enumerate(names)]
+
+
+def _notes(references: Sequence[Reference]) -> Markup:
+    """Where the references and this project differ."""
+    parts = []
+    names = dict.fromkeys(r.name for r in references if r.notes)
+    for name, (anchor, heading) in zip(names, _note_headings(references), strict=True):
+        notes = dict.fromkeys(note for r in references if r.name == name for note in r.notes)
+        items = "".join(f"<li>{escape(note)}</li>" for note in notes)
+        parts.append(f'<h2 id="{anchor}">{escape(heading)}</h2><ul>{items}</ul>')
+    return Markup("".join(parts))
+
+
+# HTML
+
+
+def _study_html(results: Results, content: Sequence[Section], pngs: dict[str, bytes], *, level: int) -> Markup:
+    """A study's part of a page, its title a heading of this level."""
+    name, parts = results.study.name, []
+    references = [results.study.reference] if results.study.reference else []
+    anchors = {heading: escape(f"{name}-{heading.lower().replace(' ', '-')}") for heading, _ in content}
+    links = "".join(f'<li><a href="#{anchor}">{escape(heading)}</a></li>' for heading, anchor in anchors.items())
+    parts.append(f'<h{level} id="{name}">{escape(results.record["title"])}</h{level}>')
+    if level == 1:
+        parts.append(_introduction(references))
+    if smaller := _smaller(results):
+        parts.append(f'<p class="notice">{escape(smaller)}</p>')
+    if results.failure:
+        parts.append(f'<p class="notice"><strong>No test loss:</strong> {escape(results.failure)}.</p>')
+    parts.append(_cards(results))
+    parts.append(f"<nav><ul>{links}</ul></nav>")
+    for heading, items in content:
+        parts.append(f'<h{level + 1} id="{anchors[heading]}">{escape(heading)}</h{level + 1}><div class="items">')
+        parts += [_image(item, pngs[item.name]) if isinstance(item, Picture) else _text(item) for item in items]
+        parts.append("</div>")
+    if level == 1:
+        parts.append(_notes(references))
+    return Markup("".join(parts))
+
+
+def _text(item: str) -> str:
+    return f"<div>{item}</div>" if isinstance(item, Markup) else f"<div><p>{escape(item)}</p></div>"
+
+
+def _image(picture: Picture, png: bytes) -> str:
+    width, height = struct.unpack(">2I", png[16:24])  # of the PNG's header
+    data = base64.b64encode(png).decode()
+    return (
+        f'<figure><img alt="{escape(picture.alt)}" width="{width}" height="{height}" '
+        f'src="data:image/png;base64,{data}"><figcaption>{escape(picture.caption)}</figcaption></figure>'
+    )
+
+
+def _page(title: str, body: str) -> str:
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+        "style-src 'unsafe-inline'\">"
+        f'<link rel="icon" href="data:,"><title>{escape(title)}</title><style>{_STYLE}</style></head>'
+        f"<body><main>{body}</main></body></html>\n"
+    )
+
+
+_STYLE = """
+:root { --ink: #1b1d21; --soft: #5b616b; --paper: #fff; --card: #f4f5f7; --line: #d9dce1; --link: #0a58a8;
+  --notice: #fff4e0; --edge: #d98200; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e7ea; --soft: #a3a9b4; --paper: #15171b; --card: #1f2227;
+  --line: #363b44; --link: #7ab8ff; --notice: #33270f; --edge: #d98200; } }
+* { box-sizing: border-box; }
+body { margin: 0; color: var(--ink); background: var(--paper); font: 16px/1.5 system-ui, sans-serif; }
+main { max-width: 100rem; margin: 0 auto; padding: 1rem clamp(.75rem, 3vw, 3rem) 4rem; overflow-wrap: anywhere; }
+h1, h2, h3, h4 { line-height: 1.2; margin: 2rem 0 .75rem; }
+h1 { font-size: 1.9rem; margin-top: 1rem; }
+h2 { font-size: 1.5rem; border-bottom: 1px solid var(--line); padding-bottom: .3rem; margin-top: 3rem; }
+p, li, figcaption { max-width: 46rem; }
+a { color: var(--link); }
+nav ul { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; list-style: none; padding: 0; margin: 1rem 0; }
+.items { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 34rem), 1fr)); gap: 1.25rem; }
+.items > div { min-width: 0; grid-column: 1 / -1; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 10rem), 1fr)); gap: .75rem;
+  margin: 1rem 0; max-width: 80rem; }
+.cards div { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .6rem .9rem; }
+.cards dt { color: var(--soft); font-size: .85rem; }
+.cards dd { margin: 0; font-size: 1.6rem; font-weight: 600; line-height: 1.25; }
+.cards small { display: block; color: var(--soft); font-size: .85rem; font-weight: 400; }
+figure { margin: 0; min-width: 0; background: var(--card); border: 1px solid var(--line); border-radius: 8px;
+  padding: .6rem; align-self: start; }
+figure img { display: block; width: 100%; height: auto; background: #fff; border-radius: 4px; }
+figcaption { color: var(--soft); font-size: .9rem; padding: .5rem .2rem 0; }
+.scroll { overflow-x: auto; margin: .5rem 0; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
+th, td { text-align: left; vertical-align: top; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line); }
+th { color: var(--soft); font-weight: 600; }
+pre { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .7rem; overflow-x: auto; }
+.notice { background: var(--notice); border-left: 4px solid var(--edge); padding: .6rem .9rem; white-space: pre-wrap; }
+caption { text-align: left; font-weight: 600; padding: .6rem 0 .2rem; }
+.wide td { white-space: nowrap; }
+.wide th, .wide td { font-size: .85rem; padding-right: .7rem; }
+.pairs td { overflow-wrap: anywhere; }
+.pairs td:first-child { overflow-wrap: normal; }
+@media print { :root { --ink: #000; --soft: #333; --paper: #fff; --card: #fff; --line: #bbb; --link: #000;
+  --notice: #fff; }
+  body { font-size: 10pt; } main { max-width: none; padding: 0; } nav { display: none; }
+  .items { display: block; } figure { break-inside: avoid; margin: 0 0 1rem; max-width: 6.5in; border: 0; padding: 0; }
+  h2, h3, h4 { break-after: avoid; } tr { break-inside: avoid; } .scroll { overflow: visible; }
+  table { font-size: 7.5pt; } th, td, .wide th, .wide td { font-size: 7.5pt; padding-right: .4rem; }
+  .cards { grid-template-columns: repeat(5, 1fr); } .cards dd { font-size: 1.2rem; } }
+"""

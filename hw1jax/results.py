@@ -1,0 +1,604 @@
+"""What a run leaves in its folder: the only room that knows these files. They are checked before they are trusted.
+
+results.json    the record: what was asked, the best trial, what it does on the test set, on what, how long
+trials.csv      a row a trial
+histories.npz   losses and metrics by epoch; outputs on the test set
+model.msgpack   the refitted best trial; none where its training diverged
+"""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.serialization
+import jax
+import numpy as np
+
+from hw1jax import evaluation, population, storage
+from hw1jax import space as space_
+from hw1jax import study as study_
+from hw1jax.data import Dataset, sha256
+from hw1jax.space import Choice, Draw, Int, Range
+from hw1jax.study import Study, TrialScore
+from hw1jax.training import Task
+
+# A model
+
+
+class Model(NamedTuple):
+    """A trained network at its own widths, without padding.
+
+    Attributes:
+      study: that it belongs to.
+      draw: its hyperparameters.
+      params, state: trees of arrays, as the study's task makes them.
+    """
+
+    study: Study
+    draw: Draw
+    params: Any
+    state: Any = None
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """What shapes its program: what the study's `task` and `activations` take."""
+        return space_.fixed(self.study.space, self.draw, widest=False)
+
+    @property
+    def task(self) -> Task:
+        """The study's task for this network."""
+        return study_.make_task(self.study, self.fixed)
+
+    @property
+    def hyperparameters(self) -> dict[str, np.ndarray]:
+        """Its hyperparameters as arrays: what the task's functions take."""
+        return study_.one_trial(self.study, self.draw)
+
+    @property
+    def is_finite(self) -> bool:
+        """False for a network whose training has diverged: `load_model` refuses it."""
+        return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((self.params, self.state)))
+
+    def predict(self, x: Any) -> Any:
+        """Outputs [example, ...] of examples as the study's data have them."""
+        return population.predict(self.task, self.params, self.hyperparameters, x, state=self.state)
+
+    def __repr__(self) -> str:
+        size = sum(np.size(leaf) for leaf in jax.tree.leaves(self.params))
+        return f"Model({self.study.name}: {size:,} parameters, {space_.in_words(self.draw)})"
+
+
+def save_model(path: Path, model: Model) -> None:
+    """Writes a model as MessagePack; the file appears whole or not at all."""
+    content = {
+        "format": storage.FORMAT,
+        "study": model.study.name,
+        "hyperparameters": space_.draw_to_json(model.draw),
+        "params": _by_path(model.params),
+        "state": _by_path(model.state),
+    }
+    storage.write_bytes(path, flax.serialization.msgpack_serialize(content))
+
+
+def load_model(path: Path | str, study: Study) -> Model:
+    """Reads a model that `save_model` wrote, checked before it is trusted.
+
+    `study` is the one that it was trained in; ranges of its space may be others by now.
+
+    Raises:
+      ValueError: the file is damaged, of another format or study, or its arrays don't fit its hyperparameters.
+    """
+    try:
+        content: Any = flax.serialization.msgpack_restore(Path(path).read_bytes())
+        if content["format"] != storage.FORMAT:
+            raise ValueError(f"format {content['format']}, expected {storage.FORMAT}")
+        if content["study"] != study.name:
+            raise ValueError(f"of the study {content['study']!r}, not {study.name!r}")
+        draw = space_.draw_from_json(study.space, content["hyperparameters"])
+        model = Model(_with_layers_of(study, draw), draw, {})
+        shapes = study_.variable_shapes(model.task, model.hyperparameters)
+        params, state = (_from_paths(content[name], s) for name, s in zip(("params", "state"), shapes, strict=True))
+        model = model._replace(params=params, state=state)
+        if not model.is_finite:
+            raise ValueError("parameters that are not finite")
+    except OSError:
+        raise
+    except Exception as error:  # whatever MessagePack or the checks choke on, the file is not a model
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path} is not a model of hw1jax ({reason}); run its study again") from error
+    return model
+
+
+def _with_layers_of(study: Study, draw: Draw) -> Study:
+    """The study with as many ranges of each name as the draw has values: it may have been asked for more layers."""
+    several = {name: r for name, r in study.space.items() if isinstance(r, Sequence) and len(r) != len(draw[name])}
+    as_many = {name: tuple(r[min(i, len(r) - 1)] for i in range(len(draw[name]))) for name, r in several.items()}
+    return study_.narrow(study, **as_many) if as_many else study
+
+
+def _by_path(tree: Any) -> dict[str, np.ndarray]:
+    """A tree's arrays by their places in it, whatever it is made of."""
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def _from_paths(arrays: Any, shapes: Any) -> Any:
+    """The tree that `_by_path` took apart; a ValueError unless it has these shapes and dtypes."""
+    if not isinstance(arrays, dict):
+        raise ValueError(f"arrays by name, got {type(arrays).__name__}")
+    expected = {jax.tree_util.keystr(path): f"{a.dtype} {a.shape}" for path, a in jax.tree.leaves_with_path(shapes)}
+    found = {n: f"{a.dtype} {a.shape}" if isinstance(a, np.ndarray) else str(type(a)) for n, a in arrays.items()}
+    if found != expected:
+        raise ValueError(f"parameters {found}, expected {expected}")
+    return jax.tree.unflatten(jax.tree.structure(shapes), [arrays[name] for name in expected])
+
+
+# What trials are worth
+
+
+def best(trials: Sequence[TrialScore], study: Study) -> TrialScore | None:
+    """The complete trial with the best mean score (the first of equals); None if all have failed."""
+    sign = -1 if study.maximize else 1
+    return min(_complete(trials), key=lambda t: sign * t.mean(study.score), default=None)
+
+
+def ranks(trials: Sequence[TrialScore], study: Study) -> list[int | None]:
+    """Rank of each trial by mean score, 1 the best, equals sharing a rank; None for a failed one."""
+    means = sorted((t.mean(study.score) for t in _complete(trials)), reverse=bool(study.maximize))
+    return [means.index(t.mean(study.score)) + 1 if t.state == "complete" else None for t in trials]
+
+
+def _complete(trials: Sequence[TrialScore]) -> list[TrialScore]:
+    return [trial for trial in trials if trial.state == "complete"]
+
+
+def score(model: Model, outputs: Any, y: Any) -> dict[str, Any]:
+    """Mean loss and metrics, by name, of a model's outputs [example, ...] on y.
+
+    For class indices there are "accuracy" and "confusion", counts [true class][predicted class], as well. All is None
+    where the loss is not finite; a metric that is not is None alone.
+    """
+    functions = {"loss": model.task.loss, **model.study.metrics}
+    found: dict[str, Any] = {name: float(np.mean(function(outputs, y))) for name, function in functions.items()}
+    found = {name: value if np.isfinite(value) else None for name, value in found.items()}
+    if found["loss"] is None:
+        found = dict.fromkeys(found)
+    elif _are_classes(model.study, outputs, y):
+        found.setdefault("accuracy", evaluation.accuracy(outputs, y))
+        found["confusion"] = evaluation.confusion_matrix(outputs, y).tolist()
+    return {"loss": found["loss"], "accuracy": None, "confusion": None} | found
+
+
+def _are_classes(study: Study, outputs: Any, y: Any) -> bool:
+    """Whether y are class indices of the study's classes, and outputs a value for each class."""
+    if not study.classes or not (isinstance(outputs, np.ndarray) and isinstance(y, np.ndarray)):
+        return False
+    if outputs.shape != (len(y), len(study.classes)) or y.ndim != 1 or y.dtype.kind not in "iu":
+        return False
+    return bool(np.all((y >= 0) & (y < len(study.classes))))
+
+
+# Writing
+
+
+def summary(study: Study, trial: TrialScore) -> dict[str, Any]:
+    """The best trial, as the record has it."""
+    means = {f"mean_val_{name}": _finite(trial.mean(name)) for name in trial.scores}
+    stds = {f"std_val_{name}": _finite(trial.std(name)) for name in trial.scores}
+    return {"number": trial.number, "params": space_.draw_to_json(trial.draw)} | {
+        name: value for pair in zip(means.items(), stds.items(), strict=True) for name, value in pair
+    }
+
+
+def reference(study: Study) -> dict[str, Any] | None:
+    """What others have found, as the record has it."""
+    found = study.reference
+    return found and {"name": found.name, "params": space_.draw_to_json(found.params), "test": dict(found.test)}
+
+
+def write(
+    folder: Path,
+    study: Study,
+    record: dict[str, Any],
+    trials: Sequence[TrialScore],
+    train_loss: np.ndarray,
+    val: Mapping[str, np.ndarray],
+    arrays: Mapping[str, Any],
+    model: Model,
+) -> None:
+    """Writes all files of a run, the record last.
+
+    Args:
+      folder: where.
+      study: whose run it was.
+      record: for results.json.
+      trials: all of them.
+      train_loss: [trial, fold, epoch].
+      val: "loss" and metrics by name, [trial, fold, epoch] each.
+      arrays: what histories.npz has beside these.
+      model: the refitted best one.
+    """
+    histories = {"format": np.array(storage.FORMAT), "train_loss": train_loss}
+    histories |= {f"val_{name}": values for name, values in val.items()}
+    for name, tree in arrays.items():  # outputs may be a tree of arrays
+        histories |= {name + path: array for path, array in _by_path(tree).items()}
+    with storage.results_lock(folder):
+        write_trials(folder / "trials.csv", study, trials, train_loss, val)
+        storage.write_arrays(folder / "histories.npz", histories)
+        if model.is_finite:
+            save_model(folder / "model.msgpack", model)  # after the histories: where it is, they are
+        else:
+            (folder / "model.msgpack").unlink(missing_ok=True)  # the best model of fewer trials
+        storage.write_json(folder / "results.json", record)
+
+
+def write_trials(
+    path: Path, study: Study, trials: Sequence[TrialScore], train_loss: np.ndarray, val: Mapping[str, np.ndarray]
+) -> None:
+    """trials.csv: a row a trial, in scikit-learn's words; a failed one says in which epoch it diverged.
+
+    `train_loss` and each of `val`, "loss" and metrics by name, are [trial, fold, epoch].
+    """
+    text = io.StringIO()
+    finite = np.isfinite(train_loss) & np.isfinite(val["loss"]) & np.isfinite(val[study.score])
+    rows = []
+    for trial, rank, own in zip(trials, ranks(trials, study), np.all(finite, axis=1), strict=True):
+        row = {"number": trial.number, "state": trial.state} | space_.flatten(trial.draw)
+        for name, folds in trial.scores.items():
+            row |= {f"split{i}_val_{name}": value for i, value in enumerate(folds)}
+            row |= {f"mean_val_{name}": trial.mean(name), f"std_val_{name}": trial.std(name)}
+        diverged = "" if trial.state == "complete" else 1 + int(np.argmin(own))
+        rows.append(row | {"rank": rank, "diverged_epoch": diverged})
+    writer = csv.DictWriter(text, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    storage.write_bytes(path, text.getvalue().encode())
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+# What is there already
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What results.json holds; nothing if there is none, or none that can be read."""
+    try:
+        record = json.loads((folder / "results.json").read_text())
+        return record if isinstance(record["config"]["num_trials"], int) else {}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+
+
+def kept_refit(folder: Path, study: Study, trial: TrialScore, num_epochs: int) -> tuple[Model, np.ndarray] | None:
+    """(model, train_loss [epoch]) that an earlier run of the same search has refitted, if it was this trial."""
+    try:
+        model = load_model(folder / "model.msgpack", study)
+        arrays = storage.read_arrays(folder / "histories.npz")
+        number, train_loss = int(arrays["refit_number"]), arrays["refit_train_loss"]
+    except (FileNotFoundError, KeyError, TypeError, ValueError):
+        return None  # none yet, or damaged: it is made anew
+    # A process that was killed between the two files may have left those of two trials.
+    same = (model.draw, number) == (trial.draw, trial.number) and train_loss.shape == (num_epochs,)
+    return (model, train_loss) if same else None
+
+
+# Reading
+
+
+class Best(NamedTuple):
+    """The best trial, by the study's score."""
+
+    number: int
+    params: Draw
+    mean: float  # of the score, over the folds
+    std: float
+
+
+class Trials(NamedTuple):
+    """trials.csv."""
+
+    rows: list[dict[str, str]]  # as they stand in the file
+    numbers: np.ndarray  # int [trial]
+    states: np.ndarray  # str [trial], "complete" or "failed"
+    folds: dict[str, np.ndarray]  # "loss" and metrics by name: float [trial, fold], in validation after the last epoch
+    means: dict[str, np.ndarray]  # by name: float [trial]
+    ranks: np.ndarray  # float [trial], 1 for the best; NaN for failed ones
+    params: dict[str, np.ndarray]  # by column: int, float, bool or str [trial]
+
+    @property
+    def complete(self) -> np.ndarray:
+        """Bool [trial]."""
+        return self.states == "complete"
+
+    def __repr__(self) -> str:
+        columns = ", ".join(self.params)
+        return f"Trials({len(self.rows)}, of which {self.complete.sum()} are complete: {columns})"
+
+
+class Results(NamedTuple):
+    """All that a run has left on disk, checked, and its data."""
+
+    study: Study  # as it was searched: its ranges are those of the run
+    folder: Path
+    record: dict[str, Any]  # results.json
+    trials: Trials
+    histories: dict[str, np.ndarray]  # histories.npz
+    model: Model | None  # None where the refit diverged
+    data: Dataset
+
+    @property
+    def best(self) -> Best:
+        """The best trial."""
+        found, name = self.record["best"], self.study.score
+        params = space_.draw_from_json(self.study.space, found["params"])
+        return Best(found["number"], params, found[f"mean_val_{name}"], found[f"std_val_{name}"])
+
+    @property
+    def task(self) -> Task:
+        """The task of the best trial at its own widths."""
+        return study_.make_task(self.study, space_.fixed(self.study.space, self.best.params, widest=False))
+
+    @property
+    def test(self) -> dict[str, Any]:
+        """What the refitted best trial does on the test set: "loss" and metrics by name."""
+        return self.record["test"]
+
+    @property
+    def failure(self) -> str | None:
+        """Why there is no test loss, in a line; None if there is one."""
+        return self.record["refit"]["failure"]
+
+    @property
+    def row(self) -> int:
+        """The row of the best trial."""
+        return int(np.flatnonzero(self.trials.numbers == self.record["best"]["number"])[0])
+
+    @property
+    def num_folds(self) -> int:
+        """Folds of the cross-validation."""
+        return self.trials.folds["loss"].shape[1]
+
+    @property
+    def has_usual_data(self) -> bool:
+        """Whether the data are the study's own, and not a person's files."""
+        return not any(self.record.get("inputs", {}).values())
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether the test set's labels are indices of the study's classes, and each class has an output."""
+        return _are_classes(self.study, self.histories.get("test_outputs"), self.data.y_test)
+
+    @property
+    def has_curve(self) -> bool:
+        """Whether one number is predicted from one number, so that the fit is a curve."""
+        outputs, x, y = self.histories.get("test_outputs"), self.data.x_test, self.data.y_test
+        if outputs is None or "curve_x" not in self.histories:
+            return False
+        return np.shape(x) == np.shape(y) == outputs.shape == (len(outputs), 1)
+
+    def __repr__(self) -> str:
+        best, name = self.best, self.study.score
+        tested = [f"{n} {v:.4g}" for n, v in self.test.items() if isinstance(v, int | float)]
+        failed = len(self.trials.rows) - int(self.trials.complete.sum())
+        return (
+            f"Results({self.study.name}: {len(self.trials.rows)} trials, {failed} failed\n"
+            f"  best: trial {best.number}, {space_.in_words(best.params)}\n"
+            f"  validation {name}: {best.mean:.4g} ± {best.std:.4g} over {self.num_folds} folds\n"
+            f"  test: {', '.join(tested) or self.failure}\n"
+            f"  folder: {self.folder})"
+        )
+
+
+def load_results(folder: Path | str, study: Study) -> Results:
+    """Reads and checks what a run of the study has left in a folder, and its data.
+
+    Ranges of the study's space, and how its trials are ranked, may be others by now: those of the run count.
+
+    Raises:
+      ValueError: a file is missing or damaged, or the data are not those of the run; the message is one line.
+    """
+    folder = Path(folder)
+    with storage.results_lock(folder):
+        return read(folder, study)
+
+
+def read(folder: Path, study: Study) -> Results:
+    """As `load_results`, for who holds the folder's lock already."""
+    path = folder / "results.json"
+    record = _checked(path, lambda: _read_record(path))
+    if record["study"] != study.name:
+        raise ValueError(f"{folder} holds results of the study {record['study'][:60]!r}, not {study.name}")
+    study = _checked(path, lambda: _as_searched(study, record))
+    path = folder / "trials.csv"
+    trials = _checked(path, lambda: _read_trials(path, study, record))
+    path = folder / "model.msgpack"
+    try:
+        model = None if record["refit"]["state"] == "diverged" else load_model(path, study)
+    except FileNotFoundError:
+        raise _missing(path) from None
+    if model and space_.draw_to_json(model.draw) != record["best"]["params"]:
+        raise ValueError(f"{path} is not the best model of the results.json beside it: repeat the run")
+    inputs = record.get("inputs", {})
+    named = {name: Path(inputs[name]) for name in study.inputs if inputs.get(name)}
+    data = study_.load_data(study, {name: named.get(name) for name in study.inputs})
+    if sha256(data) != record["config"]["data_sha256"]:
+        what = ", ".join(map(str, named.values())) or "the usual data"
+        raise ValueError(f"{folder} was run with other data than {what} is now: restore the data, or repeat the run")
+    path = folder / "histories.npz"
+    num_test = len(jax.tree.leaves(data.x_test)[0])
+    histories = _checked(path, lambda: _read_histories(path, study, trials, num_test))
+    return Results(study, folder, record, trials, histories, model, data)
+
+
+def study_of(folder: Path, studies: Mapping[str, Study]) -> Study:
+    """Whose results a folder holds; a ValueError of one line if it is none of these."""
+    path = folder / "results.json"
+    name = _checked(path, lambda: _read_record(path))["study"]
+    if name not in studies:
+        raise ValueError(f"{path}: unknown study {name[:60]!r}; there are {', '.join(studies)}")
+    return studies[name]
+
+
+def _checked(path: Path, read: Callable[[], Any]) -> Any:
+    """What is read of a file; whatever is wrong with it becomes a ValueError of one line that says what to do."""
+    try:
+        return read()
+    except storage.FormatError:
+        raise
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except (OSError, ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError, csv.Error) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path} is damaged ({reason}): repeat the run's command, which writes it again") from None
+
+
+def _missing(path: Path) -> ValueError:
+    return ValueError(f"{path} is missing: name the folder of a finished run, or repeat the run")
+
+
+LARGEST_NUMBER = 1e15  # of settings, seconds and counts; a whole number may have thousands of digits in JSON
+LARGEST_FLOAT = float(np.finfo(np.float64).max)
+PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
+_NUMBER, _NOTHING = (int, float), type(None)
+_EXPECTED = {
+    "study": str,
+    "title": str,
+    "command": str,
+    "config": {
+        **dict.fromkeys(("num_trials", "num_epochs", "num_folds", "batch_size"), int),
+        **dict.fromkeys(("score", "direction", "data_sha256", "precision"), str),
+        "space": dict,
+    },
+    "environment": dict,
+    "best": {"number": int, "params": dict},
+    "refit": {"state": str, "failure": (str, _NOTHING)},
+    "test": {"loss": (*_NUMBER, _NOTHING), "accuracy": (*_NUMBER, _NOTHING), "confusion": (list, _NOTHING)},
+    "trials": {"complete": int, "failed": int},
+    "timing": {"total_seconds": _NUMBER},
+}
+_REFERENCE = {"name": str, "params": dict, "test": dict}
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(record, dict):
+        storage.check_format(record, path)
+    _check(record, _EXPECTED, "the file")
+    for part in ("config", "timing", "trials"):
+        _check_numbers(record[part], repr(part), LARGEST_NUMBER)
+    _check_numbers(record, "the file", LARGEST_FLOAT)
+    if record.get("reference") is not None:
+        _check(record["reference"], _REFERENCE, "'reference'")
+        _check(record["reference"]["test"], dict.fromkeys(record["reference"]["test"], _NUMBER), "its 'test'")
+    if not all(isinstance(value, str | None) for value in _dict(record.get("inputs", {}), "'inputs'").values()):
+        raise ValueError("'inputs' are no paths")
+    if (record["test"]["loss"] is None) != bool(record["refit"]["failure"]):
+        raise ValueError("a test loss, or why there is none, and not both")
+    if record["config"]["precision"] not in PRECISIONS:
+        raise ValueError("there is no such precision")
+    return record
+
+
+def _check(value: Any, expected: Any, name: str) -> None:
+    """Raises a ValueError unless a value is of a type, or a dict that has at least these entries."""
+    if not isinstance(expected, dict):
+        if not isinstance(value, expected):
+            raise ValueError(f"{name} is {type(value).__name__}")
+        return
+    for key, inner in expected.items():
+        if key not in _dict(value, name):
+            raise ValueError(f"{name} has no {key!r}")
+        _check(value[key], inner, repr(key))
+
+
+def _dict(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is {type(value).__name__}, not an object")
+    return value
+
+
+def _check_numbers(value: Any, name: str, most: float) -> None:
+    """Raises a ValueError if a number anywhere in a part of a record is larger, or is none."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _check_numbers(inner, repr(key), most)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_numbers(inner, name, most)
+    elif isinstance(value, int | float) and not abs(value) <= most:
+        raise ValueError(f"{name} is out of all bounds")
+
+
+def _as_searched(study: Study, record: dict[str, Any]) -> Study:
+    """The study with the ranges and the score of the run."""
+    config, best = record["config"], record["best"]
+    name = config["score"]
+    if name not in ("loss", *study.metrics):
+        raise ValueError(f"ranked by {name}, which the study doesn't have")
+    space_.draw_from_json(study.space, best["params"])
+    names = [f"{kind}_val_{name}" for name in ("loss", *study.metrics) for kind in ("mean", "std")]
+    _check(best, dict.fromkeys(names, (*_NUMBER, _NOTHING)), "'best'")
+    _check(best, dict.fromkeys((f"mean_val_{name}", f"std_val_{name}"), _NUMBER), "'best'")
+    _check(record["test"], dict.fromkeys(study.metrics, (*_NUMBER, _NOTHING)), "'test'")
+    searched = replace(study, minimize=name, maximize=name if config["direction"] == "maximize" else None)
+    return study_.narrow(searched, **space_.from_json(study.space, config["space"]))
+
+
+def _read_trials(path: Path, study: Study, record: dict[str, Any]) -> Trials:
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    if any(None in row or None in row.values() for row in rows):
+        raise ValueError("a row is shorter or longer than the first")
+    num_folds = sum(re.fullmatch(r"split\d+_val_loss", name) is not None for name in rows[0])
+    if num_folds != record["config"]["num_folds"]:
+        raise ValueError(f"{num_folds} folds, expected {record['config']['num_folds']}")
+
+    def numbers(column: str) -> np.ndarray:
+        return np.array([float(row[column] or "nan") for row in rows])
+
+    names = ("loss", *study.metrics)
+    trials = Trials(
+        rows,
+        np.array([int(row["number"]) for row in rows], np.int64),
+        np.array([row["state"] for row in rows]),
+        {n: np.stack([numbers(f"split{i}_val_{n}") for i in range(num_folds)], axis=1) for n in names},
+        {n: numbers(f"mean_val_{n}") for n in names},
+        numbers("rank"),
+        {c: _values(r, [row[c] for row in rows]) for c, r in space_.columns(study.space).items()},
+    )
+    if record["best"]["number"] not in trials.numbers[trials.complete]:
+        raise ValueError(f"no complete trial {record['best']['number']}, the best of results.json")
+    return trials
+
+
+def _values(r: Range, texts: Sequence[str]) -> np.ndarray:
+    """A hyperparameter's column, [trial]."""
+    if isinstance(r, Choice):
+        by_text = {str(value): value for value in r.values}
+        return np.array([by_text[text] for text in texts])
+    return np.array([int(text) for text in texts], np.int64) if isinstance(r, Int) else np.array(texts, float)
+
+
+def _read_histories(path: Path, study: Study, trials: Trials, num_test: int) -> dict[str, np.ndarray]:
+    arrays = storage.read_arrays(path)
+    storage.check_format(arrays, path)
+    members = trials.folds["loss"].shape
+    shapes = dict.fromkeys(
+        ("train_loss", "val_loss", *(f"val_{name}" for name in study.metrics)),
+        (*members, len(arrays["refit_train_loss"])),
+    )
+    if "curve_x" in arrays:
+        num_points = len(arrays["curve_x"])
+        shapes |= {"curve_outputs": (num_points,), "curve_fold_outputs": (*members, num_points)}
+    if "test_outputs" in arrays:  # else they are a tree
+        shapes["test_outputs"] = (num_test, *arrays["test_outputs"].shape[1:])
+    for name, shape in shapes.items():
+        if arrays[name].shape != shape:
+            raise ValueError(f"{name} has the shape {arrays[name].shape}, expected {shape}")
+    return arrays

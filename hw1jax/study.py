@@ -1,0 +1,357 @@
+"""What is asked: a study (network, data, space), and how far to search it. No study and no flag is known here by name.
+
+In messages an argument stands as `name=`, which the command line turns into its flag.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import numpy as np
+
+from hw1jax import checks, training
+from hw1jax import folds as folds_
+from hw1jax import space as space_
+from hw1jax.data import Dataset
+from hw1jax.folds import Fold
+from hw1jax.space import Draw, Space
+from hw1jax.training import Metric, Task
+
+LARGEST_SEED = 2**32 - 1  # JAX's keys take no more bits of it
+COLUMNS = frozenset({"number", "state", "rank", "diverged_epoch"})  # of trials.csv, whatever is searched
+MOST_PROGRAMS = 32  # that static hyperparameters may ask for: each is compiled, and none shares its slots
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What somebody else has found, to be shown beside a run's own results.
+
+    Attributes:
+      name: who, as in "the report".
+      params: the best hyperparameters by name; a tuple where a name has several. Others are left out.
+      test: by name, "loss" or a metric, on the test set.
+      about: who that is, for people who don't know: "the homework report that ..".
+      notes: where this differs from what they did, a sentence each.
+    """
+
+    name: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    test: Mapping[str, float] = field(default_factory=dict)
+    about: str = ""
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """A network, its data, and what of it is searched.
+
+    Attributes:
+      name: of its folder and its search in Optuna: letters, digits, `_`, `-` and `.`.
+      task: fixed -> Task; `fixed` has the static hyperparameters and the widths, by name (see `space`). It is called
+        once for each program.
+      data: the data, or a function of the files in `inputs` (by name, each a Path or None) that reads them.
+      space: by name an `Int`, `Float` or `Choice`, or a tuple of them, a range a layer.
+      metrics: by name a function (outputs, y) -> [batch], one value an example; its mean is shown beside the loss.
+      minimize, maximize: "loss" or a metric, by whose mean over the folds trials are ranked; `maximize` goes first.
+      num_trials, num_folds, num_epochs, batch_size: as far as it is searched where nobody says otherwise.
+      folds: list of (training indices, validation indices), or a splitter object as scikit-learn has them (with the
+        data's `groups`), instead of shuffled `num_folds`.
+      quick: by name, of these numbers, what is smaller in a small run.
+      title: for people; the name, if not given.
+      loss_name: for tables and axes, with its unit.
+      classes: names of the classes, where y is a class index.
+      reference: what others have found.
+      inputs: names of files that may be given instead of the usual data, with what each is.
+      help: of hyperparameters, by name, for --help.
+      epochs_per_call: epochs between two looks at the progress, at most; chosen by the amount of work if not given.
+      activations: fixed -> (params, x, h) -> {layer: array [example, ...]}, for sections of the page.
+      sections: of the page, by heading: functions of the run's results (see `report.sections`), instead of what the
+        page shows under that heading, or after the others.
+    """
+
+    name: str
+    task: Callable[[dict[str, Any]], Task]
+    data: Dataset | Callable[..., Dataset]
+    space: Space
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    minimize: str = "loss"
+    maximize: str | None = None
+    num_trials: int = 25
+    num_folds: int = 3
+    num_epochs: int = 100
+    batch_size: int = 32
+    folds: Any = None
+    quick: Mapping[str, int] = field(default_factory=lambda: {"num_trials": 4, "num_epochs": 2})
+    title: str = ""
+    loss_name: str = "loss"
+    classes: Sequence[str] | None = None
+    reference: Reference | None = None
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    help: Mapping[str, str] = field(default_factory=dict)
+    epochs_per_call: int | None = None
+    activations: Callable[[dict[str, Any]], Callable[..., dict[str, Any]]] | None = None
+    sections: Mapping[str, Sequence[Callable[..., Any]]] = field(default_factory=dict)
+
+    @property
+    def score(self) -> str:
+        """What trials are ranked by: "loss" or a metric."""
+        return self.maximize or self.minimize
+
+    @property
+    def shown(self) -> str:
+        """The title, or the name where there is none."""
+        return self.title or self.name
+
+    def __repr__(self) -> str:
+        ranges = ", ".join(f"{name} {r}" for name, r in space_.columns(self.space).items())
+        way = "maximize" if self.maximize else "minimize"
+        return f"Study({self.name!r}: {way} {self.score} over {ranges})"
+
+
+@dataclass(frozen=True)
+class Search:
+    """What the results of a search depend on, beside its study and data."""
+
+    num_epochs: int
+    """Passes over the training data."""
+    batch_size: int
+    """Samples a step."""
+    num_folds: int = 3
+    """Folds of the cross-validation."""
+    seed: int = 0
+    """Of folds, minibatches, draws and initial parameters."""
+    sampler: Literal["random", "tpe"] = "random"
+    """How hyperparameters are drawn."""
+    precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
+    """Of matrix products on a GPU or TPU; a CPU computes in float32."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """How a search is laid out on the devices."""
+
+    widths: Literal["auto", "padded", "exact"] = "auto"
+    """Networks padded to the same widths in one program, or each at its own widths in its own program."""
+    members_per_program: int | None = None
+    """Networks (trials x folds) that one program trains at most; as many as there are, if not given."""
+    num_devices: int | None = None
+    """Devices to use (on a CPU, cores); all, if not given."""
+    reproducible: bool = False
+    """On a GPU, the same bits each time: slower, as XLA may neither reorder sums nor try out kernels."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where the results go."""
+
+    out: Path | None = None
+    """Folder of the results; runs/STUDY, or runs/quick/STUDY with --quick, if not given."""
+    storage: str | None = None
+    """URL of a database for Optuna, such as postgresql+psycopg://user@host/name, instead of OUT/journal.log."""
+    quick: bool = False
+    """A small run on the real data: fewer trials and epochs, unless they are given."""
+
+
+class TrialScore(NamedTuple):
+    """A trial that has been trained."""
+
+    number: int
+    draw: Draw
+    state: Literal["complete", "failed"]  # failed: a loss or the score is not finite
+    scores: dict[str, tuple[float, ...]]  # "loss" and metrics by name: each fold's value after the last epoch
+
+    def mean(self, name: str) -> float:
+        """Mean over the folds."""
+        with np.errstate(invalid="ignore"):  # infinity less infinity, in a failed trial
+            return float(np.mean(self.scores[name]))
+
+    def std(self, name: str) -> float:
+        """Standard deviation over the folds, as scikit-learn's `std_test_score` (no degrees of freedom lost)."""
+        values = self.scores[name]
+        return float(np.std(values)) if np.isfinite(values).all() else float("nan")
+
+
+class Order(NamedTuple):
+    """A person's settings, unpacked: what `run.run` carries out."""
+
+    study: Study
+    num_trials: int
+    search: Search
+    program: Program
+    output: Output
+    inputs: dict[str, Path | None]
+
+    @property
+    def folder(self) -> Path:
+        """Where the results go."""
+        return self.output.out or Path("runs", *(["quick"] if self.output.quick else []), self.study.name)
+
+
+def order(study: Study, *, inputs: Mapping[str, Any] | None = None, quick: bool = False, **settings: Any) -> Order:
+    """The study's own settings with those that are given, by the names of `Search`, `Program` and `Output`.
+
+    Raises:
+      TypeError: there is no such setting, or no such input.
+      ValueError: settings or a study that can't be run, in one line that names the argument.
+    """
+    names = ("num_trials", "num_folds", "num_epochs", "batch_size")
+    settings = {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}
+    chosen = {name: getattr(study, name) for name in names} | (dict(study.quick) if quick else {}) | settings
+    rooms: dict[type, dict[str, Any]] = {Search: {}, Program: {}, Output: {"quick": quick}}
+    num_trials = chosen.pop("num_trials")
+    for name, value in chosen.items():
+        room = next((room for room in rooms if name in {f.name for f in fields(room)}), None)
+        if room is None:
+            known = sorted({f.name for room in rooms for f in fields(room)} | {"num_trials"})
+            raise TypeError(f"there is no setting {name}; there are {', '.join(known)}")
+        rooms[room][name] = value
+    out = rooms[Output].get("out")
+    rooms[Output]["out"] = None if out is None else Path(out)
+    if unknown := sorted(set(inputs or {}) - set(study.inputs)):
+        raise TypeError(f"inputs= has no {', '.join(unknown)}; there are {', '.join(study.inputs) or 'none'}")
+    given = dict.fromkeys(study.inputs) | {name: Path(path) for name, path in (inputs or {}).items() if path}
+    if study.folds is not None and "num_folds" in settings:
+        raise ValueError(f"num_folds={settings['num_folds']} doesn't go with folds= of the study's own")
+    made = Order(study, num_trials, Search(**rooms[Search]), Program(**rooms[Program]), Output(**rooms[Output]), given)
+    check(made)
+    return made
+
+
+def check(order: Order) -> None:
+    """Raises a ValueError of one line if an order can't be carried out, before anything is read or written."""
+    study, num_trials, search, program, output, _ = order
+    numbers = {"num_trials": num_trials} | {n: getattr(search, n) for n in ("num_epochs", "batch_size", "num_folds")}
+    optional = {name: getattr(program, name) for name in ("num_devices", "members_per_program")}
+    numbers |= {"seed": search.seed} | {name: value for name, value in optional.items() if value is not None}
+    for name, value in numbers.items():
+        least = {"num_folds": 2, "seed": 0}.get(name, 1)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError(f"{name}= must be a whole number, got {value!r}")
+        if value < least:
+            raise ValueError(f"{name}= must be at least {least}, got {value}")
+    if search.seed > LARGEST_SEED:
+        raise ValueError(f"seed= must be at most {LARGEST_SEED}, got {search.seed}")
+    for room, name in ((search, "sampler"), (search, "precision"), (program, "widths")):
+        words = get_args({f.name: f.type for f in fields(room)}[name])
+        if getattr(room, name) not in words:
+            raise ValueError(f"{name}= must be one of {', '.join(words)}, got {getattr(room, name)!r}")
+    num_members, num_folds = program.members_per_program, search.num_folds if study.folds is None else 1
+    if num_members is not None and num_members < num_folds:  # of a study with folds of its own, the plan sees them
+        raise ValueError(f"members_per_program= must be at least a trial's {num_folds} folds")
+    check_study(study)
+    taken = next((path for path in (order.folder, *order.folder.absolute().parents) if path.exists()), None)
+    if taken is not None and not taken.is_dir():
+        raise ValueError(f"out={order.folder}: {taken} is a file; name a folder")
+
+
+def check_study(study: Study) -> None:
+    """Raises a ValueError or TypeError of one line if a study can't be searched, whatever the settings."""
+    plain = study.name.replace("_", "").replace("-", "").replace(".", "")
+    if not plain.isascii() or not plain.isalnum() or study.name.startswith((".", "-")):
+        raise ValueError(f"name= must be letters, digits, _, - and ., as it names a folder; got {study.name!r}")
+    space_.check(study.space)
+    reserved = {f.name for room in (Search, Program, Output) for f in fields(room)} | {"num_trials", "loss"}
+    if taken := (reserved | COLUMNS) & set(study.space):
+        what = "a setting" if taken & reserved else "a column of trials.csv"
+        raise ValueError(f"space: {', '.join(sorted(taken))} is the name of {what}; give it another")
+    if taken := (reserved | set(study.space)) & set(study.inputs):
+        raise ValueError(f"inputs: {', '.join(sorted(taken))} is the name of a setting; give it another")
+    if study.score not in ("loss", *study.metrics):
+        way = "maximize" if study.maximize else "minimize"
+        raise ValueError(f"{way}= must be one of {', '.join(('loss', *study.metrics))}, got {study.score!r}")
+    if bad := [name for name in study.metrics if not name.isidentifier() or name == "loss"]:
+        raise ValueError(f"metrics: {bad[0]!r} is no name for a metric")
+    if (count := space_.num_programs(study.space)) > MOST_PROGRAMS:
+        raise ValueError(f"space: static hyperparameters with {count} values would need as many programs; at most "
+                         f"{MOST_PROGRAMS}, let the others be traced")  # fmt: skip
+    if isinstance(study.folds, Iterator):
+        raise TypeError("folds= can be gone through only once: give a list of them")
+    if study.epochs_per_call is not None and study.epochs_per_call < 1:
+        raise ValueError(f"epochs_per_call= must be at least 1, got {study.epochs_per_call}")
+    unknown = set(study.quick) - {"num_trials", "num_folds", "num_epochs", "batch_size"}
+    if unknown:
+        raise ValueError(f"quick: {', '.join(sorted(unknown))} can't be smaller in a small run")
+
+
+def load_data(study: Study, inputs: Mapping[str, Path | None]) -> Dataset:
+    """The study's data, with arrays for whatever it gave; a ValueError or TypeError of one line if it can't be used."""
+    data = study.data if isinstance(study.data, Dataset) else study.data(**inputs)
+    if not isinstance(data, Dataset):
+        raise TypeError(f"data= must be a Dataset or a function that returns one, got {type(data).__name__}")
+    x_train, y_train, x_test, y_test = (
+        checks.as_arrays(part, name) for name, part in zip(data._fields, data[:4], strict=False)
+    )
+    weights = None if data.weights is None else checks.as_arrays(np.asarray(data.weights), "weights").astype(np.float32)
+    groups = None if data.groups is None else np.asarray(data.groups)
+    if groups is not None and groups.dtype.hasobject:  # a digest of objects would be one of their places in memory
+        groups = groups.astype(str)
+    for names, parts in (
+        ("x_train and y_train", (x_train, y_train)),
+        ("x_test and y_test", (x_test, y_test)),
+        ("x_train and weights", (x_train, weights)),
+        ("x_train and groups", (x_train, groups)),
+    ):
+        checks.common_length(parts, names, "sample")
+    for names, parts in (("x_train and x_test", (x_train, x_test)), ("y_train and y_test", (y_train, y_test))):
+        shapes = [jax.tree.map(lambda leaf: leaf.shape[1:], part) for part in parts]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"{names} must have examples of the same shape, got {shapes[0]} and {shapes[1]}")
+    checks.check_weights(weights)
+    return Dataset(x_train, y_train, x_test, y_test, weights, groups)
+
+
+def splits_of(study: Study, search: Search, data: Dataset) -> list[Fold]:
+    """The folds: the study's own, or as many shuffled ones as the search says."""
+    num_samples = checks.common_length(data.x_train, "x_train", "sample")
+    if study.folds is None:
+        return folds_.k_fold(num_samples, search.num_folds, (search.seed,))
+    return folds_.given(study.folds, data.x_train, data.y_train, data.groups)
+
+
+def make_task(study: Study, fixed: Mapping[str, Any]) -> Task:
+    """The study's task for these static hyperparameters and widths, with its metrics; the same one for the same study.
+
+    Raises:
+      TypeError: `task` doesn't return a Task.
+      ValueError: it has metrics of its own.
+    """
+    return _make_task(study.task, tuple(study.metrics.items()), space_.key_of(fixed))
+
+
+@lru_cache(maxsize=64)  # equal tasks are the same task, so that a program is compiled once; old ones are let go
+def _make_task(function: Callable[..., Task], metrics: tuple[tuple[str, Metric], ...], key: tuple) -> Task:
+    task = function({name: value for name, _, value in key})
+    if not isinstance(task, Task):
+        raise TypeError(f"task= must return a Task, got {type(task).__name__}")
+    if task.metrics:
+        raise ValueError("metrics= of a Task are for who trains it without a study: give them to the Study")
+    return task._replace(metrics=metrics)
+
+
+def variable_shapes(task: Task, hyperparameters: Mapping[str, np.ndarray]) -> tuple[Any, Any]:
+    """(params, state) of a network as shapes and dtypes; `hyperparameters` are one trial's."""
+    return jax.eval_shape(lambda key, h: training.init_variables(task, key, h), jax.random.key(0), hyperparameters)
+
+
+def parameter_shapes(task: Task, hyperparameters: Mapping[str, np.ndarray]) -> Any:
+    """The tree of a network's parameters as shapes and dtypes; `hyperparameters` are one trial's."""
+    return variable_shapes(task, hyperparameters)[0]
+
+
+def num_parameters(study: Study, draw: Draw) -> int:
+    """Parameters of a network at its own widths."""
+    task = make_task(study, space_.fixed(study.space, draw, widest=False))
+    return sum(leaf.size for leaf in jax.tree.leaves(parameter_shapes(task, one_trial(study, draw))))
+
+
+def one_trial(study: Study, draw: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """One trial's hyperparameters as arrays, without a trial axis."""
+    return {name: array[0] for name, array in space_.as_arrays(study.space, [draw]).items()}
+
+
+def narrow(study: Study, **space: Any) -> Study:
+    """The study with other ranges of the hyperparameters that are given."""
+    return replace(study, space={**study.space, **space})

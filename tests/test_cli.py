@@ -1,0 +1,666 @@
+"""The command line: what flags mean, what `--help` says, and how a mistake ends: code 2, one line, nothing written."""
+
+import contextlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+import threading
+from dataclasses import fields, replace
+from pathlib import Path
+
+import fashion_cnn
+import fashion_mlp
+import matplotlib
+import pytest
+import regression
+import reproduce
+
+import hw1jax as hw
+from hw1jax import cli, run, space, study
+from hw1jax.study import Output, Program, Search
+
+EXPERIMENTS = Path(reproduce.__file__).parent
+REGRESSION, FASHION_MLP, FASHION_CNN = regression.STUDY, fashion_mlp.STUDY, fashion_cnn.STUDY
+BY_NAME = reproduce.STUDIES
+HOMEWORK = pytest.mark.parametrize("asked", BY_NAME.values(), ids=BY_NAME)
+
+
+def parse(asked, line=""):
+    """What a line of flags orders."""
+    return cli.parse(asked, "A study.", line.split())[0]
+
+
+def content(order):
+    """All of an order, comparable: its study by name and space."""
+    return order.study.name, dict(order.study.space), order[1:]
+
+
+def flat(text):
+    """What tyro shows in boxes, as one line."""
+    return " ".join(re.sub(r"[│╭╮╰╯─|+]", " ", text).split())
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """An empty working folder, and no cache outside of it."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    matplotlib.get_cachedir()  # is remembered
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "100")
+    for name in ("HW1JAX_DATA_DIR", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    return folder
+
+
+@pytest.fixture
+def call(elsewhere, monkeypatch, capsys):
+    """Runs a study's main, or that of reproduce, in this process -> (exit code, standard output, standard error)."""
+    monkeypatch.setattr(cli, "use_all_cores", lambda *_: None)  # the tests have devices of their own
+    monkeypatch.setattr(cli, "stop_on_signals", threading.Event)  # and their own way to end
+
+    def call(asked, *args):
+        name = asked.name if asked else "reproduce"
+        monkeypatch.setattr(sys, "argv", [f"experiments/{name}.py", *args])
+        with pytest.raises(SystemExit) as caught:
+            cli.main(asked, "A study.") if asked else reproduce.main()
+        return caught.value.code, *capsys.readouterr()
+
+    return call
+
+
+def assert_one_line(result, folder, *words):
+    """A mistake that only the study's own checks find."""
+    code, out, err = result
+    assert code == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1, err
+    for word in words:
+        assert word in err
+    assert os.listdir(folder) == []
+
+
+def assert_flag_message(result, folder, *words):
+    """A mistake that tyro finds, in its own words."""
+    code, out, err = result
+    assert code == 2
+    assert out == ""
+    assert "Traceback" not in err
+    assert "--help" in err
+    for word in words:
+        assert word in flat(err)
+    assert os.listdir(folder) == []
+
+
+# What flags mean.
+
+
+@HOMEWORK
+def test_no_flags_are_the_studys_own_settings_and_quick_the_small_ones(asked):
+    assert content(parse(asked)) == content(study.order(asked))
+    assert content(parse(asked, "--quick")) == content(study.order(asked, quick=True))
+    assert not parse(asked).output.quick
+    assert parse(asked, "--quick").output.quick
+    assert content(parse(asked, "--no-quick")) == content(study.order(asked))
+
+
+def test_the_reports_settings_are_those_of_its_table():
+    rate, l2 = hw.Float(1e-3, 1e-1, log=True), hw.Float(1e-4, 1e-1, log=True)
+    for asked, trials, batch, epochs, units in [
+        (REGRESSION, 25, 20, 1000, ((10, 50), (10, 50), (3, 30))),
+        (FASHION_MLP, 10, 200, 20, ((10, 50), (10, 50), (3, 30))),
+        (FASHION_CNN, 10, 200, 20, ((20, 50), (20, 50))),
+    ]:
+        order, ranges = parse(asked), asked.space
+        sizes = (order.num_trials, order.search.num_folds, order.search.batch_size, order.search.num_epochs)
+        assert sizes == (trials, 3, batch, epochs)
+        assert ranges["hidden_units"] == tuple(hw.Int(*limits, width=True) for limits in units)
+        assert (ranges["learning_rate"], ranges["l2"]) == (rate, l2)
+        assert (order.search.seed, order.search.sampler) == (0, "random")
+        assert ranges["optimizer"] == hw.Choice("adam", "sgd", "rmsprop")
+    assert FASHION_CNN.space["channels"] == (hw.Int(4, 10, width=True), hw.Int(10, 15, width=True))
+
+
+@HOMEWORK
+def test_quick_changes_the_size_alone_and_goes_to_a_folder_of_its_own(asked):
+    full, quick = parse(asked), parse(asked, "--quick")
+    sizes = {"num_trials": full.num_trials, "num_epochs": full.search.num_epochs}
+    assert content(study.order(asked, quick=True, **sizes)) == content(full._replace(output=Output(quick=True)))
+    assert full.folder == Path("runs", asked.name)
+    assert quick.folder == Path("runs", "quick", asked.name)
+    assert parse(asked, "--quick --out here").folder == Path("here")
+
+
+@HOMEWORK
+@pytest.mark.parametrize("way", [1, -1])
+def test_flags_beside_quick_still_count(asked, way):
+    flags = ["--quick", "--num-trials 9", "--num-epochs=7"][::way]
+    assert content(parse(asked, " ".join(flags))) == content(study.order(asked, quick=True, num_trials=9, num_epochs=7))
+
+
+def test_taking_quick_back_does_not_leave_a_small_run_under_the_full_ones_name():
+    with contextlib.suppress(SystemExit):
+        assert content(parse(REGRESSION, "--quick --no-quick")) == content(study.order(REGRESSION))
+
+
+def test_every_flag_reaches_its_setting():
+    order = parse(
+        FASHION_CNN,
+        "--num-trials 3 --num-folds 4 --num-epochs 5 --batch-size 6 --seed 7 --sampler tpe --out some/where "
+        "--hidden-units 10-50 20-60 3-3 --channels 4-10 10-15 2-3 --learning-rate 1e-3-1e-1 --l2 0.5-2 "
+        "--optimizers sgd adam --data-dir data",
+    )
+    units = tuple(hw.Int(low, high, width=True) for low, high in ((10, 50), (20, 60), (3, 3)))
+    channels = tuple(hw.Int(low, high, width=True) for low, high in ((4, 10), (10, 15), (2, 3)))
+    assert order.study.space == {
+        "channels": channels,
+        "hidden_units": units,
+        "learning_rate": hw.Float(1e-3, 1e-1, log=True),
+        "l2": hw.Float(0.5, 2.0, log=True),
+        "optimizer": hw.Choice("adam", "sgd", "rmsprop", among=("sgd", "adam")),
+    }
+    assert order[1:] == (
+        3,
+        Search(num_folds=4, num_epochs=5, batch_size=6, seed=7, sampler="tpe"),
+        Program(),
+        Output(out=Path("some/where")),
+        {"data_dir": Path("data")},
+    )
+
+
+def test_what_only_the_command_line_needs_is_apart():
+    line = "--distributed --coordinator HOST:1 --num-processes 2 --process-id 1 --join-timeout 9 --quiet"
+    _, flags = cli.parse(REGRESSION, None, line.split())
+    assert flags == cli.Flags(True, "HOST:1", 2, 1, 9, quiet=True)
+    assert cli.parse(REGRESSION, None, [])[1] == cli.Flags()
+
+
+def test_only_the_regression_takes_csv_files():
+    order = parse(REGRESSION, "--train-csv a.csv --test-csv b.csv")
+    assert order.inputs == {"train_csv": Path("a.csv"), "test_csv": Path("b.csv")}
+    for asked in (FASHION_MLP, FASHION_CNN):
+        assert parse(asked).inputs == {"data_dir": None}
+
+
+@pytest.mark.parametrize(
+    "text, low, high",
+    [
+        ("1e-3-1e-1", 1e-3, 1e-1),
+        ("0.001-0.1", 1e-3, 1e-1),
+        (".001-.1", 1e-3, 1e-1),
+        ("1E-3-1E-1", 1e-3, 1e-1),
+        ("1e-3-1", 1e-3, 1.0),
+        ("1e+1-1e+2", 10.0, 100.0),
+        ("1-10", 1.0, 10.0),
+        ("0.016-0.016", 0.016, 0.016),
+    ],
+)
+def test_ranges_of_real_numbers(text, low, high):
+    range_ = hw.Float(low, high, log=True)
+    assert parse(REGRESSION, f"--learning-rate {text}").study.space["learning_rate"] == range_
+    assert parse(REGRESSION, f"--l2 {range_}").study.space["l2"] == range_  # as --help shows it
+
+
+def test_of_a_flag_given_twice_the_last_counts():
+    order = parse(REGRESSION, "--num-trials 3 --num-trials 4 --hidden-units 1-2 --hidden-units 3-4 5-6")
+    assert order.num_trials == 4
+    assert order.study.space["hidden_units"] == (hw.Int(3, 4, width=True), hw.Int(5, 6, width=True))
+
+
+def test_the_recorded_command_repeats_the_run(monkeypatch):
+    argv = [str(EXPERIMENTS / "regression.py"), "--out", "my runs/first one", "--hidden-units", "10-50", "3-30"]
+    monkeypatch.setattr(sys, "argv", argv)
+    assert shlex.split(cli.command_line()) == ["python", "experiments/regression.py", *argv[1:]]
+
+
+def test_the_recorded_command_of_another_script_repeats_it_in_the_working_folder(monkeypatch, elsewhere):
+    for script, shown in [("mine.py", "mine.py"), (elsewhere / "a b" / "mine.py", "a b/mine.py")]:
+        monkeypatch.setattr(sys, "argv", [str(script), "--quick"])
+        assert shlex.split(cli.command_line()) == ["python", shown, "--quick"]
+
+
+# Flags of any study.
+
+ODD = hw.Study(
+    "odd",
+    task=lambda fixed: None,
+    data=lambda table: None,
+    space={
+        "lambda": hw.Float(-1, 1),
+        "depth": hw.Int(1, 3, static=True),
+        "activation": hw.Choice("relu", "tanh", "gelu", static=True),
+        "width": hw.Choice(16, 32, 64),
+        "bias": hw.Choice(True, False),
+        "dropout": (hw.Float(0, 0.5), hw.Float(0, 0.2)),
+        "units": (hw.Int(1, 100, log=True, width=True), hw.Int(2, 50, width=True)),
+        "kind": (hw.Choice("a", "b"), hw.Choice("a", "b", "c")),
+    },
+    inputs={"table": "Where the numbers are."},
+    help={"depth": "How many layers."},
+    folds=[([0, 1], [2]), ([2], [0, 1])],
+)
+
+
+def test_a_space_of_any_names_becomes_flags():
+    order = parse(
+        ODD,
+        "--lambda -0.5--0.25 --depth 2-3 --activations tanh gelu --width 32 --bias False --dropout 0-0 0-.1 0-.3 "
+        "--units 1-9 3-5 4-6 --kind a b,a c --table x",
+    )
+    assert order.study.space == {
+        "lambda": hw.Float(-0.5, -0.25),
+        "depth": hw.Int(2, 3, static=True),
+        "activation": hw.Choice("relu", "tanh", "gelu", static=True, among=("tanh", "gelu")),
+        "width": hw.Choice(16, 32, 64, among=(32,)),
+        "bias": hw.Choice(True, False, among=(False,)),
+        "dropout": (hw.Float(0, 0), hw.Float(0, 0.1), hw.Float(0, 0.3)),
+        "units": (hw.Int(1, 9, log=True, width=True), hw.Int(3, 5, width=True), hw.Int(4, 6, width=True)),
+        "kind": (
+            hw.Choice("a", "b", among=("a",)),
+            hw.Choice("a", "b", "c", among=("b", "a")),
+            hw.Choice("a", "b", "c", among=("c",)),
+        ),
+    }
+    assert order.inputs == {"table": Path("x")}
+
+
+def test_no_flags_leave_a_space_as_it_is():
+    exact = replace(ODD, space=ODD.space | {"fine": hw.Float(0.123456789, 0.987654321)})
+    assert parse(exact).study.space == exact.space
+
+
+def test_help_of_any_study_shows_its_space_and_its_title(call):
+    code, out, _ = call(replace(ODD, title="An odd one"), "--help")
+    assert code == 0
+    shown = flat(out)
+    for words in [
+        "--lambda LOW-HIGH Range of lambda. (default: -1-1)",
+        "--depth LOW-HIGH How many layers. (default: 1-3)",
+        "--activations [{relu,tanh,gelu} [{relu,tanh,gelu} ...]] Values of activation to choose from. (default: relu",
+        "--width [{16,32,64} [{16,32,64} ...]] Values of width to choose from. (default: 16 32 64)",
+        "--bias [{True,False} [{True,False} ...]]",
+        "--dropout [LOW-HIGH [LOW-HIGH ...]] Ranges of dropout, as many as layers. (default: 0-0.5 0-0.2)",
+        "--units [LOW-HIGH [LOW-HIGH ...]] Ranges of units (logarithmic), as many as layers. (default: 1-100 2-50)",
+        "--kind [VALUE,VALUE [VALUE,VALUE ...]] Ranges of kind, as many as layers. (default: a,b a,b,c)",
+        "Where the numbers are. (default: None)",
+    ]:
+        assert words in shown, words
+    assert "--num-folds" not in shown  # it has folds of its own
+
+
+def test_without_a_description_help_shows_the_title(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["odd.py", "--help"])
+    for asked, title in [(ODD, "odd"), (replace(ODD, title="An odd one"), "An odd one")]:
+        with pytest.raises(SystemExit):
+            cli.main(asked)
+        assert f"\n\n{title}\n\n" in capsys.readouterr().out
+
+
+def test_a_narrowed_choice_keeps_the_indices_of_its_declaration():
+    """Or a search among fewer optimizers would train the wrong one."""
+    narrowed = parse(REGRESSION, "--optimizers rmsprop sgd").study
+    draws = [space.random_draw(narrowed.space, 0, number) for number in range(20)]
+    assert {draw["optimizer"] for draw in draws} == {"rmsprop", "sgd"}
+    indices = space.as_arrays(narrowed.space, draws)["optimizer"]
+    assert [("adam", "sgd", "rmsprop")[i] for i in indices] == [draw["optimizer"] for draw in draws]
+
+
+@pytest.mark.parametrize("name", ["quiet", "help", "no_quick", "table", "process_id"])
+def test_a_hyperparameter_that_would_be_another_flag_is_refused_in_one_line(call, elsewhere, name):
+    asked = replace(ODD, space={name: hw.Float(0, 1)})
+    assert_one_line(call(asked), elsewhere, f"{name} is the name of", "give it another")
+
+
+def test_all_settings_say_in_help_what_they_are():
+    for room in (Search, Program, Output, cli.Flags):
+        assert [flag.name for flag in cli._settings(room)] == [field.name for field in fields(room)]
+        assert all(flag.help.endswith(".") and "\n" not in flag.help for flag in cli._settings(room))
+
+
+# What --help says.
+
+
+@HOMEWORK
+@pytest.mark.parametrize("quick", [False, True])
+def test_help_shows_every_flag_with_its_default(asked, quick, call, elsewhere):
+    code, out, err = call(asked, "--help", *(["--quick"] if quick else []))
+    assert (code, err) == (0, "")
+    order, names = study.order(asked, quick=quick), cli.flag_names(asked)
+    defaults = {"num_trials": order.num_trials} | order.inputs | dict(asked.space)
+    for part in (order.search, order.program, order.output, cli.Flags()):
+        defaults |= vars(part)
+    assert set(defaults) == set(names)
+    entries = {re.match(r"[\w-]+", e)[0]: flat(e) for e in re.split(r"\n[│| ] {0,3}--(?=[a-z])", out)[1:]}
+    for name, default in defaults.items():
+        several = list(default) if isinstance(default, tuple) else getattr(default, "among", [default])
+        assert entries[names[name]].endswith(f"(default: {' '.join(map(str, several))})")
+    assert os.listdir(elsewhere) == []
+
+
+def test_help_of_reproduce_names_what_applies_to_all_three(call):
+    code, out, _ = call(None, "--help")
+    assert code == 0
+    for field in fields(reproduce.Options):
+        assert f" --{field.name.replace('_', '-')} " in flat(out).replace(",", " ")
+
+
+def test_options_of_reproduce_reach_the_studies_that_know_them():
+    options = reproduce.Options(num_epochs=3, data_dir=Path("data"), quick=True)
+    made = {name: reproduce.order_of(asked, options, Path("runs/quick")) for name, asked in BY_NAME.items()}
+    for name, asked in BY_NAME.items():
+        assert made[name].folder == Path("runs/quick", name)
+        assert made[name].search.num_epochs == 3
+        assert made[name].num_trials == asked.quick["num_trials"]
+    assert made["fashion_cnn"].inputs["data_dir"] == Path("data")
+    assert "data_dir" not in made["regression"].inputs
+
+
+# What the library says, in the words of the command line.
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("batch_size=300 is more than 66 samples", "--batch-size 300 is more than 66 samples"),
+        ("give another out=", "give another --out"),
+        ("give another out= (runs/x is taken)", "give another --out (runs/x is taken)"),
+        ("out=../x: x is a file", "--out ../x: x is a file"),
+        ("optimizer= needs at least one of adam, sgd", "--optimizers needs at least one of adam, sgd"),
+        ("hidden_units= needs ranges, as hidden_units= 10-50", "--hidden-units needs ranges, as --hidden-units 10-50"),
+        ("learning_rate=: a range goes up", "--learning-rate: a range goes up"),
+        ("train_csv= and test_csv= go together", "--train-csv and --test-csv go together"),
+        ("give widths=padded, no num_devices=, and trials", "give --widths padded, no --num-devices, and trials"),
+        ("it takes too long (join_timeout=).", "it takes too long (--join-timeout)."),
+        ("task= must return a Task, channels= is another's", "task= must return a Task, channels= is another's"),
+        ("x.csv: row 3: found 'seed=3,out=4'", "x.csv: row 3: found 'seed=3,out=4'"),
+        ("postgresql://h/d?user=me&seed=1", "postgresql://h/d?user=me&seed=1"),
+        ("num_epochs = 1000, not 500", "num_epochs = 1000, not 500"),
+    ],
+)
+def test_arguments_in_messages_become_the_studys_flags(text, told):
+    assert cli.as_flags(text, cli.flag_names(REGRESSION)) == told
+
+
+def test_notes_name_flags_as_well(capsys):
+    observer = cli._FlagObserver(cli.flag_names(REGRESSION), quiet=True, verbose=False)
+    observer.note("give num_devices=2")
+    assert "give --num-devices 2" in capsys.readouterr().err
+
+
+# How mistakes end.
+
+
+@pytest.mark.parametrize(
+    "name, args, words",
+    [
+        ("regression", "--bogus 3", ["--bogus"]),
+        ("regression", "stray", ["stray"]),
+        ("regression", "--num-trials", ["--num-trials"]),
+        ("regression", "--num-trials many", ["--num-trials", "'many'"]),
+        ("regression", "--num-trials 2.5", ["--num-trials", "'2.5'"]),
+        ("regression", "--num-trials 3 4", ["4"]),
+        ("regression", "--sampler grid", ["--sampler", "grid", "random", "tpe"]),
+        ("regression", "--optimizers adam lion", ["--optimizers", "lion", "sgd"]),
+        ("regression", "--hidden-units 10:50", ["--hidden-units", "10:50", "LOW-HIGH"]),
+        ("regression", "--hidden-units 10-50 10", ["--hidden-units", "LOW-HIGH"]),
+        ("regression", "--hidden-units 10-50.5", ["--hidden-units", "LOW-HIGH"]),
+        ("regression", "--learning-rate 1e-3", ["--learning-rate", "expected LOW-HIGH, got '1e-3'"]),
+        ("regression", "--learning-rate 1e-3,1e-1", ["--learning-rate", "expected LOW-HIGH"]),
+        ("regression", "--learning-rate -1-5", ["--learning-rate", "expected LOW-HIGH"]),
+        ("regression", "--learning-rate nan-nan", ["--learning-rate", "expected LOW-HIGH"]),
+        ("regression", "--learning-rate 1-2 3-4", ["3-4"]),
+        ("regression", "--l2 0.1-0.2-0.3", ["--l2", "expected LOW-HIGH"]),
+        ("regression", "--channels 4-10", ["--channels"]),
+        ("regression", "--data-dir x", ["--data-dir"]),
+        ("regression", "--quick True", ["True"]),
+        ("regression", "--num-trials \u0663", ["--num-trials", "'\u0663'"]),
+        ("regression", "--num-trials 1_000", ["--num-trials", "'1_000'"]),
+        ("regression", "--num-devices \u0663", ["--num-devices", "'\u0663'"]),
+        ("regression", "--hidden-units \u0661-\u0663", ["--hidden-units", "LOW-HIGH"]),
+        ("regression", "--l2 \uff11-\uff12", ["--l2", "LOW-HIGH"]),
+        ("regression", "--out=", ["--out", "expected a path, got nothing"]),
+        ("regression", "--out ~nobody-of-that-name/x", ["--out", "~nobody-of-that-name/x"]),
+        (None, "--out=", ["--out", "expected a path, got nothing"]),
+        (None, "--num-folds \u0663", ["--num-folds"]),
+        ("fashion_mlp", "--train-csv x.csv", ["--train-csv"]),
+        ("fashion_mlp", "--channels 4-10", ["--channels"]),
+        ("fashion_cnn", "--channels 4-10,10-15", ["--channels", "LOW-HIGH"]),
+        (None, "--bogus", ["--bogus"]),
+        (None, "--num-epochs few", ["--num-epochs", "'few'"]),
+        (None, "--hidden-units 10-50", ["--hidden-units"]),
+    ],
+)
+def test_a_wrong_flag_gets_tyros_message(call, elsewhere, name, args, words):
+    assert_flag_message(call(BY_NAME.get(name), *args.split()), elsewhere, *words)
+
+
+@pytest.mark.parametrize(
+    "name, args, words",
+    [
+        ("regression", "--num-trials 0", ["--num-trials must be at least 1, got 0"]),
+        ("regression", "--num-trials -3", ["--num-trials must be at least 1, got -3"]),
+        ("regression", "--num-epochs 0", ["--num-epochs must be at least 1, got 0"]),
+        ("regression", "--batch-size 0", ["--batch-size must be at least 1, got 0"]),
+        ("regression", "--num-folds 1", ["--num-folds must be at least 2, got 1"]),
+        ("regression", "--seed -1", ["--seed must be at least 0, got -1"]),
+        ("regression", "--hidden-units 0-5", ["--hidden-units", "at least 1", "got 0-5"]),
+        ("regression", "--hidden-units 10-50 5-3", ["--hidden-units", "got 5-3"]),
+        ("regression", "--hidden-units", ["--hidden-units needs a range for each layer"]),
+        ("regression", "--learning-rate 0-0.1", ["--learning-rate", "above 0", "got 0-0.1"]),
+        ("regression", "--learning-rate 0.1-0.01", ["--learning-rate", "got 0.1-0.01"]),
+        ("regression", "--learning-rate 1-1e999", ["--learning-rate", "got 1-inf"]),
+        ("regression", "--l2 0-0", ["--l2", "above 0"]),
+        ("regression", "--optimizers", ["--optimizers needs at least one of adam, sgd, rmsprop"]),
+        ("fashion_cnn", "--channels", ["--channels needs a range for each layer"]),
+        ("fashion_cnn", "--channels 4-10 10-15 10-15 10-15", ["--channels needs 1 to 3 ranges"]),
+        ("fashion_cnn", "--channels 0-10 10-15", ["--channels", "got 0-10"]),
+        ("regression", "--num-folds 101", ["number of folds", "100 samples, got 101"]),
+        ("regression", "--batch-size 67", ["--batch-size 67", "66 training samples"]),
+        ("regression", "--train-csv x.csv", ["--train-csv and --test-csv go together"]),
+        ("regression", "--test-csv x.csv", ["--train-csv and --test-csv go together"]),
+        ("regression", "--train-csv x.csv --test-csv y.csv", ["x.csv", "header input,label"]),
+        ("fashion_mlp", "--data-dir nowhere", ["nowhere", "--data-dir"]),
+        ("regression", "--quick --num-folds 0", ["--num-folds must be at least 2"]),
+        ("regression", "--quiet --verbose", ["--quiet and --verbose don't go together"]),
+        ("regression", "--process-id 1", ["--coordinator, --num-processes and --process-id go with --distributed"]),
+        (None, "--num-folds 1", ["--num-folds must be at least 2, got 1"]),
+        (None, "--quick --seed -1", ["--seed must be at least 0, got -1"]),
+        (None, "--report-only nowhere", ["nowhere", "results.json"]),
+    ],
+)
+def test_a_value_that_cant_be_run_gets_one_line(call, elsewhere, name, args, words):
+    assert_one_line(call(BY_NAME.get(name), *args.split()), elsewhere, *words)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        f"--seed {2**64}",
+        f"--seed {2**32} --sampler tpe",
+        "--hidden-units 10-99999999999",
+        "--hidden-units 10-9999999999",
+    ],
+)
+def test_numbers_beyond_what_the_machine_counts_get_one_line_as_well(call, elsewhere, args):
+    """A JAX key takes 32 bits of a seed, and widths are int32."""
+    assert_one_line(call(REGRESSION, *args.split()), elsewhere, args.split()[0])
+
+
+@pytest.mark.parametrize("asked", [REGRESSION, FASHION_CNN], ids=["regression", "fashion_cnn"])
+def test_every_mistake_that_check_finds_is_told_in_one_line(asked):
+    low, wrong = hw.Int(0, 1, width=True), hw.Float(-1.0, 1.0, log=True)
+    sizes = ("num_trials", "num_epochs", "batch_size", "num_folds", "seed", "num_devices", "members_per_program")
+    changes = [{"hidden_units": (low,)}, {"hidden_units": ()}, {"learning_rate": wrong}, {"l2": wrong}]
+    changes += [{"optimizer": hw.Choice("adam", among=())}, {"learning_rate": hw.Float(float("nan"), 1.0)}]
+    changes += [{"channels": ()}, {"channels": (low,)}] if asked is FASHION_CNN else []
+    for name, make in [
+        *((name, lambda name=name: study.order(asked, **{name: -1})) for name in sizes),
+        *((next(iter(change)), lambda change=change: study.order(study.narrow(asked, **change))) for change in changes),
+    ]:
+        with pytest.raises(ValueError, match=f"{name}=") as caught:
+            make()
+        assert "\n" not in str(caught.value)
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert parse(REGRESSION, "--out ~/x").folder == Path("/somewhere/x")
+    assert cli.given_path("runs") == Path("runs")
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_a_refused_database_leaves_nothing_behind(call, elsewhere, existed):
+    if existed:
+        (elsewhere / "some").mkdir()
+    code, _, err = call(REGRESSION, "--storage", "nonsense://x", "--out", "some/where")
+    assert code == 2
+    assert err.startswith("error: --storage: the database doesn't open") and err.count("\n") == 1
+    assert os.listdir(elsewhere) == ["some"] * existed
+
+
+@pytest.mark.parametrize("cache", ["relative", None])
+def test_compiled_programs_go_to_the_users_cache_or_nowhere(monkeypatch, elsewhere, cache):
+    kept = {}
+    monkeypatch.setattr(cli.jax.config, "update", kept.__setitem__)
+    monkeypatch.setenv("XDG_CACHE_HOME", cache) if cache else monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/somewhere")
+    cli.use_all_cores()
+    assert kept["jax_compilation_cache_dir"] == "/somewhere/.cache/hw1jax/compiled"
+    kept.clear()
+
+    def homeless(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    cli.use_all_cores()
+    assert "jax_compilation_cache_dir" not in kept
+
+
+def test_out_that_names_a_file_is_refused_and_the_file_stays(call, elsewhere):
+    (elsewhere / "notes.txt").write_text("mine")
+    for asked, out in [(REGRESSION, "notes.txt"), (REGRESSION, "notes.txt/below"), (None, "notes.txt")]:
+        code, _, err = call(asked, "--out", out)
+        errors = [line for line in err.splitlines() if line.startswith("error: ")]
+        assert code == 2
+        assert len(errors) == 1
+        assert "Traceback" not in err
+        assert "--out" in errors[0]
+        assert "notes.txt" in errors[0]
+        assert os.listdir(elsewhere) == ["notes.txt"]
+        assert (elsewhere / "notes.txt").read_text() == "mine"
+
+
+def test_a_folder_with_other_settings_is_refused_before_anything_is_said_to_be_training(call, elsewhere, monkeypatch):
+    def stop(*args, **kwargs):
+        raise ValueError("stopped here")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run.search, "search", stop)  # the folder is claimed, nothing is trained
+        code, _, err = call(REGRESSION, "--out", "run")
+    assert code == 2
+    assert err.endswith("error: stopped here\n")
+    code, out, err = call(REGRESSION, "--out", "run", "--num-epochs", "500")
+    assert (code, out) == (2, "")
+    assert err == (
+        "error: run holds a search with num_epochs = 1000, not 500: "
+        "give the old settings to go on with it, or another --out\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "error, code, message",
+    [
+        (ValueError("a mistake"), 2, "error: a mistake\n"),
+        (MemoryError("3 GB"), 2, "error: out of memory (3 GB): give less data or smaller nets\n"),
+        (MemoryError(), 2, "error: out of memory (of the host): give less data or smaller nets\n"),
+        (OSError(28, "No space left on device", "runs"), 2, "error: runs: No space left on device\n"),
+    ],
+)
+def test_what_ends_the_work_becomes_an_exit_code_and_a_line(capsys, error, code, message):
+    def work():
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        cli.with_exit_code(work)
+    assert caught.value.code == code
+    assert capsys.readouterr() == ("", message)
+
+
+def test_the_recorded_command_has_no_password(monkeypatch):
+    for url, clean in [
+        ("postgresql+psycopg://me:sec/ret@host:5432/name", "postgresql+psycopg://me:***@host:5432/name"),
+        ("postgresql://h/d?user=me&password=secret", "postgresql://h/d?password=***&user=me"),
+        ("mssql+pyodbc:///?odbc_connect=UID%3Dme%3BPWD%3Dsecret", "mssql+pyodbc:///?odbc_connect=***"),
+        ("postgresql://me:sec@ret/secret@host/name", "URL"),
+        ("postgresql://me:secret@host:secret/name", "URL"),
+        ("me:secret", "URL"),
+        ("sqlite:///runs/a.db", "sqlite:///runs/a.db"),
+    ]:
+        monkeypatch.setattr(sys, "argv", ["mine.py", "--storage", url, f"--storage={url}"])
+        expected = ["python", "mine.py", "--storage", clean, f"--storage={clean}"]
+        assert shlex.split(cli.command_line()) == expected
+
+
+def test_a_database_that_is_refused_is_not_quoted_with_its_password(call, elsewhere):
+    for url in ("postgresql+nothing://u:pa/ss@h/d", "nothing://h/d?password=pa/ss", "u:pa/ss@h", "x://u:p@a/ss@h/d"):
+        code, out, err = call(REGRESSION, f"--storage={url}")
+        assert (code, out) == (2, "")
+        assert err.startswith("error: --storage: the ") and err.count("\n") == 1
+        assert "ss" not in err.replace("PASSWORD", "").replace("password", "")
+
+
+def test_a_bug_is_not_dressed_up_as_the_users_mistake():
+    with pytest.raises(ZeroDivisionError):
+        cli.with_exit_code(lambda: 1 // 0)
+    with pytest.raises(TypeError, match="unsupported operand"):
+        cli.with_exit_code(lambda: 1 + None)  # as wrong code in a network would raise it
+    with pytest.raises(SystemExit) as caught:
+        cli.with_exit_code(lambda: 1)
+    assert caught.value.code == 1
+
+
+@pytest.mark.parametrize(
+    "asked, words",
+    [
+        (replace(REGRESSION, space={"rate": 0.1}), ["rate= must be an Int, a Float, a Choice"]),
+        (replace(REGRESSION, space={"rate": hw.Float("a", 1)}), ["rate= must have numbers as bounds"]),
+        (replace(REGRESSION, name="a/b"), ["name= must be letters"]),
+        (replace(REGRESSION, minimize="error"), ["minimize= must be one of loss"]),
+        (replace(REGRESSION, quick={"seed": 1}), ["quick: seed can't be smaller in a small run"]),
+        (replace(REGRESSION, data=lambda **_: 3), ["data= must be a Dataset or a function that returns one, got int"]),
+        (replace(REGRESSION, task=lambda fixed: 3), ["task= must return a Task, got int"]),
+    ],
+)
+def test_a_study_that_cant_be_searched_gets_one_line(call, elsewhere, asked, words):
+    assert_one_line(call(asked), elsewhere, *words)
+
+
+# The scripts themselves, as a person starts them.
+
+
+def script(folder, name, *args):
+    environment = os.environ | {"MPLCONFIGDIR": matplotlib.get_cachedir()}  # its list of fonts takes seconds to make
+    result = subprocess.run(
+        [sys.executable, EXPERIMENTS / f"{name}.py", *args],
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return result.returncode, result.stdout, result.stderr
+
+
+@pytest.mark.slow
+def test_the_scripts_start_and_end_as_they_should(elsewhere):
+    for name in ("fashion_mlp", "reproduce"):
+        code, out, err = script(elsewhere, name, "--help")
+        assert (code, err) == (0, "")
+        assert f"python experiments/{name}.py" in out
+    assert_flag_message(script(elsewhere, "regression", "--bogus"), elsewhere, "--bogus")
+    assert_one_line(script(elsewhere, "fashion_cnn", "--channels", "5-4"), elsewhere, "--channels", "got 5-4")
+    assert not (elsewhere.parent / "cache" / "hw1jax").exists()

@@ -1,0 +1,143 @@
+"""The homework's three studies, each whole in a file of `experiments`, and what is made of copies of them."""
+
+import csv
+import inspect
+import json
+import runpy
+import threading
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import pytest
+import regression
+import reproduce
+
+import hw1jax as hw
+from hw1jax import cli, space, study
+
+HOMEWORK = pytest.mark.parametrize("asked", reproduce.STUDIES.values(), ids=reproduce.STUDIES)
+SMALL = {
+    "hidden_units": (hw.Int(2, 5, width=True), hw.Int(2, 5, width=True)),
+    "channels": (hw.Int(2, 3, width=True), hw.Int(2, 4, width=True)),
+}
+
+
+def small(asked, **changes):
+    """A study of small networks, soon compiled."""
+    return replace(asked, space=asked.space | {name: SMALL[name] for name in SMALL if name in asked.space}, **changes)
+
+
+@HOMEWORK
+def test_a_task_made_in_one_precision_computes_in_the_other(asked):
+    """Tasks are cached: one that held an array would carry the precision of its first use into the next."""
+    study._make_task.cache_clear()
+    draw = {"hidden_units": (5, 4, 3), "learning_rate": 0.01, "l2": 0.001, "optimizer": "adam"}
+    draw |= {"channels": (3, 4)} if "channels" in asked.space else {}
+    fixed = {name: draw[name] for name in ("hidden_units", "channels") if name in draw}
+    wide = {name: (hw.Int(1, 9, width=True),) * len(draw[name]) for name in fixed}
+    narrowed = study.narrow(asked, **wide)
+    tasks = []
+
+    def precision():
+        task = study.make_task(narrowed, fixed)
+        tasks.append(task)
+        h = study.one_trial(narrowed, draw)
+        params = jax.eval_shape(task.init, jax.random.key(0), h)
+        x = jnp.zeros((2, 28, 28), jnp.uint8) if asked.classes else jnp.zeros((2, 1))
+        outputs = jax.eval_shape(lambda params: task.apply(params, task.prepare(x), h), params)
+        return {leaf.dtype.name for leaf in jax.tree.leaves([params, outputs])}
+
+    with jax.enable_x64(True):
+        assert precision() == {"float64"}
+    assert precision() == {"float32"}
+    with jax.enable_x64(True):
+        assert precision() == {"float64"}
+    assert tasks[0] is tasks[1] is tasks[2]
+
+
+@HOMEWORK
+def test_the_reports_best_can_be_drawn_and_everything_says_what_it_is(asked):
+    best = dict(asked.reference.params)
+    assert space.draw_from_json(asked.space, best) == best
+    columns = space.columns(asked.space)
+    assert list(space.flatten(best)) == list(columns)
+    for column, value in space.flatten(best).items():
+        r = columns[column]
+        assert value in r.values if isinstance(r, hw.Choice) else r.low <= value <= r.high
+    assert set(asked.help) == set(asked.space)
+    assert set(asked.inputs) <= set(inspect.signature(asked.data).parameters)
+
+
+@HOMEWORK
+def test_an_experiment_is_read_in_one_sitting(asked):
+    """A newcomer reads it first; the study itself is 30 to 60 lines."""
+    module = inspect.getmodule(asked.task)
+    assert module is not None
+    source = inspect.getsource(module)
+    assert len(source.splitlines()) <= 110
+    assert 30 <= source.count("\n", source.index("STUDY = "), source.index("if __name__", source.index("STUDY"))) <= 60
+
+
+# Copies.
+
+
+@pytest.mark.slow
+def test_a_copy_of_a_study_under_another_name_searches_to_its_end(tmp_path):
+    other = small(regression.STUDY, name="other", title="")
+    results = hw.run_study(other, num_trials=2, num_epochs=2, num_folds=2, out=tmp_path)
+    assert results.study.name == json.loads((tmp_path / "results.json").read_text())["study"] == "other"
+    page = hw.write_report(tmp_path, other).read_text()
+    assert ">other</h1>" in page
+    assert hw.load_model(tmp_path / "model.msgpack", other).predict(results.data.x_test).shape == (100, 1)
+
+
+ONE_MORE = {  # in a copy of regression.py: its range, and its use
+    '        "l2": hw.Float(1e-4, 1e-1, log=True),\n': '        "momentum": hw.Float(0.5, 0.99),\n',
+    "import jax.numpy as jnp\n": "import optax\n",
+}
+OPTIMIZER = 'hw.chosen_l2(h["optimizer"], h["learning_rate"], h["l2"])'
+WITH_MOMENTUM = 'optax.chain(optax.add_decayed_weights(h["l2"]), optax.sgd(h["learning_rate"], h["momentum"]))'
+
+
+@pytest.fixture
+def momentum(tmp_path, monkeypatch):
+    """Runs a copy of regression.py that has one hyperparameter more -> exit code."""
+    source = inspect.getsource(regression)
+    for line, new in ONE_MORE.items():
+        assert source.count(line) == 1
+        source = source.replace(line, line + new)
+    assert source.count(OPTIMIZER) == 1
+    path = tmp_path / "with_momentum.py"
+    path.write_text(source.replace(OPTIMIZER, WITH_MOMENTUM))
+    module = runpy.run_path(str(path))
+    monkeypatch.setattr(cli, "use_all_cores", lambda *_: None)  # the tests have devices of their own
+    monkeypatch.setattr(cli, "stop_on_signals", threading.Event)
+
+    def call(*flags):
+        monkeypatch.setattr("sys.argv", [str(path), *map(str, flags)])
+        with pytest.raises(SystemExit) as caught:
+            hw.main(module["STUDY"], module["__doc__"])
+        return caught.value.code
+
+    return call
+
+
+def test_one_more_hyperparameter_is_a_flag(momentum, capsys):
+    assert momentum("--help") == 0
+    assert "--momentum LOW-HIGH" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_one_more_hyperparameter_is_in_all_that_a_run_leaves(momentum, tmp_path):
+    """No other file has heard of it."""
+    out = tmp_path / "out"
+    sizes = "--num-trials 3 --num-epochs 2 --num-folds 2 --hidden-units 2-5 2-5 --momentum 0.6-0.9"
+    assert momentum(*sizes.split(), "--out", out) == 0
+    record = json.loads((out / "results.json").read_text())
+    assert record["config"]["space"]["momentum"] == {"low": 0.6, "high": 0.9}
+    assert 0.6 <= record["best"]["params"]["momentum"] <= 0.9
+    with (out / "trials.csv").open() as file:
+        drawn = [float(row["momentum"]) for row in csv.DictReader(file)]
+    assert len(set(drawn)) == 3 and all(0.6 <= value <= 0.9 for value in drawn)
+    assert "<td>momentum</td>" in (out / "report.html").read_text()

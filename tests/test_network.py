@@ -1,0 +1,246 @@
+"""What is inside a model, against networks small enough to compute by hand."""
+
+from dataclasses import replace
+
+import fashion_cnn
+import fashion_mlp
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import regression
+import toy
+
+from hw1jax import layers, models, study
+from hw1jax.report import network, plots
+from hw1jax.results import Model, Results
+
+REST = {"learning_rate": 0.01, "l2": 0.001, "optimizer": "adam"}
+
+
+def as_deep(asked, draw):
+    """The study with as many ranges as the draw has layers."""
+    several = {name: asked.space[name][-1:] * len(draw[name]) for name in ("channels", "hidden_units") if name in draw}
+    return study.narrow(asked, **several)
+
+
+def dense_model(*matrices) -> Model:
+    """A regression net with these [1 + inputs, units] layers, the last one the output."""
+    names = [*(f"dense{i + 1}" for i in range(len(matrices) - 1)), "output"]
+    params = {name: {"weights": np.array(layer, np.float32).T} for name, layer in zip(names, matrices, strict=True)}
+    draw = {"hidden_units": tuple(len(layer[0]) for layer in matrices[:-1])} | REST
+    return Model(as_deep(regression.STUDY, draw), draw, params)
+
+
+def random_model(asked, **widths) -> Model:
+    draw = widths | REST
+    random = np.random.RandomState(0)
+    model = Model(as_deep(asked, draw), draw, {})
+    shapes = study.parameter_shapes(model.task, model.hyperparameters)
+    return model._replace(params=jax.tree.map(lambda a: random.normal(0, 0.3, a.shape).astype(np.float32), shapes))
+
+
+def results_of(model: Model | None, x=None, y=None, **changes) -> Results:
+    """A run of which nothing is left but its model and test examples."""
+    asked = replace(model.study if model else toy.STUDY, **changes)
+    data = toy.DATA._replace(x_train=x, x_test=x, y_test=y)
+    return Results(asked, None, {}, None, {}, model and model._replace(study=asked), data)
+
+
+TINY = dense_model(
+    [[0, np.log(3)], [1, 0]],  # biases 0 and log 3; one input
+    [[-1], [2], [0]],
+    [[0.5], [10]],
+)
+TINY_CNN = {"channels": (1, 2), "hidden_units": (3, 3)}
+
+
+def activations_of(model: Model, x) -> dict[str, np.ndarray]:
+    found = model.study.activations(model.fixed)(model.params, x, model.hyperparameters)
+    return {name: np.asarray(values) for name, values in found.items()}
+
+
+def test_weights_and_biases_of_each_layer_come_in_the_order_of_the_network():
+    found = network.weights_and_biases(TINY)
+    assert list(found) == ["dense1", "dense2", "output"]
+    np.testing.assert_array_equal(found["dense2"][1:], [[2], [0]])
+    np.testing.assert_allclose(found["dense1"][0], [0, np.log(3)], rtol=1e-6)
+    np.testing.assert_array_equal(found["output"], [[0.5], [10]])
+    deep = dense_model(*[[[0], [1]]] * 12)
+    assert list(network.weights_and_biases(deep)) == [*(f"dense{i}" for i in range(1, 12)), "output"]
+
+
+def test_activations_of_a_dense_net_are_those_computed_by_hand():
+    found = activations_of(TINY, np.array([[0.0], [np.log(9)]], np.float32))
+    np.testing.assert_allclose(found["dense1"], [[0.5, 0.75], [0.9, 0.75]], rtol=1e-6)  # sigmoid(log a) = a / (1 + a)
+    second = 1 / (1 + np.exp(-np.array([[-1 + 2 * 0.5], [-1 + 2 * 0.9]])))
+    np.testing.assert_allclose(found["dense2"], second, rtol=1e-6)
+    np.testing.assert_allclose(found["output"], 0.5 + 10 * second, rtol=1e-6)
+    assert list(found) == ["dense1", "dense2", "output"]
+
+
+def test_activations_of_convolutions_are_those_computed_by_hand():
+    model = random_model(fashion_cnn.STUDY, **TINY_CNN)
+    first, second = np.zeros((1 + 16, 1), np.float32), np.zeros((1 + 25, 2), np.float32)
+    first[1 + 1 * 4 + 1] = 1  # the kernel's row 1, column 1: with padding 1, the pixel itself
+    first[0] = -0.5
+    second[1 + 2 * 5 + 2, 1] = 3  # row 2, column 2 of the second channel's kernel: the cell one below and to the right
+    model.params["conv1"]["weights"], model.params["conv2"]["weights"] = first.T, second.T
+    images = np.random.RandomState(1).randint(0, 256, (2, 28, 28)).astype(np.uint8)
+    found = activations_of(model, images)
+
+    expected = np.maximum(images / 255 - 0.5, 0)[:, :27, :27]
+    np.testing.assert_allclose(found["conv1"][:, 0], expected, atol=1e-6)
+    pooled = np.array([[image[2 * r : 2 * r + 2, 2 * c : 2 * c + 2].max() for r in range(13) for c in range(13)]
+                       for image in expected]).reshape(2, 13, 13)  # fmt: skip
+    np.testing.assert_allclose(found["pool1"][:, 0], pooled, atol=1e-6)
+    assert found["conv2"].shape == (2, 2, 11, 11)
+    np.testing.assert_array_equal(found["conv2"][:, 0], 0)
+    np.testing.assert_allclose(found["conv2"][:, 1], 3 * pooled[:, 1:12, 1:12], atol=1e-5)
+    assert found["pool2"].shape == (2, 2, 5, 5)
+    assert list(found) == ["conv1", "pool1", "conv2", "pool2", "dense1", "dense2", "output"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "asked, widths",
+    [
+        (regression.STUDY, {"hidden_units": (5, 4, 3)}),
+        (fashion_mlp.STUDY, {"hidden_units": (6, 5)}),
+        (fashion_cnn.STUDY, {"channels": (3, 4), "hidden_units": (5, 4)}),
+    ],
+    ids=["regression", "fashion_mlp", "fashion_cnn"],
+)
+def test_the_last_activation_is_what_the_model_predicts(asked, widths):
+    model, random = random_model(asked, **widths), np.random.RandomState(2)
+    x = random.randint(0, 256, (7, 28, 28)).astype(np.uint8)
+    if asked is regression.STUDY:
+        x = random.uniform(-5, 5, (7, 1)).astype(np.float32)
+    wide = models.MLP(widths["hidden_units"], 10)
+    if asked is fashion_mlp.STUDY:  # its page doesn't show them
+        found = models.activations(wide, model.params, models.scale_pixels(jnp.asarray(x)), widths["hidden_units"])
+    else:
+        found = activations_of(model, x)
+    np.testing.assert_allclose(found["output"], model.predict(x), atol=1e-4)
+
+
+def test_pooled_activations_are_the_largest_of_each_cell_and_an_odd_last_row_and_column_is_dropped():
+    found = activations_of(random_model(fashion_cnn.STUDY, **TINY_CNN), np.full((1, 28, 28), 200, np.uint8))
+    for i in (1, 2):
+        maps, pooled = found[f"conv{i}"], found[f"pool{i}"]
+        rows = maps.shape[-1] // 2
+        cells = maps[..., : 2 * rows, : 2 * rows].reshape(*maps.shape[:2], rows, 2, rows, 2)
+        np.testing.assert_allclose(pooled, cells.max(axis=(3, 5)), atol=1e-6)
+        assert maps.shape[-1] == 2 * rows + 1
+
+
+def test_a_padded_network_leaves_the_activations_of_the_small_one():
+    model = random_model(fashion_cnn.STUDY, **TINY_CNN)
+    x = models.images_last(np.random.RandomState(1).randint(0, 256, (2, 28, 28)).astype(np.uint8))
+    wide = models.CNN((3, 4), (5, 6), 10)
+    own = (jnp.array([1, 2]), jnp.array([3, 3]))
+    params = wide.init(jax.random.key(0), x, *own)["params"]
+    narrow = {name: {"weights": params[name]["weights"]} for name in params}
+    shapes = jax.tree.map(np.shape, model.params)
+    cut = {
+        name: {"weights": np.asarray(narrow[name]["weights"])[tuple(map(slice, shapes[name]["weights"]))]}
+        for name in narrow
+    }
+    small = models.activations(models.CNN(**TINY_CNN, num_outputs=10), cut, x, *own)
+    for name, values in models.activations(wide, params, x, *own).items():
+        channels = small[name].shape[1]
+        np.testing.assert_allclose(values[:, :channels], small[name], atol=1e-6)
+        np.testing.assert_array_equal(values[:, channels:], 0)
+
+
+@pytest.mark.parametrize("module, x", [(models.MLP((3,), 2), (4, 5)), (models.CNN((1,), (3,), 2), (1, 8, 8, 4))])
+def test_where_no_activations_are_asked_for_nothing_more_is_computed(module, x):
+    widths = (jnp.array([1]), jnp.array([3])) if isinstance(module, models.CNN) else (jnp.array([3]),)
+    params = module.init(jax.random.key(0), jnp.zeros(x), *widths)
+    assert list(params) == ["params"]
+    plain = str(jax.make_jaxpr(lambda x: module.apply(params, x, *widths))(jnp.zeros(x)))
+    asked = str(jax.make_jaxpr(lambda x: module.apply(params, x, *widths, mutable=["intermediates"]))(jnp.zeros(x)))
+    assert "conv_general" not in plain
+    assert ("conv_general" in asked) == isinstance(module, models.CNN)
+
+
+def test_receptive_fields_are_the_kernels_by_channel_and_input_channel():
+    model = random_model(fashion_cnn.STUDY, channels=(3, 2), hidden_units=(4, 4))
+    images = np.zeros((2, 28, 28), np.uint8)
+    fields, weights = network.kernels(model, images), network.weights_and_biases(model)
+    assert {name: field.shape for name, field in fields.items()} == {"conv1": (3, 1, 4, 4), "conv2": (2, 3, 5, 5)}
+    assert fields["conv1"][2, 0, 3, 1] == weights["conv1"][1 + 3 * 4 + 1, 2]
+    assert fields["conv2"][1, 2, 4, 3] == weights["conv2"][1 + 2 * 25 + 4 * 5 + 3, 1]
+    assert network.kernels(TINY, images) == {}
+
+
+def test_convolution_and_pooling_at_once_is_the_convolution_that_is_shown_pooled():
+    random = np.random.RandomState(0)
+    x, weights = (jnp.asarray(random.normal(size=shape), jnp.float32) for shape in ((2, 9, 8, 3), (4, 1 + 2 * 25)))
+    maps = layers.conv(x, weights)
+    assert maps.shape == (4, 7, 6, 3) and (maps >= 0).all()
+    cells = maps[:, :6].reshape(4, 3, 2, 3, 2, 3)
+    np.testing.assert_allclose(layers.conv_pool(x, weights), cells.max(axis=(2, 4)), rtol=1e-5, atol=1e-5)
+
+
+def test_a_dense_net_has_histograms_of_its_weights_with_its_biases_and_profiles_of_its_activations():
+    found = results_of(TINY, np.zeros((2, 1), np.float32))
+    (weights,) = network.weights(found)
+    assert weights.alt == "Histograms of the weights of hidden layer 1, hidden layer 2, output layer"
+    assert "ticks below the axis are its biases" in weights.caption
+    (profiles,) = network.profiles(found, inputs=(0.0, np.log(9)))
+    figure = profiles.draw()
+    assert [ax.get_title("left") for ax in figure.axes][:2] == ["hidden layer 1, x = 0", "hidden layer 1, x = 2.19722"]
+    heights = [[bar.get_height() for bar in ax.patches] for ax in figure.axes]
+    np.testing.assert_allclose(heights[0], [0.5, 0.75], rtol=1e-6)
+    np.testing.assert_allclose(heights[1], [0.9, 0.75], rtol=1e-6)
+    assert len(figure.axes) == 4 and figure.axes[0].get_ylim() == (0, 1)
+
+
+def test_activations_beyond_0_and_1_are_seen_whole():
+    def doubled(fixed):
+        return lambda params, x, h: {"hidden": jnp.concatenate([4 * x, -x], axis=1), "output": x}
+
+    (profiles,) = network.profiles(results_of(TINY, np.zeros((2, 1), np.float32), activations=doubled), [1.0, 2.0])
+    assert all(ax.get_ylim() == (-2, 8) for ax in profiles.draw().axes)
+
+
+def test_a_network_of_somebody_else_has_a_histogram_of_each_array():
+    params = {"Dense_10": {"kernel": np.ones((3, 4)), "bias": np.ones(4)}, "Dense_2": {"kernel": jnp.ones((2, 3))}}
+    params |= {"empty": np.ones((0, 3))}
+    found = results_of(Model(toy.STUDY, {}, params))
+    (weights,) = network.weights(found)
+    assert weights.alt == "Histograms of the weights of Dense_2/kernel, Dense_10/bias, Dense_10/kernel"
+    titles = [ax.get_title("left") + ax.get_title() for ax in weights.draw().axes]
+    assert titles == ["Dense_2/kernel, 2 x 3", "Dense_10/bias, 4", "Dense_10/kernel, 3 x 4"]
+    many = [np.ones(2)] * 30
+    (weights,) = network.weights(results_of(Model(toy.STUDY, {}, many)))
+    assert "the first 24 of 30 arrays" in weights.caption and len(weights.draw().axes) == 24
+
+
+def test_feature_maps_are_those_of_the_test_image_before_pooling():
+    model = random_model(fashion_cnn.STUDY, **TINY_CNN)
+    images = np.random.RandomState(1).randint(0, 256, (3, 28, 28)).astype(np.uint8)
+    (maps,) = network.feature_maps(results_of(model, images, np.array([3, 5, 9])), example=1)
+    assert maps.alt.endswith("for a test image, Sandal")
+    shown = [ax for ax in maps.draw().axes if ax.images]
+    np.testing.assert_array_equal(shown[0].images[0].get_array(), images[1])
+    tiles = np.ma.filled(shown[1].images[0].get_array(), np.nan)
+    np.testing.assert_allclose(tiles, activations_of(model, images)["conv1"][1, 0])
+    fields = network.receptive_fields(results_of(model, images))
+    assert [picture.name for picture in fields] == ["receptive_fields_conv1", "receptive_fields_conv2"]
+
+
+def test_of_a_model_that_diverged_or_a_study_without_activations_nothing_is_shown():
+    for found in (results_of(None), results_of(TINY, activations=None)):
+        assert network.profiles(found, inputs=[0.0]) == network.feature_maps(found) == []
+    assert network.weights(results_of(None)) == network.receptive_fields(results_of(None)) == []
+
+
+def test_colours_of_images_are_input_channels():
+    draw = {"channels": (2,), "hidden_units": (3,)} | REST
+    params = {"conv1": {"weights": np.arange(2 * (1 + 3 * 16)).reshape(2, -1)}}
+    fields = network.kernels(Model(fashion_cnn.STUDY, draw, params), np.zeros((2, 8, 8, 3), np.uint8))
+    assert fields["conv1"].shape == (2, 3, 4, 4)
+    with plots.style():
+        assert network.receptive_fields(results_of(Model(fashion_cnn.STUDY, draw, params), np.zeros((2, 8, 8, 3))))

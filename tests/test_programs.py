@@ -1,0 +1,280 @@
+"""Functions written anew find the program of their equals; whatever else they look at, a change of it is seen."""
+
+import functools
+import gc
+import os
+import subprocess
+import sys
+import types
+import weakref
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from compilations import counted
+
+from hw1jax import programs
+
+X = np.arange(6.0, dtype=np.float32)
+LARGE = 5000  # numbers
+
+
+@programs.for_each_task()
+def called(task, x):
+    return task(x)
+
+
+def closure(value):
+    return lambda x: x * value
+
+
+def default(value):
+    return lambda x, factor=value: x * factor
+
+
+def keyword_default(value):
+    def function(x, *, factor=value):
+        return x * factor
+
+    return function
+
+
+def partial(value):
+    return functools.partial(jnp.multiply, jnp.float32(value))
+
+
+def array(value):
+    table = value * np.linspace(0, 1, LARGE, dtype=np.float32)
+    return lambda x: x * table[-1] + 0 * jnp.sum(table)
+
+
+def jax_array(value):
+    table = value * jnp.linspace(0, 1, LARGE)
+    return lambda x: x * jnp.max(table)
+
+
+def helper(value):
+    """The function's own code is always the same, and so is what it names."""
+
+    def inner(x):
+        return x * value
+
+    return lambda x: inner(x)
+
+
+def method(value):
+    class Scale:
+        def __init__(self, factor):
+            self.factor = factor
+
+        def times(self, x):
+            return x * self.factor
+
+    return Scale(value).times
+
+
+def callable_object(value):
+    class Scale:
+        factor = value
+
+        def __call__(self, x):
+            return x * self.factor
+
+    return Scale()
+
+
+def module(value):
+    made = types.ModuleType("somebodys")
+    made.factor = value
+    return lambda x: x * made.factor
+
+
+def attribute_by_name(value):
+    made = types.SimpleNamespace(factor=value)
+    return lambda x: x * getattr(made, "fac" + "tor")
+
+
+def flax_module(value):
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(2, kernel_init=nn.initializers.constant(value))(x)
+
+    return lambda x: Net().init_with_output(jax.random.key(0), x[None])[0]
+
+
+def compiled_before(value):
+    return jax.jit(lambda x: x * value)
+
+
+def with_own_gradient(value):
+    @jax.custom_jvp
+    def function(x):
+        return x * value
+
+    function.defjvps(lambda dx, _, x: 3 * value * dx)
+    return lambda x: function(x) + jax.grad(lambda x: jnp.sum(function(x)))(x)
+
+
+MAKERS = [closure, default, keyword_default, partial, array, jax_array, helper, method, callable_object, module,
+          attribute_by_name, flax_module, compiled_before, with_own_gradient]  # fmt: skip
+
+
+@pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
+def test_functions_written_anew_compile_nothing_where_they_are_the_same_and_differ_where_they_are_not(make):
+    first = np.asarray(called(make(2))(X))
+    with counted() as compiled:
+        again = np.asarray(called(make(2))(X))
+    assert compiled == []
+    np.testing.assert_array_equal(again, first)
+    other = np.asarray(called(make(3))(X))
+    np.testing.assert_allclose(other, np.asarray(make(3)(X)), rtol=1e-6)
+    assert (other != first)[1:].all()
+
+
+SETTING = {"factor": 2.0}
+TABLE = np.full(LARGE, 2.0, np.float32)
+FACTOR = 2.0
+
+
+def by_global():
+    return FACTOR
+
+
+@pytest.mark.parametrize("how", ["dict", "array in place", "global", "global of a helper", "another helper"])
+def test_what_has_changed_in_the_meantime_is_seen(how, monkeypatch):
+    makers = {
+        "dict": lambda: lambda x: x * SETTING["factor"],
+        "array in place": lambda: lambda x: x * TABLE[0],
+        "global": lambda: lambda x: x * FACTOR,
+        "global of a helper": lambda: lambda x: x * by_global(),
+        "another helper": lambda: lambda x: x * by_global(),
+    }
+    make = makers[how]
+    np.testing.assert_array_equal(called(make())(X), 2 * X)
+    with counted() as compiled:
+        called(make())(X)
+    assert compiled == []
+    if how == "dict":
+        monkeypatch.setitem(SETTING, "factor", 3.0)
+    elif how == "array in place":
+        TABLE[:] = 3
+    elif how == "another helper":
+        monkeypatch.setitem(globals(), "by_global", lambda: 3.0)
+    else:
+        monkeypatch.setitem(globals(), "FACTOR", 3.0)
+    np.testing.assert_array_equal(called(make())(X), 3 * X)
+    TABLE[:] = 2
+
+
+def test_the_same_function_is_not_even_traced_again():
+    traces = []
+    function = lambda x: traces.append(1) or 2 * x  # noqa: E731
+    for _ in range(3):
+        called(function)(X)
+    assert traces == [1]
+    called(function)(X[:2])
+    assert traces == [1, 1]
+
+
+@programs.for_each_task()
+def of_two(task, values):
+    return task(values)
+
+
+def test_functions_that_use_different_arguments_of_the_same_shape_are_told_apart():
+    values = {"a": X, "b": X + 1}
+    np.testing.assert_array_equal(of_two(lambda v: 2 * v["a"])(values), 2 * values["a"])
+    np.testing.assert_array_equal(of_two(lambda v: 2 * v["b"])(values), 2 * values["b"])
+
+
+def test_functions_that_return_the_same_under_different_names_are_told_apart():
+    one = called(lambda x: {"a": 2 * x, "b": 3 * x})(X)
+    other = called(lambda x: {"a": 2 * x, "c": 3 * x})(X)
+    swapped = called(lambda x: {"a": 3 * x, "b": 2 * x})(X)
+    assert one.keys() == {"a", "b"} and other.keys() == {"a", "c"}
+    np.testing.assert_array_equal(one["a"], swapped["b"])
+    np.testing.assert_array_equal(one["b"], swapped["a"])
+
+
+def test_functions_that_call_back_into_python_keep_their_own_python():
+    def calling(function):
+        return lambda x: jax.pure_callback(function, jax.ShapeDtypeStruct(X.shape, X.dtype), x)
+
+    np.testing.assert_array_equal(called(calling(lambda x: np.asarray(x) + 1))(X), X + 1)
+    np.testing.assert_array_equal(called(calling(lambda x: np.asarray(x) + 2))(X), X + 2)
+    heard = []
+    for name in ("first", "second"):
+        called(lambda x, name=name: jax.debug.callback(lambda _: heard.append(name), x) or 2 * x)(X)
+    jax.effects_barrier()
+    assert heard == ["first", "second"]
+
+
+BESIDE = """
+import jax.numpy as jnp, numpy as np
+from hw1jax import programs
+
+called, x = programs.for_each_task()(lambda task, x: task(x)), np.arange(6, dtype=np.float32)
+for value in (4, 5):
+    table = value * jnp.linspace(0, 1, 5000)
+    np.testing.assert_array_equal(called(lambda x, table=table: x * table[-1] + 0 * jnp.sum(table))(x), value * x)
+"""
+
+
+@pytest.mark.slow
+def test_constants_that_jax_passes_beside_the_program_are_told_apart():
+    environment = os.environ | {"JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS": "1"}
+    done = subprocess.run([sys.executable, "-c", BESIDE], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def test_precisions_and_devices_have_programs_of_their_own():
+    assert called(closure(7))(X).dtype == np.float32
+    with jax.enable_x64(True):
+        assert called(closure(7))(X.astype(float)).dtype == np.float64
+    devices = jax.devices()[:2]
+    for device in devices:
+        found = called(closure(7))(jax.device_put(X, device))
+        assert found.devices() == {device}
+        np.testing.assert_array_equal(found, 7 * X)
+
+
+def test_options_are_part_of_a_program():
+    def function(task, x):
+        return task(x)
+
+    careful, quick = (
+        programs.for_each_task()(function),
+        programs.for_each_task(compiler_options={"xla_backend_optimization_level": 0})(function),
+    )
+    with counted() as compiled:
+        careful(closure(11))(X), quick(closure(11))(X), quick(closure(11))(X)
+    assert len(compiled) == 2
+
+
+def test_arguments_that_a_program_gives_back_may_be_given_away():
+    @programs.for_each_task(0, donate_argnums=1)
+    def updated(task, number, state):
+        return task(state) + number
+
+    for _ in range(2):
+        state = jnp.asarray(X)
+        np.testing.assert_array_equal(updated(closure(13))(1, state), 13 * X + 1)
+        assert state.is_deleted()
+        np.testing.assert_array_equal(updated(closure(13))(2, jnp.asarray(X)), 13 * X + 2)
+
+
+def test_few_tasks_are_kept():
+    def closing_over(held):
+        return lambda x: x * len(held)
+
+    references = []
+    for _ in range(3 * programs.KEPT_TASKS):
+        held = frozenset("what takes memory")
+        called(closing_over(held))(X)
+        references.append(weakref.ref(held))
+    del held
+    gc.collect()
+    assert sum(reference() is not None for reference in references) <= programs.KEPT_TASKS
