@@ -244,8 +244,8 @@ def joined(parts: list[Trained]) -> Trained:
 
 
 def in_one(losses: Losses) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The epochs of several calls as those of one: [trial, fold, epoch], in a type that files know."""
-    return jax.tree.map(lambda *arrays: _storable(np.concatenate(arrays, axis=2)), *losses)
+    """The epochs of several calls as those of one: [trial, fold, epoch]."""
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=2), *losses)
 
 
 def follow(study_: Study, wide: Population, seed: int, curve_x: np.ndarray) -> None:
@@ -281,11 +281,7 @@ def fold_curves(members: Population, state: State, trials: Trials, x: np.ndarray
     if not len(x):
         return np.zeros((*jax.tree.leaves(state)[0].shape[:2], 0), np.float32)
     outputs = population.predict_all(members.task, state, trials.hyperparameters, x[:, None])
-    return _storable(population.on_host(outputs[..., 0]))
-
-
-def _storable(array: np.ndarray) -> np.ndarray:
-    return array.astype(np.result_type(array, np.float32), copy=False)
+    return population.on_host(outputs[..., 0])
 
 
 class Checkpoint:
@@ -318,7 +314,7 @@ class Checkpoint:
         arrays = storage.read_arrays(self._path)
         leaves, tree = jax.tree.flatten(start)
         try:
-            saved = [_typed(arrays[f"state_{i}"], leaf.dtype) for i, leaf in enumerate(leaves)]
+            saved = [storage.restored(arrays[f"state_{i}"], leaf.dtype) for i, leaf in enumerate(leaves)]
             num_epochs, train_loss = int(arrays["num_epochs"]), arrays["train_loss"]
             val = {name.removeprefix("val_"): values for name, values in arrays.items() if name.startswith("val_")}
             fits = all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(saved, leaves, strict=True))
@@ -328,8 +324,3 @@ class Checkpoint:
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{self._path} is damaged ({error}): remove it and run the same command again") from error
         return jax.tree.unflatten(tree, saved), num_epochs, [(train_loss, val)]
-
-
-def _typed(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """An array from a file, which knows bfloat16 and its like as bytes alone."""
-    return array.view(dtype) if dtype.kind == array.dtype.kind == "V" else array

@@ -137,6 +137,8 @@ def activations(network: MLP | CNN, params: Any, x: jax.Array, *widths: Any) -> 
       Arrays by layer: "conv1" [example, channel, row, column] after ReLU and before pooling, "pool1" the same after
       pooling, "dense1" [example, unit] after the sigmoid, and "output" [example, output], what the network returns.
     """
+    if isinstance(network, CNN):  # a few examples, once: XLA's own convolutions are compiled 30 times sooner
+        network = network.clone(first_conv_pool=layers.lax_conv_pool, conv_pool=layers.lax_conv_pool)
     applied: Any = network.apply({"params": params}, x, *widths, mutable=["intermediates"])
     found = applied[1]["intermediates"]["activations"]
     return {name: values.transpose(3, 0, 1, 2) if values.ndim == 4 else values for name, values in found.items()}

@@ -16,6 +16,7 @@ from hw1jax import checks, hosts, population, study, training
 from hw1jax import space as space_
 from hw1jax.data import Dataset
 from hw1jax.folds import Fold
+from hw1jax.folds import num_steps as num_steps_of
 from hw1jax.layout import Layout
 from hw1jax.population import Plan, Population, Spec
 from hw1jax.space import Choice, Draw, Float, Int
@@ -191,9 +192,15 @@ def check_networks(study_: Study, search: Search, data: Dataset, splits: list[Fo
     shortest = min(len(fold.train) for fold in splits)
     if search.batch_size > shortest:
         raise ValueError(f"batch_size={search.batch_size} is more than a fold's {shortest} training samples")
+    checks.check_weights(data.weights, splits)
+    samples, num_steps = Data(data.x_train, data.y_train), search.num_epochs * num_steps_of(splits, search.batch_size)
     for draw in statics(study_):
-        task = study.make_task(study_, space_.fixed(study_.space, draw, widest=True))
-        checks.check_task(task, study.one_trial(study_, draw), Data(data.x_train, data.y_train))
+        task, one = (
+            study.make_task(study_, space_.fixed(study_.space, draw, widest=True)),
+            study.one_trial(study_, draw),
+        )
+        checks.check_task(task, one, samples, num_steps if training.wants_num_steps(task) else None)
+    checks.check_examples(task, jax.random.key(search.seed), one, samples)  # of one of them, as it is compiled
 
 
 def statics(study_: Study) -> list[Draw]:

@@ -515,7 +515,7 @@ def _try_out(task: Task, kind, key_data, hyperparameters: Hyperparameters, data:
     outputs = in_evaluation(x)
     even = jax.tree.map(lambda a: jnp.full_like(a[0], 1 / max(1, a[0].size)), outputs)
     two = jax.tree.map(lambda a, even: jnp.stack([a[0], even]), outputs, even)
-    of_labels = lax.map(lambda label: task.loss(two, jnp.stack([label, label])), labels)
+    of_labels = lax.map(lambda label: task.loss(two, jax.tree.map(lambda a: jnp.stack([a, a]), label)), labels)
     values = {
         name: Alike(function(outputs, y), one_by_one(function, outputs, y))
         for name, function in (("loss", task.loss), *task.metrics)

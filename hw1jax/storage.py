@@ -57,12 +57,16 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes arrays by name as a compressed npz. Objects, which only pickle could write, are refused."""
+    """Writes arrays by name as a compressed npz. Objects, which only pickle could write, are refused.
+
+    Numbers of types that numpy has not itself, as bfloat16, become float32: as bytes alone they would come back.
+    """
+    named: dict[str, Any] = {}  # no name is one of the function's own options
     for name, array in arrays.items():
         if np.asarray(array).dtype.hasobject:
             raise ValueError(f"{name} holds Python objects, not numbers")
+        named[name] = array.astype(np.float32) if _is_foreign(np.asarray(array).dtype) else array
     buffer = io.BytesIO()
-    named: dict[str, Any] = arrays  # no name is one of the function's own options
     np.savez_compressed(buffer, **named)
     write_bytes(path, buffer.getvalue())
 
@@ -82,6 +86,15 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     except Exception as error:  # whatever zip, zlib or the headers of arrays choke on, the file is damaged
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path} is damaged ({reason}): remove it and run the same command again") from error
+
+
+def restored(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """An array from a file in the type that it had, if that was one that files don't know; else as it is."""
+    return array.astype(dtype) if _is_foreign(dtype) and array.dtype == np.float32 else array
+
+
+def _is_foreign(dtype: np.dtype) -> bool:
+    return dtype.isbuiltin == 2
 
 
 @contextmanager

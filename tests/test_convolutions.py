@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import plain
 import pytest
 
 from hw1jax import cross_validate, population, squared_error
@@ -98,24 +99,75 @@ def trained_alone(kind):
 WAYS = {"own": [(None, 1), (Layout(), 2)], "other": [(Layout(), 1), (None, 2)]}
 
 
+@pytest.fixture(params=WAYS)
+def ways(request, monkeypatch):
+    """Lays out one call of `cross_validate` after the other; yields how, and how they have been laid out."""
+    plain_plan, left, used = population.make_plan, list(WAYS[request.param]), []
+
+    def make_plan(num_trials, num_folds, params, chosen):
+        layout, num_devices = left.pop(0)
+        plan = plain_plan(num_trials, num_folds, params, layout or chosen, num_devices)
+        used.append((plan.layout.one_by_one, plan.num_devices))
+        return plan
+
+    monkeypatch.setattr(population, "make_plan", make_plan)
+    yield WAYS[request.param]
+    assert used == [(layout is None, num_devices) for layout, num_devices in WAYS[request.param]]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("ways", WAYS)
-def test_members_with_convolutions_equal_the_net_trained_alone(kind, ways, monkeypatch):
+def test_members_with_convolutions_equal_the_net_trained_alone(kind, ways):
     (x, y), expected = data(kind), trained_alone(kind)
-    plain_plan, plans = population.make_plan, []
-    for layout, num_devices in WAYS[ways]:
-
-        def make_plan(num_trials, num_folds, params, chosen, layout=layout, num_devices=num_devices):
-            plans.append(plain_plan(num_trials, num_folds, params, layout or chosen, num_devices))
-            return plans[-1]
-
-        monkeypatch.setattr(population, "make_plan", make_plan)
+    for _ in ways:
         found = cross_validate(
             *functions(kind), RATES, x, y, key=KEY, num_folds=2, num_epochs=NUM_EPOCHS, batch_size=BATCH_SIZE
         )
         for a, b in zip((found.train_loss, found.val_loss), expected, strict=True):
             np.testing.assert_array_less(np.abs(a - b), 1e-10 * np.maximum(1, np.abs(b)))
-    used = [(plan.layout.one_by_one, plan.num_devices) for plan in plans]
-    assert used == [(layout is None, num_devices) for layout, num_devices in WAYS[ways]]
     assert len(np.unique(expected[1])) == expected[1].size  # members and epochs differ
+
+
+class Everything(nn.Module):
+    """Convolutions with batch norm, which wants a mask, and dropout, which wants a key."""
+
+    @nn.compact
+    def __call__(self, x, train, mask):
+        x = nn.Conv(3, (3, 3), use_bias=False)(x)
+        mask = None if mask is None else mask[:, None, None, None]
+        x = nn.tanh(nn.BatchNorm(use_running_average=not train, momentum=0.7)(x, mask=mask))
+        x = nn.Dropout(0.25, broadcast_dims=(1, 2), deterministic=not train)(x)
+        x = nn.tanh(nn.Conv(2, (2, 2), strides=2)(x))
+        x = nn.Dropout(0.5, deterministic=not train)(x)
+        return nn.Dense(1)(x.reshape(len(x), -1))
+
+
+@pytest.mark.slow
+def test_members_with_convolutions_batch_norm_and_dropout_equal_the_net_trained_alone(ways):
+    net, (x, y) = Everything(), data("conv 2-D")
+
+    def init(key, rate):
+        shapes = jax.eval_shape(lambda key, x: net.init(key, x, False, None), key, x[:1])
+        stats = shapes["batch_stats"]["BatchNorm_0"]
+        start = {"mean": jnp.zeros(stats["mean"].shape), "var": jnp.ones(stats["var"].shape)}
+        return plain.exact(key, shapes["params"]), {"BatchNorm_0": start}
+
+    def apply(params, x, rate, key, train, mask, state):
+        rngs = {} if key is None else {"dropout": key}
+        variables = {"params": params, "batch_stats": state}
+        outputs, new = net.apply(variables, x, train, mask, rngs=rngs, mutable=["batch_stats"])
+        return outputs, new["batch_stats"]
+
+    alone = plain.Net(
+        init,
+        lambda params, state, x, rate, key, train: apply(params, x, rate, key if train else None, train, None, state),
+        squared_error,
+        lambda rate, num_steps: optax.sgd(rate, 0.9),
+    )
+    settings = {"key": KEY, "num_folds": 2, "num_epochs": NUM_EPOCHS, "batch_size": BATCH_SIZE}
+    expected = plain.cross_validate(alone, RATES, x, y, **settings)
+    for _ in ways:
+        found = cross_validate(
+            init, apply, squared_error, lambda rate: optax.sgd(rate, 0.9), RATES, x, y, return_params=True, **settings
+        )
+        plain.assert_equal(found, expected)

@@ -285,6 +285,15 @@ for call in range(1, 31):
 """
 
 
+def test_scikit_learns_splitters_keep_groups_together():
+    model_selection = pytest.importorskip("sklearn.model_selection")
+    groups = np.arange(60) // 7
+    result = cross_validate(**GIVEN, folds=model_selection.GroupKFold(4), groups=groups.tolist())
+    assert result.val_loss.shape == (3, 4, 5)
+    for fold in result.folds:
+        assert not np.intersect1d(groups[fold.train], groups[fold.validation]).size
+
+
 CLASSES = GIVEN | {"init": init_classes, "loss": cross_entropy, "y": (X[:, 0] > 0).astype(int) + (X[:, 0] > 1)}
 
 
@@ -364,7 +373,7 @@ def test_out_of_fold_predictions_are_those_of_the_fold_that_held_a_sample_out():
         assert found.shape == (59, 1) and found.dtype == np.float32
         for f, fold in enumerate(result.folds):
             params = jax.tree.map(lambda a: a[own, f], result.params)  # noqa: B023
-            np.testing.assert_allclose(found[fold.validation], apply(params, X[fold.validation], None), rtol=1e-5)
+            np.testing.assert_allclose(found[fold.validation], apply(params, X[fold.validation], None), atol=1e-6)
             held_out = np.mean((found - Y[:59])[fold.validation] ** 2)
             np.testing.assert_allclose(held_out, result.val_loss[own, f, -1], rtol=1e-5)
 
@@ -375,18 +384,18 @@ def test_samples_that_no_fold_holds_out_have_no_prediction_and_those_of_several_
     found = result.out_of_fold(1)
     assert np.isnan(found[:40]).all() and np.isnan(found[58:]).all()
     first, second = (apply(jax.tree.map(lambda a: a[1, f], result.params), X, None) for f in range(2))  # noqa: B023
-    np.testing.assert_allclose(found[40:45], first[40:45], rtol=1e-5)
-    np.testing.assert_allclose(found[45:50], (first + second)[45:50] / 2, rtol=1e-5)
-    np.testing.assert_allclose(found[50:58], second[50:58], rtol=1e-5)
+    np.testing.assert_allclose(found[40:45], first[40:45], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found[45:50], (first + second)[45:50] / 2, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found[50:58], second[50:58], rtol=1e-5, atol=1e-6)
 
 
 def test_predictions_are_the_mean_of_the_folds_networks():
     result = cross_validate(**GIVEN, return_params=True)
     new = np.linspace(-4, 4, 7, dtype=np.float32)[:, None]
     each = [apply(jax.tree.map(lambda a: a[result.best, f], result.params), new, None) for f in range(3)]  # noqa: B023
-    np.testing.assert_allclose(result.predict(new), np.mean(each, axis=0), rtol=1e-5)
+    np.testing.assert_allclose(result.predict(new), np.mean(each, axis=0), rtol=1e-5, atol=1e-6)
     each = [apply(jax.tree.map(lambda a: a[0, f], result.params), new, None) for f in range(3)]  # noqa: B023
-    np.testing.assert_allclose(result.predict(new, trial=0), np.mean(each, axis=0), rtol=1e-5)
+    np.testing.assert_allclose(result.predict(new, trial=0), np.mean(each, axis=0), rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="^trial=3: there are trials 0 to 2$"):
         result.predict(new, trial=3)
     with pytest.raises(ValueError, match="^trial=-1: there are trials 0 to 2$"):

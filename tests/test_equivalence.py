@@ -4,7 +4,6 @@ import itertools
 
 import fashion_cnn
 import fashion_mlp
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,13 +12,13 @@ import pytest
 import reference
 import regression
 
-from hw1jax import losses, population, space, training
+from hw1jax import population, space, training
 from hw1jax.folds import PADDING, k_fold, minibatches
 from hw1jax.layout import Layout
 from hw1jax.population import Plan, Spec, Trials
 from hw1jax.space import Int
 from hw1jax.study import make_task, num_parameters, one_trial, parameter_shapes
-from hw1jax.training import Data, Task
+from hw1jax.training import Data
 
 ALL = (regression.STUDY, fashion_mlp.STUDY, fashion_cnn.STUDY)
 LOSSES = {"regression": reference.squared_error, "fashion_mlp": reference.cross_entropy}
@@ -166,10 +165,8 @@ def replace_rate(draw, i):
 def test_padded_parameters_stay_exactly_zero(study):
     task, draw = widest_task(study), next(corners(study))
     x, y = examples(study, 60)
-    plan, trials = (
-        Plan(1, 1, 1, LAYOUTS[study.name][0]),
-        Trials(jax.random.key(0), np.arange(1), as_arrays(study, [draw])),
-    )
+    plan = Plan(1, 1, 1, LAYOUTS[study.name][0])
+    trials = Trials(jax.random.key(0), np.arange(1), as_arrays(study, [draw]))
     placed = population.place(task, plan, Spec(2, 20, (0,)), Data(x, y), k_fold(60, 2, (0,)))
     state = list(population.train(placed, trials))[-1].state
     shapes = own_shapes(study, draw)

@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import compilations
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,13 +39,11 @@ def load(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_an_example_ends_with_results_a_page_and_a_journal(name, tmp_path):
     asked = load(name)
-    compiled = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, _, fun_name="", **__: "backend_compile" in event and compiled.append(fun_name)
-    )
-    results = run_study(asked, out=tmp_path / name, **SMALL)
+    with compilations.counted() as compiled:
+        results = run_study(asked, out=tmp_path / name, **SMALL)
     num_groups = len({space.key_of(space.fixed(asked.space, trial, widest=True)) for trial in draws(asked)})
     assert results.record["num_programs"] == num_groups
+    assert sum("fit" in program for program in compiled) == num_groups + 1  # and the refit
     assert set(results.best.params) == set(asked.space)
     assert results.trials.means[asked.score].shape == (3,)
     assert set(asked.metrics) <= set(results.test)
@@ -90,17 +89,19 @@ def test_help_shows_an_examples_space(name, tmp_path):
 def test_a_member_of_an_example_equals_the_network_trained_alone(name):
     """In float64, over two epochs with their short last batches: validation loss and parameters to 1e-10."""
     with jax.enable_x64(True):
-        asked = replace(load(name), name=name)
+        asked = replace(load(name), folds=None)
         order = study.order(asked, num_epochs=2, num_folds=3)
         data = few(study.load_data(asked, {}), 100)
         splits = folds.k_fold(100, 3, (0,))
-        drawn = draws(asked)
+        # At large learning rates training is chaotic: rounding grows.
+        drawn = [d | {"learning_rate": min(d["learning_rate"], 0.01)} for d in draws(asked)]
         fixed = space.fixed(asked.space, drawn[0], widest=True)
         shared = [d for d in drawn if space.fixed(asked.space, d, widest=True) == fixed]
         layout = plan.make_layout(asked, order.search, data)
         members = plan.make_population(
             asked, order.search, population.Plan(len(shared), layout=layout), data, splits, fixed
         )
+        members = members._replace(task=members.task._replace(init=in_float64(members.task.init)))
         trials = population.Trials(
             jax.random.key(0), np.array([drawn.index(d) for d in shared]), space.as_arrays(asked.space, shared)
         )
@@ -109,6 +110,15 @@ def test_a_member_of_an_example_equals_the_network_trained_alone(name):
         np.testing.assert_allclose(last.val["loss"][0, 1, -1], loss, rtol=1e-10, atol=1e-10)
         found = jax.tree.map(lambda a: a[0, 1], last.state.params)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10), found, params)
+
+
+def in_float64(init):
+    """The initial parameters in float64, which Flax doesn't make, to 1/64, which no way to compile rounds otherwise."""
+
+    def wide(leaf):
+        return jnp.round(64 * leaf.astype(jnp.float64)) / 64
+
+    return lambda key, h: jax.tree.map(wide, init(key, h))
 
 
 def few(data, count):

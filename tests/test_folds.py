@@ -225,3 +225,54 @@ def test_a_bad_split_is_refused_by_its_number_and_in_one_line(splits, message):
     with pytest.raises(ValueError, match=message) as caught:
         folds.check(splits, 5)
     assert "\n" not in str(caught.value)
+
+
+class Splitter:
+    """What scikit-learn's splitters have, and no more; it tells what it was given."""
+
+    def split(self, x, y=None, groups=None):
+        self.given = x, y, groups
+        for group in np.unique(groups):
+            yield np.flatnonzero(groups != group), np.flatnonzero(groups == group)
+
+
+def test_an_object_that_splits_gets_the_samples_and_their_groups():
+    x, y, groups = np.zeros((6, 2)), np.arange(6), np.array(["a", "b", "a", "c", "b", "a"])
+    splitter = Splitter()
+    found = folds.given(splitter, x, y, groups)
+    assert all(one is other for one, other in zip(splitter.given, (x, y, groups), strict=True))
+    assert [fold.validation.tolist() for fold in found] == [[0, 2, 5], [1, 4], [3]]
+    assert all(isinstance(fold, Fold) for fold in found)
+    folds.given(splitter, {"b": x + 1, "a": x}, (y, y + 1), groups)  # of trees, the first array
+    assert splitter.given[0] is not None and splitter.given[0].shape == (6, 2)
+    assert splitter.given[1] is y
+
+
+@pytest.mark.parametrize(
+    "name", ["KFold", "StratifiedKFold", "GroupKFold", "RepeatedKFold", "LeaveOneGroupOut", "ShuffleSplit"]
+)
+def test_scikit_learns_splitters_are_taken(name):
+    model_selection = pytest.importorskip("sklearn.model_selection")
+    x, y, groups = np.random.default_rng(0).normal(size=(30, 2)), np.arange(30) % 2, np.arange(30) // 3
+    splitter, groups = getattr(model_selection, name)(), groups if "Group" in name else None
+    found = folds.given(splitter, x, y, groups)
+    assert len(found) == splitter.get_n_splits(x, y, groups)
+    for fold in found:
+        assert not np.intersect1d(fold.train, fold.validation).size
+        if groups is not None:
+            assert not np.intersect1d(groups[fold.train], groups[fold.validation]).size
+        if name == "StratifiedKFold":
+            assert y[fold.validation].mean() == 0.5
+
+
+@pytest.mark.parametrize("wrong", [5, "k-fold", None])
+def test_what_is_neither_splits_nor_splits_is_told_in_one_line(wrong):
+    with pytest.raises(TypeError, match="^folds= must be a list of .* or a splitter .* their number is num_folds=$"):
+        folds.given(wrong, np.zeros(5), np.zeros(5))
+
+
+def test_given_splits_are_checked():
+    with pytest.raises(ValueError, match="fold 1: the same sample"):
+        folds.given([GOOD, ([0, 1], [1, 2])], np.zeros(5), np.zeros(5))
+    (found,) = folds.given(iter([GOOD]), {"a": np.zeros(5)}, np.zeros(5))
+    np.testing.assert_array_equal(found.train, GOOD[0])

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from hw1jax import plots
+from hw1jax.report import plots
 
 RANDOM = np.random.RandomState(0)
 
@@ -119,10 +119,27 @@ def test_equal_curves_still_have_limits_of_some_width(ax):
     assert low < 1 < high
 
 
+def test_a_metrics_profile_shows_folds_thin_and_their_mean_bold(ax):
+    val = RANDOM.uniform(0, 1, (3, 5))
+    plots.metric_profile(ax, val, val.mean(0), name="accuracy")
+    np.testing.assert_array_equal(line(ax, "validation, mean of 3 folds"), [[1, 2, 3, 4, 5], val.mean(0)])
+    np.testing.assert_array_equal([line.get_ydata() for line in ax.lines if line.get_linewidth() < 1], val)
+    assert ax.get_ylabel() == "accuracy" and ax.get_yscale() == "linear"
+
+
+def test_a_metrics_curves_are_those_of_all_trials_on_a_linear_axis_that_failed_ones_leave(ax):
+    curves = np.array([[0.1, 0.9], [0.1, 0.5], [0.5, np.nan], [0.2, -1e9]])
+    plots.metric_curves(ax, curves, np.array([True, True, False, False]), 0, name="accuracy")
+    low, high = ax.get_ylim()
+    assert 0 < low < 0.1 and 0.9 < high < 1 and ax.get_yscale() == "linear"
+    np.testing.assert_array_equal(line(ax, "best trial")[1], curves[0])
+    plots.metric_curves(Figure().subplots(), curves * np.nan, np.ones(4, bool), 0, name="accuracy")
+
+
 def test_trial_scores_show_folds_means_and_failed_trials(ax):
     folds = np.array([[1, 1.2], [1.4, 2.0], [np.nan, 3]])
     complete = np.array([True, True, False])
-    plots.trial_scores(ax, np.array([7, 2, 4]), folds, folds.mean(1), complete, constant=2.3, loss_name="loss")
+    plots.trial_scores(ax, np.array([7, 2, 4]), folds, folds.mean(1), complete, constant=2.3, name="loss")
     np.testing.assert_allclose(line(ax, "mean"), [[0, 1], [1.1, 1.7]])
     np.testing.assert_array_equal(line(ax, "each fold"), [[0, 1], [1, 1.4]])
     np.testing.assert_array_equal(line(ax, "constant prediction")[1], [2.3, 2.3])
@@ -133,8 +150,16 @@ def test_trial_scores_show_folds_means_and_failed_trials(ax):
 
 def test_many_trials_get_few_enough_labels_to_be_read(ax):
     folds = np.ones((200, 3))
-    plots.trial_scores(ax, np.arange(200), folds, folds[:, 0], folds[:, 0] > 0, constant=2, loss_name="loss")
+    plots.trial_scores(ax, np.arange(200), folds, folds[:, 0], folds[:, 0] > 0, constant=2, name="loss")
     assert 25 <= len(ax.get_xticks()) <= 50
+
+
+def test_scores_of_which_high_is_good_are_on_a_linear_axis_without_a_constant(ax):
+    folds = np.array([[0.9, 0.95], [0.1, 0.2]])
+    options = {"constant": None, "name": "accuracy", "high_is_good": True}
+    plots.trial_scores(ax, np.arange(2), folds, folds.mean(1), folds[:, 0] > 0, **options)
+    assert ax.get_yscale() == "linear" and ax.get_ylabel() == "validation accuracy"
+    assert legend(ax) == ["each fold", "mean"]
 
 
 def test_a_slice_shows_learned_hollow_failed_and_best_trials(ax):
@@ -153,10 +178,29 @@ def test_a_slice_shows_learned_hollow_failed_and_best_trials(ax):
     assert low < 5 and high > 50 and ax.get_xscale() == "linear" and ax.get_xlabel() == "units"
 
 
-def test_a_wide_range_is_logarithmic(ax):
-    ones = np.ones(2)
-    plots.hyperparameter_slice(ax, np.array([1e-3, 1e-2]), ones, ones > 0, ones > 0, 0, name="x", choices=[1e-3, 0.1])
-    assert ax.get_xscale() == "log" and ax.get_xlim()[0] < 1e-3 and ax.get_xlim()[1] > 0.1
+@pytest.mark.parametrize(
+    "choices, log, scale",
+    [
+        ((1e-3, 0.1), True, "log"),
+        ((1e-3, 0.1), False, "linear"),
+        ((0.01, 0.1), True, "linear"),
+        ((1, 500), True, "log"),
+    ],
+)
+def test_a_wide_range_is_logarithmic_where_it_was_drawn_so(ax, choices, log, scale):
+    ones, values = np.ones(2), np.array(choices)
+    plots.hyperparameter_slice(ax, values, ones, ones > 0, ones > 0, 0, name="x", choices=choices, log=log)
+    assert ax.get_xscale() == scale and ax.get_xlim()[0] < choices[0] and ax.get_xlim()[1] > choices[1]
+
+
+@pytest.mark.parametrize("high_is_good", [False, True])
+def test_the_best_score_is_dark(ax, high_is_good):
+    scores, some = np.array([0.1, 0.9]), np.array([True, True])
+    options = {"name": "x", "choices": (0, 1), "high_is_good": high_is_good}
+    plots.hyperparameter_slice(ax, scores, scores, some, some, 0, **options)
+    low, high = ax.collections[0].to_rgba(scores)[:, :3].sum(axis=1)
+    assert (low < high) != high_is_good
+    assert ax.get_yscale() == ("linear" if high_is_good else "log")
 
 
 def test_choices_stand_side_by_side_also_those_never_drawn(ax):
@@ -172,13 +216,21 @@ def test_the_score_plane_marks_optimizers_and_the_best(ax):
     x, y, scores = np.array([1e-3, 1e-2, 1e-1]), np.array([1e-4, 1e-3, 1e-2]), np.array([1.0, 2.0, np.nan])
     plots.score_plane(
         ax, x, y, scores, np.array([True, True, False]), np.array(["sgd", "adam", "sgd"]), 0,
-        x_range=(1e-3, 1e-1), y_range=(1e-4, 1e-1), labels=("learning rate", "L2", "loss"),
+        x_range=(1e-3, 1e-1), y_range=(1e-4, 1e-1), title="Both", labels=("learning rate", "L2", "loss"),
     )  # fmt: skip
     offsets = [tuple(np.ravel(c.get_offsets())) for c in ax.collections]
     assert offsets == [(1e-2, 1e-3), (1e-3, 1e-4), (1e-3, 1e-4)]  # adam, sgd, the ring
     assert legend(ax) == ["adam", "sgd", "best trial", "failed or off the scale"]
     np.testing.assert_array_equal(line(ax, "failed or off the scale")[0], [1e-1])
     assert ax.get_xscale() == ax.get_yscale() == "log"
+    assert (ax.get_title(), ax.get_xlabel(), ax.get_ylabel()) == ("Both", "learning rate", "L2")
+
+
+def test_more_names_than_markers_are_all_drawn(ax):
+    names, ones = [f"kind {i}" for i in range(9)], np.ones(9)
+    look = {"x_range": (1, 99), "y_range": (1, 99), "title": "", "labels": ("x", "y", "z")}
+    plots.score_plane(ax, ones, ones, np.arange(9.0), ones > 0, names, 0, **look)
+    assert legend(ax) == [*names, "best trial"] and len(ax.collections) == 10
 
 
 def test_weight_histogram_counts_every_weight_and_marks_the_biases(ax):
@@ -189,10 +241,17 @@ def test_weight_histogram_counts_every_weight_and_marks_the_biases(ax):
     assert ax.get_title("left") + ax.get_title() == "hidden layer 1: 200 weights"
 
 
+def test_values_of_any_shape_are_counted_without_ticks(ax):
+    plots.value_histogram(ax, np.zeros((2, 3, 4)), title="Dense_0/kernel", label="value")
+    assert sum(patch.get_height() for patch in ax.patches) == 24 and not ax.lines
+
+
 def test_activation_profile_has_a_bar_a_unit_between_0_and_1(ax):
     plots.activation_profile(ax, np.array([0.1, 0.9, 0.5]), title="x = 2")
     assert [patch.get_height() for patch in ax.patches] == [0.1, 0.9, 0.5]
     assert ax.get_ylim() == (0, 1)
+    plots.activation_profile(ax, np.array([-1, 3.0]), title="x = 2", limits=(-1, 3))
+    assert ax.get_ylim() == (-1, 3)
 
 
 def test_image_shows_the_pixels_on_a_fixed_scale(ax):
@@ -201,6 +260,12 @@ def test_image_shows_the_pixels_on_a_fixed_scale(ax):
     (drawn,) = ax.images
     np.testing.assert_array_equal(drawn.get_array(), pixels)
     assert drawn.get_clim() == (0, 255) and ax.get_title() == "Coat" and not ax.axison
+
+
+def test_an_image_in_colours_keeps_them(ax):
+    pixels = RANDOM.randint(0, 256, (4, 5, 3)).astype(np.uint8)
+    plots.image(ax, pixels, title="")
+    np.testing.assert_array_equal(ax.images[0].get_array(), pixels)
 
 
 def test_feature_maps_are_tiles_on_one_scale(ax):
@@ -244,6 +309,11 @@ def test_confusion_matrix_shows_names_and_percentages_on_the_right_cells(ax):
     assert colors["100.0"] == "#ffffff" and colors["0"] == "#000000"
 
 
+def test_of_very_many_classes_the_confusions_are_colours_alone(ax):
+    plots.confusion_matrix(ax, np.eye(30), [str(i) for i in range(30)])
+    assert not ax.texts and len(tick_labels(ax.xaxis)) == 30
+
+
 def test_precision_and_recall_stand_beside_their_class(ax):
     precision, recall = np.array([0.5, 0.9]), np.array([0.6, 0.7])
     plots.precision_and_recall(ax, precision, recall, ["Coat", "Bag"])
@@ -259,10 +329,10 @@ def test_reliability_leaves_out_empty_bins(ax):
 
 
 def test_confidence_histogram_stacks_the_wrong_on_the_right(ax):
-    plots.confidence_histogram(ax, np.array([0, 0.5, 1]), np.array([3, 5]), np.array([2, 1]))
+    plots.confidence_histogram(ax, np.array([0, 0.5, 1]), np.array([3, 5]), np.array([2, 1]), what="test images")
     boxes = [(p.get_x(), p.get_y(), p.get_width(), p.get_height()) for p in ax.patches]
     assert boxes == [(0, 0, 0.5, 3), (0.5, 0, 0.5, 5), (0, 3, 0.5, 2), (0.5, 5, 0.5, 1)]
-    assert legend(ax) == ["right", "wrong"]
+    assert legend(ax) == ["right", "wrong"] and ax.get_ylabel() == "test images"
 
 
 def test_every_drawing_takes_an_ax_first_and_gives_it_back(ax):

@@ -177,11 +177,9 @@ def test_metrics_stand_beside_the_loss_by_name():
     *_, end = population.train(placed, trials)
     assert set(end.val) == {"loss", "absolute", "square"}
     np.testing.assert_array_equal(end.val["square"], end.val["loss"])
-    outputs = np.asarray(
-        population.predict_all(task, end.state, trials.hyperparameters, X)
-    )  # [trial, fold, example, 1]
+    outputs = population.predict_all(task, end.state, trials.hyperparameters, X)
     for f, fold in enumerate(placed.folds):
-        errors = np.abs(outputs[:, f, fold.validation] - Y[fold.validation])
+        errors = np.abs(np.asarray(outputs)[:, f, fold.validation] - Y[fold.validation])  # [trial, example, 1]
         np.testing.assert_allclose(end.val["absolute"][:, f, -1], errors.mean(axis=(1, 2)), rtol=1e-5)
 
 

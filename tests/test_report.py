@@ -1,7 +1,6 @@
 """The page that a run leaves: its numbers are the run's, it needs nothing else, and nothing in it runs."""
 
 import base64
-import hashlib
 import json
 import os
 import shutil
@@ -12,23 +11,25 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import finished
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import regression
+import toy
 
-from hw1jax import evaluation, inspection, plots, report, storage, studies
+from hw1jax import evaluation, run_study, storage
 from hw1jax.data import Dataset
-from hw1jax.model_file import Model, save_model
-from hw1jax.space import Draw
+from hw1jax.report import plots, sections, write_overview, write_report
+from hw1jax.report.items import Markup, Picture, grid
+from hw1jax.results import load_results, read_record
+from hw1jax.space import Choice, Float, Int
+from hw1jax.study import Reference, Study
 
 pytestmark = pytest.mark.slow  # pages with all their figures
 
 EVIL = '<script>alert(1)</script>"><img src=x onerror=alert(2)>'
-NUM_TRIALS, NUM_FOLDS, NUM_EPOCHS = 5, 3, 4
-DRAWS = {
-    "regression": Draw((), (4, 3, 3), 0.01, 0.001, "adam"),
-    "fashion_mlp": Draw((), (4, 3, 3), 0.01, 0.001, "adam"),
-    "fashion_cnn": Draw((2, 3), (4, 3), 0.01, 0.001, "adam"),
-}
+STUDIES = finished.STUDIES
 FIGURES = {
     "regression": {"data", "fitted_curve", "test_errors", "activations"},
     "fashion_mlp": {"classes", "confusion", "precision_recall", "calibration", "mistakes"},
@@ -38,138 +39,30 @@ FIGURES = {
 EVERYWHERE = {"learning_profile", "validation_curves", "trial_scores", "slices", "learning_rate_l2", "weights", "time"}
 
 
-def tiny_data(name: str) -> Dataset:
-    if name == "regression":
-        return studies.REGRESSION.load(studies.REGRESSION.settings)
-    random = np.random.RandomState(0)
-    x = random.randint(0, 256, (50, 28, 28)).astype(np.uint8)
-    y = np.tile(np.arange(10, dtype=np.int32), 5)
-    return Dataset(x[:20], y[:20], x[20:], y[20:])
-
-
-def fake_run(folder: Path, name: str, **changes) -> Path:
-    """The files of a run of five trials, of which trial 3 has diverged and trial 1 is the best."""
-    study, data, draw, random = studies.by_name(name), tiny_data(name), DRAWS[name], np.random.RandomState(1)
-    shapes = studies.parameter_shapes(study, draw)
-    params = {
-        layer: {"weights": random.normal(0, 0.3, parts["weights"].shape).astype(np.float32)}
-        for layer, parts in shapes.items()
-    }
-    model = Model(name, draw, params)
-    save_model(folder / "model.msgpack", model)
-
-    losses = random.uniform(0.5, 2, (2, NUM_TRIALS, NUM_FOLDS, NUM_EPOCHS)).astype(np.float32)
-    losses[:, 1] -= 0.4
-    losses[:, 3, 2, 1:] = np.inf
-    arrays = {"train_loss": losses[0], "val_loss": losses[1], "refit_train_loss": losses[0, 1, 0]}
-    arrays["test_outputs"] = inspection.activations(model, data.x_test)["output"]
-    arrays["curve_fold_outputs"] = np.zeros((NUM_TRIALS, NUM_FOLDS, 0), np.float32)
-    if not study.classes:
-        arrays["curve_x"] = np.linspace(-5, 5, 20, dtype=np.float32)
-        arrays["curve_outputs"] = inspection.activations(model, arrays["curve_x"][:, None])["output"][:, 0]
-        arrays["curve_fold_outputs"] = random.normal(size=(NUM_TRIALS, NUM_FOLDS, 20)).astype(np.float32)
-    storage.write_arrays(folder / "histories.npz", arrays)
-
-    scores = losses[1, :, :, -1].astype(float)
-    means, stds = scores.mean(axis=1), np.append(np.std(scores[:3], axis=1), [np.nan, np.std(scores[4])])
-    ranks = np.argsort(np.argsort(means)) + 1
-    columns = {"number": range(NUM_TRIALS), "state": ["complete" if i != 3 else "failed" for i in range(NUM_TRIALS)]}
-    columns |= {column: [value] * NUM_TRIALS for column, value in draw.columns().items()}
-    columns |= {"learning_rate": [0.001, 0.01, 0.02, 0.1, 0.05], "optimizer": ["sgd", "adam", "sgd", "rmsprop", "adam"]}
-    columns |= {f"split{i}_val_loss": scores[:, i] for i in range(NUM_FOLDS)}
-    columns |= {
-        "mean_val_loss": means,
-        "std_val_loss": stds,
-        "rank": [r if i != 3 else "" for i, r in enumerate(ranks)],
-    }
-    lines = [",".join(columns), *(",".join(map(str, row)) for row in zip(*columns.values(), strict=True))]
-    storage.write_bytes(folder / "trials.csv", ("\n".join(lines) + "\n").encode())
-
-    test_losses = np.asarray(study.loss(arrays["test_outputs"], data.y_test))
-    test = {"loss": float(test_losses.mean()), "accuracy": None, "confusion": None}
-    if study.classes:
-        test["accuracy"] = evaluation.accuracy(arrays["test_outputs"], data.y_test)
-        test["confusion"] = evaluation.confusion_matrix(arrays["test_outputs"], data.y_test).tolist()
-    widths = {"hidden_units": [[2, 9]] * len(draw.hidden_units)}
-    widths |= {"channels": [[1, 9]] * len(draw.channels)} if draw.channels else {}
-    results = {
-        "study": name,
-        "title": study.title,
-        "command": f"python experiments/{name}.py --out somewhere",
-        "config": {
-            **widths, "num_epochs": NUM_EPOCHS, "batch_size": 20, "num_folds": NUM_FOLDS, "seed": 0,
-            "sampler": "random", "learning_rate": [0.001, 0.1], "l2": [0.0001, 0.1],
-            "optimizers": ["adam", "sgd", "rmsprop"], "num_trials": NUM_TRIALS,
-            "data_sha256": hashlib.sha256(b"".join(data)).hexdigest(), "plan": {"slots": 6, "layout": {"x": None}},
-        },
-        "environment": {"date": "2026-01-02 03:04 UTC", "packages": {"jax": "0.10.2"}, "device": "CPU", "cores": 2},
-        "inputs": {"data_dir": None},
-        "best": {"number": 1, "params": draw.as_dict(), "mean_val_loss": means[1], "std_val_loss": stds[1]},
-        "test": test,
-        "reported": {
-            "params": study.reported.best.as_dict(),
-            "test_loss": study.reported.test_loss,
-            "test_accuracy": study.reported.test_accuracy,
-        },
-        "trials": {"complete": 4, "failed": 1},
-        "timing": {"compile_seconds": 3.25, "train_seconds": 4.5, "refit_seconds": 0.5, "test_seconds": 0.125,
-                   "total_seconds": 9.75},
-    }  # fmt: skip
-    storage.write_json(folder / "results.json", results | changes)
-    return folder
-
-
-@pytest.mark.parametrize("name", ["regression", "fashion_cnn"])
-@pytest.mark.parametrize("state", ["diverged", "complete"])
-def test_a_run_without_a_test_loss_gets_a_page_that_says_why(name, state, tmp_path):
-    test = {"loss": None, "accuracy": None, "confusion": None}
-    folder = fake_run(tmp_path / name, name, test=test, refit={"state": state, "failure": "too <large>"})
-    if state == "diverged":
-        (folder / "model.msgpack").unlink()
-        arrays = storage.read_arrays(folder / "histories.npz")
-        wrong = {part: arrays[part] * np.nan for part in ("test_outputs", "refit_train_loss")}
-        storage.write_arrays(folder / "histories.npz", arrays | wrong)
-    for page in (report.write(folder), report.write_overview(tmp_path, [folder], {})):
-        text = page.read_text()
-        assert "too &lt;large&gt;" in text and 'id="' + name in text
-        assert ">None<" not in text
-
-
-def test_results_without_a_test_loss_or_a_reason_are_damaged(tmp_path):
-    fake_run(tmp_path, "regression", test={"loss": None, "accuracy": None, "confusion": None})
-    with pytest.raises(ValueError, match="a test loss, or why there is none"):
-        report.write(tmp_path)
-
-
 @pytest.fixture(scope="module", autouse=True)
-def small():
-    """Fashion-MNIST of 50 random images, and coarse figures."""
+def coarse():
+    """Coarse figures."""
     with pytest.MonkeyPatch.context() as patch:
-        tiny = [
-            replace(study, load=lambda settings, study=study: tiny_data(study.name)) if study.classes else study
-            for study in studies.STUDIES
-        ]
-        patch.setattr(studies, "STUDIES", tuple(tiny))
         patch.setattr(plots, "DOTS_PER_INCH", 50)
         yield
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, small):
-    """A fake run of each study, its page written."""
+def runs(tmp_path_factory, coarse):
+    """A run of each study, its page written."""
     folder = tmp_path_factory.mktemp("runs")
-    for name in DRAWS:
+    for name, study in STUDIES.items():
         with pytest.MonkeyPatch.context() as patch:
             if name == "fashion_mlp":  # its kinds of figures are all among the other classifier's: save the time
                 content = plots.png(plots.figure(height=1)[0])
                 patch.setattr(plots, "png", lambda figure, content=content: content)
-            report.write(fake_run(folder / name, name))
+            write_report(finished.copy(name, tmp_path_factory, folder), study)
     return folder
 
 
 @pytest.fixture
 def run_copy(runs, tmp_path):
-    """A regression's folder to be damaged."""
+    """A regression's folder, with its page, to be changed."""
     return Path(shutil.copytree(runs / "regression", tmp_path / "regression"))
 
 
@@ -213,7 +106,25 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-@pytest.mark.parametrize("name", DRAWS)
+@pytest.mark.parametrize("name", ["regression", "fashion_cnn"])
+@pytest.mark.parametrize("state", ["diverged", "complete"])
+def test_a_run_without_a_test_loss_gets_a_page_that_says_why(name, state, tmp_path, tmp_path_factory):
+    test = {"loss": None, "accuracy": None, "confusion": None}
+    folder = finished.copy(name, tmp_path_factory, tmp_path)
+    finished.change(folder, test=test, refit={"state": state, "failure": "too <large>"})
+    if state == "diverged":
+        (folder / "model.msgpack").unlink()
+        arrays = storage.read_arrays(folder / "histories.npz")
+        wrong = {part: arrays[part] * np.nan for part in ("test_outputs", "refit_train_loss")}
+        storage.write_arrays(folder / "histories.npz", arrays | wrong)
+    for path in (write_report(folder, STUDIES[name]), write_overview(tmp_path, STUDIES, [folder], {})):
+        text = path.read_text()
+        assert "too &lt;large&gt;" in text and 'id="' + name in text
+        assert ">None<" not in text
+        assert ("Histograms" in text) == (state == "complete")
+
+
+@pytest.mark.parametrize("name", STUDIES)
 def test_every_figure_is_on_disk_and_the_same_in_the_page(runs, name):
     figures = {path.stem: path.read_bytes() for path in (runs / name / "figures").glob("*.png")}
     assert figures.keys() == FIGURES[name] | EVERYWHERE
@@ -223,23 +134,33 @@ def test_every_figure_is_on_disk_and_the_same_in_the_page(runs, name):
     assert all(content.startswith(b"\x89PNG") for content in shown)
 
 
-@pytest.mark.parametrize("name", DRAWS)
+@pytest.mark.parametrize("name", STUDIES)
 def test_the_pages_numbers_are_those_of_the_results(runs, name):
     page, results = Page(runs / name / "report.html"), json.loads((runs / name / "results.json").read_text())
+    theirs = results["reference"]["test"]
     numbers = [
-        results["test"]["loss"], results["reported"]["test_loss"], results["best"]["mean_val_loss"],
+        results["test"]["loss"], theirs["loss"], results["best"]["mean_val_loss"],
         results["best"]["std_val_loss"], results["timing"]["total_seconds"], results["best"]["params"]["learning_rate"],
         results["trials"]["complete"], results["trials"]["failed"], results["best"]["number"],
     ]  # fmt: skip
     if results["test"]["accuracy"] is not None:
-        numbers += [results["test"]["accuracy"], results["reported"]["test_accuracy"]]
+        numbers += [results["test"]["accuracy"], theirs["accuracy"]]
         recalls = evaluation.precision_and_recall(np.array(results["test"]["confusion"]))[1]
         numbers += recalls.tolist()
         assert f"{results['test']['accuracy']:.1%}" in page.text
     assert {repr(number) for number in numbers} <= set(page.values)
     assert f"{results['test']['loss']:.3f}" in page.text
     assert results["command"] in page.text
-    assert "trials 5 instead of" in page.text  # not the report's amount of work
+    assert "the report's best" in page.text and "Where the report and this project differ" in page.text
+    assert "“The report” is the homework report that hw1jax reimplements." in page.text
+
+
+def test_a_run_says_where_it_did_less_than_the_report(tmp_path, tmp_path_factory, blank):
+    folder = finished.copy("regression", tmp_path_factory, tmp_path)
+    for num_trials, notice in ((25, "trials 5 instead of 25."), (5, None)):
+        path = write_report(folder, replace(STUDIES["regression"], num_trials=num_trials))
+        assert (notice is None) == ("Not the report's amount of work" not in Page(path).text)
+        assert notice is None or f"Not the report's amount of work: {notice}" in Page(path).text
 
 
 def test_errors_inside_and_outside_the_gaps_add_up_to_the_test_loss(runs):
@@ -247,8 +168,8 @@ def test_errors_inside_and_outside_the_gaps_add_up_to_the_test_loss(runs):
         Page(runs / "regression" / "report.html"),
         json.loads((runs / "regression/results.json").read_text()),
     )
-    data, outputs = tiny_data("regression"), storage.read_arrays(runs / "regression/histories.npz")["test_outputs"]
-    inside = inspection.inside_gaps(data.x_test[:, 0], ((-3, -1), (1.75, 3.1)))
+    data, outputs = regression.STUDY.data(), storage.read_arrays(runs / "regression/histories.npz")["test_outputs"]
+    inside = sections.inside_gaps(data.x_test[:, 0], ((-3, -1), (1.75, 3.1)))
     squares = ((outputs - data.y_test) ** 2)[:, 0]
     parts = [squares[inside].mean(), squares[~inside].mean()]
     values = [float(value) for value in page.values]
@@ -257,14 +178,24 @@ def test_errors_inside_and_outside_the_gaps_add_up_to_the_test_loss(runs):
     assert total == pytest.approx(results["test"]["loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize("name", DRAWS)
+def test_inside_gaps_are_the_open_intervals():
+    x = np.array([-3, -2, -1, 0, 2, 5.0])
+    np.testing.assert_array_equal(sections.inside_gaps(x, ((-3, -1), (1, 3))), [0, 1, 0, 0, 1, 0])
+    assert not sections.inside_gaps(x, ()).any()
+
+
+def test_first_of_each_class_leaves_out_a_class_without_examples():
+    assert sections.first_of_each_class(np.array([2, 0, 2, 0]), 4) == {0: 1, 2: 0}
+
+
+@pytest.mark.parametrize("name", STUDIES)
 def test_every_image_says_what_it_shows(runs, name):
     alternatives = [image["alt"] for image in Page(runs / name / "report.html").all("img")]
     assert all(len(text) > 20 for text in alternatives)
     assert len(set(alternatives)) == len(alternatives)
 
 
-@pytest.mark.parametrize("name", DRAWS)
+@pytest.mark.parametrize("name", STUDIES)
 def test_the_page_needs_nothing_from_elsewhere(runs, name):
     path = runs / name / "report.html"
     page, text = Page(path), path.read_text(encoding="utf-8")
@@ -278,7 +209,7 @@ def test_the_page_needs_nothing_from_elsewhere(runs, name):
     assert "default-src 'none'" in text
 
 
-@pytest.mark.parametrize("name", DRAWS)
+@pytest.mark.parametrize("name", STUDIES)
 def test_links_lead_to_places_in_the_page(runs, name):
     page = Page(runs / name / "report.html")
     places = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
@@ -292,114 +223,47 @@ def test_a_diverged_trial_is_in_the_table_and_last(runs):
     assert "Crosses: 1 failed." in page.text
 
 
-def test_text_from_outside_shows_as_text(tmp_path, blank):
-    results = {"title": EVIL, "command": f"python {EVIL}", "environment": {"device": EVIL, EVIL: "x"},
-               "inputs": {"data_dir": EVIL}}  # fmt: skip
-    path = report.write(fake_run(tmp_path / "regression", "regression", **results))
+def test_text_from_outside_shows_as_text(tmp_path, tmp_path_factory, blank):
+    folder = finished.copy("regression", tmp_path_factory, tmp_path)
+    finished.change(folder, title=EVIL, command=f"python {EVIL}", environment={"device": EVIL, EVIL: "x"},
+                    inputs={"data_dir": EVIL})  # fmt: skip
+    path = write_report(folder, STUDIES["regression"])
     page = Page(path)
     assert "<script" not in path.read_text(encoding="utf-8")
     assert not page.all("script") and all(image["src"].startswith("data:") for image in page.all("img"))
     assert page.text.count(EVIL) == 6  # page title, heading, command, both sides of the environment, input
-    overview = report.write_overview(tmp_path, [tmp_path / "regression"], {"fashion_mlp": EVIL, EVIL: EVIL})
+    overview = write_overview(tmp_path, STUDIES, [folder], {"fashion_mlp": EVIL, EVIL: EVIL})
     assert "<script" not in overview.read_text(encoding="utf-8")
     assert Page(overview).text.count(EVIL) >= 6
 
 
-def test_own_data_have_no_gaps(tmp_path, blank):
-    data = tiny_data("regression")
+def test_own_data_have_no_gaps(tmp_path, tmp_path_factory, blank):
+    data = regression.STUDY.data()
     for part, x, y in (("train", data.x_train, data.y_train), ("test", data.x_test, data.y_test)):
         rows = "".join(f"{a!r},{b!r}\n" for a, b in zip(x[:, 0].tolist(), y[:, 0].tolist(), strict=True))
         (tmp_path / f"{part}.csv").write_text("input,label\n" + rows)
     inputs = {"train_csv": str(tmp_path / "train.csv"), "test_csv": str(tmp_path / "test.csv")}
-    folder = fake_run(tmp_path / "regression", "regression", inputs=inputs)
-    assert inspection.read_run(folder).gaps == ()
-    page = Page(report.write(folder))
+    folder = finished.copy("regression", tmp_path_factory, tmp_path)
+    page = Page(write_report(folder, STUDIES["regression"]))
+    assert "inside the gaps" in page.text and "The shaded intervals hold no training input" in page.text
+    page = Page(write_report(finished.change(folder, inputs=inputs), STUDIES["regression"]))
     assert "inside the gaps" not in page.text and "all test points" in page.text
-    (tmp_path / "test.csv").write_text("input,label\n0,0\n")
-    with pytest.raises(ValueError, match=r"other data than .*test\.csv") as error:
-        report.write(folder)
-    assert "\n" not in str(error.value)
+    assert "The shaded intervals" not in page.text
 
 
-def test_a_run_without_inputs_used_the_usual_data(run_copy):
-    results = json.loads((run_copy / "results.json").read_text())
-    del results["inputs"]
-    storage.write_json(run_copy / "results.json", results)
-    assert len(inspection.read_run(run_copy).gaps) == 2
-
-
-DAMAGES = {
-    "results.json": [
-        b"", b"[]", b"{", b"\xff\xfe", b'{"study": "regression"}', b"[" * 100_000, b"null", b'{"study": 3}'
-    ],
-    "trials.csv": [b"", b"number,state\n1,complete\n", b"\xff", b'"'],
-    "histories.npz": [b"", b"PK\x03\x04", b"not a zip"],
-    "model.msgpack": [b"", b"x", b"\x80"],
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name, content", [(name, content) for name, all in DAMAGES.items() for content in all])
-def test_a_damaged_file_is_named_in_one_line(run_copy, name, content):
-    (run_copy / name).write_bytes(content)
+def test_a_damaged_run_keeps_the_page_that_it_has(run_copy):
+    (run_copy / "results.json").write_text("{")
     before = (run_copy / "report.html").read_bytes()
-    with pytest.raises(ValueError, match=name) as error:
-        report.write(run_copy)
-    assert "\n" not in str(error.value) and str(run_copy) in str(error.value)
+    with pytest.raises(ValueError, match="results.json is damaged"):
+        write_report(run_copy, STUDIES["regression"])
     assert (run_copy / "report.html").read_bytes() == before
 
 
-@pytest.mark.parametrize("name", DAMAGES)
-def test_a_missing_file_is_named_in_one_line(run_copy, name):
-    (run_copy / name).unlink()
-    with pytest.raises(ValueError, match=f"{name} is missing"):
-        report.write(run_copy)
-
-
-def test_a_truncated_file_is_damaged(run_copy):
-    for name in ("results.json", "trials.csv", "histories.npz", "model.msgpack"):
-        content = (run_copy / name).read_bytes()
-        (run_copy / name).write_bytes(content[: len(content) * 2 // 3])
-        with pytest.raises(ValueError, match=name):
-            report.write(run_copy)
-        (run_copy / name).write_bytes(content)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"timing": {}}, {"best": {"number": 1}}, {"config": []}, {"test": {"loss": "low"}}, {"study": "poetry"},
-        {"best": {"number": 3, "params": DRAWS["regression"].as_dict(), "mean_val_loss": 1.0, "std_val_loss": 0.0}},
-    ],
-    ids=str,
-)  # fmt: skip
-def test_results_that_do_not_fit_are_refused(run_copy, change):
-    results = json.loads((run_copy / "results.json").read_text()) | change
-    storage.write_json(run_copy / "results.json", results)
-    with pytest.raises(ValueError) as error:
-        report.write(run_copy)
-    assert "\n" not in str(error.value)
-    assert str(run_copy) in str(error.value) or change == {"study": "poetry"}
-
-
-def test_histories_of_another_run_are_refused(run_copy):
-    arrays = storage.read_arrays(run_copy / "histories.npz")
-    storage.write_arrays(run_copy / "histories.npz", arrays | {"val_loss": arrays["val_loss"][:-1]})
-    with pytest.raises(ValueError, match=r"histories\.npz is damaged \(val_loss has the shape"):
-        report.write(run_copy)
-
-
-def test_a_model_of_another_run_is_refused(run_copy):
-    model = inspection.read_run(run_copy).model
-    save_model(run_copy / "model.msgpack", model._replace(draw=model.draw._replace(l2=0.5)))
-    with pytest.raises(ValueError, match="not the best model"):
-        report.write(run_copy)
-
-
 def test_the_overview_has_all_studies_and_their_numbers(runs):
-    path = report.write_overview(runs, [runs / study.name for study in studies.STUDIES], {})
+    path = write_overview(runs, STUDIES, [runs / name for name in STUDIES], {})
     page = Page(path)
     assert len(page.all("img")) == sum(len(names | EVERYWHERE) for names in FIGURES.values())
-    for study in studies.STUDIES:
+    for study in STUDIES.values():
         results = json.loads((runs / study.name / "results.json").read_text())
         assert page.values.count(repr(results["test"]["loss"])) >= 2  # in the first table, and in the study's part
         assert f"#{study.name}" in [link["href"] for link in page.all("a")]
@@ -408,7 +272,7 @@ def test_the_overview_has_all_studies_and_their_numbers(runs):
 
 
 def test_the_overview_is_honest_about_what_failed_and_what_has_not_run(runs, tmp_path):
-    path = report.write_overview(tmp_path, [runs / "regression"], {"fashion_mlp": "no data & no network"})
+    path = write_overview(tmp_path, STUDIES, [runs / "regression"], {"fashion_mlp": "no data & no network"})
     page = Page(path)
     assert "Fashion-MNIST, dense net failed. no data & no network" in page.text
     assert page.text.count("has not run yet") == 2  # in the first table, and in its place
@@ -418,24 +282,197 @@ def test_the_overview_is_honest_about_what_failed_and_what_has_not_run(runs, tmp
 def test_the_overview_shows_the_others_beside_a_damaged_run(runs, run_copy, tmp_path):
     damaged = run_copy.rename(tmp_path / "fashion_mlp")
     (damaged / "results.json").write_text("{")
-    page = Page(report.write_overview(tmp_path, [runs / "regression", damaged], {}))
+    page = Page(write_overview(tmp_path, STUDIES, [runs / "regression", damaged], {}))
     assert "results.json is damaged" in page.text and page.all("img")
 
 
 def test_an_overview_before_anything_has_ended_is_a_page_too(tmp_path):
-    assert Page(report.write_overview(tmp_path, [], {})).text.count("has not run yet") == 6
+    assert Page(write_overview(tmp_path, STUDIES, [], {})).text.count("has not run yet") == 6
 
 
 def test_the_overview_takes_figures_as_they_are_and_draws_missing_or_old_ones(run_copy, tmp_path, blank):
     number = len(FIGURES["regression"] | EVERYWHERE)
-    report.write_overview(tmp_path, [run_copy], {})
+    write_overview(tmp_path, STUDIES, [run_copy], {})
     assert len(blank) == 0
     (run_copy / "figures" / "time.png").unlink()
-    report.write_overview(tmp_path, [run_copy], {})
+    write_overview(tmp_path, STUDIES, [run_copy], {})
     assert len(blank) == number
     os.utime(run_copy / "figures" / "time.png", (0, 0))
-    report.write_overview(tmp_path, [run_copy], {})
+    write_overview(tmp_path, STUDIES, [run_copy], {})
     assert len(blank) == 2 * number
+
+
+def distance(outputs, y):
+    """A metric of the study below."""
+    return jnp.abs(outputs - y)[:, 0]
+
+
+def two_inputs(fixed):
+    """A net of a dict of inputs, in plain JAX."""
+
+    def init(key, h):
+        return {"layers": [{"kernel": jnp.ones((2, 1)), "bias": jnp.zeros(1)}] * fixed["depth"]}
+
+    def apply(params, x, h):
+        for layer in params["layers"]:
+            out = jnp.concatenate([x["a"], x["b"]], axis=1) @ layer["kernel"] + layer["bias"][None]
+            x = {"a": out, "b": x["b"]}
+        return h["factor"] * out
+
+    return toy.task({"hidden_units": (2,)})._replace(
+        init=init, apply=apply, optimizer=lambda h: toy.chosen_l2(0, h["rate"], jnp.where(h["decay"], 0.1, 0))
+    )
+
+
+def greeting(results):
+    """A section of the study's own, an item of each kind."""
+
+    def draw(ax):
+        ax.plot(results.trials.means["distance"])
+
+    return [
+        "<plain & escaped>",
+        Markup("<em>markup</em>"),
+        Picture("own", "A line that I drew", "Own.", grid([draw], 1, height=1)),
+    ]
+
+
+def inputs_of(x):
+    return {"a": x, "b": -x}
+
+
+OWN = Study(
+    "own",
+    task=two_inputs,
+    data=Dataset(inputs_of(toy.X[:60]), toy.X[:60], inputs_of(toy.X[60:]), toy.X[60:]),
+    space={
+        "rate": Float(0.1, 1.0),
+        "factor": Choice(0.5, 1, 2),
+        "decay": Choice(True, False),
+        "depth": Int(1, 2, static=True),
+    },
+    metrics={"distance": distance, "high": lambda outputs, y: outputs[:, 0] > 0},
+    minimize="distance",
+    num_trials=4,
+    num_epochs=3,
+    batch_size=20,
+    num_folds=2,
+    sections={"Greetings": [greeting], "Data": [lambda results: "only this"], "Where the time went": []},
+)
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory, coarse):
+    """A run of somebody's own study, its page written."""
+    folder = tmp_path_factory.mktemp("own")
+    run_study(OWN, out=folder, num_devices=1)
+    write_report(folder, OWN)
+    return folder
+
+
+def test_a_study_without_a_reference_classes_or_activations_has_no_places_for_them(own):
+    page = Page(own / "report.html")
+    for word in ("report", "reference", "amount of work", "accuracy", "Confusion", "confusion", "activation", "differ"):
+        assert word not in page.text.replace("report.html", ""), word
+    names = {path.stem for path in (own / "figures").glob("*.png")}
+    assert names == {"learning_profile", "validation_curves", "distance_by_epoch", "high_by_epoch", "trial_scores",
+                     "slices", "weights", "own"}  # fmt: skip
+    alternatives = [image["alt"] for image in page.all("img")]
+    assert any("layers/0/bias, layers/0/kernel" in text for text in alternatives)
+
+
+def test_metrics_have_cards_columns_and_curves(own):
+    page, record = Page(own / "report.html"), read_record(own)
+    for name in ("distance", "high"):
+        assert f"test {name}" in page.text and f"validation {name}" in page.text
+        for value in (record["test"][name], record["best"][f"mean_val_{name}"], record["best"][f"std_val_{name}"]):
+            assert page.values.count(repr(value)) >= 1
+    assert "mean val distance" in page.text and "split1 val high" in page.text
+    assert f"Validation distance of each of {OWN.num_trials} trials" in " ".join(i["alt"] for i in page.all("img"))
+
+
+def test_own_sections_replace_a_heading_or_come_before_where_the_time_went(own):
+    page = Page(own / "report.html")
+    assert "<plain & escaped>" in page.text and "markup" in page.text and len(page.all("em")) == 1
+    assert "only this" in page.text and "Where the time went" not in page.text
+    names = ("hyperparameters", "data", "learning", "test-set", "all-trials", "inside-the-network", "greetings",
+             "how-to-repeat-it")  # fmt: skip
+    assert [link["href"] for link in page.all("a")] == [f"#own-{name}" for name in names]
+
+
+def test_sections_that_a_study_does_not_give_show_what_the_data_are(own, tmp_path, blank):
+    folder = Path(shutil.copytree(own, tmp_path / "own"))
+    page = Page(write_report(folder, replace(OWN, sections={"Greetings": [greeting]})))
+    assert "['a'] float32 [1], ['b'] float32 [1]" in page.text and "Where the time went" in page.text
+
+
+def test_two_figures_of_a_name_are_refused(own, tmp_path, blank):
+    folder = Path(shutil.copytree(own, tmp_path / "own"))
+    with pytest.raises(ValueError, match="sections: two figures are called 'own'"):
+        write_report(folder, replace(OWN, sections={"Twice": [greeting, greeting]}))
+
+
+def test_the_overview_has_columns_for_what_its_studies_have(own, tmp_path, blank):
+    alone = Page(write_overview(tmp_path, {"own": OWN}, [own], {}))
+    assert "test loss" in alone.text and "distance" in alone.text
+    assert "somebody" not in alone.text and "accuracy" not in alone.text and "differ" not in alone.text
+    somebody = Reference("somebody", test={"loss": 0.5, "high": 0.25}, notes=("They count otherwise.", "They shuffle."))
+    compared = Page(write_overview(tmp_path, {"own": replace(OWN, reference=somebody)}, [own], {}))
+    assert "somebody's test loss" in compared.text and "Where somebody and this project differ" in compared.text
+    assert compared.text.count("They count otherwise.") == 1
+
+
+def named(items, name):
+    """The one picture with this name."""
+    [found] = [item for item in items if isinstance(item, Picture) and item.name == name]
+    return found
+
+
+def test_hyperparameters_of_all_kinds_are_drawn(own):
+    rate, factor, decay, depth = named(sections.search(load_results(own, OWN)), "slices").draw().axes
+    assert [ax.get_xlabel() for ax in (rate, factor, decay, depth)] == ["rate", "factor", "decay", "depth"]
+    assert [tick.get_text() for tick in factor.get_xticklabels()] == ["0.5", "1", "2"]
+    assert [tick.get_text() for tick in decay.get_xticklabels()] == ["True", "False"]
+    assert rate.get_xscale() == depth.get_xscale() == "linear"
+
+
+def test_where_no_constant_is_known_to_compare_with_the_median_is(own):
+    results = load_results(own, OWN)
+    far = results.trials.means["distance"].copy()
+    row = (results.row + 1) % len(far)
+    far[row] = 1e6
+    trials = results.trials._replace(means=results.trials.means | {"distance": far})
+    found = named(sections.search(results._replace(trials=trials)), "trial_scores")
+    assert "Crosses: 0 failed, 1 beyond 5 times the median." in found.caption and "dashed line" not in found.caption
+    highest = results._replace(trials=trials, study=replace(results.study, maximize="distance"))
+    assert "Crosses" not in named(sections.search(highest), "trial_scores").caption  # no value is too good
+
+
+@pytest.mark.parametrize(
+    "shape, dtype, are_images",
+    [
+        ((4, 5), np.uint8, True),
+        ((4, 5, 1), np.uint8, True),
+        ((4, 5, 3), np.uint8, True),
+        ((4, 5, 2), np.uint8, False),
+        ((4, 5), np.float32, False),
+        ((4,), np.uint8, False),
+    ],
+)
+def test_images_may_have_colours_and_floats_are_none(runs, shape, dtype, are_images):
+    results, x = load_results(runs / "fashion_mlp", STUDIES["fashion_mlp"]), np.zeros((20, *shape), dtype)
+    found = results._replace(data=results.data._replace(x_train=x, x_test=x))
+    assert sections.has_images(found) == are_images
+    if are_images:
+        assert named(sections.data(found), "classes").draw().axes
+    else:
+        assert "<table" in sections.data(found)[0]
+
+
+def test_the_report_is_imported_when_a_page_is_written_not_before():
+    code = "import sys, hw1jax.report; print('matplotlib' in sys.modules); hw1jax.report.write_report"
+    done = subprocess.run([sys.executable, "-c", code + "; print('matplotlib' in sys.modules)"], capture_output=True)
+    assert done.stdout.split() == [b"False", b"True"]
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -519,7 +556,7 @@ def browser(tmp_path_factory):
 
 @pytest.mark.parametrize("width", [400, 1200, 2000])
 def test_a_browser_shows_the_page_without_complaint_request_or_sideways_scrolling(runs, browser, width):
-    path = report.write_overview(runs, [runs / study.name for study in studies.STUDIES], {"fashion_cnn": "x" * 500})
+    path = write_overview(runs, STUDIES, [runs / name for name in STUDIES], {"fashion_cnn": "x" * 500})
     browser.open(path, width)
     assert browser.value("document.documentElement.scrollWidth <= window.innerWidth")
     assert browser.value("document.images.length") == sum(len(names | EVERYWHERE) for names in FIGURES.values())
@@ -531,8 +568,9 @@ def test_a_browser_shows_the_page_without_complaint_request_or_sideways_scrollin
     assert [url for url in requests if not url.startswith("data:")] == [path.as_uri()]
 
 
-def test_a_browser_shows_a_script_in_a_title_as_text(tmp_path, browser, blank):
-    path = report.write(fake_run(tmp_path / "regression", "regression", title=EVIL))
+def test_a_browser_shows_a_script_in_a_title_as_text(tmp_path, tmp_path_factory, browser, blank):
+    folder = finished.copy("regression", tmp_path_factory, tmp_path)
+    path = write_report(finished.change(folder, title=EVIL), STUDIES["regression"])
     browser.open(path, 400)
     assert browser.value("document.querySelector('h1').textContent") == EVIL
     assert browser.value("document.scripts.length") == 0

@@ -17,7 +17,7 @@ import regression
 import reproduce
 import toy
 
-from hw1jax import brackets, cli, optimizers, record, results, run, search, storage
+from hw1jax import brackets, cli, optimizers, plan, record, results, run, search, storage
 from hw1jax import space as space_
 from hw1jax.brackets import Brackets, Checkpoint
 from hw1jax.data import Dataset
@@ -239,7 +239,7 @@ def test_a_folder_of_another_version_is_refused_in_one_line_and_left_as_it_is(tm
 
 @pytest.mark.slow
 @pytest.mark.parametrize("widths", ["padded", "exact"])
-def test_everything_is_computed_in_the_precision_that_is_recorded(widths, tmp_path):
+def test_everything_is_computed_in_the_precision_that_is_recorded(widths, tmp_path, monkeypatch):
     """Search, refit and test, in whichever thread; and a second precision is compiled anew."""
     seen, before = set(), jax.config.jax_default_matmul_precision
 
@@ -248,9 +248,11 @@ def test_everything_is_computed_in_the_precision_that_is_recorded(widths, tmp_pa
         return squared_error(outputs, y)
 
     study = replace(REGRESSION, task=lambda fixed: regression.task(fixed)._replace(loss=loss))
+    check = plan.check_networks  # which tries a network beforehand, as exactly as it can
+    monkeypatch.setattr(plan, "check_networks", lambda *args: check(*args) or seen.clear())
     for precision in ("bfloat16", "tensorfloat32"):
         found = execute(study, tmp_path / precision, widths=widths, precision=precision, num_trials=2, num_epochs=2)
-        assert precision in seen and seen <= {precision, before}, "all but the checks beforehand"
+        assert seen == {precision}
         assert found["config"]["precision"] == precision
         assert found["environment"]["matmul_precision"] == "float32"  # a CPU takes no notice
         seen.clear()
@@ -475,10 +477,9 @@ def test_a_metric_that_is_maximized_ranks_the_trials_and_comes_back(tmp_path):
     outputs = found.model.predict(deep.DATA.x_test)
     assert found.test["accuracy"] == pytest.approx(np.mean(outputs.argmax(1) == deep.DATA.y_test))
     assert np.sum(found.test["confusion"]) == len(deep.DATA.y_test)
-    lowest = run_study(replace(deep.STUDY, maximize=None), out=tmp_path / "lowest", **SIX)
-    assert lowest.best.number == lowest.trials.means["loss"].argmin()
 
 
+@pytest.mark.slow
 def test_more_trials_of_several_programs_give_what_all_at_once_would(tmp_path, monkeypatch):
     run_study(deep.STUDY, out=tmp_path / "once", num_trials=9, **SIX)
     run_study(deep.STUDY, out=tmp_path / "more", num_trials=7, **SIX)
@@ -490,9 +491,10 @@ def test_more_trials_of_several_programs_give_what_all_at_once_would(tmp_path, m
     assert len(fewer.trials.rows) == 7
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_a_number_fails_a_trial_whose_accuracy_is_one(tmp_path):
     """The class of the largest of outputs that are not numbers is the first."""
-    study = narrow(deep.STUDY, rate=Float(1e-3, 1e38, log=True), depth=Int(1, 1, static=True))
+    study = narrow(deep.STUDY, rate=Float(1e-3, 1e14, log=True), depth=Int(1, 1, static=True))
     found = run_study(study, out=tmp_path, num_trials=12)
     failed = ~found.trials.complete
     assert failed.any() and not failed.all()
@@ -503,6 +505,7 @@ def test_a_loss_that_is_not_a_number_fails_a_trial_whose_accuracy_is_one(tmp_pat
     assert all((row["state"] == "failed") == (row["diverged_epoch"] != "") for row in rows)
 
 
+@pytest.mark.slow
 def test_a_narrowed_choice_trains_what_it_names(tmp_path):
     """The index of what is left would be another optimizer's."""
 
@@ -546,6 +549,7 @@ def test_folds_of_ones_own_are_used_and_belong_to_the_search(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_a_splitter_of_scikit_learn_gives_the_folds_with_the_datas_groups(tmp_path):
     model_selection = pytest.importorskip("sklearn.model_selection")
     groups = np.arange(61) % 5
@@ -626,8 +630,8 @@ def test_an_observer_is_told_of_the_study_its_brackets_and_its_end(tmp_path):
     told = []
 
     class Told(Observer):
-        def start(self, title, num_trials, num_folds, num_epochs):
-            told.append((title, num_trials, num_folds, num_epochs))
+        def start(self, study, num_trials, num_folds, num_epochs):
+            told.append((study.name, num_trials, num_folds, num_epochs))
 
         def trials(self, trials, study):
             told.append(([trial.number for trial in trials], study.name))

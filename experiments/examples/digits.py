@@ -22,7 +22,7 @@ class Net(nn.Module):
     @nn.compact
     def __call__(self, x, activation, dropout, train, mask):
         for _ in range(self.depth):
-            x = nn.BatchNorm(use_running_average=not train)(nn.Dense(64)(x), mask=mask[:, None])
+            x = nn.BatchNorm(use_running_average=not train)(nn.Dense(64, use_bias=False)(x), mask=mask[:, None])
             x = jnp.where(activation == 0, nn.relu(x), nn.tanh(x))
             if train:  # nn.Dropout, for a rate that differs from trial to trial
                 kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - dropout, x.shape)

@@ -22,7 +22,8 @@ class Net(nn.Module):
     def __call__(self, tokens):
         """tokens int [batch, 64]: the image's pixels, row by row -> [batch, 10]."""
         x = nn.Embed(NUM_TOKENS, 8)(tokens).reshape(len(tokens), 8, 64)  # [batch, row, (column, feature)]
-        cell = {"gru": nn.GRUCell, "lstm": nn.OptimizedLSTMCell}[self.cell](32)
+        kind = {"gru": nn.GRUCell, "lstm": nn.OptimizedLSTMCell}[self.cell]
+        cell = kind(32, param_dtype=jnp.result_type(float))  # float32 unless JAX is told to be wider
         return nn.Dense(10)(nn.RNN(cell)(x)[:, -1])
 
 

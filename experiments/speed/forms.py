@@ -149,7 +149,7 @@ def lay_out(
     widest = space.fixed(asked.space, space.widest(asked.space), widest=True)
     wide = plan.make_population(asked, search, planned.program, data, splits, widest)
     jobs = plan.jobs_of(asked, planned, draws)
-    if form in (ONE_FOLD, FOLDS):
+    if form in (ONE_FOLD, FOLDS):  # a program a trial as well, but the same for all
         jobs = [job._replace(fixed=widest) for job in jobs]
     parts = [Part(job, fold) for job in jobs for fold in (range(num_folds) if form == ONE_FOLD else [None])]
     return parts, [wide] if in_one else population.one_trial_each(wide)

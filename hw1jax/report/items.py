@@ -95,6 +95,11 @@ def words(name: str) -> str:
     return {"l2": "L2"}.get(name, name.removeprefix("num_").replace("_", " "))
 
 
+def label(name: str) -> str:
+    """As `words`, where there is room for more."""
+    return {"l2": "L2 coefficient"}.get(name, words(name))
+
+
 def escape(text: str) -> Markup:
     """Any text as HTML."""
     return Markup(html.escape(text, quote=True))

@@ -299,6 +299,7 @@ def score_plane(
     *,
     x_range: Sequence[float],
     y_range: Sequence[float],
+    title: str,
     labels: tuple[str, str, str],
     high_is_good: bool = False,
 ) -> Axes:
@@ -316,8 +317,7 @@ def score_plane(
         ax.plot(x[~usual], y[~usual], "x", color=GREY, markersize=5, label="failed or off the scale")
     _range_axis(ax, "x", *x_range, log=True)
     _range_axis(ax, "y", *y_range, log=True)
-    first = labels[0][:1].upper() + labels[0][1:]
-    ax.set(title=f"{first} and {labels[1]} of all trials, coloured by score", xlabel=labels[0], ylabel=labels[1])
+    ax.set(title=title, xlabel=labels[0], ylabel=labels[1])
     ax.figure.colorbar(ScalarMappable(**look), ax=ax, label=labels[2], format=_PLAIN)
     ax.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=5)
     return ax

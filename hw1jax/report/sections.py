@@ -29,10 +29,9 @@ def hyperparameters(results: Results) -> Markup:
     others = space_.flatten(reference["params"]) if reference else {}
     rows = []
     for name, r in space_.columns(results.study.space).items():
-        row = [words(name), _in_words(r) + (", log scale" if getattr(r, "log", False) else "")]
-        rows.append(
-            [*row, *([items.hyperparameter(others.get(name))] if reference else []), items.hyperparameter(best[name])]
-        )
+        scale = "" if isinstance(r, Choice) or not r.log else ", log scale"
+        values = [others.get(name), best[name]] if reference else [best[name]]
+        rows.append([words(name), _in_words(r) + scale, *map(items.hyperparameter, values)])
     theirs = [f"{reference['name']}'s best"] if reference else []
     return table(["hyperparameter", "range", *theirs, "best of this run"], rows)
 
@@ -157,7 +156,7 @@ def _metric_by_epoch(results: Results, name: str) -> Picture:
     return Picture(
         f"{name}_by_epoch",
         f"Validation {label} by epoch of the best trial, which ends at {curves[row, -1]:.4g}, and of all trials",
-        f"{label[:1].upper()}{label[1:]} in validation: the best trial's folds with their mean, and all trials.",
+        f"{_capital(label)} in validation: the best trial's folds with their mean, and all trials.",
         grid(cells, 2, height=3),
     )
 
@@ -369,7 +368,8 @@ def _plane(results: Results, notes: str, shared: dict[str, Any]) -> list[Item]:
         names=["trial"] * len(results.trials.rows) if marked is None else _texts(results, marked),
         x_range=(x_range.low, x_range.high),
         y_range=(y_range.low, y_range.high),
-        labels=(words(x), words(y), f"validation {score_name(results)}"),
+        title=f"{_capital(words(x))} and {words(y)} of all trials, coloured by score",
+        labels=(items.label(x), items.label(y), f"validation {score_name(results)}"),
         **shared,
     )
     marker = f", a marker for each {words(marked)}" if marked else ""
@@ -377,11 +377,15 @@ def _plane(results: Results, notes: str, shared: dict[str, Any]) -> list[Item]:
     return [
         Picture(
             f"{x}_{y}",
-            f"All trials by {words(x)} and {words(y)}, coloured by score{marker}",
+            f"{_capital(items.label(x))} and {items.label(y)} of all trials, coloured by score{marker}",
             f"What usually matters most, together: {together}.{notes}",
             grid([plane], 1, height=3.4),
         )
     ]
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _constant(results: Results) -> float | None:
