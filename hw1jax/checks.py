@@ -192,6 +192,12 @@ def _check_functions(task: Task) -> None:
             "optimizer= must be a function of the hyperparameters that returns an optax transformation, got "
             f"{type(task.optimizer).__name__}: give lambda h: optax.adam(h['learning_rate']), say"
         )
+    for name, function, num_given, may_ask in (
+        ("apply", task.apply, 3, training.MAY_ASK),
+        ("optimizer", task.optimizer, 1, ("num_steps",)),
+    ):
+        if unknown := [asked for asked in training.required(function, num_given) if asked not in may_ask]:
+            raise TypeError(f"{name} asks for {unknown[0]}, which nobody gives it; it may ask for {', '.join(may_ask)}")
     names = [name for name, _ in task.metrics]
     if taken := sorted({name for name in names if name == "loss" or names.count(name) > 1}):
         raise ValueError(f"metrics= has {taken[0]!r}, which is the name of another value")

@@ -54,7 +54,7 @@ def masked_sum(values: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def accuracy(outputs: Array, y: Array) -> jax.Array:
-    """1 for each example whose largest output ([batch, classes]) is that of its class (int [batch]), else 0; [batch]."""
+    """Float [batch]: 1 where the largest output ([batch, classes]) is that of the class (int [batch]), else 0."""
     _check_classes("accuracy", outputs, y)
     return (jnp.argmax(outputs, axis=-1) == y).astype(jnp.result_type(float))
 

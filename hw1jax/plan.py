@@ -21,7 +21,7 @@ from hw1jax.layout import Layout
 from hw1jax.population import Plan, Population, Spec
 from hw1jax.space import Choice, Draw, Float, Int
 from hw1jax.study import Program, Search, Study
-from hw1jax.training import Data
+from hw1jax.training import Data, Task
 
 SHARE_OF_MEMORY = 0.9  # of what is free, that a program may need
 MOST_SLOTS = 100  # trials a program on a CPU: bounds the memory, and what a stopped search loses
@@ -195,12 +195,15 @@ def check_networks(study_: Study, search: Search, data: Dataset, splits: list[Fo
     checks.check_weights(data.weights, splits)
     samples, num_steps = Data(data.x_train, data.y_train), search.num_epochs * num_steps_of(splits, search.batch_size)
     for draw in statics(study_):
-        task, one = (
-            study.make_task(study_, space_.fixed(study_.space, draw, widest=True)),
-            study.one_trial(study_, draw),
-        )
+        task, one = _of_widest(study_, draw)
         checks.check_task(task, one, samples, num_steps if training.wants_num_steps(task) else None)
+    task, one = _of_widest(study_, space_.widest(study_.space))
     checks.check_examples(task, jax.random.key(search.seed), one, samples)  # of one of them, as it is compiled
+
+
+def _of_widest(study_: Study, draw: Draw) -> tuple[Task, dict[str, Any]]:
+    """(task, one trial's hyperparameters as arrays) of a draw whose layers are the widest there are."""
+    return study.make_task(study_, space_.fixed(study_.space, draw, widest=True)), study.one_trial(study_, draw)
 
 
 def statics(study_: Study) -> list[Draw]:

@@ -7,7 +7,6 @@ The only file that says vmap or mesh; what it compiles is kept by `programs`. A 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -79,8 +78,6 @@ CACHED_BYTES = 2**21  # of members' state that a CPU core trains at once; more f
 FEW_EPOCHS = 10  # of a call of the program: Ctrl-C is heard between calls
 FEW_INDICES = 2**14  # places in its minibatches that make a call long enough, however few its epochs
 MANY_INDICES = 2**19  # that make it too long
-# What runs once, for a moment: compiling it with care would take longer than anything else that a study compiles.
-QUICKLY = MappingProxyType({"xla_backend_optimization_level": 0})
 NUM_EMPTY = 3  # places that a batch is filled up with, to see whether they count
 STATE_COPIES = 3  # the parameters and an optimizer's two moments
 
@@ -327,15 +324,8 @@ def _fold_numbers(population: Population) -> np.ndarray:
 def _training_keys(population: Population, trials: Trials) -> jax.Array:
     """The members' keys for what is random in training, [trial, fold]."""
     numbers = _over_devices(population.plan, trials.numbers)
-    return put(population, _make_training_keys(*_key(trials.key), numbers, _fold_numbers(population)))
-
-
-@partial(jax.jit, static_argnums=0, compiler_options=QUICKLY)
-def _make_training_keys(kind, key_data, numbers, fold_numbers) -> jax.Array:
-    # Another branch of the tree of keys than the trials' own, whose numbers are smaller.
-    key = jax.random.fold_in(jax.random.wrap_key_data(key_data, impl=kind), TRAINING)
-    of_trial = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
-    return jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(of_trial, fold_numbers)
+    kind, key_data = _key(trials.key)
+    return put(population, _make_training_keys(kind)(key_data, numbers, _fold_numbers(population)))
 
 
 def _no_best(state: State) -> Best:
@@ -352,7 +342,8 @@ def _mesh(plan: Plan) -> Mesh:
     return jax.make_mesh((plan.num_devices,), ("trial",), (AxisType.Auto,), devices=devices)
 
 
-_compiled_quickly = partial(programs.for_each_task, compiler_options=QUICKLY)
+# These run once, for a moment: compiling them with care would take longer than anything else that a study compiles.
+_compiled_quickly = partial(programs.for_each_task, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @_compiled_quickly(0, 2)
@@ -365,6 +356,14 @@ def _init(task: Task, kind, key_data, num_steps, numbers, fold_numbers, hyperpar
 
     over_folds = jax.vmap(member, (None, None, 0))
     return jax.vmap(over_folds, (0, 0, None))(numbers, hyperparameters, fold_numbers)
+
+
+@_compiled_quickly()
+def _make_training_keys(kind, key_data, numbers, fold_numbers) -> jax.Array:
+    # Another branch of the tree of keys than the trials' own, whose numbers are smaller.
+    key = jax.random.fold_in(jax.random.wrap_key_data(key_data, impl=kind), TRAINING)
+    of_trial = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
+    return jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(of_trial, fold_numbers)
 
 
 @_compiled_quickly(0)
@@ -492,8 +491,8 @@ def _try_out(task: Task, kind, key_data, hyperparameters: Hyperparameters, data:
     num_examples = len(jax.tree.leaves(x)[0])
 
     def one_by_one(function: Callable[..., Any], *arrays: Any) -> Any:
-        alone = [function(*jax.tree.map(lambda a: a[i : i + 1], arrays)) for i in range(num_examples)]  # noqa: B023
-        return jax.tree.map(lambda *parts: jnp.concatenate(parts), *alone)
+        alone = lax.map(lambda one: function(*jax.tree.map(lambda a: a[None], one)), arrays)
+        return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), alone)
 
     def in_evaluation(x: Any) -> Any:
         return training.evaluated(task, params, state, x, hyperparameters)

@@ -86,11 +86,24 @@ class Batch(NamedTuple):
 
 def asks(function: Callable[..., Any], num_given: int, names: Sequence[str]) -> tuple[str, ...]:
     """Which of the names the function has among its parameters after the first `num_given`."""
-    try:
-        parameters = list(inspect.signature(function).parameters)[num_given:]
-    except (TypeError, ValueError):  # one that doesn't say
-        return ()
+    parameters = {parameter.name for parameter in _parameters(function)[num_given:]}
     return tuple(name for name in names if name in parameters)
+
+
+def required(function: Callable[..., Any], num_given: int) -> list[str]:
+    """The names of the parameters after the first `num_given` that the function can't do without."""
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    rest = _parameters(function)[num_given:]
+    return [
+        parameter.name for parameter in rest if parameter.default is parameter.empty and parameter.kind not in several
+    ]
+
+
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # one that doesn't say
+        return []
 
 
 def has_state(task: Task) -> bool:

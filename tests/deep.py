@@ -1,4 +1,4 @@
-"""A study that shares nothing with the homework: a net of static depth, random in training, with state, for accuracy."""
+"""A study that shares nothing with the homework: static depth, random in training, with state, ranked by accuracy."""
 
 import jax
 import jax.numpy as jnp

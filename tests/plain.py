@@ -15,7 +15,6 @@ import optax
 from hw1jax.folds import PADDING, k_fold, minibatches
 from hw1jax.population import TRAINING
 
-
 compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # it runs a few times
 
 

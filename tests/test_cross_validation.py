@@ -660,6 +660,8 @@ def test_mistakes_are_told_in_one_line(change, message):
         ({"loss": cross_entropy, "y": Y[:, 0]}, "classes as integers, got y of float"),
         ({"optimizer": optax.adam(0.1)}, "^optimizer= must be a function of the hyperparameters .* got Gradient"),
         ({"optimizer": lambda h: h["learning_rate"]}, "^optimizer must return an optax transformation, got "),
+        ({"apply": lambda params, x, h, rng: x}, "^apply asks for rng, .* may ask for key, train, state, mask$"),
+        ({"optimizer": lambda h, steps: optax.sgd(h)}, "^optimizer asks for steps, .* may ask for num_steps$"),
         ({"apply": "relu"}, "^apply= must be a function, got str"),
         ({"metrics": {"accuracy": 1.0}}, r"^metrics\['accuracy'\]= must be a function, got float"),
         ({"folds": 5}, "^folds= must be a list .* their number is num_folds="),

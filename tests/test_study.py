@@ -395,10 +395,13 @@ def test_values_that_are_equal_but_of_another_type_are_other_tasks():
     assert [type(fixed["x"]) for fixed in calls] == [int, float, bool]
 
 
-def test_a_studys_metrics_come_after_the_tasks_own():
-    own = Task(None, None, squared_error, None, metrics=(("own", absolute_error),))
-    study = replace(STUDY, task=lambda fixed: own, metrics={"accuracy": accuracy})
-    assert study_.make_task(study, {}).metrics == (("own", absolute_error), ("accuracy", accuracy))
+def test_a_task_is_given_the_studys_metrics_and_has_none_of_its_own():
+    plain = Task(None, None, squared_error, None)
+    study = replace(STUDY, task=lambda fixed: plain, metrics={"accuracy": accuracy, **METRICS})
+    assert study_.make_task(study, {}).metrics == (("accuracy", accuracy), ("absolute", absolute_error))
+    own = plain._replace(metrics=(("own", absolute_error),))
+    with pytest.raises(ValueError, match="^metrics= of a Task are for who trains it without a study: give them to the"):
+        study_.make_task(replace(study, task=lambda fixed: own), {})
 
 
 def test_what_is_no_task_is_told():
