@@ -49,7 +49,6 @@ _ROOMS = {
     "training": ("Task",),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
-__all__ = sorted(_ROOM_OF)
 
 
 def __getattr__(name: str) -> Any:

@@ -155,7 +155,9 @@ class CrossValidation:
     def _outputs(self, trial: int | None, fold: int, x: Any) -> Any:
         """Outputs [example, ...] of one network."""
         if self.params is None or self.task is None:
-            raise ValueError("there are no parameters to predict with: call cross_validate with return_params=True")
+            raise ValueError(
+                "predicting needs the task and its parameters: call cross_validate with return_params=True"
+            )
         trial = self.best if trial is None else trial
         if not 0 <= trial < len(self.val_loss):
             raise ValueError(f"trial={trial}: there are trials 0 to {len(self.val_loss) - 1}")
@@ -266,8 +268,9 @@ def cross_validate(
         params, state = jax.tree.map(
             lambda a: population.on_host(a)[:num_trials], (trained.params, trained.model_state)
         )
+    named = {name: values[name] for name, _ in task.metrics}
     return CrossValidation(
-        train_loss, values.pop("loss"), params, values, state, best_epoch, hyperparameters, splits, task, x
+        train_loss, values["loss"], params, named, state, best_epoch, hyperparameters, splits, task, x
     )
 
 

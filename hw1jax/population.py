@@ -325,7 +325,9 @@ def _training_keys(population: Population, trials: Trials) -> jax.Array:
     """The members' keys for what is random in training, [trial, fold]."""
     numbers = _over_devices(population.plan, trials.numbers)
     kind, key_data = _key(trials.key)
-    return put(population, _make_training_keys(kind)(key_data, numbers, _fold_numbers(population)))
+    made = _make_training_keys(kind)(key_data, numbers, _fold_numbers(population))
+    # As numbers: JAX shares no array of keys between processes.
+    return jax.random.wrap_key_data(put(population, made), impl=kind)
 
 
 def _no_best(state: State) -> Best:
@@ -360,10 +362,11 @@ def _init(task: Task, kind, key_data, num_steps, numbers, fold_numbers, hyperpar
 
 @_compiled_quickly()
 def _make_training_keys(kind, key_data, numbers, fold_numbers) -> jax.Array:
+    """The keys' numbers, [trial, fold, ...]."""
     # Another branch of the tree of keys than the trials' own, whose numbers are smaller.
     key = jax.random.fold_in(jax.random.wrap_key_data(key_data, impl=kind), TRAINING)
     of_trial = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
-    return jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(of_trial, fold_numbers)
+    return jax.random.key_data(jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(of_trial, fold_numbers))
 
 
 @_compiled_quickly(0)

@@ -13,8 +13,10 @@ from typing import Any
 import jax
 from jax.stages import Compiled, Lowered, Traced
 
-KEPT_TASKS = 8  # whose functions are kept, with all that they close over; those of the task not used for longest go
-KEPT_PROGRAMS = 24
+# Whose functions are kept, with all that they close over; those of the task not used for longest go. As many as static
+# hyperparameters may ask for (`study.MOST_PROGRAMS`), so that a search has them all from one bracket to the next.
+KEPT_TASKS = 16
+KEPT_PROGRAMS = 56  # a task has three in a search: what begins, trains and predicts
 
 
 def for_each_task(*static: int, **options: Any) -> Callable[[Callable[..., Any]], Callable[[Any], "Program"]]:

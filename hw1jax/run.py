@@ -272,7 +272,7 @@ def _config(order: Order, data: Dataset, splits: list[Fold]) -> dict[str, Any]:
     own_folds = None if asked.folds is None else _digest([[part.tolist() for part in fold] for fold in splits])
     return asdict(order.search) | {
         "num_folds": len(splits),
-        "folds": own_folds,
+        "own_folds": own_folds,
         "space": space_.to_json(asked.space),
         "metrics": sorted(asked.metrics),
         "score": asked.score,

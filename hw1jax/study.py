@@ -22,7 +22,7 @@ from hw1jax.training import Metric, Task
 
 LARGEST_SEED = 2**32 - 1  # JAX's keys take no more bits of it
 COLUMNS = frozenset({"number", "state", "rank", "diverged_epoch"})  # of trials.csv, whatever is searched
-MOST_PROGRAMS = 32  # that static hyperparameters may ask for: each is compiled, and none shares its slots
+MOST_PROGRAMS = 16  # that static hyperparameters may ask for: each is compiled, kept, and shares no slots
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ class Task(NamedTuple):
 
       key: a PRNG key in training, by (key of the search, trial, fold, epoch, step) alone; None in evaluation.
       train: True in training, False in evaluation; plain Python.
-      mask: bool [batch], False for the places that fill up a short batch: they must not enter any statistics.
+      mask: bool [batch], False for the places that fill up a short batch: they must not enter any statistics (Flax's
+        BatchNorm takes mask[:, None] where x is [batch, feature]).
       state: what is not trained but changes in training (batch statistics). `init` then returns (params, state), and
         `apply` (outputs, new state); what it returns in evaluation is not kept.
 

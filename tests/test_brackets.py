@@ -80,16 +80,30 @@ def test_a_program_for_each_static_value_is_compiled_once_for_all_brackets(tmp_p
 
 @pytest.mark.slow
 def test_as_many_programs_as_a_study_may_have_are_each_compiled_once(tmp_path, compiled):
-    """More than tasks are kept of: the second bracket needs all of them again."""
-    study = replace(deep.STUDY, space=deep.STUDY.space | {"depth": Int(1, study_.MOST_PROGRAMS, static=True)})
-    made, _ = training_of(tmp_path, study, num_trials=2 * study_.MOST_PROGRAMS, members_per_program=3, num_epochs=1)
-    for first in (0, study_.MOST_PROGRAMS):
-        draws = drawn(study, *range(first, first + study_.MOST_PROGRAMS))
-        draws = {n: draw | {"depth": 1 + n - first} for n, draw in draws.items()}
+    """Each bracket needs all of them again."""
+    most = study_.MOST_PROGRAMS
+    study = replace(toy.STUDY, task=of_any_size, space={"size": Int(1, most, static=True)})
+    x = np.linspace(-1, 1, 3, dtype=np.float32)
+    made, _ = training_of(tmp_path, study, curve_x=x, num_trials=3 * most, members_per_program=3, num_epochs=1)
+    for first in range(0, 3 * most, most):
+        draws = {first + i: {"size": 1 + i} for i in range(most)}
         made.train(draws)
         made.read(draws)
-    assert len(made.programs) == study_.MOST_PROGRAMS
-    assert Counter(compiled)["jit(_fit)"] == study_.MOST_PROGRAMS
+    assert len(made.programs) == most
+    assert {name: Counter(compiled)[f"jit({name})"] for name in ("_init", "_fit", "_predict_all")} == {
+        "_init": most,
+        "_fit": most,
+        "_predict_all": most,
+    }
+
+
+def of_any_size(fixed):
+    return Task(
+        init=lambda key, h: {"w": jax.random.normal(key, (fixed["size"],))},
+        apply=lambda params, x, h: x * jnp.sum(jnp.tanh(params["w"])),
+        loss=squared_error,
+        optimizer=lambda h: optax.sgd(0.01),
+    )
 
 
 def test_trials_come_back_in_the_order_of_their_numbers_whatever_their_jobs(tmp_path):

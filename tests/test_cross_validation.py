@@ -301,8 +301,8 @@ def test_metrics_are_means_over_the_held_out_samples_by_trial_fold_and_epoch():
     def absolute(outputs, y):
         return jnp.abs(outputs - y)[:, 0]
 
-    result = cross_validate(**GIVEN, metrics={"absolute": absolute, "squared": squared_error}, return_params=True)
-    assert list(result.metrics) == ["absolute", "squared"]
+    result = cross_validate(**GIVEN, metrics={"squared": squared_error, "absolute": absolute}, return_params=True)
+    assert list(result.metrics) == ["squared", "absolute"]
     assert result.metrics["absolute"].shape == (3, 3, 5)
     np.testing.assert_allclose(result.metrics["squared"], result.val_loss, rtol=1e-6)
     outputs = apply(jax.tree.map(lambda a: a[2, 1], result.params), X, None)

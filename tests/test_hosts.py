@@ -84,6 +84,18 @@ def test_two_processes_find_what_one_finds(tmp_path, monkeypatch, undisturbed):
     np.testing.assert_allclose(first_epochs(undisturbed[0]), first_epochs(tmp_path / "one"), rtol=1e-5)
 
 
+def test_two_processes_share_each_program_of_static_hyperparameters(tmp_path, monkeypatch, cache):
+    """And what is random in training, and state that is not trained."""
+    flags = ("--study", "deep", "--num-trials", 12, "--num-epochs", 100, "--members-per-program", 18)
+    for process in start_both(tmp_path / "two", tmp_path / "log", *flags):
+        code, errors = finish(process)
+        assert code == 0, errors
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
+    complete(tmp_path / "one", *flags)
+    assert json.loads((tmp_path / "two" / "results.json").read_text())["num_programs"] == 3
+    np.testing.assert_allclose(first_epochs(tmp_path / "two"), first_epochs(tmp_path / "one"), rtol=1e-5)
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 def test_when_one_is_killed_the_other_ends_at_once_with_a_line_and_the_search_goes_on(tmp_path, undisturbed, victim):
     out, log = tmp_path / "out", tmp_path / "log"

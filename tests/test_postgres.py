@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import pytest
 import regression
-from processes import complete, finish, lasting, start, wait_for
+from processes import complete, finish, lasting, one_line, start, wait_for
 
 from hw1jax import search
 
@@ -125,19 +125,20 @@ def test_a_database_that_stays_away_ends_the_search_in_one_line_and_nothing_is_l
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
-def test_a_search_that_an_earlier_version_left_in_a_database_goes_on(tmp_path, server):
-    """A database held one search of a study then, under the study's own name."""
-    flags = ("--num-epochs", 50, "--num-trials", 3, "--storage", server.url)
-    journal = tmp_path / "out" / "journal.log"
-    opened = search.open_storage(journal, regression.STUDY, sampler="random", seed=0, url=server.url)
-    assert opened.study_name.startswith("regression-")
+def test_a_search_that_an_earlier_version_left_in_a_database_is_refused_in_one_line(tmp_path, server):
+    """A database held one search of a study once, under the study's own name, which the folder then has."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / search.NAME_FILE).write_text("regression\n")
+    opened = search.open_storage(out / "journal.log", regression.STUDY, sampler="random", seed=0, url=server.url)
+    assert opened.study_name == "regression"
+    opened.set_user_attr("config", {"num_epochs": 50})  # the first format had no number
     opened._storage.remove_session()
     opened._storage._backend.engine.dispose()  # this process lives on: a connection left to it would warn later
-    (tmp_path / "out" / search.NAME_FILE).write_text("regression\n")
-    complete(tmp_path / "out", *flags)
-    (tmp_path / "out" / search.NAME_FILE).unlink()
-    complete(tmp_path / "out", *flags)
-    assert (tmp_path / "out" / search.NAME_FILE).read_text() == "regression"
+    code, errors = finish(start(out, "--num-epochs", 50, "--num-trials", 3, "--storage", server.url))
+    assert code == 2
+    one_line(errors)
+    assert "has the format 1, this version" in errors and "another --out" in errors
 
 
 def test_a_database_that_is_not_there_is_told_in_one_line(tmp_path):

@@ -85,6 +85,7 @@ def normalising_apply(params, x, h, state, train, mask, key=None, drops=False):
     return outputs, new["batch_stats"]
 
 
+@pytest.mark.slow
 def test_members_with_flax_dropout_equal_the_plain_loop():
     net = plain.Net(
         lambda key, h: (dropping_init(key, h), None),
@@ -98,7 +99,10 @@ def test_members_with_flax_dropout_equal_the_plain_loop():
     plain.assert_equal(found, plain.cross_validate(net, HYPERPARAMETERS, X, Y, **SETTINGS))
 
 
-@pytest.mark.parametrize("drops", [False, True], ids=["batch norm", "dropout and batch norm"])
+@pytest.mark.parametrize(
+    "drops",
+    [pytest.param(False, id="batch norm", marks=pytest.mark.slow), pytest.param(True, id="dropout and batch norm")],
+)
 def test_members_with_flax_batch_norm_equal_the_plain_loop_whatever_fills_up_short_batches(drops):
     def forward(params, state, x, h, key, train):
         return normalising_apply(params, x, h, state, train, None, key if train else None, drops)
@@ -129,6 +133,7 @@ def both(params, x, h, key, state, train, mask):
 GIVEN = {"init": both_init, "apply": both, "loss": squared_error, "optimizer": optimizer, "x": X, "y": Y} | SETTINGS
 
 
+@pytest.mark.slow
 def test_members_in_company_equal_members_alone_and_all_differ():
     five = {name: np.resize(values, 5) for name, values in HYPERPARAMETERS.items()}
     together = cross_validate(**GIVEN, hyperparameters=five)
@@ -143,6 +148,7 @@ def test_members_in_company_equal_members_alone_and_all_differ():
     )  # trials 0, 2 and 4 have the same hyperparameters
 
 
+@pytest.mark.slow
 def test_another_key_draws_something_else_and_the_same_key_the_same():
     fixed = GIVEN | {"folds": [(np.arange(16), np.arange(16, 24))], "init": lambda key, h: both_init(KEY, h)}
     given = fixed | {"batch_size": 16, "hyperparameters": HYPERPARAMETERS}
@@ -151,6 +157,7 @@ def test_another_key_draws_something_else_and_the_same_key_the_same():
     assert not np.isclose(one, other).any()  # full batches and the same start: only what is dropped differs
 
 
+@pytest.mark.slow
 def test_evaluation_draws_nothing():
     def apply(params, x, h, key, train):
         assert (key is None) == (not train)
@@ -187,6 +194,7 @@ def test_batch_norm_that_normalises_over_the_batch_in_evaluation_is_refused():
         cross_validate(**GIVEN | {"init": normalising_init, "apply": apply}, hyperparameters=HYPERPARAMETERS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["rbg", "unsafe_rbg"])
 def test_other_kinds_of_keys_whose_draws_depend_on_the_batchs_size_are_no_obstacle(kind):
     given = GIVEN | {"key": jax.random.key(0, impl=kind)}
@@ -194,6 +202,7 @@ def test_other_kinds_of_keys_whose_draws_depend_on_the_batchs_size_are_no_obstac
     assert np.isfinite(result.val_loss).all()
 
 
+@pytest.mark.slow
 def test_a_fold_that_ends_with_empty_batches_keeps_its_statistics():
     # The first has three steps an epoch, the second one: its empty batches must change nothing.
     splits = [(np.arange(16), np.arange(16, 24)), (np.arange(5), np.arange(5, 24))]

@@ -1,7 +1,9 @@
 """The README says what its scripts have written, and its commands are those that continuous integration runs."""
 
+import importlib.util
 import re
 import subprocess
+import sys
 
 import pytest
 import readme
@@ -72,3 +74,28 @@ def test_every_file_that_it_names_exists():
 def test_no_line_names_a_path_of_a_machine():
     tracked = subprocess.run(["git", "grep", "-lE", r"/(work|root|home)/[a-z]"], cwd=readme.ROOT, capture_output=True)
     assert tracked.stdout.decode().split() in ([], ["tests/test_readme.py"])
+
+
+def block(name):
+    """One of its examples."""
+    return re.search(rf"<!-- {name} -->\n```python\n(.*?)```", TEXT, re.DOTALL).group(1)
+
+
+@pytest.mark.slow
+def test_the_study_that_it_shows_is_searched_to_its_page(tmp_path):
+    shown = {"__name__": "shown"}
+    exec(block("study"), shown)
+    results = shown["hw"].run_study(shown["study"], num_trials=4, num_epochs=2, out=tmp_path / "sine")
+    assert set(results.best.params) == {"learning_rate", "weight_decay", "depth"}
+    assert "weight decay" in shown["hw"].write_report(tmp_path / "sine", shown["study"]).read_text()
+
+
+@pytest.mark.slow
+def test_a_type_checker_finds_nothing_in_its_examples(tmp_path):
+    if importlib.util.find_spec("pyright") is None:
+        pytest.skip("pyright is not installed")
+    for name in ("study", "example"):
+        (tmp_path / f"{name}.py").write_text(block(name))
+    command = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, tmp_path]
+    checked = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert checked.returncode == 0, checked.stdout

@@ -184,7 +184,7 @@ def config_of(study, **settings):
 def test_what_belongs_to_a_search_is_all_that_its_results_depend_on():
     config = config_of(REGRESSION)
     settings = {field.name for field in fields(Search)}
-    study_and_data = {"folds", "space", "metrics", "score", "direction", "data_sha256"}
+    study_and_data = {"own_folds", "space", "metrics", "score", "direction", "data_sha256"}
     assert set(config) == settings | study_and_data | {"plan", "format"}
     others = {field.name for room in (Program, Output) for field in fields(room)} | {"num_trials"}
     assert not others & set(config)  # the plan stands for those that matter
@@ -257,7 +257,7 @@ def test_everything_is_computed_in_the_precision_that_is_recorded(widths, tmp_pa
         assert found["environment"]["matmul_precision"] == "float32"  # a CPU takes no notice
         seen.clear()
     asked = order(study, precision="bfloat16", num_epochs=2)
-    run.refit(asked, load_data(study, asked.inputs), 3, space_.random_draw(study.space, 0, 0), Observer())
+    run.refit(asked, load_data(study, asked.inputs), 3, space_.widest(study.space), Observer())
     assert seen == {"bfloat16"}
     assert jax.config.jax_default_matmul_precision == before
 
@@ -539,7 +539,7 @@ def test_folds_of_ones_own_are_used_and_belong_to_the_search(tmp_path):
     assert found.record["config"]["num_folds"] == 2
     again = run_study(replace(toy.STUDY, folds=own), out=tmp_path, num_epochs=1)
     assert again.record["best"] == found.record["best"]
-    with pytest.raises(ValueError, match="folds = .*, not "):
+    with pytest.raises(ValueError, match="own_folds = .*, not "):
         run_study(replace(toy.STUDY, folds=own[::-1]), out=tmp_path, num_epochs=1)
     with pytest.raises(ValueError, match="num_folds = 2, not 3"):
         run_study(toy.STUDY, out=tmp_path, num_epochs=1)

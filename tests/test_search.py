@@ -513,7 +513,7 @@ def test_the_same_settings_begin_a_folder_again_and_get_the_stored_plan(tmp_path
         ("data_sha256", "1" * 64, "data_sha256 = 0000"),
         ("score", "accuracy", "score = loss, not accuracy"),
         ("direction", "maximize", "direction = minimize, not maximize"),
-        ("folds", "0123", "folds = None, not 0123"),
+        ("own_folds", "0123", "own_folds = None, not 0123"),
     ],
 )
 def test_other_settings_are_refused_with_the_difference_and_what_to_do(tmp_path, name, value, message):

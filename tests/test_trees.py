@@ -99,7 +99,8 @@ class Attending(nn.Module):
         return nn.Dense(3)(jnp.mean(x, axis=1))
 
 
-@pytest.mark.parametrize("module", [Recurrent, pytest.param(Attending, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("module", [Recurrent, Attending])
 def test_members_that_read_tokens_equal_the_plain_loop(module):
     net = module()
     tokens = RNG.integers(0, 7, (NUM_SAMPLES, 5), dtype=np.int32)
