@@ -26,7 +26,8 @@ class Int:
       log: drawn on a logarithmic scale.
       static: it shapes the program (a depth, say): `task` gets it in `fixed`, and each value has a program of its own.
       width: it is the width of a layer that may be padded. `task` gets in `fixed` the width to make the layer, at least
-        as large as any trial's that trains in the program; `h` has each trial's own (see `hw1jax.models`).
+        as large as any trial's that trains in the program; `h` has each trial's own (see `hw1jax.models`). A
+        network whose `apply` doesn't look at it there is never padded: each trial has a program of its own.
     """
 
     low: int

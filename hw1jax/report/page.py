@@ -123,7 +123,7 @@ def _sections(results: Results) -> list[Section]:
         }
         last = {BEFORE: [sections.timing], "How to repeat it": [sections.repeat]}
         makers |= {name: own for name, own in results.study.sections.items() if name not in last}
-        makers |= {name: results.study.sections.get(name, usual) for name, usual in last.items()}
+        makers |= {name: results.study.sections.get(name, default) for name, default in last.items()}
         found: list[Section] = []
         for heading, functions in makers.items():
             empty = heading == "Test set" or (heading == "Inside the network" and results.model is None)

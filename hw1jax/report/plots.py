@@ -156,14 +156,14 @@ def learning_profile(
     return ax
 
 
-def validation_curves(ax: Axes, curves: Array, usual: Array, best: int, *, loss_name: str) -> Axes:
-    """Validation loss of every trial, curves [trial, epoch]; usual bool [trial]; `best` is a row.
+def validation_curves(ax: Axes, curves: Array, on_scale: Array, best: int, *, loss_name: str) -> Axes:
+    """Validation loss of every trial, curves [trial, epoch]; on_scale bool [trial]; `best` is a row.
 
-    The limits come from the usual trials: a diverged one leaves the figure instead of flattening the others.
+    The limits come from the trials on the scale: a diverged one leaves the figure instead of flattening the others.
     """
-    _trial_curves(ax, curves, usual, best)
+    _trial_curves(ax, curves, on_scale, best)
     ax.set(title="Validation loss of all trials, mean over the folds", ylabel=loss_name)
-    shown = curves[usual]
+    shown = curves[on_scale]
     shown = shown[np.isfinite(shown)]
     _log_loss_axis(ax, shown)
     low, high = shown.min(), np.quantile(shown, 0.995)
@@ -185,11 +185,11 @@ def metric_profile(ax: Axes, val: Array, mean: Array, *, name: str) -> Axes:
     return ax
 
 
-def metric_curves(ax: Axes, curves: Array, usual: Array, best: int, *, name: str) -> Axes:
+def metric_curves(ax: Axes, curves: Array, on_scale: Array, best: int, *, name: str) -> Axes:
     """A metric in validation of every trial, as `validation_curves`, on a linear axis."""
-    _trial_curves(ax, curves, usual, best)
+    _trial_curves(ax, curves, on_scale, best)
     ax.set(title="All trials, mean over the folds", ylabel=name)
-    shown = curves[usual]
+    shown = curves[on_scale]
     shown = shown[np.isfinite(shown)]
     if len(shown):
         room = 0.05 * (shown.max() - shown.min()) or 0.05 * abs(shown.max()) or 1
@@ -198,12 +198,12 @@ def metric_curves(ax: Axes, curves: Array, usual: Array, best: int, *, name: str
     return ax
 
 
-def _trial_curves(ax: Axes, curves: Array, usual: Array, best: int) -> None:
+def _trial_curves(ax: Axes, curves: Array, on_scale: Array, best: int) -> None:
     """A line a trial, curves [trial, epoch], the best one in front."""
     epochs = np.arange(1, curves.shape[1] + 1)
     dots = _dots(epochs)
     labels = {True: "other trials", False: "failed or off the scale"}
-    for row, (curve, done) in enumerate(zip(curves, usual, strict=True)):
+    for row, (curve, done) in enumerate(zip(curves, on_scale, strict=True)):
         if row != best:
             look: dict[str, Any] = {"color": BLUE, "alpha": 0.45} if done else {"color": GREY, "linestyle": ":"}
             ax.plot(epochs, curve, linewidth=0.6, label=labels.pop(bool(done), None), **look, **dots)
@@ -220,7 +220,7 @@ def trial_scores(
     numbers: Array,
     folds: Array,
     means: Array,
-    usual: Array,
+    on_scale: Array,
     *,
     constant: float | None,
     name: str,
@@ -228,11 +228,11 @@ def trial_scores(
 ) -> Axes:
     """Each trial's score: a dot a fold (folds [trial, fold]) and a bar at the mean ([trial]), in the given order.
 
-    Trials that are not `usual` (failed, or far off) are crosses at the top edge; the dashed line is a constant's loss,
-    where that is known. `name` is the score's.
+    Trials off the scale (failed, or far off) are crosses at the top edge; the dashed line is a constant's loss, where
+    that is known. `name` is the score's.
     """
     place = np.arange(len(numbers))
-    done = np.asarray(usual, bool)
+    done = np.asarray(on_scale, bool)
     if constant is not None:
         ax.axhline(constant, color=GREY, linestyle="--", linewidth=0.8, label="constant prediction")
     ax.vlines(place[done], folds[done].min(axis=1), folds[done].max(axis=1), color=LIGHT, linewidth=2.5, zorder=1)
@@ -254,7 +254,7 @@ def hyperparameter_slice(
     ax: Axes,
     values: Array,
     scores: Array,
-    usual: Array,
+    on_scale: Array,
     learned: Array,
     best: int,
     *,
@@ -267,7 +267,7 @@ def hyperparameter_slice(
 
     Args:
       values: numbers, or str for a choice.
-      usual: bool; the others, failed or far off, are crosses at the top edge.
+      on_scale: bool; the others, failed or far off, are crosses at the top edge.
       learned: bool; trials no better than a constant are hollow.
       best: the row with a ring around it.
       choices: what could be drawn: (low, high), or the names.
@@ -275,15 +275,15 @@ def hyperparameter_slice(
       high_is_good: of the score; dark is good.
     """
     values = _place(ax, values, choices, log)
-    look: dict[str, Any] = {"norm": _score_norm(scores[usual]), "cmap": _colours(high_is_good)}
-    shown = usual & learned
+    look: dict[str, Any] = {"norm": _score_norm(scores[on_scale]), "cmap": _colours(high_is_good)}
+    shown = on_scale & learned
     ax.scatter(values[shown], scores[shown], c=scores[shown], s=18, edgecolor=GREY, linewidth=0.3, **look)
-    hollow = usual & ~learned
+    hollow = on_scale & ~learned
     ax.scatter(values[hollow], scores[hollow], s=14, facecolor="none", edgecolor=GREY, linewidth=0.8)
     ax.scatter(values[best], scores[best], s=70, facecolor="none", edgecolor=BEST, linewidth=1.4, zorder=3)
-    _crosses(ax, values[~usual])
+    _crosses(ax, values[~on_scale])
     if not high_is_good:
-        _log_loss_axis(ax, scores[usual])
+        _log_loss_axis(ax, scores[on_scale])
     ax.set_xlabel(name)
     return ax
 
@@ -293,7 +293,7 @@ def score_plane(
     x: Array,
     y: Array,
     scores: Array,
-    usual: Array,
+    on_scale: Array,
     names: Sequence[str],
     best: int,
     *,
@@ -307,14 +307,14 @@ def score_plane(
 
     The ranges are (low, high) of what could be drawn; `labels` are those of x, y and score.
     """
-    look: dict[str, Any] = {"norm": _score_norm(scores[usual]), "cmap": _colours(high_is_good)}
+    look: dict[str, Any] = {"norm": _score_norm(scores[on_scale]), "cmap": _colours(high_is_good)}
     for marker, name in zip(cycle(MARKERS), sorted(set(names)), strict=False):
-        mask = usual & (np.asarray(names) == name)
+        mask = on_scale & (np.asarray(names) == name)
         ax.scatter(x[mask], y[mask], c=scores[mask], marker=marker, s=28, edgecolor=GREY, linewidth=0.3, **look)
         ax.plot([], [], marker, color=GREY, markersize=5, label=name)
     ax.scatter(x[best], y[best], s=110, facecolor="none", edgecolor=BEST, linewidth=1.5, label="best trial")
-    if not usual.all():
-        ax.plot(x[~usual], y[~usual], "x", color=GREY, markersize=5, label="failed or off the scale")
+    if not on_scale.all():
+        ax.plot(x[~on_scale], y[~on_scale], "x", color=GREY, markersize=5, label="failed or off the scale")
     _range_axis(ax, "x", *x_range, log=True)
     _range_axis(ax, "y", *y_range, log=True)
     ax.set(title=title, xlabel=labels[0], ylabel=labels[1])

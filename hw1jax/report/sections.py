@@ -125,8 +125,8 @@ def learning(results: Results) -> list[Item]:
     means = {"train_mean": train.mean(axis=0), "val_mean": val.mean(axis=0), "refit": h["refit_train_loss"]}
     profile = partial(plots.learning_profile, train=train, val=val, loss_name=loss_name, **means)
     curves = h["val_loss"].mean(axis=1)  # [trial, epoch]
-    usual, limit = _usual(results, "loss"), _limit(results, "loss")[1]
-    every = partial(plots.validation_curves, curves=curves, usual=usual, best=row, loss_name=loss_name)
+    on_scale, limit = _on_scale(results, "loss"), _limit(results, "loss")[1]
+    every = partial(plots.validation_curves, curves=curves, on_scale=on_scale, best=row, loss_name=loss_name)
     beyond = f", and those that ended beyond {limit}," if limit else ""
     return [
         Picture(
@@ -151,7 +151,7 @@ def _metric_by_epoch(results: Results, name: str) -> Picture:
     curves, label = values.mean(axis=1), words(name)
     cells = [
         partial(plots.metric_profile, val=values[row], mean=curves[row], name=label),
-        partial(plots.metric_curves, curves=curves, usual=_usual(results, name), best=row, name=label),
+        partial(plots.metric_curves, curves=curves, on_scale=_on_scale(results, name), best=row, name=label),
     ]
     return Picture(
         f"{name}_by_epoch",
@@ -298,22 +298,22 @@ def _classes_table(results: Results) -> Markup:
 def search(results: Results) -> list[Item]:
     """The scores of all trials, what they depend on, and the table."""
     trials, study, constant = results.trials, results.study, _constant(results)
-    usual, (_, limit) = _usual(results, study.score), _limit(results, study.score)
+    on_scale, (_, limit) = _on_scale(results, study.score), _limit(results, study.score)
     means, name = trials.means[study.score], score_name(results)
     constant = constant if study.score == "loss" else None
     learned = np.full(len(means), True) if constant is None else means < LEARNED * constant
-    num_failed, num_off = int(np.sum(~trials.complete)), int(np.sum(trials.complete & ~usual))
-    num_hollow = int(np.sum(usual & ~learned))
+    num_failed, num_off = int(np.sum(~trials.complete)), int(np.sum(trials.complete & ~on_scale))
+    num_hollow = int(np.sum(on_scale & ~learned))
     notes = f" Crosses: {num_failed} failed" if num_failed or num_off else ""
     notes += f", {num_off} beyond {limit}." if num_off else "." if notes else ""
     hollow = f" Hollow: {num_hollow} learned no more than a constant." if num_hollow else ""
     order = np.argsort(trials.ranks, kind="stable")  # failed ones, of rank NaN, come last
-    ordered = {"numbers": trials.numbers, "folds": trials.folds[study.score], "means": means, "usual": usual}
+    ordered = {"numbers": trials.numbers, "folds": trials.folds[study.score], "means": means, "on_scale": on_scale}
     ordered = {part: values[order] for part, values in ordered.items()}
     high_is_good = bool(study.maximize)
     scores = partial(plots.trial_scores, constant=constant, name=name, high_is_good=high_is_good, **ordered)
     dashed = "" if constant is None else f" The dashed line is the loss of the best constant, {constant:.3g}."
-    shared = {"scores": means, "usual": usual, "best": results.row, "high_is_good": high_is_good}
+    shared = {"scores": means, "on_scale": on_scale, "best": results.row, "high_is_good": high_is_good}
     slices = [_slice(results, column, learned=learned, **shared) for column in trials.params]
     num_columns = 3 if len(slices) in (3, 5, 6) else min(4, len(slices))
     height = 0.4 + 1.7 * -(-len(slices) // num_columns)
@@ -405,11 +405,11 @@ def _limit(results: Results, name: str) -> tuple[float, str]:
     return (OFF_SCALE * median, f"{OFF_SCALE} times the median") if low_is_good and median > 0 else (np.inf, "")
 
 
-def _usual(results: Results, name: str) -> np.ndarray:
+def _on_scale(results: Results, name: str) -> np.ndarray:
     """The trials that fit into one figure, bool [trial]: neither failed nor far off, and always the best."""
-    usual = results.trials.complete & (results.trials.means[name] <= _limit(results, name)[0])
-    usual[results.row] = True
-    return usual
+    on_scale = results.trials.complete & (results.trials.means[name] <= _limit(results, name)[0])
+    on_scale[results.row] = True
+    return on_scale
 
 
 def _trials_table(results: Results) -> Markup:
