@@ -50,15 +50,15 @@ def as_bytes(tree):
 @pytest.fixture
 def compiled():
     """Names of the programs that are compiled from here on."""
-    found, wanted = [], threading.get_ident()
+    found, listening = [], True
 
     def listen(event, _, fun_name="", **__):
-        if event.endswith("backend_compile_duration") and wanted:
+        if event.endswith("backend_compile_duration") and listening:
             found.append(fun_name)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     yield found
-    wanted = None
+    listening = False  # no listener can be taken away
 
 
 # Static hyperparameters.
