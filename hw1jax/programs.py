@@ -16,7 +16,7 @@ from jax.stages import Compiled, Lowered, Traced
 # Whose functions are kept, with all that they close over; those of the task not used for longest go. As many as static
 # hyperparameters may ask for (`study.MOST_PROGRAMS`), so that a search has them all from one bracket to the next.
 KEPT_TASKS = 16
-KEPT_PROGRAMS = 56  # a task has three in a search: what begins, trains and predicts
+KEPT_PROGRAMS = 16  # of each function
 
 
 def for_each_task(*static: int, **options: Any) -> Callable[[Callable[..., Any]], Callable[[Any], "Program"]]:
@@ -31,7 +31,8 @@ def for_each_task(*static: int, **options: Any) -> Callable[[Callable[..., Any]]
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[[Any], Program]:
-        return lru_cache(KEPT_TASKS)(lambda task: Program(partial(function, task), static, options))
+        compiled = lru_cache(KEPT_PROGRAMS)(_compile)
+        return lru_cache(KEPT_TASKS)(lambda task: Program(partial(function, task), compiled, static, options))
 
     return decorate
 
@@ -39,10 +40,16 @@ def for_each_task(*static: int, **options: Any) -> Callable[[Callable[..., Any]]
 class Program:
     """A function that is compiled when it is called, unless one that computes the same has been."""
 
-    def __init__(self, function: Callable[..., Any], static: tuple[int, ...], options: dict[str, Any]):
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        compiled: Callable[["_Lowered"], Compiled],
+        static: tuple[int, ...],
+        options: dict[str, Any],
+    ):
         # Unused arguments stay: what is left of two functions could be the same, though they use different ones.
         self._function = jax.jit(function, static_argnums=static, keep_unused=True, **options)
-        self._static, self._options = static, options
+        self._compiled, self._static, self._options = compiled, static, options
         self._found: dict[Any, Compiled] = {}
 
     def trace(self, *args: Any) -> Traced:
@@ -55,7 +62,7 @@ class Program:
         traced = self.trace(*args)  # JAX finds it again, where it has traced arguments of this kind
         known = traced.jaxpr, devices
         if known not in self._found:
-            self._found[known] = _compile(_Lowered(traced.lower(), (devices, repr(self._options))))
+            self._found[known] = self._compiled(_Lowered(traced.lower(), (devices, repr(self._options))))
         return self._found[known](*arrays)
 
 
@@ -82,7 +89,6 @@ def _says_all(text: str, lowered: Lowered) -> bool:
     return "callback" not in text and num_arguments == lowered.in_tree.num_leaves
 
 
-@lru_cache(KEPT_PROGRAMS)
 def _compile(program: _Lowered) -> Compiled:
     assert program.lowered is not None  # it is looked up once
     compiled, program.lowered = program.lowered.compile(), None  # the text may hold large constants
