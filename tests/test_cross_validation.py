@@ -1,7 +1,6 @@
 """`cross_validate` as its users see it: the README's example, their own splits, and one line for each mistake."""
 
 import itertools
-import pickle
 import re
 import subprocess
 import sys
@@ -409,12 +408,6 @@ def test_predictions_want_parameters():
     for predict in (lambda: result.predict(X), result.out_of_fold):
         with pytest.raises(ValueError, match="call cross_validate with return_params=True"):
             predict()
-
-
-def test_results_without_their_functions_can_be_pickled():
-    result = cross_validate(**GIVEN, return_params=True)
-    again = pickle.loads(pickle.dumps(replace(result, task=None)))
-    np.testing.assert_array_equal(again.val_loss, result.val_loss)
 
 
 def test_hyperparameters_may_be_a_dict_of_lists():
