@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from hw1jax.space import Choice as Choice
     from hw1jax.space import Float as Float
     from hw1jax.space import Int as Int
+    from hw1jax.study import Halving as Halving
     from hw1jax.study import Reference as Reference
     from hw1jax.study import Study as Study
     from hw1jax.training import Task as Task
@@ -45,7 +46,7 @@ _ROOMS = {
     "results": ("Results", "load_model", "load_results"),
     "run": ("run_study",),
     "space": ("Choice", "Float", "Int"),
-    "study": ("Reference", "Study"),
+    "study": ("Halving", "Reference", "Study"),
     "training": ("Task",),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}

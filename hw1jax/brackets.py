@@ -1,14 +1,17 @@
-"""Brackets of a search's trials: trained together, and kept on disk once they are.
+"""Brackets of a search's trials: trained together from rung to rung, and kept on disk once they are.
 
-A *job* is what one program trains: a bracket's trials that share it, or one trial at its own widths. Its file appears
-when it is done; until then a checkpoint appears beside it now and then, and whoever trains it holds a lock that dies
-with the process. So several processes can share a folder, and none trains again what one of them has finished.
+A *job* is what one program trains: a rung's trials that share it, or one trial at its own widths. Its files appear when
+it is done: what became of its trials, and what those need that may go on. Until then a checkpoint appears beside them
+now and then, and whoever trains it holds a lock that dies with the process. So several processes can share a folder,
+and none trains again what one of them has finished. No rung begins before all jobs of the one before are done: who goes
+on doesn't depend on who trains.
 """
 
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,7 +21,7 @@ import numpy as np
 from hw1jax import hosts, plan, population, record, storage, study, training
 from hw1jax import space as space_
 from hw1jax.observer import Observer
-from hw1jax.plan import Job, SearchPlan
+from hw1jax.plan import Bracket, Job, Rung, SearchPlan
 from hw1jax.population import Population, Progress, Trials
 from hw1jax.space import Draw
 from hw1jax.study import Study
@@ -26,7 +29,9 @@ from hw1jax.training import State
 
 SECONDS_BETWEEN_CHECKPOINTS = 20
 SECONDS_BETWEEN_LOOKS = 0.5  # at what another process is training
-Part = TypeVar("Part")
+LOSSES, MEMBERS = "npz", "members.npz"  # kinds of a job's files
+Work = TypeVar("Work")
+Members = dict[str, np.ndarray]  # the leaves of a tree of members, [trial, fold, ...]
 Losses = list[tuple[np.ndarray, dict[str, np.ndarray]]]  # (training loss, validation by name), of some epochs each
 
 
@@ -34,16 +39,44 @@ class Stopped(Exception):
     """Training was asked to stop, and has put down where it was."""
 
 
+class _Gone(Exception):
+    """Files of a rung that is done are missing: somebody has tidied up, or has gone further meanwhile."""
+
+
 class Trained(NamedTuple):
-    """A job after its last epoch."""
+    """Trials after some epochs."""
 
     train_loss: np.ndarray  # float32 [trial, fold, epoch]
     val: dict[str, np.ndarray]  # "loss" and metrics by name: float32 [trial, fold, epoch]
     curves: np.ndarray  # float32 [trial, fold, point]: what a scalar regression predicts along its inputs
 
 
+class Part(NamedTuple):
+    """A job on a rung of its bracket."""
+
+    job: Job
+    bracket: Bracket
+    i: int  # the rung
+    before: list[Job]  # those of the rung before
+
+    @property
+    def rung(self) -> Rung:
+        """Up to which it trains."""
+        return self.bracket.rungs[self.i]
+
+    @property
+    def first_epoch(self) -> int:
+        """How many epochs its trials have trained before."""
+        return self.bracket.rungs[self.i - 1].num_epochs if self.i else 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether nobody goes on after it."""
+        return self.i == len(self.bracket.rungs) - 1
+
+
 class Brackets:
-    """Trains brackets of trials, each job kept as a file, so that none is trained twice."""
+    """Trains brackets of trials, each job kept as files, so that none is trained twice."""
 
     def __init__(
         self,
@@ -55,86 +88,192 @@ class Brackets:
         curve_x: np.ndarray,
         observer: Observer,
         stop: threading.Event,
+        *,
+        num_trials: int,
     ):
-        """`wide`: any of the study's populations, whose task is replaced by each job's; `curve_x`: [point]."""
+        """`wide`: the study's widest networks, whose program and task become each job's; `curve_x`: [point]."""
         self._folder, self._study, self._plan, self._wide, self._stop = folder, study, plan, wide, stop
         self._key, self._curve_x, self._observer = jax.random.key(seed), curve_x, observer
-        self._populations = population.one_trial_each(wide) if plan.own_widths else [wide]
+        self._stretches = {stretch.numbers.start: stretch for stretch in plan.stretches(num_trials)}
+        self._places: dict[tuple[Bracket, int], list[Population]] = {}
         self._lock = threading.Lock()
-        self._done: dict[int, tuple[int, np.ndarray]] = {}  # {trial: (epochs done, scores [fold])}
+        self._done: dict[int, tuple[int, np.ndarray]] = {}  # of a bracket {trial: (epochs done, scores [fold])}
+        self._left: list[int] = []  # of its trials, those that train on the rung it is at
         self.splits = 0  # how often a job was too large for the memory, and was trained in halves
         self.programs: set[Any] = set()  # the keys of those that were needed
+        self.seconds: dict[int, float] = {}  # spent by this process on the rungs that end at these epochs
+
+    @property
+    def work(self) -> int:
+        """Epochs of all trials of the search together."""
+        return sum(map(self._plan.work, self._stretches.values()))
 
     def train(self, draws: dict[int, Draw]) -> dict[int, dict[str, np.ndarray]] | None:
         """{trial number: draw} -> {trial number: validation loss and metrics by name, [fold, epoch]}.
 
-        None if a part of the bracket is in the hands of another process: ask again later.
+        The draws are all of a bracket, the epochs those that the trial was trained. None if a part of the bracket is in
+        the hands of another process: ask again later.
         """
-        jobs = plan.jobs_of(self._study, self._plan, draws)
-        self._done = {number: (0, np.full(len(self._wide.folds), np.nan)) for number in draws}
-        try:
-            side_by_side(lambda job, place: self._do(job, draws, place), jobs, self._populations)
-        except Exception as error:
-            if hosts.are_several() and not isinstance(error, Stopped):
-                raise hosts.LostError(f"training with the other processes has failed: {error}") from error
-            raise
-        if not all(map(self._is_kept, jobs)):
+        rungs = self._climb(draws)
+        if rungs is None:
             return None
-        found = {}
-        for job in jobs:
-            val = self._read(job).val
-            found |= {n: {name: val[name][i] for name in val} for i, n in enumerate(job.numbers)}
-        return {number: found[number] for number in draws}
+        found: dict[int, list[dict[str, np.ndarray]]] = {number: [] for number in draws}
+        for part in chain(*rungs):
+            val = self._read(part).val
+            for i, number in enumerate(part.job.numbers):
+                found[number].append({name: values[i] for name, values in val.items()})
+        return {number: jax.tree.map(lambda *a: np.concatenate(a, axis=1), *each) for number, each in found.items()}
 
     def read(self, draws: dict[int, Draw]) -> Trained:
-        """All of these trials, in the order of their numbers, once they are trained."""
-        jobs = plan.jobs_of(self._study, self._plan, draws)
-        while not all(map(self._is_kept, jobs)):  # somebody has tidied up
-            if self.train(draws) is None:
-                time.sleep(SECONDS_BETWEEN_LOOKS)
-        self.programs |= {space_.key_of(job.fixed) for job in jobs}
-        whole = joined([self._read(job) for job in jobs])
-        order = np.argsort([number for job in jobs for number in job.numbers])
-        return jax.tree.map(lambda a: a[order], whole)
+        """All trials of a bracket in the order of their numbers, once they are trained; NaN after a trial's last."""
+        rungs = self._all_of(draws)
+        rows = {number: row for row, number in enumerate(sorted(draws))}
 
-    def _path(self, job: Job) -> Path:
-        return self._folder / f"{job.numbers[0]:06d}.npz"
+        def empty(like: np.ndarray, length: int) -> np.ndarray:
+            return np.full((len(draws), like.shape[1], length), np.nan, like.dtype)
 
-    def _read(self, job: Job) -> Trained:
-        path = self._path(job)
+        first = self._read(rungs[0][0])
+        num_epochs = self._wide.spec.num_epochs
+        losses = jax.tree.map(lambda a: empty(a, num_epochs), (first.train_loss, first.val))
+        whole = Trained(*losses, empty(first.curves, first.curves.shape[2]))
+        for part in chain(*rungs):
+            self.programs.add(space_.key_of(part.job.fixed))
+            own = [rows[number] for number in part.job.numbers]
+            trained = self._read(part)
+            for to, new in zip(jax.tree.leaves(whole[:2]), jax.tree.leaves(trained[:2]), strict=True):
+                to[own, :, part.first_epoch : part.rung.num_epochs] = new
+            whole.curves[own] = trained.curves
+        return whole
+
+    def fold_models(self, trial: int, draws: dict[int, Draw]) -> tuple[tuple[Any, Any], ...]:
+        """(params, state) of each fold's network of a bracket's best trial, at its own widths."""
+        *_, last = self._all_of(draws)
+        part = next(part for part in last if trial in part.job.numbers)
+        arrays = storage.read_arrays(self._path(part, MEMBERS))
+        own = study.make_task(self._study, space_.fixed(self._study.space, draws[trial], widest=False))
+        leaves, tree = jax.tree.flatten(study.variable_shapes(own, study.one_trial(self._study, draws[trial])))
+        try:
+            if int(arrays["number"]) != trial:
+                raise ValueError("another trial's networks")
+            corners = [
+                storage.restored(arrays[f"leaf_{i}"], leaf.dtype)[(..., *map(slice, leaf.shape))]
+                for i, leaf in enumerate(leaves)
+            ]
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise _damaged(self._path(part, MEMBERS), error) from error
+        folds = range(len(self._wide.folds))
+        return tuple(jax.tree.unflatten(tree, [np.array(corner[fold]) for corner in corners]) for fold in folds)
+
+    def _all_of(self, draws: dict[int, Draw]) -> list[list[Part]]:
+        """The jobs of each rung of a bracket, once all are done."""
+        while (rungs := self._climb(draws)) is None:  # somebody has tidied up
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        return rungs
+
+    def _climb(self, draws: dict[int, Draw]) -> list[list[Part]] | None:
+        """Trains a bracket from rung to rung -> the jobs of each rung; None if another process is at one of them."""
+        bracket = self._stretches[min(draws)].bracket
+        self._done = {number: (0, np.full(len(self._wide.folds), np.nan)) for number in draws}
+        rungs: list[list[Part]] = []
+        left = draws
+        for i, rung in enumerate(bracket.rungs):
+            before = [part.job for part in rungs[-1]] if rungs else []
+            parts = [Part(job, bracket, i, before) for job in plan.jobs_of(self._study, rung, left)]
+            self._left, begun = list(left), time.perf_counter()
+            try:
+                side_by_side(lambda part, place: self._do(part, draws, place), parts, self._places_of(bracket, i))
+            except _Gone:
+                return None
+            except Exception as error:
+                if hosts.are_several() and not isinstance(error, Stopped):
+                    raise hosts.LostError(f"training with the other processes has failed: {error}") from error
+                raise
+            self.seconds.setdefault(rung.num_epochs, 0)
+            self.seconds[rung.num_epochs] += time.perf_counter() - begun
+            if not all(map(self._is_kept, parts)):
+                return None
+            for part in rungs[-1] if rungs else []:
+                self._path(part, MEMBERS).unlink(missing_ok=True)
+            rungs.append(parts)
+            left = self._survivors(parts, left)
+            if not left:
+                break
+        return rungs
+
+    def _survivors(self, parts: list[Part], left: dict[int, Draw]) -> dict[int, Draw]:
+        """Who goes on after a rung: the best by the mean over the folds (the first of equals), none that diverged."""
+        score, found = self._study.score, []
+        for part in parts:
+            trained = self._read(part)
+            last, loss = trained.val[score][:, :, -1], trained.val["loss"][:, :, -1]
+            for number, own, finite in zip(part.job.numbers, last, np.isfinite(last + loss).all(axis=1), strict=True):
+                self._done[number] = part.rung.num_epochs, own
+                if finite:
+                    mean = float(np.mean(own, dtype=float))
+                    found.append((-mean if self._study.maximize else mean, number))
+        best = sorted(number for _, number in sorted(found)[: self._plan.num_kept(len(left))])
+        return {number: left[number] for number in best}
+
+    def _places_of(self, bracket: Bracket, i: int) -> list[Population]:
+        """Where jobs of a rung train side by side."""
+        if (bracket, i) not in self._places:
+            place = _place(self._study, self._wide, bracket, i)
+            own = bracket.rungs[i].own_widths
+            self._places[bracket, i] = population.one_trial_each(place) if own else [place]
+        return self._places[bracket, i]
+
+    def _path(self, part: Part, kind: str) -> Path:
+        """Of a part's file, by the part's first trial and its last epoch."""
+        return self._folder / f"{part.job.numbers[0]:06d}-{part.rung.num_epochs}.{kind}"
+
+    def _read(self, part: Part) -> Trained:
+        path = self._path(part, LOSSES)
         arrays = storage.read_arrays(path)
         names = ("loss", *self._study.metrics)
         expected = {"train_loss", "curves", *(f"val_{name}" for name in names)}
         if set(arrays) != expected or len({len(a) for a in arrays.values()}) != 1:
-            raise ValueError(f"{path} is damaged (not the losses of trials): remove it and run the same command again")
-        arrays = {name: array[: len(job.numbers)] for name, array in arrays.items()}
+            raise _damaged(path, "not the losses of trials")
+        arrays = {name: array[: len(part.job.numbers)] for name, array in arrays.items()}
         val = {name: arrays[f"val_{name}"] for name in names}
         return Trained(arrays["train_loss"], val, arrays["curves"])
 
-    def _is_kept(self, job: Job) -> bool:
+    def _is_kept(self, part: Part) -> bool:
         """Whether the job is done. A last one that was smaller is trained again when more trials are asked for."""
-        return self._path(job).exists() and len(self._read(job).train_loss) >= len(job.numbers)
+        if not self._path(part, LOSSES).exists() or (part.is_last and not self._path(part, MEMBERS).exists()):
+            return False
+        return len(self._read(part).train_loss) >= len(part.job.numbers)
 
-    def _do(self, job: Job, draws: Mapping[int, Draw], place: Population) -> None:
+    def _do(self, part: Part, draws: Mapping[int, Draw], place: Population) -> None:
         """Trains a job, unless it is done or another process is at it."""
-        path = self._path(job)
-        lock = path.with_suffix(".lock")
-        if self._is_kept(job):
+        lock = self._path(part, "lock")
+        if self._is_kept(part):
             return
         with storage.try_lock(lock) as ours:
-            if not ours or self._is_kept(job):
+            if not ours or self._is_kept(part):
                 return
-            train_loss, val, curves = self._train(job, draws, place)
-            named = {f"val_{name}": values for name, values in val.items()}
-            storage.write_arrays(path, {"train_loss": train_loss, "curves": curves} | named)
-            for left_over in (*path.parent.glob(f"{path.stem}.*.checkpoint"), lock):
+            trained, members = self._train(part, draws, place)
+            if part.is_last:
+                members = self._best_of(part, trained, members)
+            storage.write_arrays(self._path(part, MEMBERS), members, compressed=False)  # first, as they are needed
+            named = {f"val_{name}": values for name, values in trained.val.items()}
+            kept = {"train_loss": trained.train_loss, "curves": trained.curves} | named
+            storage.write_arrays(self._path(part, LOSSES), kept)
+            for left_over in (*self._folder.glob(self._path(part, "*.checkpoint").name), lock):
                 left_over.unlink(missing_ok=True)
 
-    def _train(self, job: Job, draws: Mapping[int, Draw], place: Population) -> Trained:
+    def _best_of(self, part: Part, trained: Trained, members: Members) -> Members:
+        """The job's best trial alone: the search's best is one of these."""
+        mean = trained.val[self._study.score][:, :, -1].mean(axis=1, dtype=float)
+        worst = -np.inf if self._study.maximize else np.inf
+        mean = np.where(np.isfinite(mean + trained.val["loss"][:, :, -1].mean(axis=1)), mean, worst)
+        best = int(np.argmax(mean) if self._study.maximize else np.argmin(mean))
+        return {name: leaf[best] for name, leaf in members.items()} | {"number": np.array(part.job.numbers[best])}
+
+    def _train(self, part: Part, draws: Mapping[int, Draw], place: Population) -> tuple[Trained, Members]:
         """As one program; in halves where the device has not memory enough for all at once."""
-        numbers = job.numbers
+        numbers = part.job.numbers
         try:
-            return self._train_job(job, draws, place)
+            return self._train_job(part, draws, place)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error) or len(numbers) == 1 or hosts.are_several():
                 raise
@@ -142,26 +281,33 @@ class Brackets:
         half = -(-len(numbers) // 2)
         self._observer.note(f"out of memory with {len(numbers)} trials at once: going on with {half}")
         smaller = place._replace(plan=plan.narrower(place.plan, half))
-        parts = [Job(job.fixed, part) for part in (numbers[:half], numbers[half:])]
-        return joined([self._train(part, draws, smaller) for part in parts])
+        halves = [part._replace(job=Job(part.job.fixed, some)) for some in (numbers[:half], numbers[half:])]
+        return jax.tree.map(lambda *a: np.concatenate(a), *[self._train(each, draws, smaller) for each in halves])
 
-    def _train_job(self, job: Job, draws: Mapping[int, Draw], place: Population) -> Trained:
-        numbers = job.numbers
-        members, trials, state = begin(self._study, self._key, job, draws, place, own_widths=self._plan.own_widths)
+    def _train_job(self, part: Part, draws: Mapping[int, Draw], place: Population) -> tuple[Trained, Members]:
+        numbers, last_epoch = part.job.numbers, part.rung.num_epochs
+        members, trials, slots = _in_slots(self._study, self._key, part.job, draws, place)
+        if hosts.are_several():
+            here = {"bracket": self._plan.brackets.index(part.bracket), "rung": part.i}
+            told = [space_.draw_to_json(draws[number]) for number in slots]
+            hosts.send(here | {"numbers": slots, "draws": told})
+        if part.i:
+            state = self._selected(part, members, trials, slots)
+        else:
+            state = _new(self._study, part.job, draws, members, trials, own_widths=part.rung.own_widths)
         # Named by its trials: a job that more trials fill up must not go on with the dummies that held their slots.
-        kind = f"{place.plan.slots}.{len(numbers)}"
-        checkpoint = Checkpoint(self._path(job).with_suffix(f".{kind}.checkpoint"))
-        state, done, losses = checkpoint.read(state)
+        kind = f"{place.plan.slots}.{len(numbers)}.checkpoint"
+        checkpoint = Checkpoint(self._path(part, kind))
+        state, done, losses = checkpoint.read(state, part.first_epoch)
         state = _resumed(members, state, done)
-        num_epochs = members.spec.num_epochs
-        for step in population.resume(members, state, trials, first_epoch=done):
+        for step in population.resume(members, state, trials, first_epoch=done, last_epoch=last_epoch):
             state, done = step.state, step.num_epochs
             assert step.val is not None  # every fold has a validation part
             losses.append((step.train_loss, step.val))
-            self._show(numbers, step)
+            self._show(part, step)
             stopped = self._stop.is_set()
-            due = (stopped or checkpoint.is_due()) and done < num_epochs
-            if done < num_epochs:
+            due = (stopped or checkpoint.is_due()) and done < last_epoch
+            if done < last_epoch:
                 hosts.send({"checkpoint": due})
             if due:
                 checkpoint.write(step.state, done, losses)
@@ -169,27 +315,58 @@ class Brackets:
                 raise Stopped
         train_loss, val = in_one(losses)
         whole = Trained(train_loss, val, fold_curves(members, state, trials, self._curve_x))
-        return jax.tree.map(lambda a: a[: len(numbers)], whole)
+        return jax.tree.map(lambda a: a[: len(numbers)], (whole, _on_host(state, part.is_last)))
 
-    def _show(self, numbers: list[int], step: Progress) -> None:
+    def _selected(self, part: Part, members: Population, trials: Trials, slots: list[int]) -> State:
+        """The state of trials that go on, from the files of the rung before.
+
+        Raises:
+          _Gone: they are not there. The jobs that should have left them will be trained again.
+        """
+        rows: dict[int, list[np.ndarray]] = {}
+        for job in part.before:
+            earlier = Part(job, part.bracket, part.i - 1, [])
+            try:
+                arrays = storage.read_arrays(self._path(earlier, MEMBERS))
+            except FileNotFoundError:
+                self._path(earlier, LOSSES).unlink(missing_ok=True)
+                raise _Gone from None
+            leaves = [arrays[f"leaf_{i}"] for i in range(len(arrays))]
+            rows |= {number: [leaf[row] for leaf in leaves] for row, number in enumerate(job.numbers)}
+        try:
+            return population.select(members, [rows[number] for number in slots], trials)
+        except (IndexError, ValueError) as error:
+            raise _damaged(self._folder, f"states of rung {part.i}: {error}") from error
+
+    def _show(self, part: Part, step: Progress) -> None:
         """How far the bracket is on average, and the scores of its members."""
         assert step.val is not None
         with self._lock:
-            for i, number in enumerate(numbers):
+            for i, number in enumerate(part.job.numbers):
                 self._done[number] = step.num_epochs, step.val[self._study.score][i, :, -1]
-            epochs, scores = zip(*self._done.values(), strict=True)
-            what = f"trials {min(self._done)}-{max(self._done)}"
-            self._observer.epochs(what, sum(epochs) / len(epochs), self._wide.spec.num_epochs, np.array(scores))
+            epochs, scores = zip(*(self._done[number] for number in self._left), strict=True)
+            first, several = min(self._done), len(part.bracket.rungs) > 1
+            what = f"trials {first}-{max(self._done)}"
+            what += f", rung {part.i + 1} of {len(part.bracket.rungs)}" if several else ""
+            before = [self._plan.work(s) for number, s in self._stretches.items() if number < first]
+            done = sum(before) + sum(epochs for epochs, _ in self._done.values())
+            self._observer.epochs(
+                what, sum(epochs) / len(epochs), part.rung.num_epochs, np.array(scores), min(1, done / self.work)
+            )
+
+
+def _damaged(path: Path, reason: object) -> ValueError:
+    return ValueError(f"{path} is damaged ({reason}): remove it and run the same command again")
 
 
 def side_by_side(
-    train: Callable[[Part, Population], object], parts: Iterable[Part], places: Sequence[Population]
+    train: Callable[[Work, Population], object], parts: Iterable[Work], places: Sequence[Population]
 ) -> None:
     """train(part, place) for every part of some work: a thread a place, which takes the next part after each.
 
     The first error keeps the threads from taking more, and is raised here.
     """
-    waiting: queue.SimpleQueue[Part] = queue.SimpleQueue()
+    waiting: queue.SimpleQueue[Work] = queue.SimpleQueue()
     for part in parts:
         waiting.put(part)
     errors: list[BaseException] = []
@@ -219,18 +396,42 @@ def begin(
     study_: Study, key: jax.Array, job: Job, draws: Mapping[int, Draw], place: Population, *, own_widths: bool
 ) -> tuple[Population, Trials, State]:
     """A job before its first epoch: (the place with the job's task, its trials one a slot, their new members)."""
+    members, trials, _ = _in_slots(study_, key, job, draws, place)
+    return members, trials, _new(study_, job, draws, members, trials, own_widths=own_widths)
+
+
+def _in_slots(
+    study_: Study, key: jax.Array, job: Job, draws: Mapping[int, Draw], place: Population
+) -> tuple[Population, Trials, list[int]]:
+    """(the place with the job's task, its trials one a slot, their numbers)."""
     filled = np.minimum(np.arange(place.plan.slots), len(job.numbers) - 1)  # empty slots train the last trial too
-    numbers = [job.numbers[i] for i in filled]
-    in_slots = [draws[number] for number in numbers]
-    trials = trials_of(study_, key, numbers, in_slots)
-    members = place._replace(task=study.make_task(study_, job.fixed))
-    in_corner = own_widths and not training.has_state(members.task) and plan.takes_padding(study_, place.data.x)
-    if in_corner:
-        wide = space_.fixed(study_.space, in_slots[0], widest=True)
-        widened = place._replace(task=study.make_task(study_, wide))
-        return members, trials, population.start_narrow(widened, members, trials)
-    hosts.send({"numbers": trials.numbers.tolist(), "draws": list(map(space_.draw_to_json, in_slots))})
-    return members, trials, population.start(members, trials)
+    slots = [job.numbers[i] for i in filled]
+    trials = trials_of(study_, key, slots, [draws[number] for number in slots])
+    return place._replace(task=study.make_task(study_, job.fixed)), trials, slots
+
+
+def _new(
+    study_: Study, job: Job, draws: Mapping[int, Draw], members: Population, trials: Trials, *, own_widths: bool
+) -> State:
+    """New members of a job."""
+    if own_widths and not training.has_state(members.task) and plan.takes_padding(study_, members.data.x):
+        wide = space_.fixed(study_.space, draws[job.numbers[0]], widest=True)
+        widened = members._replace(task=study.make_task(study_, wide))
+        return population.start_narrow(widened, members, trials)
+    return population.start(members, trials)
+
+
+def _place(study_: Study, wide: Population, bracket: Bracket, i: int) -> Population:
+    """The program of a rung, with the study's widest networks."""
+    first, rung = bracket.rungs[i - 1].num_epochs if i else 0, bracket.rungs[i]
+    per_call = plan.epochs_per_call(study_, rung.num_epochs - first, wide.folds)
+    return population.rearranged(wide, rung.program, per_call)
+
+
+def _on_host(state: State, is_last: bool) -> Members:
+    """What is kept of members, [trial, fold, ...]: all that training needs to go on, or the networks alone."""
+    leaves = jax.tree.leaves((state.params, state.model_state) if is_last else state)
+    return {f"leaf_{i}": population.on_host(leaf) for i, leaf in enumerate(leaves)}
 
 
 def trials_of(study_: Study, key: jax.Array, numbers: list[int], draws: list[Draw]) -> Trials:
@@ -239,7 +440,7 @@ def trials_of(study_: Study, key: jax.Array, numbers: list[int], draws: list[Dra
 
 
 def joined(parts: list[Trained]) -> Trained:
-    """The trials of several jobs as those of one."""
+    """The trials of several brackets as those of one."""
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
 
@@ -248,22 +449,24 @@ def in_one(losses: Losses) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     return jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=2), *losses)
 
 
-def follow(study_: Study, wide: Population, seed: int, curve_x: np.ndarray) -> None:
+def follow(study_: Study, searched: SearchPlan, wide: Population, seed: int, curve_x: np.ndarray) -> None:
     """What the other processes do while process 0 searches: their part of each job."""
     try:
         while message := hosts.receive():
+            bracket, i = searched.brackets[message["bracket"]], message["rung"]
             draws = [space_.draw_from_json(study_.space, values) for values in message["draws"]]
             fixed = space_.fixed(study_.space, draws[0], widest=True)
-            members = wide._replace(task=study.make_task(study_, fixed))
+            members = _place(study_, wide, bracket, i)._replace(task=study.make_task(study_, fixed))
             trials = trials_of(study_, jax.random.key(seed), message["numbers"], draws)
-            state = population.start(members, trials)
-            done = hosts.receive()["first_epoch"]
+            state = population.empty(members, trials) if i else population.start(members, trials)
+            done, last = hosts.receive()["first_epoch"], bracket.rungs[i].num_epochs
             state = _resumed(members, state, done)
-            for step in population.resume(members, state, trials, first_epoch=done):
+            for step in population.resume(members, state, trials, first_epoch=done, last_epoch=last):
                 state = step.state
-                if step.num_epochs < members.spec.num_epochs and hosts.receive()["checkpoint"]:
+                if step.num_epochs < last and hosts.receive()["checkpoint"]:
                     jax.tree.map(population.on_host, state)  # process 0 writes it
             fold_curves(members, state, trials, curve_x)
+            _on_host(state, i == len(bracket.rungs) - 1)
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         raise hosts.LostError(f"training with the other processes has failed: {error}") from error
 
@@ -303,14 +506,16 @@ class Checkpoint:
         storage.write_arrays(self._path, leaves | progress | named)
         self._last = self._clock()
 
-    def read(self, start: State) -> tuple[State, int, Losses]:
+    def read(self, start: State, first_epoch: int = 0) -> tuple[State, int, Losses]:
         """(state, epochs done, losses) of the file, or of the beginning where there is none.
+
+        `first_epoch`: how many epochs are done at the beginning; losses are those of the epochs after them.
 
         Raises:
           ValueError: the file is damaged or doesn't fit; the message says what to do.
         """
         if not self._path.exists():
-            return start, 0, []
+            return start, first_epoch, []
         arrays = storage.read_arrays(self._path)
         leaves, tree = jax.tree.flatten(start)
         try:
@@ -318,9 +523,9 @@ class Checkpoint:
             num_epochs, train_loss = int(arrays["num_epochs"]), arrays["train_loss"]
             val = {name.removeprefix("val_"): values for name, values in arrays.items() if name.startswith("val_")}
             fits = all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(saved, leaves, strict=True))
-            expected = (*leaves[0].shape[:2], num_epochs)
+            expected = (*leaves[0].shape[:2], num_epochs - first_epoch)
             if not fits or any(a.shape != expected for a in (train_loss, *val.values())):
                 raise ValueError("arrays of other shapes")
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{self._path} is damaged ({error}): remove it and run the same command again") from error
+            raise _damaged(self._path, error) from error
         return jax.tree.unflatten(tree, saved), num_epochs, [(train_loss, val)]

@@ -1,8 +1,9 @@
 """What a trained model is worth on a test set, from its outputs: arrays in, numbers out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from hw1jax import losses
@@ -13,6 +14,36 @@ def softmax(outputs: np.ndarray) -> np.ndarray:
     outputs = np.asarray(outputs, np.float64)
     exponentials = np.exp(outputs - outputs.max(axis=1, keepdims=True))
     return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+def ensemble(loss: Callable[..., Any], outputs: Sequence[Any]) -> Any:
+    """What several networks say together, as outputs that the same loss and metrics take.
+
+    Args:
+      loss: of their task.
+      outputs: of each network on the same examples: an array or a tree of arrays, [example, ...].
+
+    Returns:
+      The logarithm of the networks' mean probabilities where the loss is the cross entropy; for another loss the mean
+      of the outputs. It is float32, or float64 where the outputs are.
+    """
+    together = _log_mean_softmax if loss is losses.cross_entropy else _mean
+
+    def of_arrays(*arrays: Any) -> np.ndarray:
+        stacked = np.stack(arrays)
+        return together(stacked.astype(np.float64)).astype(np.promote_types(stacked.dtype, np.float32))
+
+    return jax.tree.map(of_arrays, *outputs)
+
+
+def _mean(outputs: np.ndarray) -> np.ndarray:
+    return outputs.mean(axis=0)
+
+
+def _log_mean_softmax(outputs: np.ndarray) -> np.ndarray:
+    """[example, class] of outputs [network, example, class]; finite even where a probability is too small to be one."""
+    logs = outputs - np.logaddexp.reduce(outputs, axis=-1, keepdims=True)
+    return np.logaddexp.reduce(logs, axis=0) - np.log(len(outputs))
 
 
 def accuracy(outputs: np.ndarray, y: np.ndarray) -> float:

@@ -12,16 +12,24 @@ from hw1jax.study import Study, TrialScore
 class Observer:
     """Is told how a run goes, and shows nothing."""
 
-    def start(self, study: Study, num_trials: int, num_folds: int, num_epochs: int) -> None:
-        """A study's search begins."""
+    def start(self, study: Study, num_trials: int, num_folds: int, num_epochs: int, work: int | None = None) -> None:
+        """A study's search begins. `work`: epochs of all its trials together, where not all train to the last."""
 
     def stage(self, text: str) -> None:
         """What is done from now on, where no epochs are counted."""
 
-    def epochs(self, what: str, done: float, num_epochs: int, scores: np.ndarray | None) -> None:
+    def epochs(
+        self,
+        what: str,
+        done: float,
+        num_epochs: int,
+        scores: np.ndarray | None,
+        search_done: float | None = None,
+    ) -> None:
         """`what` has trained `done` epochs, on average; `scores` [trial, fold] are of the last one of each trial.
 
-        They are what the study ranks by, in validation.
+        They are what the study ranks by, in validation. `search_done`: the share of the search's work that is done;
+        None in the refit.
         """
 
     def note(self, text: str) -> None:

@@ -1,15 +1,18 @@
 """How a search's trials are laid out in programs: once, from sizes and memory, before any trial is drawn.
 
-Trials are asked for, trained and told in *brackets*. Within a bracket, trials with the same key share a program: the
-key is what shapes it, the static hyperparameters, and where each trial has its own widths, these too.
+Trials are asked for, trained and told in *brackets*. A bracket's trials train together up to its first *rung*; of those
+that have trained up to a rung, the best go on to the next (successive halving), or there is one rung, the last epoch.
+On a rung, trials with the same key share a program: the key is what shapes it, the static hyperparameters, and where
+each trial has its own widths, these too.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import product
+from itertools import cycle, pairwise, product
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.extend import core
 
 from hw1jax import checks, hosts, population, study, training
@@ -26,8 +29,40 @@ from hw1jax.training import Data, Task
 SHARE_OF_MEMORY = 0.9  # of what is free, that a program may need
 MOST_SLOTS = 100  # trials a program on a CPU: bounds the memory, and what a stopped search loses
 TPE_BRACKETS = 5  # that a TPE search has at least
+EARLIER_RUNGS = 3  # of halving, before the last, where nobody says how long the first is
 # Measured on two CPU cores: what one computes, the share of it that padding is, and what a program takes to compile.
 FLOPS_A_SECOND, SHARE_SAVED, PROGRAM_SECONDS = 8e10, 0.4, 2
+
+
+@dataclass(frozen=True)
+class Rung:
+    """How trials train from the rung before, or from the start, up to this one.
+
+    Attributes:
+      num_epochs: that a trial has trained on it, in all.
+      program: the layout of a program, whichever trials it trains.
+      own_widths: whether each trial has a program of its own, so that the program's slots, one a device, stand side by
+        side.
+    """
+
+    num_epochs: int
+    program: Plan
+    own_widths: bool = False
+
+
+@dataclass(frozen=True)
+class Bracket:
+    """Trials that are asked for and told together."""
+
+    num_trials: int
+    rungs: tuple[Rung, ...]
+
+
+class Stretch(NamedTuple):
+    """A bracket of a search, and its trials."""
+
+    bracket: Bracket
+    numbers: range
 
 
 @dataclass(frozen=True)
@@ -35,25 +70,69 @@ class SearchPlan:
     """How all trials of a search are laid out. It fixes the bits of every result, so it is stored with the search.
 
     Attributes:
-      bracket: trials that are asked for together: trial n is in bracket n // bracket.
-      program: the layout of a program, whichever trials it trains.
-      own_widths: whether each trial has a program of its own, so that the program's slots, one a device, stand side by
-        side.
+      brackets: they follow one another, again and again: the first trials are the first bracket's, and so on.
+      factor: of a rung's trials one in so many goes on; None: a bracket has one rung.
     """
 
-    bracket: int
-    program: Plan
-    own_widths: bool = False
+    brackets: tuple[Bracket, ...]
+    factor: int | None = None
+
+    @property
+    def rungs(self) -> list[Rung]:
+        """All there are."""
+        return [rung for bracket in self.brackets for rung in bracket.rungs]
+
+    def stretches(self, num_trials: int) -> list[Stretch]:
+        """The brackets of the first trials; without rungs, the last one may be a part.
+
+        Raises:
+          ValueError: it would be a part of a bracket with rungs: who goes on depends on all of its trials.
+        """
+        found, first = [], 0
+        for bracket in cycle(self.brackets):
+            if first >= num_trials:
+                return found
+            end = first + bracket.num_trials
+            if end > num_trials and self.factor is not None:
+                raise ValueError(
+                    f"num_trials={num_trials}: a search with halving has whole brackets; give "
+                    f"{f'{first} or ' if first else ''}{end}"
+                )
+            found.append(Stretch(bracket, range(first, min(end, num_trials))))
+            first = end
+        raise AssertionError("there is a bracket")
+
+    def num_kept(self, num_trials: int) -> int:
+        """Of so many trials on a rung, how many go on to the next."""
+        return num_trials if self.factor is None else -(-num_trials // self.factor)
+
+    def work(self, stretch: Stretch) -> int:
+        """Epochs of all trials of a bracket together, if none fails."""
+        total, done, left = 0, 0, len(stretch.numbers)
+        for rung in stretch.bracket.rungs:
+            total += left * (rung.num_epochs - done)
+            done, left = rung.num_epochs, self.num_kept(left)
+        return total
 
     def to_json(self) -> dict[str, Any]:
         """As a search's configuration holds it."""
-        return asdict(self) | {"program": asdict(self.program) | {"layout": self.program.layout._asdict()}}
+
+        def rung(rung: Rung) -> dict[str, Any]:
+            return asdict(rung) | {"program": asdict(rung.program) | {"layout": rung.program.layout._asdict()}}
+
+        brackets = [{"num_trials": b.num_trials, "rungs": list(map(rung, b.rungs))} for b in self.brackets]
+        return {"brackets": brackets, "factor": self.factor}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "SearchPlan":
         """What `to_json` gave."""
-        program = values["program"]
-        return cls(**{**values, "program": Plan(**{**program, "layout": Layout(**program["layout"])})})
+
+        def rung(values: Mapping[str, Any]) -> Rung:
+            program = values["program"]
+            return Rung(**{**values, "program": Plan(**{**program, "layout": Layout(**program["layout"])})})
+
+        brackets = [Bracket(b["num_trials"], tuple(map(rung, b["rungs"]))) for b in values["brackets"]]
+        return cls(tuple(brackets), values["factor"])
 
 
 class Job(NamedTuple):
@@ -72,38 +151,110 @@ def make_plan(
         most = program.members_per_program // len(splits)
         if not most:
             raise ValueError(f"members_per_program= must be at least a trial's {len(splits)} folds")
-    wanted = min(num_trials, most)
-    if search.sampler == "tpe":  # it learns from one bracket for the next, so there must be several
-        wanted = -(-wanted // TPE_BRACKETS)
     num_programs = space_.num_programs(study_.space)
     shapes, layout = _largest(study_), make_layout(study_, search, data)
-
-    def plan_for(num_trials: int) -> Plan:
-        each = -(-num_trials // num_programs)
-        return population.make_plan(each, len(splits), shapes, layout, program.num_devices)
-
-    plan = plan_for(wanted)
     can_be_padded = takes_padding(study_, data.x_train)
     if not can_be_padded and program.widths == "padded":
         raise ValueError(
             f"widths=padded: apply must look at {' and '.join(space_.widths(study_.space))} of its hyperparameters and "
             "mask what lies beyond, as hw1jax.models does; give widths=exact"
         )
-    if not can_be_padded or _own_widths_pay(study_, search, program, data, plan.slots * num_programs, len(splits)):
-        return SearchPlan(wanted, Plan(plan.num_devices, plan.num_devices, 1, layout), own_widths=True)
-    while program.members_per_program is not None and plan.slots > most:  # slots are rounded up to divide evenly
-        wanted -= 1
-        plan = plan_for(wanted)
-    if program.members_per_program is None and not hosts.are_several():
-        while (free := _free_bytes()) and wanted > 1:
-            fixed = space_.fixed(study_.space, space_.widest(study_.space), widest=True)
-            trial = make_population(study_, search, plan, data, splits, fixed)
-            everyone = space_.as_arrays(study_.space, [space_.widest(study_.space)] * plan.slots)
-            if population.bytes_needed(trial, everyone) < SHARE_OF_MEMORY * free:
-                break
-            wanted = -(-wanted // 2)
+
+    def plan_for(num_trials: int, least: int = 1) -> Plan:
+        each = max(least, -(-num_trials // num_programs))
+        return population.make_plan(each, len(splits), shapes, layout, program.num_devices)
+
+    def fit(wanted: int, least: int = 1) -> tuple[int, Plan]:
+        """(trials at a time, their program): at most so many, fewer where the memory asks for it."""
+        plan = plan_for(wanted, least)
+        while program.members_per_program is not None and plan.slots > most:  # slots are rounded to divide evenly
+            wanted -= 1
             plan = plan_for(wanted)
-    return SearchPlan(plan.slots if num_programs == 1 else wanted, plan)
+        if program.members_per_program is None and not hosts.are_several():
+            while (free := _free_bytes()) and wanted > 1:
+                fixed = space_.fixed(study_.space, space_.widest(study_.space), widest=True)
+                trial = make_population(study_, search, plan, data, splits, fixed)
+                everyone = space_.as_arrays(study_.space, [space_.widest(study_.space)] * plan.slots)
+                if population.bytes_needed(trial, everyone) < SHARE_OF_MEMORY * free:
+                    break
+                wanted = -(-wanted // 2)
+                plan = plan_for(wanted)
+        return wanted, plan
+
+    def alone(plan: Plan) -> Plan:
+        return Plan(plan.num_devices, plan.num_devices, 1, layout)
+
+    saved = _seconds_saved(study_, program, data, len(splits))
+    if search.halving is None:
+        wanted = min(num_trials, most)
+        if search.sampler == "tpe":  # it learns from one bracket for the next, so there must be several
+            wanted = -(-wanted // TPE_BRACKETS)
+        plan = plan_for(wanted)
+        if not can_be_padded or _first_own([(plan.slots * num_programs, search.num_epochs)], saved) == 0:
+            return SearchPlan((Bracket(wanted, (Rung(search.num_epochs, alone(plan), own_widths=True),)),))
+        wanted, plan = fit(wanted)
+        num_trials = plan.slots if num_programs == 1 else wanted
+        return SearchPlan((Bracket(num_trials, (Rung(search.num_epochs, plan),)),))
+
+    brackets = []
+    least = len(jax.devices()) if hosts.are_several() else 1  # all processes have their part in every program
+    for size, ends in _bracket_sizes(num_trials, search):
+        counts, left = [], size
+        for before, end in pairwise([0, *ends]):
+            counts.append((left, end - before))
+            left = -(-left // search.halving)
+        first_own = _first_own(counts, saved) if can_be_padded else 0
+        if first_own > 0 and not _may_be_narrowed(study_):
+            first_own = len(ends)
+        rungs = []
+        for i, (end, (count, _)) in enumerate(zip(ends, counts, strict=True)):
+            if i >= first_own:
+                rungs.append(Rung(end, alone(plan_for(count)), own_widths=True))
+            else:
+                num_jobs = -(-count // most)
+                rungs.append(Rung(end, fit(-(-count // num_jobs), least)[1]))
+        brackets.append(Bracket(size, tuple(rungs)))
+    return SearchPlan(tuple(brackets), search.halving)
+
+
+def rung_ends(search: Search) -> list[int]:
+    """The epochs at which rungs end, the last one at the last epoch."""
+    ends, factor = [search.num_epochs], search.halving
+    if factor is None:
+        return ends
+    first = search.first_rung or -(-search.num_epochs // factor**EARLIER_RUNGS)
+    power = factor
+    while first <= (end := -(-search.num_epochs // power)) < ends[0]:
+        ends.insert(0, end)
+        power *= factor
+    return ends
+
+
+def _bracket_sizes(num_trials: int, search: Search) -> list[tuple[int, list[int]]]:
+    """(trials, the epochs at which rungs end) of each bracket of a search with halving.
+
+    Raises:
+      ValueError: too few trials for the brackets.
+    """
+    assert search.halving is not None
+    ends = rung_ends(search)
+    kinds = [ends[first:] for first in range(len(ends))] if search.brackets else [ends]
+    if search.sampler == "tpe" and not search.brackets:  # it learns from one bracket for the next
+        kinds = [ends] * min(TPE_BRACKETS, num_trials)
+    # Hyperband (Li et al. 2018): brackets cost the same, so one whose trials train longer from the first has fewer.
+    costs = [sum(step / search.halving**i for i, step in enumerate(np.diff([0, *ends]))) for ends in kinds]
+    if num_trials < len(kinds):
+        raise ValueError(f"brackets= asks for at least {len(kinds)} trials, one a bracket; got num_trials={num_trials}")
+    shares = np.array([1 / cost for cost in costs]) / sum(1 / cost for cost in costs)
+    edges = np.round(np.cumsum(shares) * (num_trials - len(kinds))).astype(int)  # beside one for each
+    sizes = 1 + np.diff([0, *edges])
+    return [(int(size), ends) for size, ends in zip(sizes, kinds, strict=True)]
+
+
+def _may_be_narrowed(study_: Study) -> bool:
+    """Whether a network that was padded can go on at its own widths: what isn't trained may have another order."""
+    widest = space_.widest(study_.space)
+    return not training.has_state(study.make_task(study_, space_.fixed(study_.space, widest, widest=True)))
 
 
 def takes_padding(study_: Study, x: Any) -> bool:
@@ -163,23 +314,28 @@ def make_population(
 ) -> Population:
     """The study's members of one program, with these static hyperparameters and widths."""
     task = study.make_task(study_, fixed)
-    num_indices = len(splits) * max(len(fold.train) for fold in splits)
-    most = study_.epochs_per_call or population.enough_epochs(search.num_epochs, num_indices)
-    per_call = max(n for n in range(1, most + 1) if search.num_epochs % n == 0)
+    per_call = epochs_per_call(study_, search.num_epochs, splits)
     spec = Spec(search.num_epochs, search.batch_size, (search.seed,), per_call, first_fold)
     return population.place(task, plan, spec, Data(data.x_train, data.y_train, data.weights), splits)
 
 
-def jobs_of(study_: Study, plan: SearchPlan, draws: Mapping[int, Draw]) -> list[Job]:
-    """A bracket's trials as jobs; those with programs of their own the longest first."""
+def epochs_per_call(study_: Study, num_epochs: int, splits: list[Fold]) -> int:
+    """Epochs that a call of the program trains, of so many: a divisor, worth the call, and no more than are asked."""
+    num_indices = len(splits) * max(len(fold.train) for fold in splits)
+    most = study_.epochs_per_call or population.enough_epochs(num_epochs, num_indices)
+    return max(n for n in range(1, most + 1) if num_epochs % n == 0)
+
+
+def jobs_of(study_: Study, rung: Rung, draws: Mapping[int, Draw]) -> list[Job]:
+    """A rung's trials as jobs; those with programs of their own the longest first."""
     groups: dict[Any, Job] = {}
     for number in sorted(draws):
-        fixed = space_.fixed(study_.space, draws[number], widest=not plan.own_widths)
-        key = (number if plan.own_widths else space_.key_of(fixed),)
+        fixed = space_.fixed(study_.space, draws[number], widest=not rung.own_widths)
+        key = (number if rung.own_widths else space_.key_of(fixed),)
         groups.setdefault(key, Job(fixed, [])).numbers.append(number)
-    if plan.own_widths:
+    if rung.own_widths:
         return sorted(groups.values(), key=lambda job: -study.num_parameters(study_, draws[job.numbers[0]]))
-    size = plan.program.slots
+    size = rung.program.slots
     return [
         Job(job.fixed, job.numbers[first : first + size])
         for job in groups.values()
@@ -235,22 +391,36 @@ def _free_bytes() -> int | None:
     return limit and limit - statistics.get("bytes_in_use", 0)
 
 
-def _own_widths_pay(
-    study_: Study, search: Search, program: Program, data: Dataset, num_trials: int, num_folds: int
-) -> bool:
-    """Whether programs at the trials' own widths save more than they take to compile; on accelerators, never."""
+def _seconds_saved(study_: Study, program: Program, data: Dataset, num_folds: int) -> float:
+    """Seconds that an epoch of a trial is shorter in a program at its own widths; on accelerators, none.
+
+    Infinite where somebody asks for such programs, and none where for padded ones.
+    """
     if not space_.widths(study_.space):
-        return False
+        return 0
     if program.widths != "auto" or jax.devices()[0].platform != "cpu":
-        return program.widths == "exact"
+        return np.inf if program.widths == "exact" else 0
     widest = space_.widest(study_.space)
     task = study.make_task(study_, space_.fixed(study_.space, widest, widest=True))
     x, y = jax.tree.map(lambda a: a[:200], (data.x_train, data.y_train))
     some, num_samples = len(jax.tree.leaves(x)[0]), len(jax.tree.leaves(data.x_train)[0])
     flops = population.flops(task, Data(x, y), study.one_trial(study_, widest))
-    samples = num_trials * (num_folds - 1) * num_samples * search.num_epochs
-    saved = SHARE_SAVED * samples * flops / some / FLOPS_A_SECOND
-    return saved > PROGRAM_SECONDS * num_trials
+    return SHARE_SAVED * (num_folds - 1) * num_samples * flops / some / FLOPS_A_SECOND
+
+
+def _first_own(counts: Sequence[tuple[int, int]], saved: float) -> int:
+    """The rung from which on each trial has a program of its own, as its compiling pays; after the last: none.
+
+    Args:
+      counts: (trials, epochs that each trains on it) of each rung.
+      saved: seconds that an epoch of a trial is shorter then.
+    """
+    gains = [
+        saved * sum(trials * epochs for trials, epochs in counts[i:]) - PROGRAM_SECONDS * counts[i][0]
+        for i in range(len(counts))
+    ]
+    best = int(np.argmax(gains))
+    return best if gains[best] > 0 else len(counts)
 
 
 def narrower(plan: Plan, num_trials: int) -> Plan:

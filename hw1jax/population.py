@@ -4,8 +4,8 @@ The only file that says vmap or mesh; what it compiles is kept by `programs`. A 
 [trial, fold].
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -60,7 +60,7 @@ class Spec:
       num_epochs: epochs of a member.
       batch_size: samples a step.
       seed: of the folds and the minibatches, non-negative integers.
-      epochs_per_call: epochs that a call of the program advances by; a divisor of `num_epochs`.
+      epochs_per_call: epochs that a call of the program advances by; a divisor of those that are trained in one go.
       first_fold: the number of the first fold (k for the refit after k-fold cross-validation).
       patience: epochs without a lower validation loss after which a member's best counts; None: its last.
     """
@@ -187,6 +187,13 @@ def place(task: Task, plan: Plan, spec: Spec, data: Data, folds: list[Fold]) -> 
     return Population(task, plan, spec, folds, jax.device_put(data, everywhere), pieces)
 
 
+def rearranged(population: Population, plan: Plan, epochs_per_call: int) -> Population:
+    """The same population laid out in another program; its data stay where they are if the devices do."""
+    data, pieces = jax.device_put((population.data, population.pieces), NamedSharding(_mesh(plan), P()))
+    spec = replace(population.spec, epochs_per_call=epochs_per_call)
+    return population._replace(plan=plan, spec=spec, data=data, pieces=pieces)
+
+
 def start(population: Population, trials: Trials) -> State:
     """New members."""
     numbers, hyperparameters = _over_devices(population.plan, (trials.numbers, trials.hyperparameters))
@@ -206,13 +213,18 @@ def train(population: Population, trials: Trials) -> Iterator[Progress]:
     return resume(population, start(population, trials), trials, first_epoch=0)
 
 
-def resume(population: Population, state: State, trials: Trials, *, first_epoch: int) -> Iterator[Progress]:
-    """As `train`, from the state that it yielded after `first_epoch` epochs (0, where the spec has a patience)."""
+def resume(
+    population: Population, state: State, trials: Trials, *, first_epoch: int, last_epoch: int | None = None
+) -> Iterator[Progress]:
+    """As `train`, from the state that it yielded after `first_epoch` epochs (0, where the spec has a patience).
+
+    `last_epoch`: how many epochs are done in the end; the spec's, if not given.
+    """
     task, plan, spec, folds, data, pieces = population
     hyperparameters = _over_devices(plan, trials.hyperparameters)
     keys = _training_keys(population, trials) if training.wants_key(task) else None
     best = None if spec.patience is None else put(population, _no_best(state))
-    for done in range(first_epoch, spec.num_epochs, spec.epochs_per_call):
+    for done in range(first_epoch, last_epoch or spec.num_epochs, spec.epochs_per_call):
         epochs = range(done, done + spec.epochs_per_call)
         batches = folds_.minibatches(
             folds, epochs, batch_size=spec.batch_size, seed=spec.seed, first_fold=spec.first_fold
@@ -231,6 +243,43 @@ def resume(population: Population, state: State, trials: Trials, *, first_epoch:
         )
         val = None if val is None else {name: on_host(values) for name, values in val.items()}
         yield Progress(epochs.stop, state, on_host(train_loss), val, best)
+
+
+def select(population: Population, states: Sequence[Sequence[np.ndarray]], trials: Trials) -> State:
+    """Members that another program has trained so far, as those of this population.
+
+    What they have is copied exactly: where they are narrower here, the corners that they have of the arrays.
+
+    Args:
+      population: where they go on.
+      states: of each slot's trial, the leaves [fold, ...] of its state, in the order of JAX's trees.
+      trials: one a slot.
+
+    Raises:
+      ValueError: the states are those of other networks.
+    """
+    leaves, tree = jax.tree.flatten(member_shapes(population, trials))
+    selected = []
+    for own, *arrays in zip(leaves, *states, strict=True):
+        corner = np.stack(arrays)[(..., *map(slice, own.shape))]  # [trial, fold, ...]
+        if corner.shape[2:] != own.shape:
+            raise ValueError(f"arrays of {arrays[0].shape[1:]}, expected {own.shape}")
+        selected.append(corner.astype(own.dtype))
+    return jax.tree.unflatten(tree, selected)
+
+
+def member_shapes(population: Population, trials: Trials) -> State:
+    """A member's state as shapes and dtypes."""
+    one = jax.tree.map(lambda a: a[0], trials.hyperparameters)
+    return jax.eval_shape(
+        lambda key, h: training.init(population.task, key, h, num_steps=population.num_steps), trials.key, one
+    )
+
+
+def empty(population: Population, trials: Trials) -> State:
+    """Zeros in the shape of a population's state [trial, fold, ...]."""
+    leading = (population.plan.slots, len(population.folds))
+    return jax.tree.map(lambda a: np.zeros((*leading, *a.shape), a.dtype), member_shapes(population, trials))
 
 
 def on_host(array: jax.Array) -> np.ndarray:

@@ -33,7 +33,7 @@ class ConsoleObserver(Observer):
         self._best = ""
         self._since = self._last_line = time.monotonic()
 
-    def start(self, study: Study, num_trials: int, num_folds: int, num_epochs: int) -> None:
+    def start(self, study: Study, num_trials: int, num_folds: int, num_epochs: int, work: int | None = None) -> None:
         self._title, self._score, self._high_is_good = study.shown, study.score, bool(study.maximize)
         self._best = ""
         self._since = self._last_line = time.monotonic()
@@ -51,7 +51,9 @@ class ConsoleObserver(Observer):
         self._update(text, None, None)
         self._line(text)
 
-    def epochs(self, what: str, done: float, num_epochs: int, scores: np.ndarray | None) -> None:
+    def epochs(
+        self, what: str, done: float, num_epochs: int, scores: np.ndarray | None, search_done: float | None = None
+    ) -> None:
         left = (time.monotonic() - self._since) / done * (num_epochs - done)
         text = f"{what}, epoch {done:.3g}/{num_epochs}"
         if scores is not None:

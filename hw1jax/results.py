@@ -2,8 +2,8 @@
 
 results.json    the record: what was asked, the best trial, what it does on the test set, on what, how long
 trials.csv      a row a trial
-histories.npz   losses and metrics by epoch; outputs on the test set
-model.msgpack   the refitted best trial; none where its training diverged
+histories.npz   losses and metrics by epoch, NaN after a trial's last; outputs on the test set
+model.msgpack   the refitted best trial and the networks of its folds; none where the refit diverged
 """
 
 import csv
@@ -37,12 +37,14 @@ class Model(NamedTuple):
       study: that it belongs to.
       draw: its hyperparameters.
       params, state: trees of arrays, as the study's task makes them.
+      folds: (params, state) of the networks that cross-validation has trained with these hyperparameters, one a fold.
     """
 
     study: Study
     draw: Draw
     params: Any
     state: Any = None
+    folds: tuple[tuple[Any, Any], ...] = ()
 
     @property
     def fixed(self) -> dict[str, Any]:
@@ -62,15 +64,37 @@ class Model(NamedTuple):
     @property
     def is_finite(self) -> bool:
         """False for a network whose training has diverged: `load_model` refuses it."""
-        return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((self.params, self.state)))
+        return _all_finite((self.params, self.state))
 
-    def predict(self, x: Any) -> Any:
-        """Outputs [example, ...] of examples as the study's data have them."""
-        return population.predict(self.task, self.params, self.hyperparameters, x, state=self.state)
+    @property
+    def has_ensemble(self) -> bool:
+        """Whether the networks of its folds are there, and are finite."""
+        return bool(self.folds) and _all_finite(self.folds)
+
+    def predict(self, x: Any, *, ensemble: bool = False) -> Any:
+        """Outputs [example, ...] of examples as the study's data have them.
+
+        With `ensemble`, what the networks of the folds say together, without the refitted one: the logarithm of their
+        mean probabilities where the task's loss is `hw1jax.losses.cross_entropy`, else the mean of their outputs.
+
+        Raises:
+          ValueError: an ensemble of a model without fold models.
+        """
+        if ensemble and not self.folds:
+            raise ValueError("ensemble=True: this model has no fold models")
+        task, h = self.task, self.hyperparameters
+        networks = self.folds if ensemble else ((self.params, self.state),)
+        outputs = [population.predict(task, params, h, x, state=state) for params, state in networks]
+        return evaluation.ensemble(task.loss, outputs) if ensemble else outputs[0]
 
     def __repr__(self) -> str:
         size = sum(np.size(leaf) for leaf in jax.tree.leaves(self.params))
-        return f"Model({self.study.name}: {size:,} parameters, {space_.in_words(self.draw)})"
+        folds = f"; {len(self.folds)} fold models" if self.folds else ""
+        return f"Model({self.study.name}: {size:,} parameters, {space_.in_words(self.draw)}{folds})"
+
+
+def _all_finite(tree: Any) -> bool:
+    return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
 
 
 def save_model(path: Path, model: Model) -> None:
@@ -79,8 +103,8 @@ def save_model(path: Path, model: Model) -> None:
         "format": storage.FORMAT,
         "study": model.study.name,
         "hyperparameters": space_.draw_to_json(model.draw),
-        "params": _by_path(model.params),
-        "state": _by_path(model.state),
+        **_network_to_file(model.params, model.state),
+        "folds": [_network_to_file(*network) for network in model.folds],
     }
     storage.write_bytes(path, flax.serialization.msgpack_serialize(content))
 
@@ -102,9 +126,12 @@ def load_model(path: Path | str, study: Study) -> Model:
         draw = space_.draw_from_json(study.space, content["hyperparameters"])
         model = Model(_with_layers_of(study, draw), draw, {})
         shapes = study_.variable_shapes(model.task, model.hyperparameters)
-        params, state = (_from_paths(content[name], s) for name, s in zip(("params", "state"), shapes, strict=True))
-        model = model._replace(params=params, state=state)
-        if not model.is_finite:
+        if not isinstance(content["folds"], list):
+            raise ValueError("fold models that are no list")
+        params, state = _network_from_file(content, shapes)
+        folds = tuple(_network_from_file(network, shapes) for network in content["folds"])
+        model = model._replace(params=params, state=state, folds=folds)
+        if not _all_finite((params, state, folds)):
             raise ValueError("parameters that are not finite")
     except OSError:
         raise
@@ -119,6 +146,15 @@ def _with_layers_of(study: Study, draw: Draw) -> Study:
     several = {name: r for name, r in study.space.items() if isinstance(r, Sequence) and len(r) != len(draw[name])}
     as_many = {name: tuple(r[min(i, len(r) - 1)] for i in range(len(draw[name]))) for name, r in several.items()}
     return study_.narrow(study, **as_many) if as_many else study
+
+
+def _network_to_file(params: Any, state: Any) -> dict[str, dict[str, np.ndarray]]:
+    return {"params": _by_path(params), "state": _by_path(state)}
+
+
+def _network_from_file(content: Any, shapes: tuple[Any, Any]) -> tuple[Any, Any]:
+    """(params, state); `shapes`: of these two."""
+    return _from_paths(content["params"], shapes[0]), _from_paths(content["state"], shapes[1])
 
 
 def _by_path(tree: Any) -> dict[str, np.ndarray]:
@@ -141,19 +177,54 @@ def _from_paths(arrays: Any, shapes: Any) -> Any:
 
 
 def best(trials: Sequence[TrialScore], study: Study) -> TrialScore | None:
-    """The complete trial with the best mean score (the first of equals); None if all have failed."""
-    sign = -1 if study.maximize else 1
-    return min(_complete(trials), key=lambda t: sign * t.mean(study.score), default=None)
+    """The complete trial with the best mean score (the first of equals); None if there is none."""
+    complete = [trial for trial in trials if trial.state == "complete"]
+    return min(complete, key=lambda trial: _place(trial, study), default=None)
 
 
 def ranks(trials: Sequence[TrialScore], study: Study) -> list[int | None]:
-    """Rank of each trial by mean score, 1 the best, equals sharing a rank; None for a failed one."""
-    means = sorted((t.mean(study.score) for t in _complete(trials)), reverse=bool(study.maximize))
-    return [means.index(t.mean(study.score)) + 1 if t.state == "complete" else None for t in trials]
+    """Rank of each trial, 1 the best, equals sharing a rank; None for a failed one.
+
+    Scores after other numbers of epochs can't be compared: complete trials come first, then those that were pruned the
+    later the better, and the mean score decides among trials that were trained as long.
+    """
+    places = [None if trial.state == "failed" else _place(trial, study) for trial in trials]
+    in_order = sorted(place for place in places if place)
+    return [place and in_order.index(place) + 1 for place in places]
 
 
-def _complete(trials: Sequence[TrialScore]) -> list[TrialScore]:
-    return [trial for trial in trials if trial.state == "complete"]
+def _place(trial: TrialScore, study: Study) -> tuple[bool, int, float]:
+    """What ranks a trial: the lowest is the best."""
+    mean = trial.mean(study.score)
+    return trial.state != "complete", -trial.epochs, -mean if study.maximize else mean
+
+
+NOT_LESS = 0.1  # of the folds' highest loss: a refit that is above by less is like them, however close they are
+
+
+def refit_warning(refit_train_loss: float, folds_train_loss: Sequence[float] | np.ndarray) -> str | None:
+    """That the refit has ended far above the folds, in a sentence; None if it has not, or where these aren't finite.
+
+    Its loss is far above if it is more than twice the highest of the folds'. It is as well if it is more than five of
+    the folds' standard deviations above their mean, and at least a tenth above the highest: of a few folds, some are
+    close to each other by chance.
+
+    Args:
+      refit_train_loss: its training loss in the last epoch.
+      folds_train_loss: [fold], of the same hyperparameters.
+    """
+    folds = np.asarray(folds_train_loss, np.float64)
+    if not np.isfinite(folds).all():
+        return None
+    mean, highest = float(folds.mean()), float(folds.max())
+    spread = float(folds.std(ddof=1)) if len(folds) > 1 else np.inf
+    beyond = max(highest + NOT_LESS * abs(highest), mean + 5 * spread)
+    if refit_train_loss <= min(beyond, highest + abs(highest)):
+        return None
+    return (
+        f"the refit ended at a training loss of {refit_train_loss:.3g}, where the folds ended at {mean:.3g} on average "
+        f"and {highest:.3g} at most: its optimizer has jumped in the last epochs, or has not settled"
+    )
 
 
 def score(model: Model, outputs: Any, y: Any) -> dict[str, Any]:
@@ -220,7 +291,7 @@ def write(
       train_loss: [trial, fold, epoch].
       val: "loss" and metrics by name, [trial, fold, epoch] each.
       arrays: what histories.npz has beside these.
-      model: the refitted best one.
+      model: the refitted best one, with its fold models; those are left out where one isn't finite.
     """
     histories = {"format": np.array(storage.FORMAT), "train_loss": train_loss}
     histories |= {f"val_{name}": values for name, values in val.items()}
@@ -230,7 +301,10 @@ def write(
         write_trials(folder / "trials.csv", study, trials, train_loss, val)
         storage.write_arrays(folder / "histories.npz", histories)
         if model.is_finite:
-            save_model(folder / "model.msgpack", model)  # after the histories: where it is, they are
+            folds = model.folds if model.has_ensemble else ()
+            save_model(
+                folder / "model.msgpack", model._replace(folds=folds)
+            )  # after the histories: where it is, they are
         else:
             (folder / "model.msgpack").unlink(missing_ok=True)  # the best model of fewer trials
         storage.write_json(folder / "results.json", record)
@@ -241,17 +315,18 @@ def write_trials(
 ) -> None:
     """trials.csv: a row a trial, in scikit-learn's words; a failed one says in which epoch it diverged.
 
-    `train_loss` and each of `val`, "loss" and metrics by name, are [trial, fold, epoch].
+    `train_loss` and each of `val`, "loss" and metrics by name, are [trial, fold, epoch]; what they hold after a trial's
+    last epoch doesn't count.
     """
     text = io.StringIO()
     finite = np.isfinite(train_loss) & np.isfinite(val["loss"]) & np.isfinite(val[study.score])
     rows = []
     for trial, rank, own in zip(trials, ranks(trials, study), np.all(finite, axis=1), strict=True):
-        row = {"number": trial.number, "state": trial.state} | space_.flatten(trial.draw)
+        row = {"number": trial.number, "state": trial.state, "epochs": trial.epochs} | space_.flatten(trial.draw)
         for name, folds in trial.scores.items():
             row |= {f"split{i}_val_{name}": value for i, value in enumerate(folds)}
             row |= {f"mean_val_{name}": trial.mean(name), f"std_val_{name}": trial.std(name)}
-        diverged = "" if trial.state == "complete" else 1 + int(np.argmin(own))
+        diverged = 1 + int(np.argmin(own[: trial.epochs])) if trial.state == "failed" else ""
         rows.append(row | {"rank": rank, "diverged_epoch": diverged})
     writer = csv.DictWriter(text, rows[0])
     writer.writeheader()
@@ -276,7 +351,10 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def kept_refit(folder: Path, study: Study, trial: TrialScore, num_epochs: int) -> tuple[Model, np.ndarray] | None:
-    """(model, train_loss [epoch]) that an earlier run of the same search has refitted, if it was this trial."""
+    """(model, train_loss [epoch]) that an earlier run of the same search has refitted, if it was this trial.
+
+    The model has the networks of the trial's folds, where that run has kept them.
+    """
     try:
         model = load_model(folder / "model.msgpack", study)
         arrays = storage.read_arrays(folder / "histories.npz")
@@ -305,8 +383,9 @@ class Trials(NamedTuple):
 
     rows: list[dict[str, str]]  # as they stand in the file
     numbers: np.ndarray  # int [trial]
-    states: np.ndarray  # str [trial], "complete" or "failed"
-    folds: dict[str, np.ndarray]  # "loss" and metrics by name: float [trial, fold], in validation after the last epoch
+    states: np.ndarray  # str [trial], "complete", "pruned" or "failed"
+    epochs: np.ndarray  # int [trial], that it was trained
+    folds: dict[str, np.ndarray]  # "loss" and metrics by name: float [trial, fold], in validation after its last epoch
     means: dict[str, np.ndarray]  # by name: float [trial]
     ranks: np.ndarray  # float [trial], 1 for the best; NaN for failed ones
     params: dict[str, np.ndarray]  # by column: int, float, bool or str [trial]
@@ -316,9 +395,15 @@ class Trials(NamedTuple):
         """Bool [trial]."""
         return self.states == "complete"
 
+    @property
+    def pruned(self) -> np.ndarray:
+        """Bool [trial]: ended before the last epoch, as others did better."""
+        return self.states == "pruned"
+
     def __repr__(self) -> str:
+        pruned = f" and {self.pruned.sum()} pruned" if self.pruned.any() else ""
         columns = ", ".join(self.params)
-        return f"Trials({len(self.rows)}, of which {self.complete.sum()} are complete: {columns})"
+        return f"Trials({len(self.rows)}, of which {self.complete.sum()} are complete{pruned}: {columns})"
 
 
 class Results(NamedTuple):
@@ -348,6 +433,11 @@ class Results(NamedTuple):
     def test(self) -> dict[str, Any]:
         """What the refitted best trial does on the test set: "loss" and metrics by name."""
         return self.record["test"]
+
+    @property
+    def ensemble(self) -> dict[str, Any] | None:
+        """What the networks of the best trial's folds do together on the test set, as `test`; None without them."""
+        return self.record.get("ensemble")
 
     @property
     def failure(self) -> str | None:
@@ -384,15 +474,21 @@ class Results(NamedTuple):
 
     def __repr__(self) -> str:
         best, name = self.best, self.study.score
-        tested = [f"{n} {v:.4g}" for n, v in self.test.items() if isinstance(v, int | float)]
-        failed = len(self.trials.rows) - int(self.trials.complete.sum())
-        return (
-            f"Results({self.study.name}: {len(self.trials.rows)} trials, {failed} failed\n"
-            f"  best: trial {best.number}, {space_.in_words(best.params)}\n"
-            f"  validation {name}: {best.mean:.4g} ± {best.std:.4g} over {self.num_folds} folds\n"
-            f"  test: {', '.join(tested) or self.failure}\n"
-            f"  folder: {self.folder})"
-        )
+        pruned, complete = int(self.trials.pruned.sum()), int(self.trials.complete.sum())
+        counts = [f"{len(self.trials.rows)} trials", *([f"{pruned} pruned"] if pruned else [])]
+        lines = [
+            f"Results({self.study.name}: {', '.join(counts)}, {len(self.trials.rows) - pruned - complete} failed",
+            f"best: trial {best.number}, {space_.in_words(best.params)}",
+            f"validation {name}: {best.mean:.4g} ± {best.std:.4g} over {self.num_folds} folds",
+            f"test: {_in_words(self.test) or self.failure}",
+            *([f"ensemble of the folds: {_in_words(self.ensemble)}"] if self.ensemble else []),
+            f"folder: {self.folder})",
+        ]
+        return "\n  ".join(lines)
+
+
+def _in_words(tested: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in tested.items() if isinstance(value, int | float))
 
 
 def load_results(folder: Path | str, study: Study) -> Results:
@@ -422,7 +518,10 @@ def read(folder: Path, study: Study) -> Results:
         model = None if record["refit"]["state"] == "diverged" else load_model(path, study)
     except FileNotFoundError:
         raise _missing(path) from None
-    if model and space_.draw_to_json(model.draw) != record["best"]["params"]:
+    num_networks = record["config"]["num_folds"] if record["ensemble"] else 0
+    if model and (
+        space_.draw_to_json(model.draw) != record["best"]["params"] or len(model.folds) not in (num_networks, None)
+    ):
         raise ValueError(f"{path} is not the best model of the results.json beside it: repeat the run")
     inputs = record.get("inputs", {})
     named = {name: Path(inputs[name]) for name in study.inputs if inputs.get(name)}
@@ -432,7 +531,7 @@ def read(folder: Path, study: Study) -> Results:
         raise ValueError(f"{folder} was run with other data than {what} is now: restore the data, or repeat the run")
     path = folder / "histories.npz"
     num_test = len(jax.tree.leaves(data.x_test)[0])
-    histories = _checked(path, lambda: _read_histories(path, study, trials, num_test))
+    histories = _checked(path, lambda: _read_histories(path, study, record, trials, num_test))
     return Results(study, folder, record, trials, histories, model, data)
 
 
@@ -466,6 +565,8 @@ LARGEST_NUMBER = 1e15  # of settings, seconds and counts; a whole number may hav
 LARGEST_FLOAT = float(np.finfo(np.float64).max)
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 _NUMBER, _NOTHING = (int, float), type(None)
+_STATES = ("complete", "pruned", "failed")
+_TESTED = {"loss": (*_NUMBER, _NOTHING), "accuracy": (*_NUMBER, _NOTHING), "confusion": (list, _NOTHING)}
 _EXPECTED = {
     "study": str,
     "title": str,
@@ -473,15 +574,24 @@ _EXPECTED = {
     "config": {
         **dict.fromkeys(("num_trials", "num_epochs", "num_folds", "batch_size"), int),
         **dict.fromkeys(("score", "direction", "data_sha256", "precision"), str),
+        **dict.fromkeys(("halving", "first_rung"), (int, _NOTHING)),
+        "brackets": bool,
         "space": dict,
     },
     "environment": dict,
     "best": {"number": int, "params": dict},
-    "refit": {"state": str, "failure": (str, _NOTHING)},
-    "test": {"loss": (*_NUMBER, _NOTHING), "accuracy": (*_NUMBER, _NOTHING), "confusion": (list, _NOTHING)},
-    "trials": {"complete": int, "failed": int},
+    "refit": {
+        "state": str,
+        **dict.fromkeys(("failure", "warning"), (str, _NOTHING)),
+        **dict.fromkeys(("train_loss", "folds_train_loss"), (*_NUMBER, _NOTHING)),
+    },
+    "test": _TESTED,
+    "ensemble": (dict, _NOTHING),
+    "trials": dict.fromkeys(_STATES, int),
+    "rungs": list,
     "timing": {"total_seconds": _NUMBER},
 }
+_RUNG = dict.fromkeys(("num_epochs", "num_trials", "went_on", "failed"), int) | {"seconds": _NUMBER}
 _REFERENCE = {"name": str, "params": dict, "test": dict}
 
 
@@ -490,7 +600,7 @@ def _read_record(path: Path) -> dict[str, Any]:
     if isinstance(record, dict):
         storage.check_format(record, path)
     _check(record, _EXPECTED, "the file")
-    for part in ("config", "timing", "trials"):
+    for part in ("config", "timing", "trials", "rungs"):
         _check_numbers(record[part], repr(part), LARGEST_NUMBER)
     _check_numbers(record, "the file", LARGEST_FLOAT)
     if record.get("reference") is not None:
@@ -500,9 +610,25 @@ def _read_record(path: Path) -> dict[str, Any]:
         raise ValueError("'inputs' are no paths")
     if (record["test"]["loss"] is None) != bool(record["refit"]["failure"]):
         raise ValueError("a test loss, or why there is none, and not both")
+    if record["ensemble"] is not None:
+        _check(record["ensemble"], _TESTED, "'ensemble'")
+        if record["refit"]["state"] == "diverged":
+            raise ValueError("an ensemble without a model")
+    _check_rungs(record["rungs"], record["config"]["num_epochs"])
     if record["config"]["precision"] not in PRECISIONS:
         raise ValueError("there is no such precision")
     return record
+
+
+def _check_rungs(rungs: list[Any], num_epochs: int) -> None:
+    """Raises a ValueError unless a record's rungs lead to the last epoch, with numbers of trials that can be."""
+    for rung in rungs:
+        _check(rung, _RUNG, "a rung")
+        if not 0 <= rung["went_on"] + rung["failed"] <= rung["num_trials"]:
+            raise ValueError("a rung from which more trials went than there were")
+    ends = [rung["num_epochs"] for rung in rungs]
+    if ends != sorted({0, *ends})[1:] or ends[-1:] != [num_epochs]:
+        raise ValueError(f"rungs that don't lead to epoch {num_epochs}")
 
 
 def _check(value: Any, expected: Any, name: str) -> None:
@@ -545,7 +671,9 @@ def _as_searched(study: Study, record: dict[str, Any]) -> Study:
     names = [f"{kind}_val_{name}" for name in ("loss", *study.metrics) for kind in ("mean", "std")]
     _check(best, dict.fromkeys(names, (*_NUMBER, _NOTHING)), "'best'")
     _check(best, dict.fromkeys((f"mean_val_{name}", f"std_val_{name}"), _NUMBER), "'best'")
-    _check(record["test"], dict.fromkeys(study.metrics, (*_NUMBER, _NOTHING)), "'test'")
+    for part in ("test", "ensemble"):
+        if record[part] is not None:
+            _check(record[part], dict.fromkeys(study.metrics, (*_NUMBER, _NOTHING)), repr(part))
     searched = replace(study, minimize=name, maximize=name if config["direction"] == "maximize" else None)
     return study_.narrow(searched, **space_.from_json(study.space, config["space"]))
 
@@ -567,6 +695,7 @@ def _read_trials(path: Path, study: Study, record: dict[str, Any]) -> Trials:
         rows,
         np.array([int(row["number"]) for row in rows], np.int64),
         np.array([row["state"] for row in rows]),
+        np.array([int(row["epochs"]) for row in rows], np.int64),
         {n: np.stack([numbers(f"split{i}_val_{n}") for i in range(num_folds)], axis=1) for n in names},
         {n: numbers(f"mean_val_{n}") for n in names},
         numbers("rank"),
@@ -574,6 +703,15 @@ def _read_trials(path: Path, study: Study, record: dict[str, Any]) -> Trials:
     )
     if record["best"]["number"] not in trials.numbers[trials.complete]:
         raise ValueError(f"no complete trial {record['best']['number']}, the best of results.json")
+    if any(np.sum(trials.states == state) != record["trials"][state] for state in _STATES) or set(trials.states) - set(
+        _STATES
+    ):
+        raise ValueError(f"not the states of trials that results.json counts: {record['trials']}")
+    num_epochs = record["config"]["num_epochs"]
+    if np.any((trials.epochs < 1) | (trials.epochs > num_epochs)) or np.any(
+        trials.epochs[trials.complete] != num_epochs
+    ):
+        raise ValueError(f"complete trials have {num_epochs} epochs, others 1 to {num_epochs}")
     return trials
 
 
@@ -585,19 +723,22 @@ def _values(r: Range, texts: Sequence[str]) -> np.ndarray:
     return np.array([int(text) for text in texts], np.int64) if isinstance(r, Int) else np.array(texts, float)
 
 
-def _read_histories(path: Path, study: Study, trials: Trials, num_test: int) -> dict[str, np.ndarray]:
+def _read_histories(
+    path: Path, study: Study, record: dict[str, Any], trials: Trials, num_test: int
+) -> dict[str, np.ndarray]:
     arrays = storage.read_arrays(path)
     storage.check_format(arrays, path)
-    members = trials.folds["loss"].shape
-    shapes = dict.fromkeys(
-        ("train_loss", "val_loss", *(f"val_{name}" for name in study.metrics)),
-        (*members, len(arrays["refit_train_loss"])),
-    )
+    members, num_epochs = trials.folds["loss"].shape, record["config"]["num_epochs"]
+    names = ("train_loss", "val_loss", *(f"val_{name}" for name in study.metrics))
+    shapes = dict.fromkeys(names, (*members, num_epochs)) | {"refit_train_loss": (num_epochs,)}
     if "curve_x" in arrays:
         num_points = len(arrays["curve_x"])
         shapes |= {"curve_outputs": (num_points,), "curve_fold_outputs": (*members, num_points)}
     if "test_outputs" in arrays:  # else they are a tree
         shapes["test_outputs"] = (num_test, *arrays["test_outputs"].shape[1:])
+    if record["ensemble"] is not None:  # its outputs are as those of the refit, one array or several
+        outputs = {name: array for name, array in arrays.items() if name.startswith("test_outputs")}
+        shapes |= {name.replace("test", "ensemble", 1): array.shape for name, array in outputs.items()}
     for name, shape in shapes.items():
         if arrays[name].shape != shape:
             raise ValueError(f"{name} has the shape {arrays[name].shape}, expected {shape}")

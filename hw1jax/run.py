@@ -4,7 +4,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial, wraps
 from typing import Any, TypeVar
@@ -101,7 +101,8 @@ def run(
     curve_x = _curve_inputs(data)
     if hosts.follows():
         if told := hosts.receive():
-            brackets.follow(asked, _wide(order, _plan_of(told), data, splits), order.search.seed, curve_x)
+            planned = _plan_of(told)
+            brackets.follow(asked, planned, _wide(order, planned, data, splits), order.search.seed, curve_x)
         return {}
     clock = Clock()
     lock = partial(storage.lock, folder / ".search.lock")
@@ -116,23 +117,27 @@ def run(
             )
             config = search.begin(opened, config, folder)
             before = results.read_record(folder)
-        observer.start(asked, order.num_trials, len(splits), order.search.num_epochs)
-        if order.program.reproducible and jax.default_backend() != "cpu" and not record.is_reproducible():
-            observer.note("not reproducible: XLA_FLAGS must say so before JAX starts (record.make_reproducible)")
         planned = _plan_of(config)
-        hosts.send(config)
+        numbers = [stretch.numbers for stretch in planned.stretches(order.num_trials)]
         wide = _wide(order, planned, data, splits)
         place = folder / "brackets" / _digest(config)
-        trained = Brackets(place, asked, planned, wide, order.search.seed, curve_x, observer, stop)
+        trained = Brackets(
+            place, asked, planned, wide, order.search.seed, curve_x, observer, stop, num_trials=order.num_trials
+        )
+        observer.start(asked, order.num_trials, len(splits), order.search.num_epochs, trained.work)
+        if order.program.reproducible and jax.default_backend() != "cpu" and not record.is_reproducible():
+            observer.note("not reproducible: XLA_FLAGS must say so before JAX starts (record.make_reproducible)")
+        hosts.send(config)
         trials: list[TrialScore] = []
         histories: dict[int, Trained] = {}  # by each bracket's first trial
-        with clock.measure("train_seconds", threads=planned.program.num_devices if planned.own_widths else 1):
+        threads = max(rung.program.num_devices if rung.own_widths else 1 for rung in planned.rungs)
+        with clock.measure("train_seconds", threads=threads):
             for bracket in search.search(
                 opened,
                 asked,
                 trained.train,
-                num_trials=order.num_trials,
-                bracket_size=planned.bracket,
+                brackets=numbers,
+                num_epochs=order.search.num_epochs,
                 one_at_a_time=lock,
                 note=observer.note,
             ):
@@ -157,6 +162,10 @@ def run(
             model, refit_train_loss = results.kept_refit(folder, asked, best, order.search.num_epochs) or refit(
                 order, data, len(splits), best.draw, observer, checkpoint, stop
             )
+            if not model.folds:
+                its_bracket = next(range_ for range_ in numbers if best.number in range_)
+                draws = {trial.number: trial.draw for trial in trials if trial.number in its_bracket}
+                model = model._replace(folds=trained.fold_models(best.number, draws))
         observer.stage("looking at the test set")
         with clock.measure("test_seconds"):
             test_outputs = model.predict(data.x_test)
@@ -165,7 +174,11 @@ def run(
         if len(curve_x):
             arrays |= {"curve_x": curve_x, "curve_outputs": model.predict(curve_x[:, None])[:, 0]}
             arrays["curve_fold_outputs"] = history.curves
-        test = results.score(model, test_outputs, data.y_test)
+        test, ensemble = results.score(model, test_outputs, data.y_test), None
+        if model.is_finite:
+            arrays["ensemble_outputs"] = model.predict(data.x_test, ensemble=True)
+            ensemble = results.score(model, arrays["ensemble_outputs"], data.y_test)
+        own = history.train_loss[[trial.number for trial in trials].index(best.number), :, -1]  # [fold]
         written = {
             "format": storage.FORMAT,
             "study": asked.name,
@@ -177,10 +190,18 @@ def run(
             "environment": record.describe() | record.numerics(),
             "inputs": {name: path and str(path) for name, path in order.inputs.items()},
             "best": results.summary(asked, best),
-            "refit": {"state": "complete" if model.is_finite else "diverged", "failure": _failure(model, test)},
+            "refit": {
+                "state": "complete" if model.is_finite else "diverged",
+                "failure": _failure(model, test),
+                "train_loss": _finite(refit_train_loss[-1]),
+                "folds_train_loss": _finite(own.mean()),
+                "warning": results.refit_warning(float(refit_train_loss[-1]), own) if model.is_finite else None,
+            },
             "test": test,
+            "ensemble": ensemble,
             "reference": results.reference(asked),
-            "trials": {state: sum(t.state == state for t in trials) for state in ("complete", "failed")},
+            "trials": {state: sum(t.state == state for t in trials) for state in ("complete", "pruned", "failed")},
+            "rungs": _rungs(trials, planned, trained.seconds),
             "timing": clock.seconds() | {"total_seconds": time.time() - started},
         }
         results.write(folder, asked, written, trials, history.train_loss, history.val, arrays, model)
@@ -234,7 +255,7 @@ def refit(
 def _wide(order: Order, planned: SearchPlan, data: Dataset, splits: list[Fold]) -> population.Population:
     """The study's population of the widest networks; each job has its own task."""
     fixed = space_.fixed(order.study.space, space_.widest(order.study.space), widest=True)
-    return plan.make_population(order.study, order.search, planned.program, data, splits, fixed)
+    return plan.make_population(order.study, order.search, planned.rungs[0].program, data, splits, fixed)
 
 
 def _plan_of(config: dict[str, Any]) -> SearchPlan:
@@ -244,13 +265,14 @@ def _plan_of(config: dict[str, Any]) -> SearchPlan:
       ValueError: it needs more devices than there are here.
     """
     planned = SearchPlan.from_json(config["plan"])
-    num_devices = planned.program.num_devices
-    if num_devices > len(jax.devices()) and not planned.own_widths:
+    own_widths = any(rung.own_widths for rung in planned.rungs)
+    num_devices = max(rung.program.num_devices for rung in planned.rungs)
+    if any(r.program.num_devices > len(jax.devices()) and not r.own_widths for r in planned.rungs):
         raise ValueError(
             f"this search was begun on {num_devices} devices, here are {len(jax.devices())}: go on with it where "
             "there are as many (on a CPU, with JAX_NUM_CPU_DEVICES), or give another out="
         )
-    if hosts.are_several() and (planned.own_widths or num_devices < len(jax.devices())):
+    if hosts.are_several() and (own_widths or num_devices < len(jax.devices())):
         raise ValueError(
             "several processes train one program on all their devices: give widths=padded, no num_devices=, and "
             "trials enough for all devices"
@@ -263,6 +285,27 @@ def _failure(model: Model, test: dict[str, Any]) -> str | None:
     if not model.is_finite:
         return "the refit of the best trial diverged; search smaller learning rates"
     return None if test["loss"] is not None else "the test loss is not finite: outputs or labels are too large"
+
+
+def _rungs(trials: Sequence[TrialScore], planned: SearchPlan, seconds: Mapping[int, float]) -> list[dict[str, Any]]:
+    """What became of the trials on each rung, in the order of the epochs at which rungs end."""
+    found = []
+    for end in sorted({rung.num_epochs for rung in planned.rungs}):
+        on_it = [trial for trial in trials if trial.epochs >= end]
+        found.append(
+            {
+                "num_epochs": end,
+                "num_trials": len(on_it),
+                "went_on": sum(trial.epochs > end for trial in on_it),
+                "failed": sum(trial.epochs == end and trial.state == "failed" for trial in on_it),
+                "seconds": seconds.get(end, 0.0),
+            }
+        )
+    return found
+
+
+def _finite(value: np.floating) -> float | None:
+    return float(value) if np.isfinite(value) else None
 
 
 def _config(order: Order, data: Dataset, splits: list[Fold]) -> dict[str, Any]:

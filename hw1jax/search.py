@@ -6,11 +6,11 @@ import re
 import secrets
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import optuna
@@ -299,7 +299,12 @@ def suggest(trial: Trial, study: Study) -> Draw:
     return space_.draw(study.space, choose)
 
 
-Values = Mapping[str, Any]  # "loss" and metrics by name: [fold, epoch], or [fold] after the last epoch alone
+Values = Mapping[str, Any]  # "loss" and metrics by name: [fold, epoch]
+STATES: dict[TrialState, Literal["complete", "pruned", "failed"]] = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+}
 
 
 def search(
@@ -307,23 +312,23 @@ def search(
     study: Study,
     train: Callable[[dict[int, Draw]], Mapping[int, Values] | None],
     *,
-    num_trials: int,
-    bracket_size: int,
+    brackets: Iterable[range],
+    num_epochs: int,
     one_at_a_time: Callable[[], AbstractContextManager] = nullcontext,
     note: Callable[[str], None] = lambda text: None,
 ) -> Iterator[list[TrialScore]]:
     """Asks for brackets of trials, trains each bracket, tells its scores; yields each bracket.
 
-    Trial n is always in bracket n // bracket_size, so a search that was stopped goes on with the same brackets, and
-    several processes can work on one search. Trials that have a score are not trained again.
+    A trial is always in the same bracket, so a search that was stopped goes on with the same brackets, and several
+    processes can work on one search. Trials that have a score are not trained again.
 
     Args:
       opened: from `open_storage`.
       study: what to draw from, and which score counts.
       train: {number: draw} -> {number: values}. The last epoch's are the scores. None: another process is at it; the
         bracket's turn comes again.
-      num_trials: trials in all, those that the search already has included.
-      bracket_size: trials a bracket.
+      brackets: the numbers of each one's trials, from 0 on; those of trials that the search already has included.
+      num_epochs: of a trial that is complete; one whose values are of fewer was pruned.
       one_at_a_time: makes a context in which no other process asks or tells.
       note: is told that the database is away, and that the search waits for it.
 
@@ -331,28 +336,28 @@ def search(
       ConnectionError: it has stayed away; nothing is lost.
     """
 
-    def ask(numbers: range) -> tuple[dict[int, Draw], dict[int, Values]]:
+    def ask(numbers: range) -> tuple[dict[int, Draw], dict[int, TrialScore]]:
         draws = {number: suggest(_ask(opened, number, study), study) for number in numbers}
-        return draws, _told_scores(opened, study, numbers)
+        return draws, _told(opened, study, draws)
 
-    def tell(numbers: range, values: Mapping[int, Values]) -> None:
-        told = _told_scores(opened, study, numbers)
-        for number in numbers:
-            if number not in told:
-                _tell(opened, study, _ask(opened, number, study), values[number])
+    def tell(draws: dict[int, Draw], values: Mapping[int, Values]) -> list[TrialScore]:
+        told = _told(opened, study, draws)
+        for number in draws.keys() - told.keys():
+            told[number] = scored(number, draws[number], study, values[number], num_epochs)
+            _tell(opened, study, _ask(opened, number, study), values[number], told[number])
+        return [told[number] for number in draws]
 
-    waiting = [range(first, min(first + bracket_size, num_trials)) for first in range(0, num_trials, bracket_size)]
+    waiting = list(brackets)
     while waiting:
         done = []
         for numbers in waiting:
             with one_at_a_time():
                 draws, told = _patiently(partial(ask, numbers), note)
-            values = told if len(told) == len(numbers) else train(draws)
+            values = {} if len(told) == len(numbers) else train(draws)
             if values is not None:
-                values = {**values, **told}
                 with one_at_a_time():
-                    _patiently(partial(tell, numbers, values), note)
-                yield [scored(n, draws[n], study, values[n]) for n in numbers]
+                    trials = _patiently(partial(tell, draws, values), note)
+                yield trials
                 done.append(numbers)
             elif not isinstance(opened.sampler, PureRandomSampler):
                 break  # what the next bracket draws depends on this one's scores
@@ -361,11 +366,14 @@ def search(
         waiting = [numbers for numbers in waiting if numbers not in done]
 
 
-def scored(number: int, draw: Draw, study: Study, values: Values) -> TrialScore:
+def scored(number: int, draw: Draw, study: Study, values: Values, num_epochs: int) -> TrialScore:
     """A trial with its values after the last epoch, and the state that follows from them."""
-    last = {name: tuple(map(float, _by_epoch(folds)[:, -1])) for name, folds in values.items()}
+    last = {name: tuple(map(float, folds[:, -1])) for name, folds in values.items()}
     finite = np.isfinite(last["loss"]).all() and np.isfinite(last[study.score]).all()
-    return TrialScore(number, draw, "complete" if finite else "failed", last)
+    epochs = values["loss"].shape[1]
+    return TrialScore(
+        number, draw, "failed" if not finite else "complete" if epochs == num_epochs else "pruned", last, epochs
+    )
 
 
 def _ask(opened: optuna.Study, number: int, study: Study) -> Trial:
@@ -377,37 +385,32 @@ def _ask(opened: optuna.Study, number: int, study: Study) -> Trial:
     return Trial(opened, known[number]._trial_id)
 
 
-def _told_scores(opened: optuna.Study, study: Study, numbers: Sequence[int]) -> dict[int, Values]:
-    """The scores of those of the trials that have them."""
+def _told(opened: optuna.Study, study: Study, draws: Mapping[int, Draw]) -> dict[int, TrialScore]:
+    """Those of the trials that have a score."""
     frozen = opened.get_trials(deepcopy=False)
-    names = ("loss", *study.metrics)
-    return {
-        n: {name: frozen[n].user_attrs[f"scores_{name}"] for name in names}
-        for n in numbers
-        if frozen[n].state.is_finished()
-    }
+    found = {}
+    for number, draw in draws.items():
+        state, kept = frozen[number].state, frozen[number].user_attrs
+        if state.is_finished():
+            scores = {name: tuple(kept[f"scores_{name}"]) for name in ("loss", *study.metrics)}
+            found[number] = TrialScore(number, draw, STATES[state], scores, kept["epochs"])
+    return found
 
 
-def _by_epoch(values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """[fold, epoch] of values [fold, epoch] or [fold]."""
-    return np.reshape(values, (len(values), -1))
-
-
-def _tell(opened: optuna.Study, study: Study, trial: Trial, values: Values) -> None:
-    by_epoch = _by_epoch(values[study.score])
+def _tell(opened: optuna.Study, study: Study, trial: Trial, values: Values, done: TrialScore) -> None:
     with np.errstate(invalid="ignore"):  # infinity less infinity, in a diverged trial
-        means = by_epoch.mean(axis=0)
+        means = values[study.score].mean(axis=0)
     reported = opened.get_trials(deepcopy=False)[trial.number].intermediate_values  # by one who was stopped in between
     num_epochs = len(means)  # a few of them: each takes a journal 0.4 ms
     for epoch in np.unique(np.linspace(1, num_epochs, min(num_epochs, MOST_REPORTS)).astype(int)):
         if np.isfinite(means[epoch - 1]) and epoch not in reported:
             trial.report(float(means[epoch - 1]), step=int(epoch))
-    done = scored(trial.number, {}, study, values)
     for name, folds in done.scores.items():  # before `tell`: a finished trial can't change
         for i, value in enumerate(folds):
             trial.set_user_attr(f"split{i}_val_{name}", value)
         trial.set_user_attr(f"scores_{name}", list(folds))
+    trial.set_user_attr("epochs", done.epochs)
     if done.state == "complete":
         opened.tell(trial, done.mean(study.score))
-    else:
-        opened.tell(trial, state=TrialState.FAIL)
+    else:  # a pruned one counts with what was reported last
+        opened.tell(trial, state=TrialState.PRUNED if done.state == "pruned" else TrialState.FAIL)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 # Of results.json, histories.npz, model.msgpack and a search's configuration with its plan.
-FORMAT = 3
+FORMAT = 4
 
 
 class FormatError(ValueError):
@@ -56,10 +56,10 @@ def write_json(path: Path, content: Any) -> None:
     write_bytes(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
 
-def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes arrays by name as a compressed npz. Objects, which only pickle could write, are refused.
+def write_arrays(path: Path, arrays: dict[str, np.ndarray], *, compressed: bool = True) -> None:
+    """Writes arrays by name as an npz. Objects, which only pickle could write, are refused.
 
-    Numbers of types that numpy has not itself, as bfloat16, become float32: as bytes alone they would come back.
+    Compressing takes longer than all else: a file that is read once and removed does without. Numbers of types that numpy has not itself, as bfloat16, become float32: as bytes alone they would come back.
     """
     named: dict[str, Any] = {}  # no name is one of the function's own options
     for name, array in arrays.items():
@@ -67,7 +67,7 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
             raise ValueError(f"{name} holds Python objects, not numbers")
         named[name] = array.astype(np.float32) if _is_foreign(np.asarray(array).dtype) else array
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **named)
+    (np.savez_compressed if compressed else np.savez)(buffer, **named)
     write_bytes(path, buffer.getvalue())
 
 

@@ -21,7 +21,7 @@ from hw1jax.space import Draw, Space
 from hw1jax.training import Metric, Task
 
 LARGEST_SEED = 2**32 - 1  # JAX's keys take no more bits of it
-COLUMNS = frozenset({"number", "state", "rank", "diverged_epoch"})  # of trials.csv, whatever is searched
+COLUMNS = frozenset({"number", "state", "epochs", "rank", "diverged_epoch"})  # of trials.csv, whatever is searched
 MOST_PROGRAMS = 16  # that static hyperparameters may ask for: each is compiled, kept, and shares no slots
 
 
@@ -44,6 +44,21 @@ class Reference:
     notes: Sequence[str] = ()
 
 
+@dataclass(frozen=True)
+class Halving:
+    """Successive halving: at the end of each rung, the best of a bracket's trials go on and the others are pruned.
+
+    Attributes:
+      factor: of a rung's trials, one in so many goes on; trials that go on train so many times longer.
+      first: epochs of the first rung, at least; a `factor`**3-th of all, if not given.
+      brackets: Hyperband: several brackets, each with another first rung, for those who distrust early ranking.
+    """
+
+    factor: int = 3
+    first: int | None = None
+    brackets: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class Study:
     """A network, its data, and what of it is searched.
@@ -57,6 +72,7 @@ class Study:
       metrics: by name a function (outputs, y) -> [batch], one value an example; its mean is shown beside the loss.
       minimize, maximize: "loss" or a metric, by whose mean over the folds trials are ranked; `maximize` goes first.
       num_trials, num_folds, num_epochs, batch_size: as far as it is searched where nobody says otherwise.
+      halving: whether trials that do badly are pruned early, where nobody says otherwise.
       folds: list of (training indices, validation indices), or a splitter object as scikit-learn has them (with the
         data's `groups`), instead of shuffled `num_folds`.
       quick: by name, of these numbers, what is smaller in a small run.
@@ -83,6 +99,7 @@ class Study:
     num_folds: int = 3
     num_epochs: int = 100
     batch_size: int = 32
+    halving: Halving | None = None
     folds: Any = None
     quick: Mapping[str, int] = field(default_factory=lambda: {"num_trials": 4, "num_epochs": 2})
     title: str = ""
@@ -125,6 +142,13 @@ class Search:
     """Of folds, minibatches, draws and initial parameters."""
     sampler: Literal["random", "tpe"] = "random"
     """How hyperparameters are drawn."""
+    halving: int | None = None
+    """Successive halving: of a rung's trials the best one in FACTOR goes on, the others are pruned. Rungs end at
+    num_epochs / FACTOR^k."""
+    first_rung: int | None = None
+    """Epochs of halving's first rung, at least; a FACTOR^3-th of all, if not given."""
+    brackets: bool = False
+    """Hyperband: several brackets, each with another first rung, for those who distrust early ranking."""
     precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
     """Of matrix products on a GPU or TPU; a CPU computes in float32."""
 
@@ -160,8 +184,9 @@ class TrialScore(NamedTuple):
 
     number: int
     draw: Draw
-    state: Literal["complete", "failed"]  # failed: a loss or the score is not finite
+    state: Literal["complete", "pruned", "failed"]  # failed: a loss or the score is not finite
     scores: dict[str, tuple[float, ...]]  # "loss" and metrics by name: each fold's value after the last epoch
+    epochs: int = 0  # that it was trained
 
     def mean(self, name: str) -> float:
         """Mean over the folds."""
@@ -202,6 +227,7 @@ def order(study: Study, *, inputs: Mapping[str, Any] | None = None, quick: bool 
     chosen = {name: getattr(study, name) for name in names} | (dict(study.quick) if quick else {}) | settings
     rooms: dict[type, dict[str, Any]] = {Search: {}, Program: {}, Output: {"quick": quick}}
     num_trials = chosen.pop("num_trials")
+    chosen = halving_settings(chosen.pop("halving", study.halving)) | chosen
     for name, value in chosen.items():
         room = next((room for room in rooms if name in {f.name for f in fields(room)}), None)
         if room is None:
@@ -220,18 +246,30 @@ def order(study: Study, *, inputs: Mapping[str, Any] | None = None, quick: bool 
     return made
 
 
+def halving_settings(halving: Halving | int | None) -> dict[str, Any]:
+    """The settings of a search that a `Halving` stands for; a factor stands for itself."""
+    if not isinstance(halving, Halving):
+        return {"halving": halving}
+    return {"halving": halving.factor, "first_rung": halving.first, "brackets": halving.brackets}
+
+
 def check(order: Order) -> None:
     """Raises a ValueError of one line if an order can't be carried out, before anything is read or written."""
     study, num_trials, search, program, output, _ = order
     numbers = {"num_trials": num_trials} | {n: getattr(search, n) for n in ("num_epochs", "batch_size", "num_folds")}
     optional = {name: getattr(program, name) for name in ("num_devices", "members_per_program")}
+    optional |= {name: getattr(search, name) for name in ("halving", "first_rung")}
     numbers |= {"seed": search.seed} | {name: value for name, value in optional.items() if value is not None}
     for name, value in numbers.items():
-        least = {"num_folds": 2, "seed": 0}.get(name, 1)
+        least = {"num_folds": 2, "seed": 0, "halving": 2}.get(name, 1)
         if isinstance(value, bool) or not isinstance(value, int):
             raise ValueError(f"{name}= must be a whole number, got {value!r}")
         if value < least:
             raise ValueError(f"{name}= must be at least {least}, got {value}")
+    if search.halving is None and (search.first_rung is not None or search.brackets):
+        raise ValueError("first_rung= and brackets= go with halving=")
+    if search.first_rung is not None and search.first_rung > search.num_epochs:
+        raise ValueError(f"first_rung={search.first_rung} is more than the {search.num_epochs} epochs of a trial")
     if search.seed > LARGEST_SEED:
         raise ValueError(f"seed= must be at most {LARGEST_SEED}, got {search.seed}")
     for room, name in ((search, "sampler"), (search, "precision"), (program, "widths")):

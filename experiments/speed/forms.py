@@ -145,10 +145,10 @@ def lay_out(
     program = Program(widths="exact", num_devices=num_devices)
     if in_one:  # however many trials there are
         program = Program(widths="padded", members_per_program=sys.maxsize, num_devices=num_devices)
-    planned = plan.make_plan(asked, len(draws), search, program, data, splits)
+    [rung] = plan.make_plan(asked, len(draws), search, program, data, splits).rungs
     widest = space.fixed(asked.space, space.widest(asked.space), widest=True)
-    wide = plan.make_population(asked, search, planned.program, data, splits, widest)
-    jobs = plan.jobs_of(asked, planned, draws)
+    wide = plan.make_population(asked, search, rung.program, data, splits, widest)
+    jobs = plan.jobs_of(asked, rung, draws)
     if form in (ONE_FOLD, FOLDS):  # a program a trial as well, but the same for all
         jobs = [job._replace(fixed=widest) for job in jobs]
     parts = [Part(job, fold) for job in jobs for fold in (range(num_folds) if form == ONE_FOLD else [None])]
