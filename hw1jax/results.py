@@ -518,10 +518,8 @@ def read(folder: Path, study: Study) -> Results:
         model = None if record["refit"]["state"] == "diverged" else load_model(path, study)
     except FileNotFoundError:
         raise _missing(path) from None
-    num_networks = record["config"]["num_folds"] if record["ensemble"] else 0
-    if model and (
-        space_.draw_to_json(model.draw) != record["best"]["params"] or len(model.folds) not in (num_networks, None)
-    ):
+    same = not model or space_.draw_to_json(model.draw) == record["best"]["params"]
+    if not same or (model and record["ensemble"] and len(model.folds) != record["config"]["num_folds"]):
         raise ValueError(f"{path} is not the best model of the results.json beside it: repeat the run")
     inputs = record.get("inputs", {})
     named = {name: Path(inputs[name]) for name in study.inputs if inputs.get(name)}
@@ -624,7 +622,8 @@ def _check_rungs(rungs: list[Any], num_epochs: int) -> None:
     """Raises a ValueError unless a record's rungs lead to the last epoch, with numbers of trials that can be."""
     for rung in rungs:
         _check(rung, _RUNG, "a rung")
-        if not 0 <= rung["went_on"] + rung["failed"] <= rung["num_trials"]:
+        parts = rung["went_on"], rung["failed"]
+        if min(parts) < 0 or sum(parts) > rung["num_trials"]:
             raise ValueError("a rung from which more trials went than there were")
     ends = [rung["num_epochs"] for rung in rungs]
     if ends != sorted({0, *ends})[1:] or ends[-1:] != [num_epochs]:
@@ -703,15 +702,13 @@ def _read_trials(path: Path, study: Study, record: dict[str, Any]) -> Trials:
     )
     if record["best"]["number"] not in trials.numbers[trials.complete]:
         raise ValueError(f"no complete trial {record['best']['number']}, the best of results.json")
-    if any(np.sum(trials.states == state) != record["trials"][state] for state in _STATES) or set(trials.states) - set(
-        _STATES
-    ):
-        raise ValueError(f"not the states of trials that results.json counts: {record['trials']}")
+    counts = [record["trials"][state] for state in _STATES]
+    if counts != [np.sum(trials.states == state) for state in _STATES] or sum(counts) != len(rows):
+        raise ValueError(f"other states of trials than results.json counts: {record['trials']}")
     num_epochs = record["config"]["num_epochs"]
-    if np.any((trials.epochs < 1) | (trials.epochs > num_epochs)) or np.any(
-        trials.epochs[trials.complete] != num_epochs
-    ):
-        raise ValueError(f"complete trials have {num_epochs} epochs, others 1 to {num_epochs}")
+    least = np.where(trials.complete, num_epochs, 1)
+    if not np.all((least <= trials.epochs) & (trials.epochs <= num_epochs)):
+        raise ValueError(f"a complete trial without {num_epochs} epochs, or another with more or none")
     return trials
 
 

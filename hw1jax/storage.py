@@ -59,7 +59,8 @@ def write_json(path: Path, content: Any) -> None:
 def write_arrays(path: Path, arrays: dict[str, np.ndarray], *, compressed: bool = True) -> None:
     """Writes arrays by name as an npz. Objects, which only pickle could write, are refused.
 
-    Compressing takes longer than all else: a file that is read once and removed does without. Numbers of types that numpy has not itself, as bfloat16, become float32: as bytes alone they would come back.
+    Numbers of types that numpy has not itself, as bfloat16, become float32: as bytes alone they would come back.
+    Compressing takes longer than the rest: a file that is read once and removed is better off without.
     """
     named: dict[str, Any] = {}  # no name is one of the function's own options
     for name, array in arrays.items():
