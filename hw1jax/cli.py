@@ -65,19 +65,24 @@ class Flags:
             raise ValueError("quiet= and verbose= don't go together")
 
 
-def main(study: Study, description: str | None = None) -> NoReturn:
+def main(study: Study, description: str | None = None, **settings: Study) -> NoReturn:
     """Runs a study with the flags of the command line, and ends the process.
 
-    `description`: what `--help` says above the flags; the study's title, if not given.
+    Args:
+      study: what is run.
+      description: what `--help` says above the flags; the study's title, if not given.
+      **settings: other studies, each run instead where the flag of its name is given: `beyond=..` with `--beyond`. The
+        defaults of all other flags are its own then.
     """
     try:
-        study_.check_study(study)
+        for each in (study, *settings.values()):
+            study_.check_study(each)
     except (TypeError, ValueError) as error:  # whoever wrote the study gave arguments, not flags
         sys.exit(report_error(error))
-    names = flag_names(study)
+    names = flag_names(chosen_setting(study, settings, sys.argv[1:]))
 
     def work() -> Any:
-        order, flags = parse(study, description, sys.argv[1:])
+        order, flags = parse(study, description, sys.argv[1:], settings)
         use_all_cores(order.program.num_devices)
         if order.program.reproducible:
             record.make_reproducible()
@@ -130,7 +135,15 @@ class _Flag(NamedTuple):
     help: str
 
 
-def parse(study: Study, description: str | None, args: Sequence[str]) -> tuple[Order, Flags]:
+def chosen_setting(study: Study, settings: Mapping[str, Study], args: Sequence[str]) -> Study:
+    """The study itself, or the one of its other settings whose flag is given; of several, the last."""
+    named = {f"--{name.replace('_', '-')}": other for name, other in settings.items()}
+    return next((named[arg] for arg in reversed(args) if arg in named), study)
+
+
+def parse(
+    study: Study, description: str | None, args: Sequence[str], settings: Mapping[str, Study] = MappingProxyType({})
+) -> tuple[Order, Flags]:
     """What the flags ask for: an order for `run.run`, and what only the command line needs to know.
 
     `--quick` changes the defaults, so that flags given beside it still count. The study has passed `check_study`.
@@ -140,7 +153,10 @@ def parse(study: Study, description: str | None, args: Sequence[str]) -> tuple[O
       SystemExit: a flag that is none, or can't be read; tyro has said so.
     """
     quick = [arg for arg in args if arg in ("--quick", "--no-quick")][-1:] == ["--quick"]  # the last one counts
+    study = chosen_setting(study, settings, args)
     flags, names = _flags_of(study, quick), flag_names(study)
+    others = [_Flag(name, bool, False, f"Instead: {other.shown}.") for name, other in settings.items()]
+    flags, names = [*others, *flags], names | {flag.name: flag.name.replace("_", "-") for flag in others}
     kinds = {f.name: Annotated[f.kind, tyro.conf.arg(name=names[f.name], help=f.help)] for f in flags}
     chosen: dict[str, Any] = tyro.cli(
         cast(Any, TypedDict)("Chosen", kinds),
@@ -149,6 +165,8 @@ def parse(study: Study, description: str | None, args: Sequence[str]) -> tuple[O
         description=description or study.shown,
         registry=registry,
     )
+    for name in settings:
+        chosen.pop(name)
     narrowed = replace(study, space={name: chosen.pop(name) for name in study.space})
     inputs = {name: chosen.pop(name) for name in study.inputs}
     own = Flags(**{field.name: chosen.pop(field.name) for field in fields(Flags)})

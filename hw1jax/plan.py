@@ -8,6 +8,7 @@ each trial has its own widths, these too.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import cycle, pairwise, product
 from typing import Any, NamedTuple
 
@@ -184,13 +185,15 @@ def make_plan(
     def alone(plan: Plan) -> Plan:
         return Plan(plan.num_devices, plan.num_devices, 1, layout)
 
-    saved = _seconds_saved(study_, program, data, len(splits))
+    seconds, share = _seconds_of_an_epoch(study_, data, len(splits)), _share_saved(study_, program)
+    first_own = partial(_first_own, seconds=seconds, share=share)
     if search.halving is None:
         wanted = min(num_trials, most)
         if search.sampler == "tpe":  # it learns from one bracket for the next, so there must be several
             wanted = -(-wanted // TPE_BRACKETS)
         plan = plan_for(wanted)
-        if not can_be_padded or _first_own([(plan.slots * num_programs, search.num_epochs)], saved) == 0:
+        num_slots = plan.slots * num_programs
+        if not can_be_padded or first_own([(num_slots, num_slots, search.num_epochs)]) == 0:
             return SearchPlan((Bracket(wanted, (Rung(search.num_epochs, alone(plan), own_widths=True),)),))
         wanted, plan = fit(wanted)
         num_trials = plan.slots if num_programs == 1 else wanted
@@ -199,21 +202,20 @@ def make_plan(
     brackets = []
     least = len(jax.devices()) if hosts.are_several() else 1  # all processes have their part in every program
     for size, ends in _bracket_sizes(num_trials, search):
-        counts, left = [], size
+        padded, counts, left = [], [], size
         for before, end in pairwise([0, *ends]):
-            counts.append((left, end - before))
+            num_jobs = -(-left // most)
+            padded.append(Rung(end, fit(-(-left // num_jobs), least)[1]))
+            counts.append((left, padded[-1].program.slots * num_jobs * num_programs, end - before))
             left = -(-left // search.halving)
-        first_own = _first_own(counts, saved) if can_be_padded else 0
-        if first_own > 0 and not _may_be_narrowed(study_):
-            first_own = len(ends)
-        rungs = []
-        for i, (end, (count, _)) in enumerate(zip(ends, counts, strict=True)):
-            if i >= first_own:
-                rungs.append(Rung(end, alone(plan_for(count)), own_widths=True))
-            else:
-                num_jobs = -(-count // most)
-                rungs.append(Rung(end, fit(-(-count // num_jobs), least)[1]))
-        brackets.append(Bracket(size, tuple(rungs)))
+        first = first_own(counts) if can_be_padded else 0
+        if first > 0 and not _may_be_narrowed(study_):
+            first = len(ends)
+        exact = [
+            Rung(rung.num_epochs, alone(plan_for(count)), own_widths=True)
+            for rung, (count, _, _) in zip(padded, counts, strict=True)
+        ]
+        brackets.append(Bracket(size, (*padded[:first], *exact[first:])))
     return SearchPlan(tuple(brackets), search.halving)
 
 
@@ -391,32 +393,41 @@ def _free_bytes() -> int | None:
     return limit and limit - statistics.get("bytes_in_use", 0)
 
 
-def _seconds_saved(study_: Study, program: Program, data: Dataset, num_folds: int) -> float:
-    """Seconds that an epoch of a trial is shorter in a program at its own widths; on accelerators, none.
+def _share_saved(study_: Study, program: Program) -> float:
+    """Of a padded program's time, what programs at own widths save: on accelerators nothing, nor without widths.
 
-    Infinite where somebody asks for such programs, and none where for padded ones.
+    Infinite where somebody asks for such programs.
     """
     if not space_.widths(study_.space):
         return 0
     if program.widths != "auto" or jax.devices()[0].platform != "cpu":
         return np.inf if program.widths == "exact" else 0
+    return SHARE_SAVED
+
+
+def _seconds_of_an_epoch(study_: Study, data: Dataset, num_folds: int) -> float:
+    """What an epoch of the widest network takes on two CPU cores, all its folds."""
     widest = space_.widest(study_.space)
     task = study.make_task(study_, space_.fixed(study_.space, widest, widest=True))
     x, y = jax.tree.map(lambda a: a[:200], (data.x_train, data.y_train))
     some, num_samples = len(jax.tree.leaves(x)[0]), len(jax.tree.leaves(data.x_train)[0])
     flops = population.flops(task, Data(x, y), study.one_trial(study_, widest))
-    return SHARE_SAVED * (num_folds - 1) * num_samples * flops / some / FLOPS_A_SECOND
+    return (num_folds - 1) * num_samples * flops / some / FLOPS_A_SECOND
 
 
-def _first_own(counts: Sequence[tuple[int, int]], saved: float) -> int:
+def _first_own(counts: Sequence[tuple[int, int, int]], seconds: float, share: float) -> int:
     """The rung from which on each trial has a program of its own, as its compiling pays; after the last: none.
 
     Args:
-      counts: (trials, epochs that each trains on it) of each rung.
-      saved: seconds that an epoch of a trial is shorter then.
+      counts: (trials, slots of padded programs, epochs that each trains) of each rung.
+      seconds: that an epoch of a trial takes in a padded program.
+      share: of these seconds, what is saved at own widths.
     """
+    if not share:
+        return len(counts)
     gains = [
-        saved * sum(trials * epochs for trials, epochs in counts[i:]) - PROGRAM_SECONDS * counts[i][0]
+        sum((slots - trials * (1 - share)) * epochs for trials, slots, epochs in counts[i:]) * seconds
+        - PROGRAM_SECONDS * counts[i][0]
         for i in range(len(counts))
     ]
     best = int(np.argmax(gains))
