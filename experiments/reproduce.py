@@ -27,6 +27,7 @@ from hw1jax.progress import print_summary
 from hw1jax.study import Order, Study
 
 STUDIES = {s.name: s for s in (regression.STUDY, fashion_mlp.STUDY, fashion_cnn.STUDY)}
+BEYOND = {name: module.BEYOND for name, module in zip(STUDIES, (regression, fashion_mlp, fashion_cnn), strict=True)}
 SETTINGS = ("num_trials", "num_folds", "num_epochs", "batch_size", "seed", "sampler", "num_devices", "precision")
 
 

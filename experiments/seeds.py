@@ -1,9 +1,11 @@
-"""How the results depend on the seed: full searches, and the report's best hyperparameters refitted.
+"""What a search finds, and how that depends on the seed: the report's settings, halving, and beyond the report's space.
 
-The seeds were fixed beforehand, and every one is reported: searches with seeds 0-4 (regression), 0-2 (dense net) and
-0 (CNN); refits of the report's best with seeds 0-2. What is in the folder already is not computed again.
+The seeds were fixed beforehand, and every one is reported: refits of the report's best with seeds 0-2; full searches at
+the report's settings and with halving with seeds 0-4, of the CNN 0-2; searches beyond the report's space with seeds
+0-2. The searches of a seed follow one another, so that their times can be compared. What is in the folder already is
+not computed again.
 
-    python experiments/seeds.py [--quick] [--out DIR] [--data-dir DIR]
+    python experiments/seeds.py [--quick] [--studies STUDIES] [--ways WAYS] [--out DIR] [--data-dir DIR]
 """
 
 from hw1jax import signals
@@ -19,14 +21,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tyro
-from reproduce import STUDIES
+from reproduce import BEYOND, STUDIES
 
 from hw1jax import cli, record, results, run, storage, study
 from hw1jax.progress import ConsoleObserver
 from hw1jax.study import Order, Study
 
-SEARCH_SEEDS = {"regression": range(5), "fashion_mlp": range(3), "fashion_cnn": range(1)}
+HALVING_TRIALS = {"regression": 150, "fashion_mlp": 54, "fashion_cnn": 36}  # about as much work as the report's way
 REFIT_SEEDS = range(3)
+WAYS = ("report", "halving", "beyond")
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,10 @@ class Options:
     """Folder of the results; runs/seeds, or runs/quick/seeds with --quick, if not given."""
     quick: bool = False
     """Small runs with seed 0 alone, to see that everything works."""
+    studies: tuple[str, ...] = tuple(STUDIES)
+    """Which of the studies."""
+    ways: tuple[str, ...] = WAYS
+    """The report's own settings, the same space with halving, or what lies beyond the report's space."""
     data_dir: Path | None = None
     """Folder with the four Fashion-MNIST files, instead of fetching them."""
     precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
@@ -63,19 +70,31 @@ def refits(asked: Study, options: Options) -> list[dict[str, Any]]:
     return found
 
 
-def searches(asked: Study, options: Options, stop: threading.Event) -> list[dict[str, Any]]:
-    """The full search with each seed."""
-    found = []
-    for seed in [0] if options.quick else SEARCH_SEEDS[asked.name]:
-        order = order_of(asked, options, seed)
-        if not (order.folder / "results.json").exists():
-            cli.run_order(order, cli.Flags(), time.time(), stop, FLAGS)
-        read = json.loads((order.folder / "results.json").read_text())
-        found.append({"seed": seed, "seconds": read["timing"]["total_seconds"]} | numbers(read["test"]))
-    return found
+def seeds_of(name: str, way: str, options: Options) -> range:
+    """The seeds of a study's searches."""
+    if options.quick:
+        return range(1)
+    return range(3 if way == "beyond" or name == "fashion_cnn" else 5)
 
 
-def order_of(asked: Study, options: Options, seed: int) -> Order:
+def search(name: str, way: str, seed: int, options: Options, stop: threading.Event) -> dict[str, Any]:
+    """A full search -> its numbers."""
+    asked = BEYOND[name] if way == "beyond" else STUDIES[name]
+    halving = {"halving": 3, "num_trials": HALVING_TRIALS[name]} if way == "halving" and not options.quick else {}
+    halving |= {"halving": 3} if way == "halving" else {}
+    order = order_of(asked, options, seed, folder_of(options) / f"{name}-{way}-{seed}", **halving)
+    if not (order.folder / "results.json").exists():
+        cli.run_order(order, cli.Flags(quiet=True), time.time(), stop, FLAGS)
+    read = json.loads((order.folder / "results.json").read_text())
+    found = {"seed": seed, "seconds": read["timing"]["total_seconds"], "val_loss": read["best"]["mean_val_loss"]}
+    return (
+        found
+        | {"trials": read["config"]["num_trials"], "test": numbers(read["test"])}
+        | ({"ensemble": numbers(read["ensemble"])} if read["ensemble"] else {})
+    )
+
+
+def order_of(asked: Study, options: Options, seed: int, folder: Path | None = None, **settings: Any) -> Order:
     """A search with this seed, and with the options."""
     return study.order(
         asked,
@@ -84,7 +103,8 @@ def order_of(asked: Study, options: Options, seed: int) -> Order:
         seed=seed,
         precision=options.precision,
         reproducible=options.reproducible,
-        out=folder_of(options) / f"{asked.name}-{seed}",
+        out=folder,
+        **settings,
     )
 
 
@@ -93,11 +113,21 @@ def numbers(test: dict[str, Any]) -> dict[str, float]:
 
 
 def compute(options: Options, stop: threading.Event) -> int:
-    """Writes seeds.json after each study, and prints it."""
-    everything: dict[str, Any] = {"environment": record.describe()}
-    for name, asked in STUDIES.items():
-        everything[name] = {"refit": refits(asked, options), "search": searches(asked, options, stop)}
-        storage.write_json(folder_of(options) / "seeds.json", everything)
+    """Writes seeds.json after each search, and prints it in the end."""
+    path = folder_of(options) / "seeds.json"
+    everything: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    everything["environment"] = record.describe()
+    for name in options.studies:
+        found = everything.setdefault(name, {})
+        found.setdefault("refit", None)
+        found["refit"] = found["refit"] or refits(STUDIES[name], options)
+        found |= {way: [] for way in options.ways}
+        most = max(len(seeds_of(name, way, options)) for way in options.ways)
+        for seed in range(most):
+            for way in options.ways:
+                if seed in seeds_of(name, way, options):
+                    found[way].append(search(name, way, seed, options, stop))
+                    storage.write_json(path, everything)
     print(json.dumps(everything, indent=2))
     return 0
 

@@ -430,7 +430,7 @@ def _place(study_: Study, wide: Population, bracket: Bracket, i: int) -> Populat
 
 def _on_host(state: State, is_last: bool) -> Members:
     """What is kept of members, [trial, fold, ...]: all that training needs to go on, or the networks alone."""
-    leaves = jax.tree.leaves((state.params, state.model_state) if is_last else state)
+    leaves = jax.tree.leaves((state.trained, state.model_state) if is_last else state)
     return {f"leaf_{i}": population.on_host(leaf) for i, leaf in enumerate(leaves)}
 
 

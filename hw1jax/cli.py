@@ -137,7 +137,9 @@ class _Flag(NamedTuple):
 
 def chosen_setting(study: Study, settings: Mapping[str, Study], args: Sequence[str]) -> Study:
     """The study itself, or the one of its other settings whose flag is given; of several, the last."""
-    named = {f"--{name.replace('_', '-')}": other for name, other in settings.items()}
+    flags = {name: name.replace("_", "-") for name in settings}
+    named = {f"--{flag}": settings[name] for name, flag in flags.items()}
+    named |= {f"--no-{flag}": study for flag in flags.values()}
     return next((named[arg] for arg in reversed(args) if arg in named), study)
 
 

@@ -184,6 +184,7 @@ def cross_validate(
     weights: Any = None,
     metrics: Mapping[str, Metric] | None = None,
     early_stopping: int | None = None,
+    averaging: float | None = None,
     progress: bool | Say = False,
     return_params: bool = False,
 ) -> CrossValidation:
@@ -215,6 +216,8 @@ def cross_validate(
       weights: [sample], at least 0: how much each counts in the losses and metrics, in training and in validation.
       metrics: by name (outputs, y) -> [batch], one value an example; their means are found in `metrics` of the result.
       early_stopping: epochs without a lower validation loss after which a member stops; its best epoch is what counts.
+      averaging: decay of the parameters' exponential moving average, in (0, 1), which is then what is evaluated and
+        returned; None: the last parameters are.
       progress: whether to say a line now and then on standard error, on long work; or a function that is told, often,
         (epochs done, num_epochs, validation loss [trial, fold]).
       return_params: whether to return the trained parameters.
@@ -243,7 +246,7 @@ def cross_validate(
     splits = folds_.k_fold(num_samples, num_folds, seed) if folds is None else folds_.given(folds, x, y, groups)
     checks.check_weights(weights, splits)
     batch_size = min(batch_size, max(len(fold.train) for fold in splits))
-    task = Task(init, apply, loss, optimizer, metrics=tuple((metrics or {}).items()))
+    task = Task(init, apply, loss, optimizer, metrics=tuple((metrics or {}).items()), averaging=averaging)
     data, first = Data(x, y, weights), jax.tree.map(lambda a: a[0], hyperparameters)
     steps = folds_.num_steps(splits, batch_size)
     params, state = checks.check_task(task, first, data, num_epochs * steps if training.wants_num_steps(task) else None)
@@ -266,7 +269,7 @@ def cross_validate(
     params = state = None
     if return_params:
         params, state = jax.tree.map(
-            lambda a: population.on_host(a)[:num_trials], (trained.params, trained.model_state)
+            lambda a: population.on_host(a)[:num_trials], (trained.trained, trained.model_state)
         )
     named = {name: values[name] for name, _ in task.metrics}
     return CrossValidation(

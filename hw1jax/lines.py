@@ -1,8 +1,11 @@
-"""A line now and then about long work, on standard error: what `cross_validate(progress=True)` says."""
+"""What is said in a line: how long work takes, how many trials have come to what.
+
+`teller` says it now and then on standard error: what `cross_validate(progress=True)` says.
+"""
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -36,8 +39,16 @@ def teller(what: str) -> Callable[[int, int, np.ndarray], None]:
 
 
 def duration(seconds: float) -> str:
-    """1 h 5 min, 2 min 10 s, 7 s."""
+    """As people say it: 1 h 5 min, 2 min 10 s, 17 s, 4.2 s."""
+    if round(seconds, 1) < 10:
+        return f"{round(seconds, 1):g} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def counts(trials: Mapping[str, int]) -> str:
+    """How many of a search's trials are complete, pruned and failed: 81 + 54 pruned + 2 failed."""
+    pruned = f" + {trials['pruned']} pruned" if trials["pruned"] else ""
+    return f"{trials['complete']}{pruned} + {trials['failed']} failed"

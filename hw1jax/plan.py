@@ -185,7 +185,8 @@ def make_plan(
     def alone(plan: Plan) -> Plan:
         return Plan(plan.num_devices, plan.num_devices, 1, layout)
 
-    seconds, share = _seconds_of_an_epoch(study_, data, len(splits)), _share_saved(study_, program)
+    share = _share_saved(study_, program)
+    seconds = _seconds_of_an_epoch(study_, data, len(splits)) if 0 < share < np.inf else 1  # else it doesn't matter
     first_own = partial(_first_own, seconds=seconds, share=share)
     if search.halving is None:
         wanted = min(num_trials, most)

@@ -25,7 +25,7 @@ from hw1jax import layout as layout_
 from hw1jax import programs, training
 from hw1jax.folds import Fold
 from hw1jax.layout import Layout
-from hw1jax.training import Best, Data, Hyperparameters, Params, State, Task
+from hw1jax.training import Average, Best, Data, Hyperparameters, Params, State, Task
 
 
 @dataclass(frozen=True)
@@ -314,7 +314,10 @@ def start_narrow(wide: Population, narrow: Population, trials: Trials) -> State:
     shapes = jax.eval_shape(narrow.task.init, trials.key, jax.tree.map(lambda a: a[0], trials.hyperparameters))
     params = jax.tree.map(lambda a, own: np.asarray(a)[(..., *map(slice, own.shape))], params, shapes)
     opt_state = _init_optimizer(narrow.task)(narrow.num_steps, params, trials.hyperparameters)
-    return put(narrow, State(params, opt_state))
+    average = None
+    if narrow.task.averaging is not None:
+        average = Average(params, np.zeros((len(trials.numbers), len(narrow.folds)), np.int32))
+    return put(narrow, State(params, opt_state, average=average))
 
 
 def flops(task: Task, data: Data, hyperparameters: Hyperparameters) -> float:
@@ -597,7 +600,7 @@ def _predict(task: Task, params: Params, state: Any, hyperparameters: Hyperparam
 
 def predict_all(task: Task, state: State, hyperparameters: Hyperparameters, x: Any) -> Any:
     """Outputs [trial, fold, example, ...] of a population on the same few examples."""
-    return _predict_all(task)((state.params, state.model_state), hyperparameters, x)
+    return _predict_all(task)((state.trained, state.model_state), hyperparameters, x)
 
 
 @programs.for_each_task()

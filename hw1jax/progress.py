@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from hw1jax import space
+from hw1jax import lines, space
 from hw1jax.observer import Observer
 from hw1jax.results import best
 from hw1jax.study import Study, TrialScore
@@ -31,15 +31,19 @@ class ConsoleObserver(Observer):
         self._bar: Progress | None = None
         self._title, self._score, self._high_is_good = "", "loss", False
         self._best = ""
-        self._since = self._last_line = time.monotonic()
+        self._first: dict[bool, tuple[float, float]] = {}  # {whether in the refit: (when, what share was done then)}
+        self._last_line = time.monotonic()
 
     def start(self, study: Study, num_trials: int, num_folds: int, num_epochs: int, work: int | None = None) -> None:
         self._title, self._score, self._high_is_good = study.shown, study.score, bool(study.maximize)
-        self._best = ""
-        self._since = self._last_line = time.monotonic()
-        self._line(f"{study.shown}: {num_trials} trials x {num_folds} folds x {num_epochs} epochs")
+        self._best, self._first = "", {}
+        self._last_line = time.monotonic()
+        most = num_trials * num_epochs
+        less = f", of which halving trains {work / most:.0%}" if work is not None and work < most else ""
+        self._line(f"{study.shown}: {num_trials} trials x {num_folds} folds x {num_epochs} epochs{less}")
         if self._console.is_terminal and not self._quiet:
-            columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()]
+            numbers = [TaskProgressColumn(), TimeElapsedColumn()]
+            columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), *numbers]
             self._bar = Progress(*columns, console=self._console, transient=True)
             self._bar.add_task("compiling", total=None)
             self._bar.start()
@@ -47,14 +51,13 @@ class ConsoleObserver(Observer):
             self._line("compiling and training the first epochs")
 
     def stage(self, text: str) -> None:
-        self._since = time.monotonic()
-        self._update(text, None, None)
+        self._update(text, None)
         self._line(text)
 
     def epochs(
         self, what: str, done: float, num_epochs: int, scores: np.ndarray | None, search_done: float | None = None
     ) -> None:
-        left = (time.monotonic() - self._since) / done * (num_epochs - done)
+        share = done / num_epochs if search_done is None else search_done
         text = f"{what}, epoch {done:.3g}/{num_epochs}"
         if scores is not None:
             finite = scores[np.isfinite(scores).all(axis=1)]
@@ -62,27 +65,29 @@ class ConsoleObserver(Observer):
                 means = finite.mean(axis=1)
                 top = means.max() if self._high_is_good else means.min()
                 text += f", validation {self._score} mean {_number(finite.mean())}, best {_number(top)}"
-        text += f"{self._best}, {_duration(left)} left"
-        self._update(text, done, num_epochs)
+        text += f"{self._best}{self._left(share, in_refit=search_done is None)}"
+        self._update(text, share)
         sparse = self._bar is None and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES
         if sparse or self._verbose:
-            self._line(text)
+            self._line(text if search_done is None else f"{search_done:.0%}: {text}")
 
     def note(self, text: str) -> None:
         self._print(text)
 
     def trials(self, trials: Sequence[TrialScore], study: Study) -> None:
-        self._since = time.monotonic()
-        failed, winner = sum(t.state != "complete" for t in trials), best(trials, study)
+        pruned, failed = (sum(t.state == state for t in trials) for state in ("pruned", "failed"))
+        winner = best(trials, study)
         what = "best" if study.score == "loss" else f"best {study.score}"
         self._best = ""
         if winner:
             self._best = f", {what} so far {_number(winner.mean(study.score))} (trial {winner.number})"
         if self._verbose:
             for trial in trials:
-                state = _scores(trial, study) if trial.state == "complete" else "failed"
+                state = "failed" if trial.state == "failed" else _scores(trial, study)
+                state += f", pruned after {trial.epochs} epochs" if trial.state == "pruned" else ""
                 self._line(f"trial {trial.number}: {state}, {space.in_words(trial.draw)}")
-        self._line(f"{len(trials)} trials done, {failed} failed{self._best}")
+        dropped = f"{pruned} pruned, " if pruned else ""
+        self._line(f"{len(trials)} trials done, {dropped}{failed} failed{self._best}")
 
     def finish(self, results: dict[str, Any], folder: Path) -> None:
         self.close()
@@ -93,9 +98,18 @@ class ConsoleObserver(Observer):
             self._bar.stop()
             self._bar = None
 
-    def _update(self, text: str, done: float | None, total: int | None) -> None:
+    def _left(self, share: float, *, in_refit: bool) -> str:
+        """The time that the rest of the work takes, at the pace since the first call: before, a program is compiled."""
+        now = time.monotonic()
+        begin, share_then = self._first.setdefault(in_refit, (now, share))
+        if share == share_then:
+            return ""
+        return f", {lines.duration(round((now - begin) / (share - share_then) * (1 - share)))} left"
+
+    def _update(self, text: str, share: float | None) -> None:
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], description=text, completed=done or 0, total=total)
+            total = None if share is None else 1
+            self._bar.update(self._bar.task_ids[0], description=text, completed=share or 0, total=total)
 
     def _line(self, text: str) -> None:
         if not self._quiet:
@@ -125,7 +139,7 @@ def print_summary(all_results: Sequence[dict[str, Any]], folder: Path) -> None:
     references = {r["reference"]["name"] for r in all_results if r["reference"]}
     whose = "the reference" if len(references) > 1 else "".join(references)
     table = Table(title=f"Results, {whose}'s in brackets" if whose else "Results", title_justify="left")
-    headings = [f"validation {name}" for name in validated] + ["test loss", *tested[1:], "trials", "seconds"]
+    headings = [f"validation {name}" for name in validated] + ["test loss", *tested[1:], "trials", "time"]
     for heading in ("study", *headings):
         table.add_column(heading.replace("_", " "), justify="left" if heading == "study" else "right")
     for r in all_results:
@@ -133,9 +147,15 @@ def print_summary(all_results: Sequence[dict[str, Any]], folder: Path) -> None:
             r["title"],
             *(_with_spread(r["best"], name) for name in validated),
             *(_compared(r, name) for name in tested),
-            f"{r['trials']['complete']} + {r['trials']['failed']} failed",
-            f"{r['timing']['total_seconds']:.0f}",
+            lines.counts(r["trials"]),
+            lines.duration(r["timing"]["total_seconds"]),
         )
+        if r["ensemble"]:
+            table.add_row(
+                f"  ensemble of its {r['config']['num_folds']} folds",
+                *[""] * len(validated),
+                *(_shown(r["ensemble"].get(name), name) for name in tested),
+            )
     console = Console(width=None if sys.stdout.isatty() else 110)
     console.print(table)
     for r in all_results:
@@ -154,19 +174,20 @@ def _with_spread(best: dict[str, Any], name: str) -> str:
 def _compared(record: dict[str, Any], name: str) -> str:
     """A loss or metric on the test set, a reference's in brackets."""
     value, theirs = record["test"].get(name), (record["reference"] or {}).get("test", {}).get(name)
+    shown = _shown(value, name)
+    if theirs is None or (value is None and name != "loss"):
+        return shown
+    return f"{shown} ({theirs:{'.0%' if name == 'accuracy' else '.2f'}})"
+
+
+def _shown(value: float | None, name: str) -> str:
+    """A loss or metric on the test set."""
     if value is None and name != "loss":
         return "-"
-    forms = ("{:.1%}", "{:.0%}") if name == "accuracy" else ("", "{:.2f}")
-    shown = forms[0].format(value) if forms[0] else _number(value, 3)
-    return shown if theirs is None else f"{shown} ({forms[1].format(theirs)})"
+    return f"{value:.1%}" if value is not None and name == "accuracy" else _number(value, 3)
 
 
 def _number(value: float | None, decimals: int = 4) -> str:
     if value is None:
         return "none"
     return f"{value:.{decimals}f}" if abs(value) < 1e6 else f"{value:.4g}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

@@ -248,7 +248,7 @@ def refit(
             checkpoint.write(state, done, losses)
         if stopping:
             raise Stopped
-    params, model_state = jax.tree.map(lambda a: np.asarray(a[0, 0]), (state.params, state.model_state))
+    params, model_state = jax.tree.map(lambda a: np.asarray(a[0, 0]), (state.trained, state.model_state))
     return Model(asked, draw, params, model_state), brackets.in_one(losses)[0][0, 0]
 
 

@@ -397,9 +397,7 @@ def _told(opened: optuna.Study, study: Study, draws: Mapping[int, Draw]) -> dict
     return found
 
 
-def _tell(
-    opened: optuna.Study, study: Study, trial: Trial, values: Values, done: TrialScore, num_epochs: int
-) -> None:
+def _tell(opened: optuna.Study, study: Study, trial: Trial, values: Values, done: TrialScore, num_epochs: int) -> None:
     with np.errstate(invalid="ignore"):  # infinity less infinity, in a diverged trial
         means = values[study.score].mean(axis=0)
     reported = opened.get_trials(deepcopy=False)[trial.number].intermediate_values  # by one who was stopped in between

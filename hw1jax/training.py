@@ -46,6 +46,8 @@ class Task(NamedTuple):
       prepare: x -> x, what a batch undergoes before `apply`. As it depends on no trial, it is done once for all the
         trials of a fold that share a program.
       metrics: pairs (name, (outputs, y) -> [batch]), evaluated beside the loss.
+      averaging: decay of the parameters' exponential moving average, in (0, 1), which is then what is evaluated and
+        kept (Polyak and Juditsky 1992); None: the last parameters are.
     """
 
     init: Callable[..., Any]
@@ -54,6 +56,14 @@ class Task(NamedTuple):
     optimizer: Callable[..., optax.GradientTransformation]
     prepare: Callable[[Any], Any] = unchanged
     metrics: tuple[tuple[str, Metric], ...] = ()
+    averaging: float | None = None
+
+
+class Average(NamedTuple):
+    """The exponential moving average of a member's parameters."""
+
+    params: Params
+    num_updates: jax.Array  # int32 []
 
 
 class State(NamedTuple):
@@ -62,6 +72,12 @@ class State(NamedTuple):
     params: Params
     opt_state: optax.OptState
     model_state: Any = None  # a tree of arrays, of a task that has state
+    average: Average | None = None  # of a task with averaging
+
+    @property
+    def trained(self) -> Params:
+        """The parameters that count: those that are evaluated, and kept in the end."""
+        return self.params if self.average is None else self.average.params
 
 
 class Best(NamedTuple):
@@ -178,7 +194,8 @@ def optimizer_of(
 def init(task: Task, key: jax.Array, hyperparameters: Hyperparameters, *, num_steps: int | None = None) -> State:
     """A new member."""
     params, model_state = init_variables(task, key, hyperparameters)
-    return State(params, optimizer_of(task, hyperparameters, num_steps).init(params), model_state)
+    average = None if task.averaging is None else Average(params, jnp.zeros((), jnp.int32))
+    return State(params, optimizer_of(task, hyperparameters, num_steps).init(params), model_state, average)
 
 
 def gather(task: Task, data: Data, index: jax.Array, chunk_size: int) -> Batch:
@@ -258,9 +275,23 @@ def step(
     updates, opt_state = optimizer_of(task, hyperparameters, num_steps).update(
         gradient, state.opt_state, state.params, value=total / divisor.astype(total.dtype)
     )
-    new = State(optax.apply_updates(state.params, updates), opt_state, model_state)
+    params = optax.apply_updates(state.params, updates)
+    new = State(params, opt_state, model_state, averaged(task, state.average, params))
     # A fold with fewer samples than another ends its epochs with empty batches, which must change nothing.
     return jax.tree.map(lambda new, old: jnp.where(weight > 0, new, old), new, state), total
+
+
+def averaged(task: Task, average: Average | None, params: Params) -> Average | None:
+    """The average with one more update's parameters in it."""
+    if average is None:
+        return None
+    # A short memory at the start, as the first parameters are soon of no worth (as in TensorFlow's moving averages).
+    decay = jnp.minimum(task.averaging, (1 + average.num_updates) / (10 + average.num_updates))
+
+    def mix(old: jax.Array, new: jax.Array) -> jax.Array:
+        return (decay * old + (1 - decay) * new).astype(old.dtype)
+
+    return Average(jax.tree.map(mix, average.params, params), average.num_updates + 1)
 
 
 def epoch(
@@ -327,7 +358,7 @@ def evaluate(
 
     def body(totals: tuple[jax.Array, ...], index: jax.Array):
         piece = gather(task, data, index, len(index))
-        sums = one((state.params, state.model_state), piece, hyperparameters)
+        sums = one((state.trained, state.model_state), piece, hyperparameters)
         weight = None if piece.weights is None else jnp.sum(piece.weights)
         return jax.tree.map(lambda total, value: total + value, totals, sums), weight
 

@@ -16,7 +16,7 @@ import regression
 from hw1jax import run_study, storage
 from hw1jax.data import Dataset
 from hw1jax.space import Int
-from hw1jax.study import Study
+from hw1jax.study import Halving, Study
 
 UNITS = (Int(2, 9, width=True), Int(2, 9, width=True), Int(3, 5, width=True))
 CHANNELS = (Int(1, 3, width=True), Int(2, 3, width=True))
@@ -52,11 +52,12 @@ STUDIES = {
     "fashion_mlp": small(fashion_mlp.STUDY, data=images),
     "fashion_cnn": small(fashion_cnn.STUDY, data=images, num_trials=3, num_epochs=1, epochs_per_call=1),
 }
+HALVING = small(regression.STUDY, task=diverging, num_trials=9, halving=Halving(2), epochs_per_call=1)
 
 
 @cache
 def _run(name: str, base: Path) -> Path:
-    run_study(STUDIES[name], out=base / "finished" / name, num_devices=1, widths="padded")
+    run_study((STUDIES | {"halving": HALVING})[name], out=base / "finished" / name, num_devices=1, widths="padded")
     return base / "finished" / name
 
 

@@ -34,9 +34,15 @@ def training_of(folder, study, *, curve_x=NO_CURVE, observer=None, stop=None, **
     splits = study_.splits_of(study, order.search, data)
     planned = plan.make_plan(study, order.num_trials, order.search, order.program, data, splits)
     fixed = space_.fixed(study.space, space_.widest(study.space), widest=True)
-    wide = plan.make_population(study, order.search, planned.program, data, splits, fixed)
-    made = Brackets(folder, study, planned, wide, 0, curve_x, observer or Observer(), stop or threading.Event())
+    wide = plan.make_population(study, order.search, planned.rungs[0].program, data, splits, fixed)
+    observer, stop = observer or Observer(), stop or threading.Event()
+    made = Brackets(folder, study, planned, wide, 0, curve_x, observer, stop, num_trials=order.num_trials)
     return made, planned
+
+
+def losses_in(folder):
+    """The files of the jobs that are done."""
+    return [path for path in folder.glob("*.npz") if not path.name.endswith(".members.npz")]
 
 
 def drawn(study, *numbers):
@@ -66,7 +72,7 @@ def compiled():
 
 def test_a_program_for_each_static_value_is_compiled_once_for_all_brackets(tmp_path, compiled):
     made, planned = training_of(tmp_path, deep.STUDY, num_trials=18, batch_size=19)  # a program of this test's own
-    assert (planned.bracket, planned.program.slots) == (6, 2)
+    assert (planned.brackets[0].num_trials, planned.rungs[0].program.slots) == (6, 2)
     depths = Counter()
     for first in range(0, 18, 6):
         draws = drawn(deep.STUDY, *range(first, first + 6))
@@ -116,9 +122,9 @@ def test_trials_come_back_in_the_order_of_their_numbers_whatever_their_jobs(tmp_
     for number, own in values.items():
         for name, array in own.items():
             np.testing.assert_array_equal(array, whole.val[name][number])
-    jobs = plan.jobs_of(deep.STUDY, planned, draws)
+    jobs = plan.jobs_of(deep.STUDY, planned.rungs[0], draws)
     assert len(jobs) > 3, "a depth that is drawn more often than a program has slots takes several jobs"
-    assert {path.stem for path in tmp_path.glob("*.npz")} == {f"{job.numbers[0]:06d}" for job in jobs}
+    assert {path.name for path in losses_in(tmp_path)} == {f"{job.numbers[0]:06d}-4.npz" for job in jobs}
 
 
 @pytest.mark.slow
@@ -144,12 +150,12 @@ def test_a_job_that_is_kept_is_not_trained_again_and_one_that_is_gone_is(tmp_pat
     made.train(draws)
     before = as_bytes(made.read(draws))
     trained, train = [], Brackets._train
-    monkeypatch.setattr(Brackets, "_train", lambda self, *job: trained.append(job[0].numbers) or train(self, *job))
+    monkeypatch.setattr(Brackets, "_train", lambda self, *job: trained.append(job[0].job.numbers) or train(self, *job))
     again, planned = training_of(tmp_path, deep.STUDY)
     assert as_bytes(again.read(draws)) == before
     assert trained == []
-    first = plan.jobs_of(deep.STUDY, planned, draws)[0].numbers
-    (tmp_path / f"{first[0]:06d}.npz").unlink()
+    first = plan.jobs_of(deep.STUDY, planned.rungs[0], draws)[0].numbers
+    (tmp_path / f"{first[0]:06d}-4.npz").unlink()
     assert as_bytes(again.read(draws)) == before
     assert trained == [first]
 
@@ -160,11 +166,13 @@ def test_a_bracket_that_is_filled_up_trains_only_the_jobs_with_new_trials_and_ch
     made.train(few)
     before = made.read(few)
     trained, train = [], Brackets._train
-    monkeypatch.setattr(Brackets, "_train", lambda self, *job: trained.append(job[0].numbers) or train(self, *job))
+    monkeypatch.setattr(Brackets, "_train", lambda self, *job: trained.append(job[0].job.numbers) or train(self, *job))
     made.train(all_)
     after = made.read(all_)
     assert as_bytes(jax.tree.map(lambda a: a[:7], after)) == as_bytes(before)
-    assert trained == [job.numbers for job in plan.jobs_of(deep.STUDY, planned, all_) if set(job.numbers) & {7, 8}]
+    assert trained == [
+        job.numbers for job in plan.jobs_of(deep.STUDY, planned.rungs[0], all_) if set(job.numbers) & {7, 8}
+    ]
     # Asked for fewer again, the first of each job are read.
     assert as_bytes(made.read(few)) == as_bytes(before)
 
@@ -172,11 +180,11 @@ def test_a_bracket_that_is_filled_up_trains_only_the_jobs_with_new_trials_and_ch
 def test_a_job_in_another_process_hands_leaves_the_bracket_for_later(tmp_path):
     made, planned = training_of(tmp_path, deep.STUDY)
     draws = drawn(deep.STUDY, *range(9))
-    job = plan.jobs_of(deep.STUDY, planned, draws)[1]
-    with storage.try_lock(tmp_path / f"{job.numbers[0]:06d}.lock") as ours:
+    job = plan.jobs_of(deep.STUDY, planned.rungs[0], draws)[1]
+    with storage.try_lock(tmp_path / f"{job.numbers[0]:06d}-4.lock") as ours:
         assert ours
         assert made.train(draws) is None
-        assert len(list(tmp_path.glob("*.npz"))) == len(plan.jobs_of(deep.STUDY, planned, draws)) - 1
+        assert len(losses_in(tmp_path)) == len(plan.jobs_of(deep.STUDY, planned.rungs[0], draws)) - 1
     assert set(made.train(draws)) == set(range(9))
 
 
@@ -185,7 +193,7 @@ def test_a_file_that_is_no_job_of_this_study_is_refused_in_one_line(tmp_path, sp
     made, _ = training_of(tmp_path, deep.STUDY)
     draws = drawn(deep.STUDY, *range(9))
     made.train(draws)
-    path = tmp_path / "000000.npz"
+    path = tmp_path / "000000-4.npz"
     arrays = storage.read_arrays(path)
     if spoil == "cut":
         path.write_bytes(path.read_bytes()[:-40])
@@ -194,7 +202,7 @@ def test_a_file_that_is_no_job_of_this_study_is_refused_in_one_line(tmp_path, sp
     else:
         storage.write_arrays(path, arrays | {"val_accuracy": arrays["val_accuracy"][:0]})
     with pytest.raises(
-        ValueError, match="000000.npz is damaged .*: remove it and run the same command again"
+        ValueError, match="000000-4.npz is damaged .*: remove it and run the same command again"
     ) as caught:
         made.read(draws)
     assert "\n" not in str(caught.value)
@@ -251,14 +259,14 @@ def test_an_observer_is_shown_the_scores_that_count(tmp_path):
     shown = []
 
     class Shown(Observer):
-        def epochs(self, what, done, num_epochs, scores):
-            shown.append((what, done, num_epochs, scores))
+        def epochs(self, what, done, num_epochs, scores, search_done=None):
+            shown.append((what, done, num_epochs, scores, search_done))
 
     made, _ = training_of(tmp_path, deep.STUDY, observer=Shown())
     draws = drawn(deep.STUDY, *range(9))
     values = made.train(draws)
-    what, done, num_epochs, scores = shown[-1]
-    assert (what, done, num_epochs) == ("trials 0-8", 4, 4)
+    what, done, num_epochs, scores, search_done = shown[-1]
+    assert (what, done, num_epochs, search_done) == ("trials 0-8", 4, 4, 1)
     np.testing.assert_array_equal(scores, [values[n]["accuracy"][:, -1] for n in range(9)])
 
 
@@ -286,7 +294,7 @@ NET = Study("net", task=net, data=toy.DATA, space={"units": Int(2, 9, width=True
 def test_a_users_net_at_its_own_width_begins_as_it_does_alone(tmp_path):
     """And not in a corner of the widest one's parameters, which only a net that is made for it does."""
     made, planned = training_of(tmp_path, NET, widths="auto", num_trials=3)
-    assert planned.own_widths
+    assert planned.rungs[0].own_widths
     draws = drawn(NET, *range(3))
     values = made.train(draws)
     assert len({draw["units"] for draw in draws.values()}) > 1

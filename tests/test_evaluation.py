@@ -2,8 +2,12 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from hw1jax import evaluation, losses
 
@@ -83,6 +87,57 @@ def test_constant_loss_is_the_variance_or_the_entropy_of_the_labels_where_the_lo
     by_hand = 0.75 * np.log(4 / 3) + 0.25 * np.log(4)
     assert evaluation.constant_loss(cross_entropy, np.array([0, 0, 0, 2])) == pytest.approx(by_hand)
     assert evaluation.constant_loss(lambda outputs, y: outputs, np.array([0, 1])) is None
+
+
+@st.composite
+def logits(draw):
+    """Of several networks, [network, example, class]."""
+    shape = draw(st.sampled_from([(1, 3, 4), (3, 3, 4), (5, 3, 4)]))  # of the examples one: each is compiled
+    return draw(hnp.arrays(np.float32, shape, elements=st.floats(-30, 30, width=32)))
+
+
+@given(logits())
+@settings(max_examples=50, deadline=None)
+def test_an_ensemble_of_classifiers_gives_the_mean_of_their_probabilities(outputs):
+    together = evaluation.ensemble(losses.cross_entropy, list(outputs))
+    probabilities = np.mean([evaluation.softmax(own) for own in outputs], axis=0)
+    assert together.dtype == np.float32
+    np.testing.assert_allclose(np.exp(together.astype(np.float64)), probabilities, rtol=1e-4, atol=1e-9)
+    np.testing.assert_allclose(evaluation.softmax(together), probabilities, rtol=1e-4, atol=1e-9)
+    y = np.zeros(outputs.shape[1], np.int32)
+    loss = losses.cross_entropy(together, y)
+    np.testing.assert_allclose(loss, -np.log(probabilities[:, 0]), rtol=1e-4, atol=1e-5)
+    mean_loss = np.mean([losses.cross_entropy(own, y) for own in outputs], axis=0)
+    assert np.all(loss <= mean_loss + 1e-4), "by convexity it is never worse than its members are on average"
+
+
+def test_an_ensemble_of_very_sure_classifiers_stays_finite():
+    sure = np.float32([[2000, 0, -2000]])
+    together = evaluation.ensemble(losses.cross_entropy, [sure, sure])
+    np.testing.assert_allclose(together, [[0, -2000, -4000]], rtol=1e-6)
+    opposed = evaluation.ensemble(losses.cross_entropy, [sure, -sure])
+    np.testing.assert_allclose(opposed, np.log([[0.5, 1, 0.5]]) - [[0, 2000, 0]], rtol=1e-6)
+
+
+@given(hnp.arrays(np.float32, (3, 4, 2), elements=st.floats(-100, 100, width=32)))
+@settings(max_examples=30, deadline=None)
+def test_an_ensemble_of_others_gives_the_mean_of_their_outputs_whatever_tree_they_are(outputs):
+    mean = outputs.mean(axis=0)
+    np.testing.assert_allclose(evaluation.ensemble(losses.squared_error, list(outputs)), mean, rtol=1e-4, atol=1e-4)
+    tree = evaluation.ensemble(lambda outputs, y: y, [{"a": own, "b": (own[:, 0],)} for own in outputs])
+    assert set(tree) == {"a", "b"}
+    np.testing.assert_allclose(tree["a"], mean, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(tree["b"][0], mean[:, 0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.squared_error])
+@pytest.mark.parametrize(
+    "dtype, expected",
+    [(jnp.bfloat16, np.float32), (np.float16, np.float32), (np.float32, np.float32), (np.float64, np.float64)],
+)
+def test_an_ensemble_is_as_exact_as_its_networks_and_float32_at_least(loss, dtype, expected):
+    outputs = np.array([[[1, 2]], [[3, 5]]], dtype)
+    assert evaluation.ensemble(loss, list(outputs)).dtype == expected
 
 
 def test_the_most_confused_pair_is_never_on_the_diagonal():

@@ -113,19 +113,21 @@ def number_in_text(content: bytes, random: np.random.Generator) -> bytes:
 
 
 def number_in_model(content: bytes, random: np.random.Generator) -> bytes:
-    """A hyperparameter, or the first weight of a layer."""
+    """A hyperparameter, or the first weight of a layer of one of the networks."""
     model = flax.serialization.msgpack_restore(content)
     odd = (-1, 0, 2**31, 2**40, 2**63, float("nan"), float("-inf"), 1e308)[random.integers(8)]
     values = model["hyperparameters"]
     name = ["learning_rate", "l2", "hidden_units", "weights"][random.integers(4)]
     if name == "weights":
-        layers = sorted(model["params"])
+        networks = [model, *model["folds"]]
+        params = networks[random.integers(len(networks))]["params"]
+        layers = sorted(params)
         layer = layers[random.integers(len(layers))]
-        weights = model["params"][layer]
+        weights = params[layer]
         weights = np.append([np.float64(odd)], weights.ravel()[1:]).reshape(weights.shape)
         if random.integers(2):
             weights = np.clip(weights, -3e38, 3e38).astype(np.float32)
-        model["params"][layer] = weights
+        params[layer] = weights
     elif name == "hidden_units":
         values[name][random.integers(len(values[name]))] = odd
     else:
@@ -187,7 +189,8 @@ def read_journal(path: Path) -> None:
 
 def read_model(path: Path) -> None:
     model = results.load_model(path, STUDY)
-    assert model.predict(np.zeros((1, 1), np.float32)).shape == (1, 1)
+    for ensemble in (False, True) if model.folds else (False,):
+        assert model.predict(np.zeros((1, 1), np.float32), ensemble=ensemble).shape == (1, 1)
 
 
 def read_histories(path: Path, originals: dict[str, np.ndarray]) -> None:

@@ -1,6 +1,5 @@
 """What a person reads while a study runs, quiet, plain and verbose."""
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 import toy
 
+from hw1jax.lines import counts, duration
 from hw1jax.losses import accuracy
 from hw1jax.progress import ConsoleObserver, print_summary
 from hw1jax.study import TrialScore
@@ -67,24 +67,77 @@ def test_metrics_have_names_and_the_highest_is_the_best_where_it_is_maximised(ca
     assert found[-1] == "[Regression] 2 trials done, 0 failed, best accuracy so far 0.7500 (trial 1)"
 
 
-@pytest.mark.parametrize(("epoch", "left"), [(2, r", \d+ s left"), (4, r", 0 s left")])
-def test_the_time_left_is_told(capsys, epoch, left):
+def told(capsys, monkeypatch, calls):
+    """What is said to (seconds since the start, arguments of `epochs`), without the title."""
     observer = ConsoleObserver(verbose=True)
-    observer.start(STUDY, 2, 3, 4)
-    observer.epochs("trials 0-1", epoch, 4, None)
-    assert re.search(left, capsys.readouterr().err)
+    observer.start(STUDY, 2, 3, 4, 8)
+    capsys.readouterr()
+    for seconds, arguments in calls:
+        monkeypatch.setattr("time.monotonic", lambda seconds=seconds: seconds)
+        observer.epochs(*arguments)
+    return [line.removeprefix("[Regression] ") for line in capsys.readouterr().err.splitlines()]
 
 
-def record(title, test, *, reference=None, score="loss", **best):
+def test_the_time_left_is_that_of_the_whole_search(capsys, monkeypatch):
+    calls = [
+        (100, ("trials 0-1, rung 1 of 2", 1, 2, None, 0.25)),  # before, it has compiled
+        (110, ("trials 0-1, rung 1 of 2", 2, 2, None, 0.5)),
+        (120, ("trials 0-1, rung 2 of 2", 4, 4, None, 1)),
+        (200, ("refit", 1, 4, None)),
+        (230, ("refit", 2, 4, None)),
+        (290, ("refit", 4, 4, None)),
+    ]
+    assert told(capsys, monkeypatch, calls) == [
+        "25%: trials 0-1, rung 1 of 2, epoch 1/2",
+        "50%: trials 0-1, rung 1 of 2, epoch 2/2, 20 s left",
+        "100%: trials 0-1, rung 2 of 2, epoch 4/4, 0 s left",
+        "refit, epoch 1/4",
+        "refit, epoch 2/4, 1 min 0 s left",
+        "refit, epoch 4/4, 0 s left",
+    ]
+
+
+def test_a_search_that_goes_on_counts_its_own_pace(capsys, monkeypatch):
+    calls = [(50, ("trials 0-1", 3, 4, None, 0.75)), (60, ("trials 0-1", 3.2, 4, None, 0.8))]
+    assert told(capsys, monkeypatch, calls)[-1].endswith(", 40 s left")
+
+
+def test_pruned_trials_are_counted_and_halving_says_how_much_less_it_trains(capsys):
+    pruned = TrialScore(2, DRAW, "pruned", {"loss": (0.1, 0.1)}, 2)
+    found = lines(capsys, trials=[*TRIALS, pruned], verbose=True)
+    assert found[-1] == "[Regression] 3 trials done, 1 pruned, 1 failed, best so far 0.6000 (trial 0)"
+    assert any("trial 2: 0.1000 ± 0.0000, pruned after 2 epochs, " in line for line in found)
+    observer = ConsoleObserver()
+    observer.start(STUDY, 60, 3, 1000, 8400)
+    first = capsys.readouterr().err.splitlines()[0]
+    assert first.endswith("60 trials x 3 folds x 1000 epochs, of which halving trains 14%")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (4.24, "4.2 s"), (7.0, "7 s"), (9.97, "10 s"), (16.6, "17 s"), (1417, "23 min 37 s"),
+     (3599.6, "1 h 0 min"), (3900, "1 h 5 min")],
+)  # fmt: skip
+def test_durations_are_as_people_say_them(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_counts_name_what_was_pruned_where_anything_was():
+    assert counts({"complete": 81, "pruned": 54, "failed": 2}) == "81 + 54 pruned + 2 failed"
+    assert counts({"complete": 25, "pruned": 0, "failed": 0}) == "25 + 0 failed"
+
+
+def record(title, test, *, reference=None, score="loss", ensemble=None, **best):
     """What results.json holds, as far as the summary needs it."""
     return {
         "title": title,
-        "config": {"score": score},
+        "config": {"score": score, "num_folds": 3},
         "best": {"mean_val_loss": 0.5, "std_val_loss": 0.25} | best,
         "test": {"loss": None, "accuracy": None, "confusion": None} | test,
+        "ensemble": ensemble,
         "reference": reference,
         "refit": {"failure": None if "loss" in test else "the refit diverged"},
-        "trials": {"complete": 3, "failed": 1},
+        "trials": {"complete": 3, "pruned": 0, "failed": 1},
         "timing": {"total_seconds": 12.3},
     }
 
@@ -100,9 +153,9 @@ def test_the_summary_has_a_references_numbers_in_brackets(capsys):
     theirs = {"name": "the report", "params": {}, "test": {"loss": 0.27}}
     found = summary(capsys, record("Mine", {"loss": 0.1707}, reference=theirs), record("Other", {"loss": 1.0}))
     assert found[0] == "Results, the report's in brackets"
-    assert found[2] == "┃ study ┃ validation loss ┃ test loss ┃ trials ┃ seconds ┃"
-    assert found[4] == "│ Mine │ 0.5000 ± 0.2500 │ 0.171 (0.27) │ 3 + 1 failed │ 12 │"
-    assert found[5] == "│ Other │ 0.5000 ± 0.2500 │ 1.000 │ 3 + 1 failed │ 12 │"
+    assert found[2] == "┃ study ┃ validation loss ┃ test loss ┃ trials ┃ time ┃"
+    assert found[4] == "│ Mine │ 0.5000 ± 0.2500 │ 0.171 (0.27) │ 3 + 1 failed │ 12 s │"
+    assert found[5] == "│ Other │ 0.5000 ± 0.2500 │ 1.000 │ 3 + 1 failed │ 12 s │"
     assert found[-1] == "Files: somewhere"
 
 
@@ -119,5 +172,13 @@ def test_without_a_reference_the_summary_has_no_brackets_and_metrics_have_column
     values = {"mean_val_brier": 0.1, "std_val_brier": 0.01}
     found = summary(capsys, record("Mine", {"loss": 1.0, "brier": 0.125}, score="brier", **values))
     assert found[0] == "Results"
-    assert found[2] == "┃ study ┃ validation loss ┃ validation brier ┃ test loss ┃ brier ┃ trials ┃ seconds ┃"
-    assert found[4] == "│ Mine │ 0.5000 ± 0.2500 │ 0.1000 ± 0.0100 │ 1.000 │ 0.125 │ 3 + 1 failed │ 12 │"
+    assert found[2] == "┃ study ┃ validation loss ┃ validation brier ┃ test loss ┃ brier ┃ trials ┃ time ┃"
+    assert found[4] == "│ Mine │ 0.5000 ± 0.2500 │ 0.1000 ± 0.0100 │ 1.000 │ 0.125 │ 3 + 1 failed │ 12 s │"
+
+
+def test_the_ensemble_of_the_folds_stands_below_the_refit(capsys):
+    theirs = {"name": "the report", "params": {}, "test": {"loss": 0.3, "accuracy": 0.89}}
+    both = record("Net", {"loss": 0.25, "accuracy": 0.8712}, reference=theirs, ensemble={"loss": 0.2, "accuracy": 0.9})
+    found = summary(capsys, both)
+    assert found[4].startswith("│ Net │ 0.5000 ± 0.2500 │ 0.250 (0.30) │ 87.1% (89%) │")
+    assert found[5].startswith("│ ensemble of its 3 folds │ │ 0.200 │ 90.0% │")

@@ -25,7 +25,7 @@ from hw1jax.losses import squared_error
 from hw1jax.observer import Observer
 from hw1jax.run import run_study
 from hw1jax.space import Choice, Float, Int
-from hw1jax.study import Output, Program, Search, Study, load_data, narrow, order, splits_of
+from hw1jax.study import Halving, Output, Program, Search, Study, load_data, narrow, order, splits_of
 from hw1jax.training import Task
 
 
@@ -69,6 +69,8 @@ def lasting(folder):
     """What must be the same each time: all files but times and dates."""
     record = json.loads((folder / "results.json").read_text())
     del record["timing"], record["environment"]
+    for rung in record["rungs"]:
+        del rung["seconds"]
     arrays = storage.read_arrays(folder / "histories.npz")
     return record, (folder / "trials.csv").read_text(), {name: a.tobytes() for name, a in arrays.items()}
 
@@ -76,7 +78,7 @@ def lasting(folder):
 def trained_jobs(monkeypatch):
     """The numbers of the trials of each job that is trained from here on."""
     trained, train = [], Brackets._train
-    monkeypatch.setattr(Brackets, "_train", lambda self, *job: trained.append(job[0].numbers) or train(self, *job))
+    monkeypatch.setattr(Brackets, "_train", lambda self, *job: trained.append(job[0].job.numbers) or train(self, *job))
     return trained
 
 
@@ -105,6 +107,15 @@ def test_run_leaves_consistent_files_behind(name, tmp_path):
     data, model = load_data(study, {}), results.load_model(tmp_path / "model.msgpack", study)
     np.testing.assert_array_equal(model.predict(data.x_test), arrays["test_outputs"])
     assert found["test"] == results.score(model, arrays["test_outputs"], data.y_test)
+    np.testing.assert_array_equal(model.predict(data.x_test, ensemble=True), arrays["ensemble_outputs"])
+    assert found["ensemble"] == results.score(model, arrays["ensemble_outputs"], data.y_test)
+    assert found["refit"]["train_loss"] == float(arrays["refit_train_loss"][-1])
+    assert found["refit"]["folds_train_loss"] == pytest.approx(arrays["train_loss"][int(first["number"]), :, -1].mean())
+    (rung,) = found["rungs"]
+    assert rung.pop("seconds") > 0
+    assert rung == {"num_epochs": epochs, "num_trials": trials, "went_on": 0, "failed": 0}
+    assert found["trials"] == {"complete": trials, "pruned": 0, "failed": 0}
+    assert {row["epochs"] for row in rows} == {str(epochs)}
     assert arrays["refit_train_loss"].shape == (epochs,)
     if study.classes:
         assert np.sum(found["test"]["confusion"]) == len(data.y_test)
@@ -160,6 +171,27 @@ def test_a_bracket_that_is_filled_up_does_not_go_on_from_the_checkpoint_of_a_sma
         run.run(asked, Observer(), command="test", started=0.0, stop=stop)
     execute(REGRESSION, tmp_path / "stopped", num_trials=5, **padded)
     assert lasting(tmp_path / "stopped") == lasting(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("halving", [Halving(3, first=2), 3])
+def test_a_search_with_halving_leaves_the_rungs_and_each_trials_epochs(halving, tmp_path):
+    """`Halving(3)` and 3 are the same, here or in the study."""
+    first_rung = {} if isinstance(halving, Halving) else {"first_rung": 2}
+    study = narrow(replace(toy.STUDY, num_epochs=6, num_trials=5), learning_rate=Float(1e-3, 1e-2, log=True))
+    found = run_study(study, out=tmp_path, widths="padded", num_devices=1, halving=halving, **first_rung)
+    assert found.record["config"]["halving"] == 3 and found.record["config"]["first_rung"] == 2
+    assert [{name: rung[name] for name in rung if name != "seconds"} for rung in found.record["rungs"]] == [
+        {"num_epochs": 2, "num_trials": 5, "went_on": 2, "failed": 0},
+        {"num_epochs": 6, "num_trials": 2, "went_on": 0, "failed": 0},
+    ]
+    assert found.record["trials"] == {"complete": 2, "pruned": 3, "failed": 0}
+    assert sorted(found.trials.epochs) == [2, 2, 2, 6, 6]
+    np.testing.assert_array_equal(found.trials.pruned, found.trials.epochs == 2)
+    losses = found.histories["val_loss"]
+    assert (np.isnan(losses).sum(axis=2) == (6 - found.trials.epochs)[:, None]).all()
+    assert found.trials.epochs[found.best.number] == 6 and found.ensemble["loss"] is not None
+    with pytest.raises(ValueError, match=r"num_trials=7: a search with halving has whole brackets; give 5 or 10"):
+        run_study(study, out=tmp_path, num_trials=7, widths="padded", num_devices=1, halving=halving, **first_rung)
 
 
 # What a folder belongs to.
@@ -220,7 +252,7 @@ def as_another_version(folder, number):
     journal.write_text("\n".join(lines) + "\n")
 
 
-@pytest.mark.parametrize("number", [None, 2, storage.FORMAT + 1])
+@pytest.mark.parametrize("number", [None, 2, 3, storage.FORMAT + 1])
 def test_a_folder_of_another_version_is_refused_in_one_line_and_left_as_it_is(tmp_path, monkeypatch, number):
     execute(REGRESSION, tmp_path)
     as_another_version(tmp_path, number)
@@ -307,6 +339,7 @@ def test_a_refit_that_diverges_leaves_results_without_a_test_loss_and_the_same_a
     monkeypatch.setattr(cli, "command_line", lambda: "test")
     before = lasting(tmp_path)
     assert before[0]["refit"]["state"] == "diverged"
+    assert before[0]["refit"]["train_loss"] is None and before[0]["ensemble"] is None
     with pytest.raises(SystemExit) as caught:
         asked = order(REGRESSION, out=tmp_path)
         cli.with_exit_code(lambda: cli.run_order(asked, cli.Flags(), 0.0, threading.Event()))
@@ -325,10 +358,8 @@ def test_test_labels_too_large_for_a_finite_loss_leave_a_model_and_no_test_loss(
     large = data._replace(y_test=np.full_like(data.y_test, 3e38))
     found = execute(replace(REGRESSION, data=large), tmp_path)
     assert found["test"]["loss"] is None
-    assert found["refit"] == {
-        "state": "complete",
-        "failure": "the test loss is not finite: outputs or labels are too large",
-    }
+    assert found["refit"]["state"] == "complete"
+    assert found["refit"]["failure"] == "the test loss is not finite: outputs or labels are too large"
     results.load_model(tmp_path / "model.msgpack", REGRESSION)
 
 
@@ -392,11 +423,11 @@ def test_where_memory_runs_out_the_job_is_split_and_the_results_say_so(tmp_path,
     notes, tried = [], []
     train = Brackets._train_job
 
-    def little_memory(self, job, draws, place):
-        tried.append(len(job.numbers))
-        if len(job.numbers) > 2:
+    def little_memory(self, part, draws, place):
+        tried.append(len(part.job.numbers))
+        if len(part.job.numbers) > 2:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes")
-        return train(self, job, draws, place)
+        return train(self, part, draws, place)
 
     class Notes(Observer):
         def note(self, text):
@@ -442,13 +473,21 @@ def test_a_failed_trial_says_in_which_epoch_it_diverged(tmp_path):
 def test_the_kept_files_of_a_bracket_may_be_removed_and_a_damaged_one_is_refused(tmp_path):
     execute(REGRESSION, tmp_path)
     before = lasting(tmp_path)
-    (kept,) = tmp_path.glob("brackets/*/*.npz")
-    kept.unlink()
-    execute(REGRESSION, tmp_path)
-    assert lasting(tmp_path) == before
-    kept.write_bytes(kept.read_bytes()[:-40])
-    with pytest.raises(ValueError, match="damaged .*: remove it and run the same command again"):
+    losses, members = sorted(tmp_path.glob("brackets/*/*.npz"))
+    assert (losses.name, members.name) == ("000000-20.members.npz", "000000-20.npz")[::-1]
+    for kept in (losses, members):
+        kept.unlink()
         execute(REGRESSION, tmp_path)
+        assert lasting(tmp_path) == before
+    model = (tmp_path / "model.msgpack").read_bytes()
+    (tmp_path / "model.msgpack").unlink()  # as it has the networks of the folds as well
+    execute(REGRESSION, tmp_path)
+    assert (tmp_path / "model.msgpack").read_bytes() == model
+    (tmp_path / "model.msgpack").unlink()
+    for kept in (members, losses):
+        kept.write_bytes(kept.read_bytes()[:-40])
+        with pytest.raises(ValueError, match="damaged .*: remove it and run the same command again"):
+            execute(REGRESSION, tmp_path)
 
 
 def test_more_devices_than_a_search_was_begun_with_are_needed(tmp_path, monkeypatch):
@@ -580,7 +619,7 @@ def test_a_net_with_widths_of_its_own_making_is_refitted_at_the_best_one(tmp_pat
     space = {"units": Int(2, 9, width=True), "rate": Float(1e-3, 1e-1, log=True)}
     study = Study("own", task=task, data=toy.DATA, space=space, num_trials=4, num_epochs=2, batch_size=20)
     found = run_study(study, out=tmp_path)
-    assert found.record["config"]["plan"]["own_widths"]
+    assert found.record["config"]["plan"]["brackets"][0]["rungs"][0]["own_widths"]
     assert found.record["num_programs"] == len(set(found.trials.params["units"])) > 1
     assert found.model.params["in"].shape == (1, found.best.params["units"])
 
@@ -630,8 +669,8 @@ def test_an_observer_is_told_of_the_study_its_brackets_and_its_end(tmp_path):
     told = []
 
     class Told(Observer):
-        def start(self, study, num_trials, num_folds, num_epochs):
-            told.append((study.name, num_trials, num_folds, num_epochs))
+        def start(self, study, num_trials, num_folds, num_epochs, work=None):
+            told.append((study.name, num_trials, num_folds, num_epochs, work))
 
         def trials(self, trials, study):
             told.append(([trial.number for trial in trials], study.name))
@@ -641,7 +680,7 @@ def test_an_observer_is_told_of_the_study_its_brackets_and_its_end(tmp_path):
 
     run_study(deep.STUDY, out=tmp_path, observer=Told(), **SIX)
     assert told == [
-        ("deep", 9, 3, 4),
+        ("deep", 9, 3, 4, 36),
         (list(range(6)), "deep"),
         (list(range(9)), "deep"),
         ("deep", tmp_path),

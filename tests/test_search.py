@@ -1,6 +1,7 @@
 """The search: draws that depend on nothing but (seed, trial, name), brackets that survive a stop, diverged trials."""
 
 import json
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -43,6 +44,11 @@ def scores_of(drawn, num_folds=3):
     return tuple(float(distance + 0.1 * fold) for fold in range(num_folds))
 
 
+def after(folds, num_epochs=1):
+    """Values [fold, epoch] of a trial whose last ones these are."""
+    return np.stack([np.array(folds, float)] * num_epochs, axis=1)
+
+
 class Training:
     """Stands for the training of brackets, and remembers what it was called with."""
 
@@ -51,14 +57,14 @@ class Training:
 
     def __call__(self, draws):
         self.calls.append(list(draws))
-        return {number: {"loss": self._scores(drawn)} for number, drawn in draws.items()}
+        return {number: {"loss": after(self._scores(drawn))} for number, drawn in draws.items()}
 
 
 def diverged(*numbers, with_scores=(NAN, 1.0, 2.0)):
     """Training in which these trials diverge."""
 
     def train(draws):
-        return {n: {"loss": with_scores if n in numbers else scores_of(drawn)} for n, drawn in draws.items()}
+        return {n: {"loss": after(with_scores if n in numbers else scores_of(drawn))} for n, drawn in draws.items()}
 
     return train
 
@@ -67,9 +73,9 @@ def open_storage(folder, seed=0, sampler="random", study=STUDY):
     return search.open_storage(folder / "journal.log", study, sampler=sampler, seed=seed)
 
 
-def run(opened, train=None, num_trials=7, bracket_size=3, study=STUDY):
-    found = search.search(opened, study, train or Training(), num_trials=num_trials, bracket_size=bracket_size)
-    return list(found)
+def run(opened, train=None, num_trials=7, bracket_size=3, study=STUDY, num_epochs=1):
+    brackets = [range(first, min(first + bracket_size, num_trials)) for first in range(0, num_trials, bracket_size)]
+    return list(search.search(opened, study, train or Training(), brackets=brackets, num_epochs=num_epochs))
 
 
 def table(brackets):
@@ -251,7 +257,7 @@ def test_no_trial_is_best_if_all_have_diverged(tmp_path):
 
 def test_scores_ranks_and_the_best_by_hand():
     table = [(1.0, 3.0), (1.0, 2.0), (2.0, 2.0), (INF, 0.0), (1.5, 1.5), (9.0, 9.0)]
-    trials = [search.scored(number, {}, STUDY, {"loss": scores}) for number, scores in enumerate(table)]
+    trials = [search.scored(number, {}, STUDY, {"loss": after(scores)}, 1) for number, scores in enumerate(table)]
     assert [t.mean("loss") for t in trials[:3]] == [2.0, 1.5, 2.0]
     assert trials[0].std("loss") == 1.0
     assert results.ranks(trials, STUDY) == [3, 1, 3, None, 1, 5]
@@ -269,7 +275,7 @@ def with_accuracy(draws):
 
 def test_the_highest_is_best_where_a_metric_is_maximized(tmp_path):
     opened = open_storage(tmp_path, study=CLASSIFIER)
-    trials = all_of(run(opened, with_accuracy, study=CLASSIFIER))
+    trials = all_of(run(opened, with_accuracy, study=CLASSIFIER, num_epochs=2))
     assert opened.direction == optuna.study.StudyDirection.MAXIMIZE
     highest = max(trials, key=lambda trial: trial.mean("accuracy"))
     assert results.best(trials, CLASSIFIER) == highest
@@ -283,7 +289,7 @@ def test_the_highest_is_best_where_a_metric_is_maximized(tmp_path):
 
 def test_of_equals_the_first_is_best_where_a_metric_is_maximized():
     trials = [
-        search.scored(n, {}, CLASSIFIER, {"loss": (1.0,), "accuracy": (value,)})
+        search.scored(n, {}, CLASSIFIER, {"loss": after((1.0,)), "accuracy": after((value,))}, 1)
         for n, value in enumerate([0.5, 0.9, 0.9, 0.1])
     ]
     assert results.ranks(trials, CLASSIFIER) == [3, 1, 1, 4]
@@ -291,9 +297,9 @@ def test_of_equals_the_first_is_best_where_a_metric_is_maximized():
 
 
 def test_every_metric_of_a_trial_is_kept_and_read_back(tmp_path):
-    first = run(open_storage(tmp_path, study=CLASSIFIER), with_accuracy, study=CLASSIFIER)
+    first = run(open_storage(tmp_path, study=CLASSIFIER), with_accuracy, study=CLASSIFIER, num_epochs=2)
     opened = open_storage(tmp_path, study=CLASSIFIER)
-    assert table(run(opened, Training(), study=CLASSIFIER)) == table(first)
+    assert table(run(opened, Training(), study=CLASSIFIER, num_epochs=2)) == table(first)
     for told, trial in zip(opened.trials, all_of(first), strict=True):
         assert set(trial.scores) == {"loss", "accuracy"}
         for name, folds in trial.scores.items():
@@ -303,7 +309,8 @@ def test_every_metric_of_a_trial_is_kept_and_read_back(tmp_path):
 
 def test_a_trial_whose_loss_is_not_a_number_fails_although_its_accuracy_is(tmp_path):
     def train(draws):
-        return {n: {"loss": (NAN if n == 2 else 1.0,) * 3, "accuracy": (0.5 + n / 100,) * 3} for n in draws}
+        last = {n: {"loss": (NAN if n == 2 else 1.0,) * 3, "accuracy": (0.5 + n / 100,) * 3} for n in draws}
+        return {n: {name: after(folds) for name, folds in values.items()} for n, values in last.items()}
 
     opened = open_storage(tmp_path, study=CLASSIFIER)
     trials = all_of(run(opened, train, num_trials=3, study=CLASSIFIER))
@@ -314,9 +321,9 @@ def test_a_trial_whose_loss_is_not_a_number_fails_although_its_accuracy_is(tmp_p
 
 
 def test_a_metric_that_is_not_a_number_fails_a_trial_only_where_it_counts():
-    values = {"loss": (1.0, 2.0), "accuracy": (NAN, 0.5)}
-    assert search.scored(0, {}, CLASSIFIER, values).state == "failed"
-    assert search.scored(0, {}, replace(CLASSIFIER, maximize=None), values).state == "complete"
+    values = {"loss": after((1.0, 2.0)), "accuracy": after((NAN, 0.5))}
+    assert search.scored(0, {}, CLASSIFIER, values, 1).state == "failed"
+    assert search.scored(0, {}, replace(CLASSIFIER, maximize=None), values, 1).state == "complete"
 
 
 # Spaces of any names.
@@ -336,7 +343,7 @@ def test_hyperparameters_of_any_name_and_kind_are_drawn_kept_and_read_back(tmp_p
     study = replace(STUDY, space=space)
 
     def train(draws):
-        return {number: {"loss": (1.0, 2.0)} for number in draws}
+        return {number: {"loss": after((1.0, 2.0))} for number in draws}
 
     drawn = {n: row[0] for n, row in table(run(open_storage(tmp_path, study=study), train, study=study)).items()}
     again = {n: row[0] for n, row in table(run(open_storage(tmp_path, study=study), train, study=study)).items()}
@@ -434,6 +441,7 @@ def test_a_search_stopped_between_two_tellings_tells_the_rest(tmp_path):
     asked = [opened.ask() for _ in range(3)]
     draws = [search.suggest(trial, STUDY) for trial in asked]
     asked[0].set_user_attr("scores_loss", list(scores_of(draws[0])))
+    asked[0].set_user_attr("epochs", 1)
     opened.tell(asked[0], float(np.mean(scores_of(draws[0]))))
     asked[1].set_user_attr("split0_val_loss", 123.0)  # stopped in the middle of this one
 
@@ -492,7 +500,7 @@ CONFIG = {
     "score": "loss",
     "direction": "minimize",
     "data_sha256": "0" * 64,
-    "plan": {"bracket": 3, "program": {"slots": 3, "layout": {"chunk_size": None}}},
+    "plan": {"brackets": [{"num_trials": 3, "rungs": []}], "factor": None},
     "format": storage.FORMAT,
 }
 
@@ -500,7 +508,7 @@ CONFIG = {
 def test_the_same_settings_begin_a_folder_again_and_get_the_stored_plan(tmp_path):
     stored = search.begin(open_storage(tmp_path), CONFIG, tmp_path)
     assert stored == json.loads(json.dumps(CONFIG))
-    other_plan = CONFIG | {"plan": {"bracket": 8, "program": {"slots": 8, "layout": {"chunk_size": 20}}}}
+    other_plan = CONFIG | {"plan": {"brackets": [{"num_trials": 8, "rungs": []}], "factor": None}}
     assert search.begin(open_storage(tmp_path), other_plan, tmp_path) == stored
     assert search.begin(open_storage(tmp_path), CONFIG, tmp_path)["plan"] == CONFIG["plan"]
 
@@ -552,7 +560,7 @@ def refused(folder, config, message):
     assert search.begin(open_storage(folder), CONFIG, folder)["num_epochs"] == 20
 
 
-@pytest.mark.parametrize("number", [None, 1, 2, storage.FORMAT + 1])
+@pytest.mark.parametrize("number", [None, 1, 2, 3, storage.FORMAT + 1])
 def test_a_search_in_another_format_is_refused_in_one_line(tmp_path, number):
     """The first format had no number."""
     other = {name: value for name, value in CONFIG.items() if name != "format"} | ({"format": number} if number else {})
@@ -570,6 +578,71 @@ def test_a_folder_of_another_study_is_refused(tmp_path):
     with pytest.raises(ValueError, match="regression.*out=") as caught:
         search.begin(open_storage(tmp_path, study=replace(STUDY, name="fashion_mlp")), CONFIG, tmp_path)
     assert "\n" not in str(caught.value)
+
+
+# Trials that are pruned.
+
+
+def halved(draws):
+    """Training of a bracket in which the best third of the trials has nine epochs, the others three."""
+    ranked = sorted(draws, key=lambda number: scores_of(draws[number]))
+    lengths = {number: 9 if place < math.ceil(len(ranked) / 3) else 3 for place, number in enumerate(ranked)}
+    return {n: {"loss": after(scores_of(draws[n]), lengths[n]) - 0.001 * np.arange(lengths[n])} for n in draws}
+
+
+def test_a_trial_of_fewer_epochs_is_pruned_and_counts_with_the_last_value_that_was_reported(tmp_path):
+    opened = open_storage(tmp_path)
+    trials = all_of(run(opened, halved, num_trials=6, bracket_size=6, num_epochs=9))
+    assert [trial.state for trial in trials].count("complete") == 2
+    assert {(trial.state, trial.epochs) for trial in trials} == {("complete", 9), ("pruned", 3)}
+    for told, trial in zip(opened.trials, trials, strict=True):
+        assert told.state == {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED}[trial.state]
+        assert max(told.intermediate_values) == trial.epochs
+        assert told.value == pytest.approx(trial.mean("loss"))  # of a pruned one Optuna takes what was reported last
+        assert told.intermediate_values[trial.epochs] == pytest.approx(trial.mean("loss"))
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_states_and_epochs_are_read_back(tmp_path, sampler):
+    common = {"num_trials": 12, "bracket_size": 6, "num_epochs": 9}
+    first = run(open_storage(tmp_path, sampler=sampler), halved, **common)
+    assert {trial.state for trial in all_of(first)} == {"complete", "pruned"}
+    train = Training()
+    assert run(open_storage(tmp_path, sampler=sampler), train, **common) == first
+    assert train.calls == []
+
+
+def test_the_best_is_complete_and_ranks_go_by_epochs_first():
+    values = [(1, 0.1), (9, 0.9), (3, 0.5), (9, 0.3), (3, 0.2), (9, NAN), (3, NAN)]
+    trials = [search.scored(n, {}, STUDY, {"loss": after((v,), epochs)}, 9) for n, (epochs, v) in enumerate(values)]
+    assert [t.state for t in trials] == ["pruned", "complete", "pruned", "complete", "pruned", "failed", "failed"]
+    assert [t.epochs for t in trials] == [epochs for epochs, _ in values]
+    assert results.best(trials, STUDY).number == 3
+    assert results.ranks(trials, STUDY) == [5, 2, 4, 1, 3, None, None]
+
+
+def test_a_trial_that_diverges_on_a_rung_fails_with_the_epochs_that_it_had(tmp_path):
+    def train(draws):
+        return halved(draws) | {0: {"loss": after((NAN, 1.0, 1.0), 3)}}
+
+    opened = open_storage(tmp_path)
+    trials = all_of(run(opened, train, num_trials=6, bracket_size=6, num_epochs=9))
+    assert (trials[0].state, trials[0].epochs) == ("failed", 3)
+    assert opened.trials[0].state == TrialState.FAIL
+    assert all_of(run(open_storage(tmp_path), train, num_trials=6, bracket_size=6, num_epochs=9))[1:] == trials[1:]
+
+
+def test_a_pruned_trial_is_reported_no_more_often_than_a_complete_one_by_the_same_epoch(tmp_path):
+    """A journal takes a third of a millisecond for each."""
+
+    def train(draws):
+        return {n: {"loss": after((1.0, 2.0), 1000 if n == 0 else 38)} for n in draws}
+
+    opened = open_storage(tmp_path)
+    run(opened, train, num_trials=2, num_epochs=1000)
+    complete, pruned = (list(trial.intermediate_values) for trial in opened.trials)
+    assert len(complete) == search.MOST_REPORTS and complete[-1] == 1000
+    assert pruned == [epoch for epoch in complete if epoch < 38] + [38]
 
 
 # The other sampler.
@@ -618,9 +691,18 @@ def test_tpe_goes_on_past_diverged_trials_and_takes_up_running_ones(tmp_path):
     assert len(opened.trials) == 16
 
 
+def test_tpe_learns_from_pruned_trials(tmp_path):
+    """Of each bracket it sees more of them than complete ones."""
+    opened = open_storage(tmp_path, sampler="tpe")
+    brackets = run(opened, halved, num_trials=30, bracket_size=6, num_epochs=9)
+    means = [np.mean([scores_of(trial.draw) for trial in bracket]) for bracket in brackets]
+    assert [trial.state for trial in opened.trials].count(TrialState.PRUNED) == 20
+    assert np.mean(means[3:]) < np.mean(means[:2])
+
+
 def test_tpe_looks_for_the_highest_where_a_metric_is_maximized(tmp_path):
     def train(draws):
-        return {n: {"loss": (1.0,), "accuracy": (2 - scores_of(drawn)[0],)} for n, drawn in draws.items()}
+        return {n: {"loss": after((1.0,)), "accuracy": after((2 - scores_of(drawn)[0],))} for n, drawn in draws.items()}
 
     opened = open_storage(tmp_path, sampler="tpe", study=CLASSIFIER)
     brackets = run(opened, train, num_trials=30, bracket_size=6, study=CLASSIFIER)

@@ -20,6 +20,7 @@ WRITERS = {
     "bytes": lambda path, n: storage.write_bytes(path, bytes([n])),
     "json": lambda path, n: storage.write_json(path, {"n": n}),
     "arrays": lambda path, n: storage.write_arrays(path, {"n": np.full(3, n)}),
+    "arrays as they are": lambda path, n: storage.write_arrays(path, {"n": np.full(3, n)}, compressed=False),
 }
 
 
@@ -122,18 +123,25 @@ def test_json_refuses_numbers_that_are_not_finite_and_keeps_the_old_file(tmp_pat
             hnp.array_shapes(min_dims=0, min_side=0),
         ),
         max_size=3,
-    )
+    ),
+    st.booleans(),
 )
-@settings(max_examples=30, deadline=None)
-def test_arrays_come_back_with_their_shapes_types_and_bits(tmp_path_factory, arrays):
+@settings(max_examples=40, deadline=None)
+def test_arrays_come_back_with_their_shapes_types_and_bits(tmp_path_factory, arrays, compressed):
     path = tmp_path_factory.getbasetemp() / "arrays.npz"
-    storage.write_arrays(path, arrays)
+    storage.write_arrays(path, arrays, compressed=compressed)
     found = storage.read_arrays(path)
     assert list(found) == list(arrays)
     for name, array in arrays.items():
         assert found[name].dtype == array.dtype
         assert found[name].shape == array.shape
         assert found[name].tobytes() == array.tobytes()
+
+
+def test_arrays_are_compressed_unless_they_are_not_worth_it(tmp_path):
+    for compressed in (True, False):
+        storage.write_arrays(tmp_path / str(compressed), {"zeros": np.zeros(10_000)}, compressed=compressed)
+    assert (tmp_path / "True").stat().st_size < 1000 and (tmp_path / "False").stat().st_size > 80_000
 
 
 class Bomb:
@@ -157,8 +165,9 @@ def test_reading_refuses_pickled_objects_without_executing_them(tmp_path):
 
 
 def test_writing_refuses_objects(tmp_path):
-    with pytest.raises(ValueError):
-        storage.write_arrays(tmp_path / "file", {"a": np.array([{}, None], object)})
+    for compressed in (True, False):
+        with pytest.raises(ValueError):
+            storage.write_arrays(tmp_path / "file", {"a": np.array([{}, None], object)}, compressed=compressed)
     assert os.listdir(tmp_path) == []
 
 
@@ -181,7 +190,7 @@ def test_content_of_this_version_is_read_be_the_number_pythons_or_an_arrays():
     storage.check_format({"format": np.array(storage.FORMAT)}, "x")
 
 
-@pytest.mark.parametrize("content", [{}, {"format": 2}, {"format": np.array(storage.FORMAT + 1)}, {"format": "x" * 99}])
+@pytest.mark.parametrize("content", [{}, {"format": 3}, {"format": np.array(storage.FORMAT + 1)}, {"format": "x" * 99}])
 def test_content_of_another_version_is_refused_in_one_line_that_names_it(content):
     with pytest.raises(storage.FormatError) as caught:
         storage.check_format(content, "runs/x/results.json")

@@ -85,12 +85,13 @@ def order_work(
     num_folds: int,
     num_epochs: int,
     batch_size: int,
+    seed: int = SEED,
 ) -> Work:
     """The search of these trials on x and y, with the folds and the minibatches that hw1jax takes for the seed."""
     from hw1jax import folds
 
-    splits = folds.k_fold(len(x), num_folds, (SEED,))
-    train_order = folds.minibatches(splits, range(num_epochs), batch_size=batch_size, seed=(SEED,))
+    splits = folds.k_fold(len(x), num_folds, (seed,))
+    train_order = folds.minibatches(splits, range(num_epochs), batch_size=batch_size, seed=(seed,))
     parts = [fold.validation for fold in splits]
     return Work(name, x, y, train_order, folds.pieces(parts, max(map(len, parts)))[:, 0], trials)
 

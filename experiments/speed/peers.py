@@ -388,20 +388,9 @@ class ScikitLearn:
     def __init__(self, work: Work, data, trial: int, folds: list[int]):
         from sklearn.neural_network import MLPClassifier, MLPRegressor
 
-        settings, batch = work.trials[trial], work.train_order.shape[3]
         self.data, self.regression = data, work.study == "regression"
-        scale = 0.5 if self.regression else 1.0  # its loss is half the squared error, and its gradients half of ours
         self.model = (MLPRegressor if self.regression else MLPClassifier)(
-            hidden_layer_sizes=settings["hidden_units"],
-            activation="logistic",
-            solver=settings["optimizer"],
-            alpha=scale * batch * settings["l2"],  # which it divides by the batch
-            learning_rate_init=settings["learning_rate"] / (scale if settings["optimizer"] == "sgd" else 1),
-            momentum=0.0,
-            epsilon=scale * 1e-8,
-            batch_size=batch,
-            shuffle=False,
-            random_state=1000 * trial + folds[0],
+            **scikit_learn_settings(work, trial), shuffle=False, random_state=1000 * trial + folds[0]
         )
 
     def train(self, order: np.ndarray) -> np.ndarray:
@@ -411,9 +400,30 @@ class ScikitLearn:
 
     def validate(self, order: np.ndarray) -> np.ndarray:
         x, y = (part[order[order >= 0]] for part in self.data)
-        if self.regression:
-            return np.square(self.model.predict(x) - y).sum(keepdims=True)
-        return -np.log(self.model.predict_proba(x)[np.arange(len(y)), y]).sum(keepdims=True)
+        return np.array([scikit_learn_loss(self.model, x, y) * len(y)])
+
+
+def scikit_learn_settings(work: Work, trial: int) -> dict[str, Any]:
+    """What makes its gradients ours."""
+    settings, batch = work.trials[trial], work.train_order.shape[3]
+    scale = 0.5 if work.study == "regression" else 1.0  # its loss is half the squared error, its gradients half of ours
+    return {
+        "hidden_layer_sizes": settings["hidden_units"],
+        "activation": "logistic",
+        "solver": settings["optimizer"],
+        "alpha": scale * batch * settings["l2"],  # which it divides by the batch
+        "learning_rate_init": settings["learning_rate"] / (scale if settings["optimizer"] == "sgd" else 1),
+        "momentum": 0.0,
+        "epsilon": scale * 1e-8,
+        "batch_size": batch,
+    }
+
+
+def scikit_learn_loss(model, x: np.ndarray, y: np.ndarray) -> float:
+    """The mean loss of its outputs, as ours."""
+    if y.dtype.kind == "f":
+        return float(np.square(model.predict(x) - y).mean())
+    return float(-np.log(model.predict_proba(x)[np.arange(len(y)), y]).mean())
 
 
 class Samples:

@@ -4,6 +4,7 @@ import html
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from hw1jax import lines
 from hw1jax.report import plots
 
 Cell = Callable[[plots.Axes], Any]  # draws into an ax
@@ -76,6 +77,16 @@ def number(value: float | None, form: str = "{:.3f}") -> Markup:
     if form == "{:.3f}" and abs(value) >= 1e6:
         form = "{:.4g}"
     return Markup(f'<data value="{escape(repr(value))}">{escape(form.format(value))}</data>')
+
+
+def duration(seconds: float) -> Markup:
+    """Seconds as people say them, and exactly for programs."""
+    return number(seconds, lines.duration(seconds))
+
+
+def spread(mean: float | None, std: float | None, name: str = "loss") -> Markup:
+    """A mean over the folds and the standard deviation."""
+    return Markup(f"{score(name, mean)} ± {score(name, std)}")
 
 
 def score(name: str, value: float | None) -> Markup:

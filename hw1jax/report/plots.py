@@ -5,7 +5,7 @@ Colours are Okabe and Ito's, which the colour-blind can tell apart, and matplotl
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import cycle
 from typing import Any
@@ -24,8 +24,8 @@ Array = np.ndarray
 WIDTH = 6.5  # inches: the text of a printed page
 DOTS_PER_INCH = 190
 BLACK, GREY, LIGHT = "#000000", "#777777", "#bbbbbb"
-BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-TRAINING, VALIDATION, REFIT, TEST, BEST = BLUE, ORANGE, GREEN, BLACK, ORANGE
+BLUE, ORANGE, GREEN, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
+TRAINING, VALIDATION, REFIT, TEST, BEST, PRUNED = BLUE, ORANGE, GREEN, BLACK, ORANGE, SKY
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 SEQUENTIAL = "viridis"  # dark is low: a small loss stands out
 
@@ -101,9 +101,10 @@ def shade_gaps(ax: Axes, gaps: Sequence[tuple[float, float]]) -> Axes:
     return ax
 
 
-def fitted_curve(ax: Axes, x: Array, y: Array, low: Array, high: Array) -> Axes:
-    """What the refitted best model predicts (`y`) along `x`, and the range of its fold models (all [point])."""
+def fitted_curve(ax: Axes, x: Array, y: Array, low: Array, high: Array, mean: Array) -> Axes:
+    """What the refitted best model predicts (`y`) along `x`; range and mean of its fold models (all [point])."""
     ax.fill_between(x, low, high, color=ORANGE, alpha=0.25, linewidth=0, label="range of the fold models")
+    ax.plot(x, mean, color=GREEN, linestyle="--", label="mean of the fold models")
     ax.plot(x, y, color=ORANGE, linewidth=1.8, label="refitted best model")
     ax.set(title="Fitted curve", xlabel="input x", ylabel="label y")
     ax.legend()
@@ -122,14 +123,39 @@ def residuals(ax: Axes, x: Array, residual: Array, inside: Array, *, gaps: Seque
     return ax
 
 
-def bars(ax: Axes, values: Mapping[str, float], *, title: str, label: str, decimals: int) -> Axes:
+def bars(
+    ax: Axes, values: Mapping[str, float], *, title: str, label: str, form: Callable[[float], str] = "{:.3f}".format
+) -> Axes:
     """A horizontal bar a name, the first on top, each with its number."""
     names = list(values)
     drawn = ax.barh(names, list(values.values()), color=BLUE, height=0.6)
-    ax.bar_label(drawn, fmt=f"%.{decimals}f", padding=3)
+    ax.bar_label(drawn, [form(value) for value in values.values()], padding=3)
     ax.invert_yaxis()
     ax.margins(x=0.15)
     ax.set(title=title, xlabel=label)
+    return ax
+
+
+def rungs(ax: Axes, names: Sequence[str], went_on: Array, pruned: Array, failed: Array) -> Axes:
+    """What became of the trials of each rung of a search ([rung] each): bars side by side, the first rung on top."""
+    begin = np.zeros(len(names))
+    for values, color, hatch, label in (
+        (went_on, BLUE, None, "went on, or to the end"),
+        (pruned, PRUNED, "////", "pruned"),
+        (failed, GREY, "....", "failed"),
+    ):
+        if any(values):
+            look: dict[str, Any] = {"color": color, "edgecolor": "white", "hatch": hatch, "linewidth": 0}
+            drawn = ax.barh(names, values, left=begin, height=0.6, label=label, **look)
+            box: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.85}
+            share = np.asarray(values) / max(went_on + pruned + failed)
+            numbers = [str(value) if part > 0.03 else "" for value, part in zip(values, share, strict=True)]
+            ax.bar_label(drawn, numbers, label_type="center", bbox=box)
+            begin = begin + values
+    ax.invert_yaxis()
+    ax.set(title="Trials of each rung", xlabel="trials")
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
+    ax.legend(loc="lower right")
     return ax
 
 
@@ -156,12 +182,14 @@ def learning_profile(
     return ax
 
 
-def validation_curves(ax: Axes, curves: Array, on_scale: Array, best: int, *, loss_name: str) -> Axes:
-    """Validation loss of every trial, curves [trial, epoch]; on_scale bool [trial]; `best` is a row.
+def validation_curves(
+    ax: Axes, curves: Array, on_scale: Array, pruned: Array, best: int, *, loss_name: str
+) -> Axes:
+    """Validation loss of every trial, curves [trial, epoch], NaN after its last; `best` is a row.
 
-    The limits come from the trials on the scale: a diverged one leaves the figure instead of flattening the others.
+    A pruned trial's line ends in a ring. on_scale and pruned are bool [trial]. The limits come from the trials on the scale: a diverged one leaves the figure instead of flattening the others.
     """
-    _trial_curves(ax, curves, on_scale, best)
+    _trial_curves(ax, curves, on_scale, pruned, best)
     ax.set(title="Validation loss of all trials, mean over the folds", ylabel=loss_name)
     shown = curves[on_scale]
     shown = shown[np.isfinite(shown)]
@@ -185,9 +213,9 @@ def metric_profile(ax: Axes, val: Array, mean: Array, *, name: str) -> Axes:
     return ax
 
 
-def metric_curves(ax: Axes, curves: Array, on_scale: Array, best: int, *, name: str) -> Axes:
+def metric_curves(ax: Axes, curves: Array, on_scale: Array, pruned: Array, best: int, *, name: str) -> Axes:
     """A metric in validation of every trial, as `validation_curves`, on a linear axis."""
-    _trial_curves(ax, curves, on_scale, best)
+    _trial_curves(ax, curves, on_scale, pruned, best)
     ax.set(title="All trials, mean over the folds", ylabel=name)
     shown = curves[on_scale]
     shown = shown[np.isfinite(shown)]
@@ -198,15 +226,25 @@ def metric_curves(ax: Axes, curves: Array, on_scale: Array, best: int, *, name: 
     return ax
 
 
-def _trial_curves(ax: Axes, curves: Array, on_scale: Array, best: int) -> None:
-    """A line a trial, curves [trial, epoch], the best one in front."""
+def _trial_curves(ax: Axes, curves: Array, on_scale: Array, pruned: Array, best: int) -> None:
+    """A line a trial, curves [trial, epoch], the best one in front, a ring where one was pruned."""
     epochs = np.arange(1, curves.shape[1] + 1)
     dots = _dots(epochs)
-    labels = {True: "other trials", False: "failed or off the scale"}
-    for row, (curve, done) in enumerate(zip(curves, on_scale, strict=True)):
-        if row != best:
-            look: dict[str, Any] = {"color": BLUE, "alpha": 0.45} if done else {"color": GREY, "linestyle": ":"}
-            ax.plot(epochs, curve, linewidth=0.6, label=labels.pop(bool(done), None), **look, **dots)
+    off, dropped, other = "failed or off the scale", "pruned", "other trials"
+    looks: dict[str, dict[str, Any]] = {
+        off: {"color": GREY, "linestyle": ":"},
+        dropped: {"color": PRUNED, "alpha": 0.6},
+        other: {"color": BLUE, "alpha": 0.45},
+    }
+    kinds = np.select([~on_scale, pruned], [off, dropped], other)
+    for kind, look in looks.items():
+        rows = [row for row in np.flatnonzero(kinds == kind) if row != best]
+        for row in rows:
+            ax.plot(epochs, curves[row], linewidth=0.6, label=kind if row == rows[0] else None, **look, **dots)
+    for row in np.flatnonzero(pruned & np.isfinite(curves).any(axis=1)):
+        last = np.flatnonzero(np.isfinite(curves[row]))[-1]
+        ring: dict[str, Any] = {"color": PRUNED if on_scale[row] else GREY, "markersize": 3, "markerfacecolor": "white"}
+        ax.plot(epochs[last], curves[row, last], "o", markeredgewidth=0.7, zorder=2.5, **ring)
     ax.plot(epochs, curves[best], color=BEST, linewidth=1.8, label="best trial", zorder=3, **dots)
     ax.set_xlabel("epoch")
     _epoch_axis(ax, epochs)
@@ -221,6 +259,8 @@ def trial_scores(
     folds: Array,
     means: Array,
     on_scale: Array,
+    pruned: Array,
+    epochs: Array,
     *,
     constant: float | None,
     name: str,
@@ -228,18 +268,27 @@ def trial_scores(
 ) -> Axes:
     """Each trial's score: a dot a fold (folds [trial, fold]) and a bar at the mean ([trial]), in the given order.
 
-    Trials off the scale (failed, or far off) are crosses at the top edge; the dashed line is a constant's loss, where
-    that is known. `name` is the score's.
+    Pruned trials are hollow, a line between those of different epochs. Trials off the scale (failed, or far off) are
+    crosses at the top edge; the dashed line is a constant's loss, where that is known. `name` is the score's.
     """
     place = np.arange(len(numbers))
     done = np.asarray(on_scale, bool)
     if constant is not None:
         ax.axhline(constant, color=GREY, linestyle="--", linewidth=0.8, label="constant prediction")
     ax.vlines(place[done], folds[done].min(axis=1), folds[done].max(axis=1), color=LIGHT, linewidth=2.5, zorder=1)
-    columns = [ax.plot(place[done], fold[done], "o", color=BLUE, markersize=2.5)[0] for fold in folds.T]
-    columns[0].set_label("each fold")
-    ax.plot(place[done], means[done], "_", color=BLACK, markersize=9, markeredgewidth=1.8, label="mean")
+    hollow: dict[str, Any] = {"color": PRUNED, "markersize": 2.8, "markerfacecolor": "white", "markeredgewidth": 0.7}
+    kinds: list[tuple[Array, str, str, dict[str, Any]]] = [
+        (done & ~pruned, "each fold", "o", {"color": BLUE, "markersize": 2.5}),
+        (done & pruned, "each fold of a pruned trial", "s", hollow),
+    ]
+    for shown, label, marker, look in kinds:
+        if shown.any():
+            columns = [ax.plot(place[shown], fold[shown], marker, linestyle="", **look)[0] for fold in folds.T]
+            columns[0].set_label(label)
+    long = float(np.clip(270 / len(place), 2, 9))  # points: the bars of neighbours don't touch
+    ax.plot(place[done], means[done], "_", color=BLACK, markersize=long, markeredgewidth=1.8, label="mean")
     _crosses(ax, place[~done])
+    _epoch_groups(ax, place[done], epochs[done], pruned[done])
     ax.set(title="Score of each trial, the best first", xlabel="trial number", ylabel=f"validation {name}")
     every = slice(None, None, -(-len(numbers) // 50))  # more would overlap
     ax.set_xticks(place[every], [str(number) for number in numbers[every]], rotation=90 if len(numbers) > 30 else 0)
@@ -256,6 +305,7 @@ def hyperparameter_slice(
     scores: Array,
     on_scale: Array,
     learned: Array,
+    pruned: Array,
     best: int,
     *,
     name: str,
@@ -269,6 +319,7 @@ def hyperparameter_slice(
       values: numbers, or str for a choice.
       on_scale: bool; the others, failed or far off, are crosses at the top edge.
       learned: bool; trials no better than a constant are hollow.
+      pruned: bool; these are small triangles.
       best: the row with a ring around it.
       choices: what could be drawn: (low, high), or the names.
       log: whether numbers were drawn on a logarithmic scale.
@@ -276,10 +327,12 @@ def hyperparameter_slice(
     """
     values = _place(ax, values, choices, log)
     look: dict[str, Any] = {"norm": _score_norm(scores[on_scale]), "cmap": _colours(high_is_good)}
-    shown = on_scale & learned
-    ax.scatter(values[shown], scores[shown], c=scores[shown], s=18, edgecolor=GREY, linewidth=0.3, **look)
-    hollow = on_scale & ~learned
-    ax.scatter(values[hollow], scores[hollow], s=14, facecolor="none", edgecolor=GREY, linewidth=0.8)
+    for kind, marker, size in ((~pruned, "o", 18), (pruned, "v", 11)):
+        shown, hollow = on_scale & learned & kind, on_scale & ~learned & kind
+        points: dict[str, Any] = {"c": scores[shown], "marker": marker, "s": size, "edgecolor": GREY}
+        ax.scatter(values[shown], scores[shown], linewidth=0.3, **points, **look)
+        rings: dict[str, Any] = {"marker": marker, "s": 0.8 * size, "facecolor": "none", "edgecolor": GREY}
+        ax.scatter(values[hollow], scores[hollow], linewidth=0.8, **rings)
     ax.scatter(values[best], scores[best], s=70, facecolor="none", edgecolor=BEST, linewidth=1.4, zorder=3)
     _crosses(ax, values[~on_scale])
     if not high_is_good:
@@ -294,6 +347,7 @@ def score_plane(
     y: Array,
     scores: Array,
     on_scale: Array,
+    pruned: Array,
     names: Sequence[str],
     best: int,
     *,
@@ -305,12 +359,13 @@ def score_plane(
 ) -> Axes:
     """Two hyperparameters on logarithmic axes, a point a trial (all [trial]) coloured by score, a marker a name.
 
-    The ranges are (low, high) of what could be drawn; `labels` are those of x, y and score.
+    Pruned ones are small. The ranges are (low, high) of what could be drawn; `labels` are those of x, y and score.
     """
     look: dict[str, Any] = {"norm": _score_norm(scores[on_scale]), "cmap": _colours(high_is_good)}
     for marker, name in zip(cycle(MARKERS), sorted(set(names)), strict=False):
         mask = on_scale & (np.asarray(names) == name)
-        ax.scatter(x[mask], y[mask], c=scores[mask], marker=marker, s=28, edgecolor=GREY, linewidth=0.3, **look)
+        sizes = np.where(pruned[mask], 9, 28)
+        ax.scatter(x[mask], y[mask], c=scores[mask], marker=marker, s=sizes, edgecolor=GREY, linewidth=0.3, **look)
         ax.plot([], [], marker, color=GREY, markersize=5, label=name)
     ax.scatter(x[best], y[best], s=110, facecolor="none", edgecolor=BEST, linewidth=1.5, label="best trial")
     if not on_scale.all():
@@ -516,6 +571,18 @@ def _epoch_axis(ax: Axes, epochs: Array) -> None:
     room = max(0.02 * len(epochs), 0.2)
     ax.set_xlim(epochs[0] - room, epochs[-1] + room)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def _epoch_groups(ax: Axes, place: Array, epochs: Array, pruned: Array) -> None:
+    """Of trials in order of their epochs, where one group ends and after how many epochs the next was pruned."""
+    if not pruned.any():
+        return
+    for i in np.flatnonzero(np.diff(epochs, prepend=epochs[:1]) * pruned | (np.diff(pruned, prepend=False) > 0)):
+        ax.axvline(place[i] - 0.5, color=GREY, linewidth=0.6)
+        ax.text(
+            place[i] - 0.4, 0.01, f"pruned after {epochs[i]}", fontsize=6.5, color=GREY,
+            transform=ax.get_xaxis_transform(),
+        )  # fmt: skip
 
 
 def _log_loss_axis(ax: Axes, values: Array) -> None:
