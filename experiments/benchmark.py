@@ -1,6 +1,7 @@
 """The speed of the three studies, ours and the peers', at equal work, measured in one run on one machine.
 
     python experiments/benchmark.py [--studies STUDIES] [--peers-python PYTHON] [--cold STUDIES] [--help]
+    python experiments/benchmark.py --time-to-score [--studies STUDIES] [--seeds SEEDS] [--halving-trials N ..]
 
 Equal work: one file a study (`peers.Work`) with the samples, the folds, the order of all minibatches and the first
 draws of the search with seed 0; everybody computes in float32. The unit is the microsecond per training sample.
@@ -20,6 +21,10 @@ resident memory of all processes, on an accelerator the host's alone. 'loss' is 
 (regression: the full search; images: 2 epochs), mean over the members that no one's run diverged in, and that of the
 best trial; initial parameters differ between hw1jax and torch. scikit-learn leaves out the RMSprop trials: its rate and
 share are those of another mix.
+
+With --time-to-score it measures something else: whole searches, ours at the study's own settings and with halving, and
+those of peers that halve as well (speed/score.py says how), one after the other for each seed: the best validation loss
+against the time since the process started. It writes time_to_score.md, .json and .png.
 """
 
 from hw1jax import signals
@@ -43,13 +48,14 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from speed import forms, peers
+from speed import forms, peers, score
 from speed.peers import Work
 
 STUDIES = peers.STUDIES
 SAMPLES = {"regression": 100, "fashion_mlp": 60_000, "fashion_cnn": 12_000}  # of the work, the first ones
 EPOCHS = {"regression": 1000, "fashion_mlp": 2, "fashion_cnn": 2}  # of the work
 GROWTH = (10, 25, 100, 333, 1000)  # trials of 3 folds
+HALVING_TRIALS = {"regression": 150, "fashion_mlp": 54, "fashion_cnn": 27}
 
 
 # The work. Importing an experiment imports JAX, so it waits until it is needed.
@@ -341,6 +347,195 @@ def benchmark(options: argparse.Namespace) -> None:
     print(to_markdown(results))
 
 
+# How soon a search finds what it finds.
+
+
+def search_work(name: str, seed: int, options: argparse.Namespace) -> tuple[Work, dict[str, int]]:
+    """A study's data, folds and first draws for a seed -> (work, each side's trials)."""
+    from hw1jax import space, study
+
+    asked = forms.study_of(name)
+    inputs = {file: options.data_dir if file == "data_dir" else None for file in asked.inputs}
+    data = noise_images() if options.synthetic and asked.classes else study.load_data(asked, inputs)
+    few = {"regression": 60, "fashion_mlp": 3, "fashion_cnn": 2} if options.quick else {name: asked.num_epochs}
+    num_trials, halving = (4, 6) if options.quick else (asked.num_trials, options.halving_trials[name])
+    most = max(num_trials, halving, 60)  # of which two thirds are no RMSprop's
+    count = 3000 if options.quick else None
+    work = forms.order_work(
+        name,
+        data.x_train[:count],
+        data.y_train[:count],
+        [space.draw_to_json(space.random_draw(asked.space, seed, n)) for n in range(most)],
+        num_folds=asked.num_folds,
+        num_epochs=few[name],
+        batch_size=asked.batch_size,
+        seed=seed,
+    )
+    return work, dict.fromkeys(score.SIDES, num_trials) | {score.HALVING: halving}
+
+
+def search_study(name: str, seed: int, options: argparse.Namespace, file: Path) -> list[dict[str, Any]]:
+    """What each side finds with a seed, and when."""
+    work, trials = search_work(name, seed, options)
+    peers.save_work(file, work)
+    sides = [side for side in score.list_sides(name) if not (options.no_peers and side in score.PEERS)]
+    rows = []
+    for side in sides:
+        say(name, f"seed {seed}", side)
+        python = options.peers_python if side in score.PEERS else sys.executable
+        found = score.run_side(file, side, seed=seed, trials=trials[side], python=python)
+        row = {"side": side, "seed": seed, "trials": trials[side], "versions": found.get("versions", {})}
+        try:
+            traced = score.trace(found["lines"]) if "lines" in found else None
+        except ValueError as error:
+            found, traced = {"skipped": f"failed: {error}"}, None
+        if traced:
+            row |= {"seconds": traced.seconds.tolist(), "loss": traced.loss.tolist(), "epochs": traced.epochs}
+        else:
+            row["skipped"] = found["skipped"]
+        rows.append(row)
+    return rows
+
+
+def trace_of(row: dict[str, Any]) -> score.Trace:
+    return score.Trace(np.array(row["seconds"]), np.array(row["loss"]), row["epochs"])
+
+
+def reached(rows: list[dict[str, Any]], ours: str, peer: str) -> dict[str, float]:
+    """Medians over the seeds of when ours and the peer reach the peer's final loss; infinite where half never do."""
+    by_seed = {(row["side"], row["seed"]): trace_of(row) for row in rows if "skipped" not in row}
+    seeds = [seed for side, seed in by_seed if side == peer and (ours, seed) in by_seed]
+    goals = [by_seed[peer, seed].loss[-1] for seed in seeds]
+    if not seeds:
+        return {}
+    own = [by_seed[ours, seed].until(goal) for seed, goal in zip(seeds, goals, strict=True)]
+    its = [by_seed[peer, seed].until(goal) for seed, goal in zip(seeds, goals, strict=True)]
+    total = [float(by_seed[peer, seed].seconds[-1]) for seed in seeds]
+    return {
+        "seconds": median(own),
+        "peer_seconds": median(its),
+        "share": median(a / b for a, b in zip(own, its, strict=True)),
+        "share_of_all": median(a / b for a, b in zip(own, total, strict=True)),
+        "reached": sum(map(math.isfinite, own)),
+        "seeds": len(seeds),
+    }
+
+
+def score_table(name: str, rows: list[dict[str, Any]]) -> list[str]:
+    """A study's searches as lines of markdown, and when ours have found what a peer finds."""
+    lines = [
+        "",
+        f"### {name}",
+        "",
+        "| | trials | trial-epochs | validation loss at the end (each seed) | s in all |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for side in score.SIDES:
+        done = [row for row in rows if row["side"] == side and "skipped" not in row]
+        if not done:
+            continue
+        losses, seconds = ([row[what][-1] for row in done] for what in ("loss", "seconds"))
+        shown = f"**{side}**" if side not in score.PEERS else side
+        trials = "-" if side == score.SKLEARN else done[0]["trials"]
+        lines.append(
+            f"| {shown} | {trials} | {median(row['epochs'] for row in done):,.0f} | {median(losses):.4g} "
+            f"({', '.join(f'{loss:.4g}' for loss in losses)}) | {median(seconds):.1f} |"
+        )
+    lines += [
+        "",
+        "| final loss of | reached by | after s | by the peer itself | share of that | of its whole search | seeds |",
+        "|---|---|--:|--:|--:|--:|--:|",
+    ]
+    for peer in score.PEERS:
+        for ours in (side for side in score.SIDES if side not in score.PEERS):
+            if found := reached(rows, ours, peer):
+                after, by_peer, *shares = (
+                    f"{found[what]:.3g}" if math.isfinite(found[what]) else "never"
+                    for what in ("seconds", "peer_seconds", "share", "share_of_all")
+                )
+                seeds = f"{found['reached']} of {found['seeds']}"
+                lines.append(f"| {peer} | **{ours}** | {after} | {by_peer} | {' | '.join(shares)} | {seeds} |")
+    skipped = {row["side"]: row["skipped"] for row in rows if "skipped" in row}
+    return [*lines, "", *(f"- skipped: {side}: {reason}" for side, reason in skipped.items())]
+
+
+def score_report(results: dict[str, Any]) -> str:
+    machine = results["environment"]
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    lines = [
+        f"{machine['date']}, {machine['device']}, {machine['cores']} cores, Python {machine['python']}, {versions}; "
+        f"seeds {', '.join(map(str, results['settings']['seeds']))}; medians of them. Seconds since the process "
+        "started: imports, reading the data and compiling (with an empty cache) are in.",
+    ]
+    for name, result in results["studies"].items():
+        lines += (
+            score_table(name, result["rows"]) if "rows" in result else ["", f"- skipped: {name}: {result['skipped']}"]
+        )
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def draw_scores(results: dict[str, Any], out: Path) -> None:
+    """time_to_score.png: a panel a study, a line a side and seed."""
+    from hw1jax import storage
+    from hw1jax.report import plots
+
+    studies = {
+        name: done
+        for name, result in results["studies"].items()
+        if (done := [row for row in result.get("rows", []) if "skipped" not in row])
+    }
+    if not studies:
+        return
+    looks = {
+        score.OURS: {"color": plots.BLUE, "linestyle": "--"},
+        score.HALVING: {"color": plots.BLUE},
+        score.OPTUNA: {"color": plots.ORANGE},
+        score.SKLEARN: {"color": plots.GREEN, "linestyle": "-."},
+    }
+    with plots.style():
+        figure, axes = plots.figure(len(studies), height=2.7 * len(studies))
+        for ax, (name, rows) in zip(axes[:, 0], studies.items(), strict=True):
+            for side, look in looks.items():
+                for i, row in enumerate(row for row in rows if row["side"] == side):
+                    label = None if i else side
+                    ax.step(row["seconds"], row["loss"], where="post", label=label, **look)
+                    ax.plot(row["seconds"][-1], row["loss"][-1], ".", color=look["color"])
+            ax.set_xscale("log")
+            ax.set(title=name, xlabel="seconds since the process started", ylabel="best validation loss so far")
+            last = [row["loss"][-1] for row in rows]
+            room = max(last) - min(last) or 0.1 * min(last)
+            ax.set_ylim(min(last) - 0.1 * room, max(last) + 1.5 * room)  # beginnings, far above, say little
+            ax.legend(loc="upper right")
+        storage.write_bytes(out / "time_to_score.png", plots.png(figure))
+
+
+def time_to_score(options: argparse.Namespace) -> None:
+    """Searches, and writes after each seed of each study."""
+    from hw1jax import record, storage
+
+    settings = {name: str(v) if isinstance(v, Path) else v for name, v in vars(options).items()}
+    machine = record.describe()
+    versions = dict(machine["packages"])
+    results = {"environment": machine, "settings": settings, "versions": versions, "studies": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        signals.at_end.append(partial(shutil.rmtree, folder, ignore_errors=True))
+        for name in options.studies:
+            results["studies"][name] = {"rows": []}
+            for seed in options.seeds:
+                try:
+                    rows = search_study(name, seed, options, Path(folder, f"{name}.npz"))
+                except ValueError as error:  # no data: the other studies don't need them
+                    results["studies"][name] = {"skipped": str(error)}
+                    break
+                results["studies"][name]["rows"] += rows
+                for row in rows:
+                    versions |= row["versions"]
+                storage.write_json(options.out / "time_to_score.json", results)
+                storage.write_bytes(options.out / "time_to_score.md", score_report(results).encode())
+                draw_scores(results, options.out)
+    print(score_report(results))
+
+
 def given_path(text: str) -> Path:
     """A path as a shell would take it, ~ included. (`hw1jax.cli` has one as well, but imports JAX.)"""
     if not text:
@@ -351,6 +546,14 @@ def given_path(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"{text}: {error}") from None
 
 
+def given_trials(text: str) -> tuple[str, int]:
+    """STUDY=N."""
+    name, _, number = text.partition("=")
+    if name not in STUDIES or not number.isdecimal() or int(number) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a study and how many trials, such as regression=150")
+    return name, int(number)
+
+
 def parse(args: Sequence[str]) -> argparse.Namespace:
     show = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], formatter_class=show)
@@ -358,17 +561,36 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=given_path, default=Path("runs", "benchmark"), help="folder of the results")
     parser.add_argument("--data-dir", type=given_path, help="folder with the four Fashion-MNIST files")
     parser.add_argument("--synthetic", action="store_true", help="take noise for images, where there are none")
-    parser.add_argument("--peers-python", default=sys.executable, help="interpreter that has torch and scikit-learn")
+    parser.add_argument(
+        "--peers-python",
+        default=sys.executable,
+        help="interpreter that has torch, scikit-learn and, for --time-to-score, optuna",
+    )
     parser.add_argument("--no-peers", action="store_true", help="measure hw1jax alone")
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each form")
     parser.add_argument("--seconds", type=float, default=4.0, help="the least duration of one")
     parser.add_argument(
         "--cold", nargs="+", choices=STUDIES, default=(), help="run these searches themselves as well, twice each"
     )
+    parser.add_argument(
+        "--time-to-score", action="store_true", help="measure how soon whole searches find what they do"
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the searches of --time-to-score")
+    parser.add_argument(
+        "--halving-trials",
+        nargs="+",
+        type=given_trials,
+        default=list(HALVING_TRIALS.items()),
+        metavar="STUDY=N",
+        help="trials of our searches with halving",
+    )
     parser.add_argument("--quick", action="store_true", help="a look at the tables: few trials and samples, one repeat")
     options = parser.parse_args(args)
     if options.repeats < 1 or options.seconds < 0:
         parser.error("--repeats must be at least 1 and --seconds at least 0")
+    if min(options.seeds) < 0:
+        parser.error("--seeds must be at least 0")
+    options.halving_trials = HALVING_TRIALS | dict(options.halving_trials)
     if options.quick:
         options.repeats, options.seconds = 1, min(options.seconds, 0.3)
     return options
@@ -381,7 +603,7 @@ def main() -> None:
     # This process only counts operations: an accelerator's memory is the children's.
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     try:
-        benchmark(options)
+        time_to_score(options) if options.time_to_score else benchmark(options)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

@@ -96,20 +96,54 @@ def results_table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+WAYS = {
+    "report": "the report's space and work",
+    "halving": "the same space, halving",
+    "beyond": "beyond the report's space, halving",
+}
+
+
 def seeds_table(seeds: dict[str, Any]) -> str:
-    """All seeds that were fixed beforehand."""
-    lines = ["| study | what | seeds | test loss | accuracy |", "|---|---|---|---|---|"]
-    for study in STUDIES.values():
-        for what, name in (("refit", "the report's best, refitted"), ("search", "full search")):
-            runs = seeds[study.name][what]
-            row = [f"{study.title} | {name} | {', '.join(str(run['seed']) for run in runs)}"]
-            for key, form in (("loss", "{:.3f}"), ("accuracy", "{:.1%}")):
-                values = [run[key] for run in runs if key in run]
-                each = ", ".join(form.format(value) for value in values)
-                middle = f" (median {form.format(statistics.median(values))})" if len(values) > 1 else ""
-                row.append(each + middle if values else "-")
-            lines.append(f"| {' | '.join(row)} |")
+    """What each way of searching finds, all seeds that were fixed beforehand; medians first."""
+    lines = [
+        "| study | what | seeds | validation loss | test loss | ensemble's | accuracy | ensemble's | wall time |",
+        "|---|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for study in (study for study in STUDIES.values() if study.name in seeds):
+        assert study.reference is not None
+        reported = study.reference.test
+        theirs = [f"{reported['loss']:.2f}", "-", f"{reported['accuracy']:.0%}" if "accuracy" in reported else "-", "-"]
+        lines.append(f"| {study.title} | **the report** | - | - | {' | '.join(theirs)} | - |")
+        refits = [{"seed": run["seed"], "test": run} for run in seeds[study.name]["refit"]]
+        ways = {"the report's best, refitted": refits}
+        ways |= {what: seeds[study.name].get(way) or [] for way, what in WAYS.items()}
+        for what, runs in ((what, runs) for what, runs in ways.items() if runs):
+            named = what + (f", {runs[0]['trials']} trials" if "trials" in runs[0] else "")
+            cells = [
+                _values([run.get("val_loss") for run in runs], "{:.3f}"),
+                *(
+                    _values([run.get(part, {}).get(name) for run in runs], form)
+                    for name, form in (("loss", "{:.3f}"), ("accuracy", "{:.1%}"))
+                    for part in ("test", "ensemble")
+                ),
+                _values([run.get("seconds") for run in runs], "{:.0f} s"),
+            ]
+            lines.append(f"| {study.title} | {named} | {_seeds(runs)} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _seeds(runs: list[dict[str, Any]]) -> str:
+    first, last = runs[0]["seed"], runs[-1]["seed"]
+    return f"{first}-{last}" if first != last else f"{first}"
+
+
+def _values(values: list[float | None], form: str) -> str:
+    """The median, and all of them."""
+    found = [value for value in values if value is not None]
+    if not found:
+        return "-"
+    each = ", ".join(form.format(value).removesuffix(" s") for value in found)
+    return f"**{form.format(statistics.median(found))}** ({each})" if len(found) > 1 else form.format(found[0])
 
 
 def images(block: dict[str, str]) -> str:

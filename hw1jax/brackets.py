@@ -49,6 +49,7 @@ class Trained(NamedTuple):
     train_loss: np.ndarray  # float32 [trial, fold, epoch]
     val: dict[str, np.ndarray]  # "loss" and metrics by name: float32 [trial, fold, epoch]
     curves: np.ndarray  # float32 [trial, fold, point]: what a scalar regression predicts along its inputs
+    seconds: np.ndarray  # float [trial], each its share of what its program took
 
 
 class Part(NamedTuple):
@@ -101,7 +102,7 @@ class Brackets:
         self._left: list[int] = []  # of its trials, those that train on the rung it is at
         self.splits = 0  # how often a job was too large for the memory, and was trained in halves
         self.programs: set[Any] = set()  # the keys of those that were needed
-        self.seconds: dict[int, float] = {}  # spent by this process on the rungs that end at these epochs
+        self.seconds: dict[int, float] = {}  # that the rungs took which end at these epochs, of what was read
 
     @property
     def work(self) -> int:
@@ -135,7 +136,7 @@ class Brackets:
         first = self._read(rungs[0][0])
         num_epochs = self._wide.spec.num_epochs
         losses = jax.tree.map(lambda a: empty(a, num_epochs), (first.train_loss, first.val))
-        whole = Trained(*losses, empty(first.curves, first.curves.shape[2]))
+        whole = Trained(*losses, empty(first.curves, first.curves.shape[2]), np.zeros(len(draws)))
         for part in chain(*rungs):
             self.programs.add(space_.key_of(part.job.fixed))
             own = [rows[number] for number in part.job.numbers]
@@ -143,6 +144,10 @@ class Brackets:
             for to, new in zip(jax.tree.leaves(whole[:2]), jax.tree.leaves(trained[:2]), strict=True):
                 to[own, :, part.first_epoch : part.rung.num_epochs] = new
             whole.curves[own] = trained.curves
+            whole.seconds[own] += trained.seconds
+            side_by_side = part.rung.program.num_devices if part.rung.own_widths else 1
+            spent = float(trained.seconds.sum()) / side_by_side
+            self.seconds[part.rung.num_epochs] = self.seconds.get(part.rung.num_epochs, 0.0) + spent
         return whole
 
     def fold_models(self, trial: int, draws: dict[int, Draw]) -> tuple[tuple[Any, Any], ...]:
@@ -179,7 +184,7 @@ class Brackets:
         for i, rung in enumerate(bracket.rungs):
             before = [part.job for part in rungs[-1]] if rungs else []
             parts = [Part(job, bracket, i, before) for job in plan.jobs_of(self._study, rung, left)]
-            self._left, begun = list(left), time.perf_counter()
+            self._left = list(left)
             try:
                 side_by_side(lambda part, place: self._do(part, draws, place), parts, self._places_of(bracket, i))
             except _Gone:
@@ -188,8 +193,6 @@ class Brackets:
                 if hosts.are_several() and not isinstance(error, Stopped):
                     raise hosts.LostError(f"training with the other processes has failed: {error}") from error
                 raise
-            self.seconds.setdefault(rung.num_epochs, 0)
-            self.seconds[rung.num_epochs] += time.perf_counter() - begun
             if not all(map(self._is_kept, parts)):
                 return None
             for part in rungs[-1] if rungs else []:
@@ -230,12 +233,12 @@ class Brackets:
         path = self._path(part, LOSSES)
         arrays = storage.read_arrays(path)
         names = ("loss", *self._study.metrics)
-        expected = {"train_loss", "curves", *(f"val_{name}" for name in names)}
+        expected = {"train_loss", "curves", "seconds", *(f"val_{name}" for name in names)}
         if set(arrays) != expected or len({len(a) for a in arrays.values()}) != 1:
             raise _damaged(path, "not the losses of trials")
         arrays = {name: array[: len(part.job.numbers)] for name, array in arrays.items()}
         val = {name: arrays[f"val_{name}"] for name in names}
-        return Trained(arrays["train_loss"], val, arrays["curves"])
+        return Trained(arrays["train_loss"], val, arrays["curves"], arrays["seconds"])
 
     def _is_kept(self, part: Part) -> bool:
         """Whether the job is done. A last one that was smaller is trained again when more trials are asked for."""
@@ -256,7 +259,7 @@ class Brackets:
                 members = self._best_of(part, trained, members)
             storage.write_arrays(self._path(part, MEMBERS), members, compressed=False)  # first, as they are needed
             named = {f"val_{name}": values for name, values in trained.val.items()}
-            kept = {"train_loss": trained.train_loss, "curves": trained.curves} | named
+            kept = {name: getattr(trained, name) for name in ("train_loss", "curves", "seconds")} | named
             storage.write_arrays(self._path(part, LOSSES), kept)
             for left_over in (*self._folder.glob(self._path(part, "*.checkpoint").name), lock):
                 left_over.unlink(missing_ok=True)
@@ -285,7 +288,7 @@ class Brackets:
         return jax.tree.map(lambda *a: np.concatenate(a), *[self._train(each, draws, smaller) for each in halves])
 
     def _train_job(self, part: Part, draws: Mapping[int, Draw], place: Population) -> tuple[Trained, Members]:
-        numbers, last_epoch = part.job.numbers, part.rung.num_epochs
+        numbers, last_epoch, begun = part.job.numbers, part.rung.num_epochs, time.perf_counter()
         members, trials, slots = _in_slots(self._study, self._key, part.job, draws, place)
         if hosts.are_several():
             here = {"bracket": self._plan.brackets.index(part.bracket), "rung": part.i}
@@ -314,7 +317,9 @@ class Brackets:
             if stopped:
                 raise Stopped
         train_loss, val = in_one(losses)
-        whole = Trained(train_loss, val, fold_curves(members, state, trials, self._curve_x))
+        curves = fold_curves(members, state, trials, self._curve_x)
+        share = (time.perf_counter() - begun) / len(numbers)
+        whole = Trained(train_loss, val, curves, np.full(len(curves), share))
         return jax.tree.map(lambda a: a[: len(numbers)], (whole, _on_host(state, part.is_last)))
 
     def _selected(self, part: Part, members: Population, trials: Trials, slots: list[int]) -> State:

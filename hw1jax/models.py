@@ -58,15 +58,17 @@ class MaskedConvPool(nn.Module):
 
 
 class MLP(nn.Module):
-    """Dense layers with a sigmoid after each hidden one.
+    """Dense layers with an activation after each hidden one.
 
     Attributes:
       hidden_units: the maximum number of units of each hidden layer.
       num_outputs: outputs, without an activation.
+      activation: of the hidden layers; the homework's is the sigmoid.
     """
 
     hidden_units: Sequence[int]
     num_outputs: int
+    activation: Callable[[jax.Array], jax.Array] = nn.sigmoid
 
     @nn.compact
     def __call__(self, x: jax.Array, widths: Sequence[Width] | jax.Array) -> jax.Array:
@@ -76,18 +78,20 @@ class MLP(nn.Module):
 
 
 class CNN(nn.Module):
-    """Convolutions with pooling, then dense layers with a sigmoid after each hidden one.
+    """Convolutions with pooling, then dense layers with an activation after each hidden one.
 
     Attributes:
       channels: the maximum number of channels of each convolution (the first 4 x 4, later ones 5 x 5).
       hidden_units: the maximum number of units of each hidden dense layer.
       num_outputs: classes.
+      activation: of the hidden dense layers; the homework's is the sigmoid.
       first_conv_pool, conv_pool: how the first convolution and later ones are computed, see `layers`.
     """
 
     channels: Sequence[int]
     hidden_units: Sequence[int]
     num_outputs: int
+    activation: Callable[[jax.Array], jax.Array] = nn.sigmoid
     first_conv_pool: Callable[[jax.Array, jax.Array], jax.Array] = layers.first_conv_pool
     conv_pool: Callable[[jax.Array, jax.Array], jax.Array] = layers.conv_pool
 
@@ -112,7 +116,7 @@ def _dense_layers(
     network: MLP | CNN, x: jax.Array, num_inputs: Width, widths: Sequence[Width] | jax.Array
 ) -> jax.Array:
     for i, maximum in enumerate(network.hidden_units):
-        x = nn.sigmoid(MaskedDense(maximum, name=f"dense{i + 1}")(x, num_inputs, widths[i]))
+        x = network.activation(MaskedDense(maximum, name=f"dense{i + 1}")(x, num_inputs, widths[i]))
         x, num_inputs = layers.mask_units(x, widths[i]), widths[i]
         _leave(network, {f"dense{i + 1}": x})
     outputs = MaskedDense(network.num_outputs, name="output")(x, num_inputs, network.num_outputs)
@@ -135,7 +139,7 @@ def activations(network: MLP | CNN, params: Any, x: jax.Array, *widths: Any) -> 
 
     Returns:
       Arrays by layer: "conv1" [example, channel, row, column] after ReLU and before pooling, "pool1" the same after
-      pooling, "dense1" [example, unit] after the sigmoid, and "output" [example, output], what the network returns.
+      pooling, "dense1" [example, unit] after the activation, and "output" [example, output], what the network returns.
     """
     if isinstance(network, CNN):  # a few examples, once: XLA's own convolutions are compiled 30 times sooner
         network = network.clone(first_conv_pool=layers.lax_conv_pool, conv_pool=layers.lax_conv_pool)

@@ -175,7 +175,7 @@ def run(
             arrays |= {"curve_x": curve_x, "curve_outputs": model.predict(curve_x[:, None])[:, 0]}
             arrays["curve_fold_outputs"] = history.curves
         test, ensemble = results.score(model, test_outputs, data.y_test), None
-        if model.is_finite:
+        if model.is_finite and model.has_ensemble:
             arrays["ensemble_outputs"] = model.predict(data.x_test, ensemble=True)
             ensemble = results.score(model, arrays["ensemble_outputs"], data.y_test)
         own = history.train_loss[[trial.number for trial in trials].index(best.number), :, -1]  # [fold]

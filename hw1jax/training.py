@@ -283,7 +283,7 @@ def step(
 
 def averaged(task: Task, average: Average | None, params: Params) -> Average | None:
     """The average with one more update's parameters in it."""
-    if average is None:
+    if average is None or task.averaging is None:
         return None
     # A short memory at the start, as the first parameters are soon of no worth (as in TensorFlow's moving averages).
     decay = jnp.minimum(task.averaging, (1 + average.num_updates) / (10 + average.num_updates))

@@ -60,6 +60,8 @@ def lasting(folder: Path):
     """All that a run leaves but times and dates."""
     results = json.loads((folder / "results.json").read_text())
     del results["timing"], results["environment"]
+    for rung in results["rungs"]:
+        del rung["seconds"]
     arrays = storage.read_arrays(folder / "histories.npz")
     histories = {name: array.tobytes() for name, array in arrays.items()}
     return results, (folder / "trials.csv").read_text(), histories, (folder / "model.msgpack").read_bytes()

@@ -33,6 +33,8 @@ parser.add_argument("--kill-at-rename", type=int, help="die just before the n-th
 parser.add_argument("--kill-at-record", type=int, help="die in the middle of writing the n-th time to the journal")
 parser.add_argument("--kill-in-refit", type=int, help="die after the n-th call of the refit's program")
 parser.add_argument("--members-per-program", type=int, default=9)
+parser.add_argument("--halving", type=int, help="the factor")
+parser.add_argument("--first-rung", type=int)
 parser.add_argument("--page", action="store_true", help="draw the page as well, as the experiments do")
 parser.add_argument("--remove-folder", action="store_true", help="remove the folder once training has begun")
 parser.add_argument("--largest-file", type=int, help="bytes, as if the disk were full then")
@@ -66,7 +68,7 @@ class Log(Observer):
     def note(self, text):
         print(text, file=sys.stderr)
 
-    def epochs(self, what, done, num_epochs, scores):
+    def epochs(self, what, done, num_epochs, scores, search_done=None):
         if options.remove_folder:
             shutil.rmtree(options.out)
             options.remove_folder = False
@@ -122,6 +124,8 @@ def work():
         num_trials=options.num_trials,
         num_epochs=options.num_epochs,
         widths=options.widths,
+        halving=options.halving,
+        first_rung=options.first_rung,
         storage=options.storage,
         batch_size=options.batch_size,
         out=options.out,

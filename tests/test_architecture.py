@@ -54,11 +54,11 @@ EDGE = {
     "run": {*ASKED, *SEARCH, "folds", "population", "results", "training"},
     "report": {"report.page"},
     "report.plots": set(),
-    "report.items": {"report.plots"},
-    "report.sections": {"evaluation", "report.items", "report.plots", "results", "space"},
+    "report.items": {"lines", "report.plots"},
+    "report.sections": {"evaluation", "lines", "report.items", "report.plots", "results", "space"},
     "report.network": {"layers", "report.items", "report.plots", "report.sections", "results"},
     "report.page": {*ASKED, "report.items", "report.network", "report.plots", "report.sections", "results", "storage"},
-    "progress": {"observer", "results", "space", "study"},
+    "progress": {"lines", "observer", "results", "space", "study"},
     "cli": {*ASKED, *SEARCH, "checks", "progress", "report", "results", "run", "signals"},
     "data.fashion_mnist": {"data"},
     "data.regression": {"data"},
@@ -252,13 +252,14 @@ def test_the_core_stays_small_enough_to_be_read():
     """Lines of code, without blank lines, comments and docstrings, which double them.
 
     The aim was 700 lines from the folds to the population. They were 513 when a member had a loss and nothing else, and
-    are 812 since it may have randomness, state, masks and weights, metrics and early stopping, trees for data, and
-    programs that are recognised; `checks` and `cross_validation` make 1,208. Who needs more room here moves something
-    out, or changes these numbers and says what came.
+    were 812 since it may have randomness, state, masks and weights, metrics and early stopping, trees for data, and
+    programs that are recognised. They are 869 since members that go on are selected into a smaller population, laid out
+    anew, and since their parameters may be averaged; `checks` and `cross_validation` make 1,279. Who needs more room
+    here moves something out, or changes these numbers and says what came.
     """
     sizes = {name: lines_of_code(SOURCES[name]) for name in (*PURE, "cross_validation", "checks")}
-    assert sum(sizes[name] for name in PURE) <= 830, sizes
-    assert sum(sizes.values()) <= 1240, sizes
+    assert sum(sizes[name] for name in PURE) <= 880, sizes
+    assert sum(sizes.values()) <= 1290, sizes
 
 
 def test_nothing_imports_the_experiments():
@@ -274,8 +275,10 @@ def test_each_library_has_one_door(library):
 def test_experiments_leave_the_libraries_to_their_doors():
     for path in EXPERIMENTS.rglob("*.py"):
         found = libraries(SCRIPTS[path.stem])
+        if path.stem == "score":  # where a peer is Optuna's search
+            found -= {"optuna"}
         assert not found & {"optuna", "matplotlib", "tensorflow_datasets", "tensorflow"}, path
-        if path.stem not in ("peers", "benchmark"):
+        if path.stem not in ("peers", "benchmark", "score"):
             assert "torch" not in found, path
             assert "sklearn" not in found or path.parent.name == "examples", path  # which take its data
 

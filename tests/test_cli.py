@@ -151,6 +151,7 @@ def test_every_flag_reaches_its_setting():
     order = parse(
         FASHION_CNN,
         "--num-trials 3 --num-folds 4 --num-epochs 5 --batch-size 6 --seed 7 --sampler tpe --out some/where "
+        "--halving 2 --first-rung 3 --brackets "
         "--hidden-units 10-50 20-60 3-3 --channels 4-10 10-15 2-3 --learning-rate 1e-3-1e-1 --l2 0.5-2 "
         "--optimizers sgd adam --data-dir data",
     )
@@ -165,11 +166,20 @@ def test_every_flag_reaches_its_setting():
     }
     assert order[1:] == (
         3,
-        Search(num_folds=4, num_epochs=5, batch_size=6, seed=7, sampler="tpe"),
+        Search(5, 6, num_folds=4, seed=7, sampler="tpe", halving=2, first_rung=3, brackets=True),
         Program(),
         Output(out=Path("some/where")),
         {"data_dir": Path("data")},
     )
+
+
+@pytest.mark.parametrize("halving", [hw.Halving(4, first=2, brackets=True), hw.Halving(2), 3])
+def test_a_studys_own_halving_is_what_the_flags_have_where_nobody_says_otherwise(halving):
+    own = replace(REGRESSION, halving=halving)
+    assert parse(own).search == study.order(own).search == study.order(REGRESSION, halving=halving).search
+    assert parse(own, "--halving 5").search.halving == 5
+    assert parse(own, "--first-rung 7").search.first_rung == 7
+    assert parse(REGRESSION).search.halving is None
 
 
 def test_what_only_the_command_line_needs_is_apart():
@@ -403,6 +413,7 @@ def test_notes_name_flags_as_well(capsys):
         ("regression", "--num-trials many", ["--num-trials", "'many'"]),
         ("regression", "--num-trials 2.5", ["--num-trials", "'2.5'"]),
         ("regression", "--num-trials 3 4", ["4"]),
+        ("regression", "--halving a-third", ["--halving", "'a-third'"]),
         ("regression", "--sampler grid", ["--sampler", "grid", "random", "tpe"]),
         ("regression", "--optimizers adam lion", ["--optimizers", "lion", "sgd"]),
         ("regression", "--hidden-units 10:50", ["--hidden-units", "10:50", "LOW-HIGH"]),
@@ -446,6 +457,11 @@ def test_a_wrong_flag_gets_tyros_message(call, elsewhere, name, args, words):
         ("regression", "--num-epochs 0", ["--num-epochs must be at least 1, got 0"]),
         ("regression", "--batch-size 0", ["--batch-size must be at least 1, got 0"]),
         ("regression", "--num-folds 1", ["--num-folds must be at least 2, got 1"]),
+        ("regression", "--halving 1", ["--halving must be at least 2, got 1"]),
+        ("regression", "--halving 3 --first-rung 1001", ["--first-rung 1001 is more than the 1000 epochs of a trial"]),
+        ("regression", "--first-rung 3", ["--first-rung and --brackets go with --halving"]),
+        ("regression", "--brackets", ["--first-rung and --brackets go with --halving"]),
+        ("regression", "--halving 3 --brackets --num-trials 3", ["--brackets asks for at least 4 trials"]),
         ("regression", "--seed -1", ["--seed must be at least 0, got -1"]),
         ("regression", "--hidden-units 0-5", ["--hidden-units", "at least 1", "got 0-5"]),
         ("regression", "--hidden-units 10-50 5-3", ["--hidden-units", "got 5-3"]),

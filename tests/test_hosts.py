@@ -96,6 +96,35 @@ def test_two_processes_share_each_program_of_static_hyperparameters(tmp_path, mo
     np.testing.assert_allclose(first_epochs(tmp_path / "two"), first_epochs(tmp_path / "one"), rtol=1e-5)
 
 
+def test_two_processes_halve_a_search_as_one_does_and_go_on_from_any_rung(tmp_path, monkeypatch, cache):
+    """The state of those who go on is in process 0's files, and is shared with the other."""
+    flags = ("--num-epochs", 27, "--halving", 3, "--members-per-program", 36)
+
+    def both(out, log):
+        return start_both(tmp_path / out, tmp_path / log, *flags)
+
+    for process in both("two", "log"):
+        code, errors = finish(process)
+        assert code == 0, errors
+    calls = num_lines(tmp_path / "log")
+    assert {row["epochs"] for row in table(tmp_path / "two")} == {"1", "3", "9", "27"}
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
+    complete(tmp_path / "one", *flags)
+    assert table(tmp_path / "two") == table(tmp_path / "one")
+    np.testing.assert_allclose(first_epochs(tmp_path / "two"), first_epochs(tmp_path / "one"), rtol=1e-5)
+    for seen in (1, calls - 1):
+        processes = both("out", "out.log")
+        wait_for(lambda: num_lines(tmp_path / "out.log") >= seen, *processes)  # noqa: B023
+        processes[1].kill()
+        code, errors, _ = seconds_to_end(processes[0])
+        finish(processes[1])
+        assert code == 0 or "process 1 has died" in errors
+    for process in both("out", "out.log"):
+        code, errors = finish(process)
+        assert code == 0, errors
+    assert lasting(tmp_path / "out") == lasting(tmp_path / "two")
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 def test_when_one_is_killed_the_other_ends_at_once_with_a_line_and_the_search_goes_on(tmp_path, undisturbed, victim):
     out, log = tmp_path / "out", tmp_path / "log"

@@ -5,15 +5,17 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from speed import peers
+from speed import peers, score
 
 pytestmark = pytest.mark.slow
 
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+EXPERIMENTS = Path(peers.__file__).parents[1]
 REFERENCE = "torch eager 2 processes x 1 thread"
 COMPILED = [name for name in peers.PEERS if name.startswith("torch.compile")]
 
@@ -171,3 +173,32 @@ def test_timed_repeats_cover_all_trials_equally(study, tmp_path):
     assert len(result["us_per_sample"]) == len(result["samples_timed"]) == 2
     assert min(result["us_per_sample"]) > 0 and result["final_val_loss"] is None
     assert all(samples % len(work.trials) == 0 for samples in result["samples_timed"])
+
+
+def search(side: str, tmp_path) -> score.Trace:
+    """Four trials of at most 9 epochs."""
+    work = synthetic_work("regression", optimizers=("adam", "sgd", "rmsprop", "adam"), num_epochs=9)
+    peers.save_work(tmp_path / "work.npz", work)
+    found = score.run_side(tmp_path / "work.npz", side, seed=0, trials=4)
+    assert "skipped" not in found, found
+    return score.trace(found["lines"])
+
+
+@needs_torch
+def test_optuna_trains_each_trial_at_most_to_its_last_epoch(tmp_path):
+    traced = search(score.OPTUNA, tmp_path)
+    assert 4 < traced.epochs <= 4 * 9
+    assert (np.diff(traced.loss) <= 0).all() and (np.diff(traced.seconds) >= 0).all()
+
+
+def test_scikit_learn_halves_the_candidates_that_it_can_train(tmp_path):
+    pytest.importorskip("sklearn")
+    assert search(score.SKLEARN, tmp_path).epochs == 3 * 3 + 9  # the best of the three without RMSprop anew
+
+
+@pytest.mark.parametrize(("side", "package"), [(score.OPTUNA, "torch"), (score.SKLEARN, "sklearn")])
+def test_a_search_without_its_package_is_skipped_with_the_reason(side, package, tmp_path):
+    (tmp_path / f"{package}.py").write_text(f"raise ImportError('No module named {package}')")
+    peers.save_work(tmp_path / "work.npz", synthetic_work("regression"))
+    found = score.run_side(tmp_path / "work.npz", side, seed=0, trials=2, PYTHONPATH=f"{tmp_path}:{EXPERIMENTS}")
+    assert f"No module named {package}" in found["skipped"]

@@ -50,7 +50,8 @@ def test_without_gaps_nothing_is_shaded(ax):
 
 def test_fitted_curve_shows_the_model_and_the_range_of_the_folds(ax):
     x, y = np.linspace(-1, 1, 5), np.arange(5.0)
-    plots.fitted_curve(ax, x, y, y - 1, y + 2)
+    plots.fitted_curve(ax, x, y, y - 1, y + 2, y / 2)
+    np.testing.assert_array_equal(line(ax, "mean of the fold models"), [x, y / 2])
     np.testing.assert_array_equal(line(ax, "refitted best model"), [x, y])
     corners = ax.collections[0].get_paths()[0].vertices
     assert {tuple(point) for point in np.stack([x, y - 1], 1)} <= {tuple(point) for point in corners}
@@ -68,9 +69,9 @@ def test_residuals_inside_the_gaps_have_a_colour_of_their_own(ax):
 
 
 def test_bars_carry_their_numbers_the_first_on_top(ax):
-    plots.bars(ax, {"compile": 1.25, "train": 3.0}, title="time", label="seconds", decimals=2)
+    plots.bars(ax, {"compile": 1.25, "train": 3.0}, title="time", label="seconds", form="{:.2f} s".format)
     assert [patch.get_width() for patch in ax.patches] == [1.25, 3.0]
-    assert [text.get_text() for text in ax.texts] == ["1.25", "3.00"]
+    assert [text.get_text() for text in ax.texts] == ["1.25 s", "3.00 s"]
     assert ax.yaxis_inverted() and ax.get_xlabel() == "seconds"
 
 
@@ -106,15 +107,27 @@ def test_epochs_are_whole_numbers_and_a_single_one_is_seen(ax, num_epochs):
 
 def test_a_diverged_trial_does_not_wreck_the_limits_of_the_curves(ax):
     curves = np.array([[2, 1.5, 1.0], [2, 1e9, np.inf], [2, 1.8, 1.6], [3, np.nan, np.nan]])
-    plots.validation_curves(ax, curves, np.array([True, False, True, False]), 0, loss_name="loss")
+    plots.validation_curves(ax, curves, np.array([True, False, True, False]), np.zeros(4, bool), 0, loss_name="loss")
     low, high = ax.get_ylim()
     assert 0.8 < low < 1 and 2 < high < 2.5
     np.testing.assert_array_equal(line(ax, "best trial")[1], curves[0])
     assert sorted(legend(ax)) == ["best trial", "failed or off the scale", "other trials"]
 
 
+def test_a_pruned_trials_line_ends_in_a_ring(ax):
+    curves = np.array([[2, 1.5, 1.0], [2, 1.8, np.nan], [2, np.nan, np.nan], [2, 1.5, 1.2], [np.nan] * 3])
+    pruned, on_scale = np.array([False, True, True, False, True]), np.ones(5, bool)
+    plots.validation_curves(ax, curves, on_scale, pruned, 0, loss_name="loss")
+    rings = [one for one in ax.lines if one.get_markerfacecolor() == "white"]
+    assert [(*one.get_xdata(), *one.get_ydata()) for one in rings] == [(2, 1.8), (1, 2)]
+    np.testing.assert_array_equal(line(ax, "pruned")[1], curves[1])
+    colors = {one.get_label(): one.get_color() for one in ax.lines}
+    assert colors["pruned"] != colors["other trials"]
+    assert legend(ax) == ["pruned", "other trials", "best trial"]
+
+
 def test_equal_curves_still_have_limits_of_some_width(ax):
-    plots.validation_curves(ax, np.ones((2, 3)), np.array([True, True]), 1, loss_name="loss")
+    plots.validation_curves(ax, np.ones((2, 3)), np.array([True, True]), np.zeros(2, bool), 1, loss_name="loss")
     low, high = ax.get_ylim()
     assert low < 1 < high
 
@@ -129,17 +142,18 @@ def test_a_metrics_profile_shows_folds_thin_and_their_mean_bold(ax):
 
 def test_a_metrics_curves_are_those_of_all_trials_on_a_linear_axis_that_failed_ones_leave(ax):
     curves = np.array([[0.1, 0.9], [0.1, 0.5], [0.5, np.nan], [0.2, -1e9]])
-    plots.metric_curves(ax, curves, np.array([True, True, False, False]), 0, name="accuracy")
+    plots.metric_curves(ax, curves, np.array([True, True, False, False]), np.zeros(4, bool), 0, name="accuracy")
     low, high = ax.get_ylim()
     assert 0 < low < 0.1 and 0.9 < high < 1 and ax.get_yscale() == "linear"
     np.testing.assert_array_equal(line(ax, "best trial")[1], curves[0])
-    plots.metric_curves(Figure().subplots(), curves * np.nan, np.ones(4, bool), 0, name="accuracy")
+    plots.metric_curves(Figure().subplots(), curves * np.nan, np.ones(4, bool), np.ones(4, bool), 0, name="accuracy")
 
 
 def test_trial_scores_show_folds_means_and_failed_trials(ax):
     folds = np.array([[1, 1.2], [1.4, 2.0], [np.nan, 3]])
     complete = np.array([True, True, False])
-    plots.trial_scores(ax, np.array([7, 2, 4]), folds, folds.mean(1), complete, constant=2.3, name="loss")
+    none, epochs = np.zeros(3, bool), np.array([9, 9, 9])
+    plots.trial_scores(ax, np.array([7, 2, 4]), folds, folds.mean(1), complete, none, epochs, constant=2.3, name="loss")
     np.testing.assert_allclose(line(ax, "mean"), [[0, 1], [1.1, 1.7]])
     np.testing.assert_array_equal(line(ax, "each fold"), [[0, 1], [1, 1.4]])
     np.testing.assert_array_equal(line(ax, "constant prediction")[1], [2.3, 2.3])
@@ -148,16 +162,51 @@ def test_trial_scores_show_folds_means_and_failed_trials(ax):
     assert ax.get_ylim()[1] < 3
 
 
+def test_scores_of_pruned_trials_are_hollow_and_say_after_how_many_epochs(ax):
+    folds = np.array([[1, 1.2], [1.4, 2.0], [0.5, 0.6], [2, 2], [np.nan, 1]])
+    on_scale, pruned = np.array([True, True, True, True, False]), np.array([False, True, True, True, False])
+    epochs = np.array([9, 3, 1, 1, 2])
+    plots.trial_scores(ax, np.arange(5), folds, folds.mean(1), on_scale, pruned, epochs, constant=None, name="loss")
+    np.testing.assert_array_equal(line(ax, "each fold"), [[0], [1]])
+    np.testing.assert_array_equal(line(ax, "each fold of a pruned trial"), [[1, 2, 3], [1.4, 0.5, 2]])
+    looks = {one.get_label(): (one.get_color(), one.get_marker(), one.get_markerfacecolor()) for one in ax.lines}
+    assert not set(looks["each fold"]) & set(looks["each fold of a pruned trial"])
+    assert [(text.get_text(), text.get_position()[0]) for text in ax.texts] == [
+        ("pruned after 3 epochs", pytest.approx(0.6)),
+        ("pruned after 1 epoch", pytest.approx(1.6)),
+    ]
+
+
+def test_rungs_show_who_went_on_was_pruned_and_failed(ax):
+    plots.rungs(ax, ["to epoch 1", "to epoch 3"], np.array([2, 1]), np.array([4, 0]), np.array([1, 1]))
+    assert [(patch.get_x(), patch.get_width()) for patch in ax.patches] == [
+        (0, 2),
+        (0, 1),
+        (2, 4),
+        (1, 0),
+        (6, 1),
+        (1, 1),
+    ]
+    assert legend(ax) == ["went on, or to the end", "pruned", "failed"] and ax.yaxis_inverted()
+    assert [text.get_text() for text in ax.texts] == ["2", "1", "4", "", "1", "1"]
+
+
+def test_rungs_of_which_none_failed_have_no_place_for_it():
+    ax = plots.rungs(Figure().subplots(), ["a"], np.array([2]), np.array([4]), np.array([0]))
+    assert legend(ax) == ["went on, or to the end", "pruned"]
+
+
 def test_many_trials_get_few_enough_labels_to_be_read(ax):
     folds = np.ones((200, 3))
-    plots.trial_scores(ax, np.arange(200), folds, folds[:, 0], folds[:, 0] > 0, constant=2, name="loss")
+    some, pruned, epochs = folds[:, 0] > 0, np.arange(200) > 20, np.where(np.arange(200) > 20, 3, 9)
+    plots.trial_scores(ax, np.arange(200), folds, folds[:, 0], some, pruned, epochs, constant=2, name="loss")
     assert 25 <= len(ax.get_xticks()) <= 50
 
 
 def test_scores_of_which_high_is_good_are_on_a_linear_axis_without_a_constant(ax):
     folds = np.array([[0.9, 0.95], [0.1, 0.2]])
     options = {"constant": None, "name": "accuracy", "high_is_good": True}
-    plots.trial_scores(ax, np.arange(2), folds, folds.mean(1), folds[:, 0] > 0, **options)
+    plots.trial_scores(ax, np.arange(2), folds, folds.mean(1), folds[:, 0] > 0, folds[:, 0] < 0, np.ones(2), **options)
     assert ax.get_yscale() == "linear" and ax.get_ylabel() == "validation accuracy"
     assert legend(ax) == ["each fold", "mean"]
 
@@ -166,8 +215,9 @@ def test_a_slice_shows_learned_hollow_failed_and_best_trials(ax):
     scores = np.array([0.5, 2.3, np.inf, 0.9])
     complete, learned = np.array([True, True, False, True]), np.array([True, False, False, True])
     values = np.array([10, 20, 30, 40.0])
-    plots.hyperparameter_slice(ax, values, scores, complete, learned, 0, name="units", choices=[5, 50])
-    shown, hollow, ring = ax.collections
+    none = np.zeros(4, bool)
+    plots.hyperparameter_slice(ax, values, scores, complete, learned, none, 0, name="units", choices=[5, 50])
+    shown, hollow, *_, ring = ax.collections
     np.testing.assert_array_equal(shown.get_offsets(), [[10, 0.5], [40, 0.9]])
     np.testing.assert_array_equal(shown.get_array(), [0.5, 0.9])
     np.testing.assert_array_equal(hollow.get_offsets(), [[20, 2.3]])
@@ -176,6 +226,20 @@ def test_a_slice_shows_learned_hollow_failed_and_best_trials(ax):
     np.testing.assert_array_equal(line(ax, "failed or off the scale")[0], [30])
     low, high = ax.get_xlim()
     assert low < 5 and high > 50 and ax.get_xscale() == "linear" and ax.get_xlabel() == "units"
+
+
+def test_pruned_trials_have_a_marker_of_their_own_in_slices_and_are_small_in_the_plane(ax):
+    scores, some, pruned = np.array([1.0, 2.0]), np.array([True, True]), np.array([False, True])
+    plots.hyperparameter_slice(ax, scores, scores, some, some, pruned, 0, name="x", choices=(1, 2))
+    shown, _, triangles, *_ = ax.collections
+    np.testing.assert_array_equal(shown.get_offsets(), [[1, 1]])
+    np.testing.assert_array_equal(triangles.get_offsets(), [[2, 2]])
+    assert len(shown.get_paths()[0].vertices) != len(triangles.get_paths()[0].vertices)
+    plane = Figure().subplots()
+    look = {"x_range": (1, 99), "y_range": (1, 99), "title": "", "labels": ("x", "y", "z")}
+    plots.score_plane(plane, scores, scores, scores, some, pruned, ["a", "a"], 0, **look)
+    first, second = plane.collections[0].get_sizes()
+    assert first > 2 * second
 
 
 @pytest.mark.parametrize(
@@ -189,7 +253,8 @@ def test_a_slice_shows_learned_hollow_failed_and_best_trials(ax):
 )
 def test_a_wide_range_is_logarithmic_where_it_was_drawn_so(ax, choices, log, scale):
     ones, values = np.ones(2), np.array(choices)
-    plots.hyperparameter_slice(ax, values, ones, ones > 0, ones > 0, 0, name="x", choices=choices, log=log)
+    look = {"name": "x", "choices": choices, "log": log}
+    plots.hyperparameter_slice(ax, values, ones, ones > 0, ones > 0, ones < 0, 0, **look)
     assert ax.get_xscale() == scale and ax.get_xlim()[0] < choices[0] and ax.get_xlim()[1] > choices[1]
 
 
@@ -197,7 +262,7 @@ def test_a_wide_range_is_logarithmic_where_it_was_drawn_so(ax, choices, log, sca
 def test_the_best_score_is_dark(ax, high_is_good):
     scores, some = np.array([0.1, 0.9]), np.array([True, True])
     options = {"name": "x", "choices": (0, 1), "high_is_good": high_is_good}
-    plots.hyperparameter_slice(ax, scores, scores, some, some, 0, **options)
+    plots.hyperparameter_slice(ax, scores, scores, some, some, ~some, 0, **options)
     low, high = ax.collections[0].to_rgba(scores)[:, :3].sum(axis=1)
     assert (low < high) != high_is_good
     assert ax.get_yscale() == ("linear" if high_is_good else "log")
@@ -206,7 +271,7 @@ def test_the_best_score_is_dark(ax, high_is_good):
 def test_choices_stand_side_by_side_also_those_never_drawn(ax):
     names, ones = np.array(["sgd", "adam", "sgd"]), np.ones(3)
     plots.hyperparameter_slice(
-        ax, names, ones, ones > 0, ones > 0, 1, name="optimizer", choices=["adam", "sgd", "rmsprop"]
+        ax, names, ones, ones > 0, ones > 0, ones < 0, 1, name="optimizer", choices=["adam", "sgd", "rmsprop"]
     )
     assert tick_labels(ax.xaxis) == ["adam", "sgd", "rmsprop"]
     np.testing.assert_array_equal(ax.collections[0].get_offsets()[:, 0], [1, 0, 1])
@@ -215,7 +280,7 @@ def test_choices_stand_side_by_side_also_those_never_drawn(ax):
 def test_the_score_plane_marks_optimizers_and_the_best(ax):
     x, y, scores = np.array([1e-3, 1e-2, 1e-1]), np.array([1e-4, 1e-3, 1e-2]), np.array([1.0, 2.0, np.nan])
     plots.score_plane(
-        ax, x, y, scores, np.array([True, True, False]), np.array(["sgd", "adam", "sgd"]), 0,
+        ax, x, y, scores, np.array([True, True, False]), np.zeros(3, bool), np.array(["sgd", "adam", "sgd"]), 0,
         x_range=(1e-3, 1e-1), y_range=(1e-4, 1e-1), title="Both", labels=("learning rate", "L2", "loss"),
     )  # fmt: skip
     offsets = [tuple(np.ravel(c.get_offsets())) for c in ax.collections]
@@ -229,7 +294,7 @@ def test_the_score_plane_marks_optimizers_and_the_best(ax):
 def test_more_names_than_markers_are_all_drawn(ax):
     names, ones = [f"kind {i}" for i in range(9)], np.ones(9)
     look = {"x_range": (1, 99), "y_range": (1, 99), "title": "", "labels": ("x", "y", "z")}
-    plots.score_plane(ax, ones, ones, np.arange(9.0), ones > 0, names, 0, **look)
+    plots.score_plane(ax, ones, ones, np.arange(9.0), ones > 0, ones > 3, names, 0, **look)
     assert legend(ax) == [*names, "best trial"] and len(ax.collections) == 10
 
 

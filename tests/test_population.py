@@ -152,6 +152,79 @@ def test_resume_from_a_state_gives_the_same_bits():
     np.testing.assert_array_equal(end.val["loss"], expected)
 
 
+# Trials that go on in another program.
+
+
+def after_two_epochs(num_trials=4):
+    """(population, trials, their state after two of six epochs, validation loss of all six)"""
+    placed = place(Plan(num_trials), Spec(6, 20, (0,), 2))
+    trials = Trials(KEY, np.arange(num_trials), as_arrays(draws(num_trials)))
+    steps, state = [], None
+    for step in population.train(placed, trials):
+        state = jax.tree.map(np.array, step.state) if step.num_epochs == 2 else state
+        steps.append(step.val["loss"])
+    return placed, trials, state, np.concatenate(steps, axis=2)
+
+
+def rows_of(state, numbers):
+    return [[np.asarray(leaf)[number] for leaf in jax.tree.leaves(state)] for number in numbers]
+
+
+def narrow(number):
+    """A task of this trial's own widths."""
+    return study.make_task(toy.STUDY, space.fixed(toy.STUDY.space, draws(number + 1)[number], widest=False))
+
+
+def test_trials_that_go_on_in_a_smaller_program_have_their_state_exactly_and_the_losses_they_would_have_had():
+    placed, _, state, expected = after_two_epochs()
+    smaller, chosen = population.rearranged(placed, Plan(2, 2), 4), [3, 1]
+    trials = Trials(KEY, np.array(chosen), as_arrays([draws(4)[number] for number in chosen]))
+    selected = population.select(smaller, rows_of(state, chosen), trials)
+    for before, after in zip(jax.tree.leaves(state), jax.tree.leaves(selected), strict=True):
+        np.testing.assert_array_equal(before[chosen], after, strict=True)
+    (end,) = population.resume(smaller, population.put(smaller, selected), trials, first_epoch=2)
+    assert end.num_epochs == 6
+    np.testing.assert_allclose(end.val["loss"], expected[chosen, :, 2:], rtol=1e-5)
+
+
+def test_a_trial_that_goes_on_at_its_own_widths_has_the_corners_and_the_losses_it_would_have_had():
+    placed, _, state, expected = after_two_epochs()
+    own = population.rearranged(placed, Plan(1), 4)._replace(task=narrow(1))
+    trials = Trials(KEY, np.array([1]), as_arrays(draws(2)[1:]))
+    selected = population.select(own, rows_of(state, [1]), trials)
+    for before, after in zip(jax.tree.leaves(state), jax.tree.leaves(selected), strict=True):
+        rest = before[1].copy()
+        rest[tuple(map(slice, after[0].shape))] = 0
+        np.testing.assert_array_equal(rest, 0)  # what is left behind is padding
+        np.testing.assert_array_equal(before[1][tuple(map(slice, after[0].shape))], after[0])
+    (end,) = population.resume(own, population.put(own, selected), trials, first_epoch=2)
+    np.testing.assert_allclose(end.val["loss"][0], expected[1, :, 2:], rtol=1e-5)
+
+
+def test_states_of_narrower_networks_are_refused():
+    placed, trials, _, _ = after_two_epochs()
+    own = population.rearranged(placed, Plan(1), 1)._replace(task=narrow(1))
+    one = trials._replace(numbers=np.array([1]), hyperparameters=as_arrays(draws(2)[1:]))
+    small = population.start(own, one)
+    with pytest.raises(ValueError, match="arrays of .*, expected "):
+        population.select(placed, rows_of(small, [0] * 4), trials)
+
+
+def test_an_empty_state_is_one_of_zeros_in_the_shape_of_the_program():
+    placed = place(Plan(3), Spec(2, 20, (0,)))
+    trials = Trials(KEY, np.arange(3), as_arrays(draws(3)))
+    empty, begun = population.empty(placed, trials), population.start(placed, trials)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), empty) == jax.tree.map(lambda a: (a.shape, a.dtype), begun)
+    assert all(not leaf.any() for leaf in jax.tree.leaves(empty))
+
+
+def test_training_ends_at_the_last_epoch_that_is_asked_for():
+    placed = place(Plan(4), Spec(6, 20, (0,), 2))
+    trials = Trials(KEY, np.arange(4), as_arrays(draws(4)))
+    steps = population.resume(placed, population.start(placed, trials), trials, first_epoch=0, last_epoch=4)
+    assert [step.num_epochs for step in steps] == [2, 4]
+
+
 def test_trial_depends_on_its_number_and_not_on_its_companions():
     plan, eight = Plan(4, 2, 2), draws(8)
     _, expected = trained(plan, eight[4:], numbers=np.arange(4, 8))

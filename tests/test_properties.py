@@ -59,6 +59,9 @@ likely_flag = st.one_of(  # so that many a line is right
     st.builds(lambda all: ["--optimizers", *all], st.lists(st.sampled_from(["adam", "sgd", "rmsprop"]), max_size=3)),
     st.sampled_from([["--quick"], ["--no-quick"], ["--sampler", "tpe"], ["--widths", "exact"], ["--out", "x"]]),
     st.builds(lambda number: ["--members-per-program", str(number)], st.integers(0, 9)),
+    st.builds(lambda number: ["--halving", str(number)], st.integers(1, 9)),
+    st.builds(lambda number: ["--halving", "3", "--first-rung", str(number)], st.integers(0, 30)),
+    st.sampled_from([["--brackets"], ["--halving", "3", "--brackets"]]),
 )
 lines = st.one_of(st.lists(likely_flag, max_size=4), st.lists(any_flag, max_size=3))
 
@@ -70,6 +73,9 @@ def assert_valid(order):
     assert search.num_folds >= 2
     assert 0 <= search.seed < 2**32
     assert search.sampler in ("random", "tpe")
+    assert search.halving is None or search.halving >= 2
+    assert search.first_rung is None or (search.halving and 1 <= search.first_rung <= search.num_epochs)
+    assert search.halving or not search.brackets
     assert program.widths in ("auto", "padded", "exact")
     assert program.members_per_program is None or program.members_per_program >= search.num_folds
     for name in ("hidden_units", "channels"):

@@ -103,7 +103,7 @@ def test_trials_at_own_widths_are_kept_one_by_one(tmp_path, monkeypatch):
     complete(tmp_path / "undisturbed", *flags)
 
     def kept():
-        return {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("brackets/*/*.npz")}
+        return {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("brackets/*/*-1000.npz")}
 
     process = start(tmp_path / "out", *flags)
     wait_for(kept, process)

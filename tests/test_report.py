@@ -111,7 +111,8 @@ class Page(HTMLParser):
 def test_a_run_without_a_test_loss_gets_a_page_that_says_why(name, state, tmp_path, tmp_path_factory):
     test = {"loss": None, "accuracy": None, "confusion": None}
     folder = finished.copy(name, tmp_path_factory, tmp_path)
-    finished.change(folder, test=test, refit={"state": state, "failure": "too <large>"})
+    refit = {"state": state, "failure": "too <large>", "warning": None, "train_loss": None, "folds_train_loss": 1.0}
+    finished.change(folder, test=test, refit=refit, ensemble=None)
     if state == "diverged":
         (folder / "model.msgpack").unlink()
         arrays = storage.read_arrays(folder / "histories.npz")
@@ -219,7 +220,9 @@ def test_links_lead_to_places_in_the_page(runs, name):
 
 def test_a_diverged_trial_is_in_the_table_and_last(runs):
     page = Page(runs / "regression" / "report.html")
-    assert page.text.index("failed", page.text.index("All trials, the best first")) > page.text.rindex("complete")
+    assert page.text.index("failed in epoch", page.text.index("All trials, the best first")) > page.text.rindex(
+        "complete"
+    )
     assert "Crosses: 1 failed." in page.text
 
 
@@ -300,6 +303,100 @@ def test_the_overview_takes_figures_as_they_are_and_draws_missing_or_old_ones(ru
     os.utime(run_copy / "figures" / "time.png", (0, 0))
     write_overview(tmp_path, STUDIES, [run_copy], {})
     assert len(blank) == 2 * number
+
+
+@pytest.fixture(scope="module")
+def halved(tmp_path_factory, coarse):
+    """A run that has pruned trials, its page written."""
+    folder = finished.copy("halving", tmp_path_factory, tmp_path_factory.mktemp("halved"))
+    write_report(folder, finished.HALVING)
+    return folder
+
+
+def test_rungs_are_a_figure_and_a_table_with_their_numbers(halved, runs):
+    page, results = Page(halved / "report.html"), load_results(halved, finished.HALVING)
+    [alternative] = [image["alt"] for image in page.all("img") if image["alt"].startswith("to epoch")]
+    for rung in results.record["rungs"]:
+        text = f"to epoch {rung['num_epochs']}: {rung['num_trials']} trials, "
+        assert text in alternative and repr(rung["seconds"]) in page.values
+        assert f"to epoch {rung['num_epochs']}" in page.text
+    assert (halved / "figures" / "rungs.png").exists()
+    assert "to epoch" not in Page(runs / "regression" / "report.html").text
+
+
+def test_no_trial_of_a_rung_is_lost(halved):
+    results = load_results(halved, finished.HALVING)
+    ax = named(sections.search(results), "rungs").draw().axes[0]
+    assert sum(patch.get_width() for patch in ax.patches) == sum(r["num_trials"] for r in results.record["rungs"])
+    ended = [patch.get_width() for bars in ax.containers for patch in bars if bars.get_label() in ("pruned", "failed")]
+    assert sum(ended) == len(results.trials.rows) - results.trials.complete.sum()
+
+
+def test_pruned_trials_are_counted_shown_and_never_the_best(halved):
+    page, results = Page(halved / "report.html"), load_results(halved, finished.HALVING)
+    counts = results.record["trials"]
+    assert counts["pruned"] > 0
+    assert f"complete, {counts['pruned']} pruned, {counts['failed']} failed" in page.text
+    assert page.text.count("pruned after") == counts["pruned"] and repr(counts["pruned"]) in page.values
+    assert "A ring ends the line of a pruned one." in page.text
+    low = results.trials.means["loss"].copy()
+    low[results.trials.pruned] = 0.001
+    trials = results.trials._replace(means=results.trials.means | {"loss": low})
+    slices = named(sections.search(results._replace(trials=trials)), "slices").draw().axes[0]
+    assert slices.collections[-1].get_offsets()[0, 1] == pytest.approx(low[results.row])
+
+
+def test_trials_that_never_learned_are_counted_pruned_ones_too(halved):
+    results = load_results(halved, finished.HALVING)
+    constant = evaluation.constant_loss(results.task.loss, results.data.y_train)
+    for low, text in ((2 * constant, "never learned"), (0.5 * constant, "All trials learned")):
+        means = np.where(results.trials.states == "failed", np.nan, low)
+        trials = results.trials._replace(means={"loss": means})
+        assert text in named(sections.search(results._replace(trials=trials)), "trial_scores").caption
+        num_scored = np.isfinite(means).sum()
+        assert (
+            low < constant
+            or f"{num_scored} of {num_scored} trials"
+            in named(sections.search(results._replace(trials=trials)), "trial_scores").caption
+        )
+
+
+@pytest.mark.parametrize("name", ["regression", "fashion_mlp"])
+def test_the_ensemble_stands_beside_the_refit(runs, name):
+    path, record = runs / name / "report.html", json.loads((runs / name / "results.json").read_text())
+    page = Page(path)
+    assert "ensemble of the 3 fold models" in page.text and "ensemble’s test loss" in page.text
+    assert page.values.count(repr(record["ensemble"]["loss"])) >= 2  # a card and a table
+    if record["ensemble"]["accuracy"] is not None:
+        assert page.values.count(repr(record["ensemble"]["accuracy"])) >= 2
+    overview = Page(write_overview(runs, STUDIES, [runs / name for name in STUDIES], {}))
+    assert "ensemble of its 3 folds" in overview.text
+    assert overview.values.count(repr(record["ensemble"]["loss"])) >= 3
+
+
+def test_without_an_ensemble_there_is_no_place_for_it(tmp_path, tmp_path_factory, blank):
+    folder = finished.copy("regression", tmp_path_factory, tmp_path)
+    page = Page(write_report(finished.change(folder, ensemble=None), STUDIES["regression"]))
+    assert "ensemble" not in page.text
+
+
+def test_a_refit_far_off_is_said(tmp_path, tmp_path_factory, blank):
+    folder = finished.copy("regression", tmp_path_factory, tmp_path)
+    refit = json.loads((folder / "results.json").read_text())["refit"]
+    finished.change(folder, refit=refit | {"warning": "the refit ended <far> off"})
+    assert "the refit ended <far> off." in Page(write_report(folder, STUDIES["regression"])).text
+
+
+def test_durations_are_as_people_say_them(tmp_path, tmp_path_factory, blank):
+    folder = finished.copy("regression", tmp_path_factory, tmp_path)
+    timing = json.loads((folder / "results.json").read_text())["timing"]
+    finished.change(folder, timing=timing | {"train_seconds": 62.3, "total_seconds": 1416.9})
+    page = Page(write_report(folder, STUDIES["regression"]))
+    assert page.text.count("23 min 37 s") == 1 and "1416.9" in page.values  # the card; the figure is a picture
+    alternatives = " ".join(image["alt"] for image in page.all("img"))
+    assert "search (training and validation): 1 min 2 s" in alternatives
+    overview = Page(write_overview(tmp_path, STUDIES, [folder], {}))
+    assert overview.text.count("23 min 37 s") == 2
 
 
 def distance(outputs, y):
@@ -387,7 +484,8 @@ def test_metrics_have_cards_columns_and_curves(own):
         assert f"test {name}" in page.text and f"validation {name}" in page.text
         for value in (record["test"][name], record["best"][f"mean_val_{name}"], record["best"][f"std_val_{name}"]):
             assert page.values.count(repr(value)) >= 1
-    assert "mean val distance" in page.text and "split1 val high" in page.text
+    for value in load_results(own, OWN).trials.folds["high"].ravel().tolist():
+        assert repr(value) in page.values
     assert f"Validation distance of each of {OWN.num_trials} trials" in " ".join(i["alt"] for i in page.all("img"))
 
 
@@ -566,6 +664,13 @@ def test_a_browser_shows_the_page_without_complaint_request_or_sideways_scrollin
     requests = [event["params"]["request"]["url"] for event in browser.events
                 if event["method"] == "Network.requestWillBeSent"]  # fmt: skip
     assert [url for url in requests if not url.startswith("data:")] == [path.as_uri()]
+
+
+def test_the_table_of_trials_fits_a_narrow_screen(runs, halved, browser):
+    for path in (runs / "fashion_cnn" / "report.html", halved / "report.html"):
+        browser.open(path, 1200)
+        assert browser.value("document.querySelectorAll('.scroll').length") > 3
+        assert browser.value("[...document.querySelectorAll('.scroll')].every(e => e.scrollWidth <= e.clientWidth)")
 
 
 def test_a_browser_shows_a_script_in_a_title_as_text(tmp_path, tmp_path_factory, browser, blank):

@@ -473,8 +473,8 @@ def test_a_failed_trial_says_in_which_epoch_it_diverged(tmp_path):
 def test_the_kept_files_of_a_bracket_may_be_removed_and_a_damaged_one_is_refused(tmp_path):
     execute(REGRESSION, tmp_path)
     before = lasting(tmp_path)
-    losses, members = sorted(tmp_path.glob("brackets/*/*.npz"))
-    assert (losses.name, members.name) == ("000000-20.members.npz", "000000-20.npz")[::-1]
+    members, losses = sorted(tmp_path.glob("brackets/*/*.npz"))
+    assert (losses.name, members.name) == ("000000-20.npz", "000000-20.members.npz")
     for kept in (losses, members):
         kept.unlink()
         execute(REGRESSION, tmp_path)

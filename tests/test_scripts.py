@@ -63,7 +63,7 @@ def test_every_script_has_a_test_here():
     alike = {"fashion_mlp", "fashion_cnn"}
     there = {str(path.relative_to(EXPERIMENTS).with_suffix("")) for path in EXPERIMENTS.rglob("*.py")}
     there = {name for name in there if not name.startswith("examples/") and not name.endswith("__init__")}
-    assert there == {*NEEDED, *alike, "homework", "speed/forms", "speed/peers", "readme"}
+    assert there == {*NEEDED, *alike, "homework", "speed/forms", "speed/peers", "speed/score", "readme"}
 
 
 @pytest.mark.parametrize("name", NEEDED)
@@ -103,7 +103,14 @@ def test_readme_writes_the_readme_of_its_checkout(tmp_path, cache):
     runs = tmp_path / "runs" / "regression"
     runs.mkdir(parents=True)
     results = json.loads((EXPERIMENTS / "results" / "regression.json").read_text())
-    results |= {"test": dict.fromkeys(results["test"]), "refit": {"state": "diverged", "failure": "it diverged"}}
+    refit = {
+        "state": "diverged",
+        "failure": "it diverged",
+        "train_loss": None,
+        "folds_train_loss": 0.1,
+        "warning": None,
+    }
+    results |= {"test": dict.fromkeys(results["test"]), "ensemble": None, "refit": refit}
     (runs / "results.json").write_text(json.dumps(results))
     run(tmp_path / "experiments" / "readme.py", tmp_path / "runs", cache=cache, cwd=tmp_path)
     text = (tmp_path / "README.md").read_text()

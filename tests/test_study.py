@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import toy
 
+import hw1jax as hw
 from hw1jax import study as study_
 from hw1jax.data import Dataset
 from hw1jax.folds import k_fold
@@ -44,6 +45,9 @@ def test_settings_go_to_the_room_that_they_belong_to():
         num_folds=2,
         seed=2**32 - 1,
         sampler="tpe",
+        halving=4,
+        first_rung=2,
+        brackets=True,
         precision="bfloat16",
         widths="exact",
         members_per_program=2,
@@ -53,11 +57,28 @@ def test_settings_go_to_the_room_that_they_belong_to():
         storage="sqlite:///x",
     )
     assert order.num_trials == 7
-    assert order.search == Search(5, 3, 2, 2**32 - 1, "tpe", "bfloat16")
+    assert order.search == Search(
+        5, 3, 2, 2**32 - 1, "tpe", halving=4, first_rung=2, brackets=True, precision="bfloat16"
+    )
     assert order.program == Program("exact", 2, 3, True)
     assert order.output == Output(Path("runs/here"), "sqlite:///x", False)
     assert order.inputs == {"data_csv": Path("here.csv")}
     assert order.folder == Path("runs/here")
+
+
+def test_halving_is_a_setting_of_the_call_or_else_of_the_study():
+    def rungs(order):
+        return order.search.halving, order.search.first_rung, order.search.brackets
+
+    assert rungs(study_.order(STUDY)) == (None, None, False)
+    assert rungs(study_.order(STUDY, halving=3)) == (3, None, False)
+    assert rungs(study_.order(STUDY, halving=hw.Halving(2, first=3, brackets=True))) == (2, 3, True)
+    assert rungs(study_.order(STUDY, halving=hw.Halving(3), first_rung=2)) == (3, 2, False)
+    own = replace(STUDY, halving=hw.Halving(4, first=2))
+    assert rungs(study_.order(own)) == (4, 2, False)
+    assert rungs(study_.order(own, first_rung=1)) == (4, 1, False)
+    assert rungs(study_.order(own, halving=hw.Halving(2))) == (2, None, False), "another one, not a mixture"
+    assert rungs(study_.order(own, halving=None)) == (None, None, False)
 
 
 def test_a_small_run_has_the_studys_small_numbers_unless_others_are_given():
@@ -79,7 +100,7 @@ def test_numpys_numbers_become_pythons_as_json_takes_no_others():
 
 
 @pytest.mark.parametrize(("name", "error", "message"), [
-    ("epochs", TypeError, "there is no setting epochs; there are batch_size, members_per_program, num_devices, "),
+    ("epochs", TypeError, "there is no setting epochs; there are batch_size, brackets, first_rung, halving, "),
     ("learning_rate", TypeError, "there is no setting learning_rate; there are "),
 ])  # fmt: skip
 def test_an_unknown_setting_is_told_with_those_that_there_are(name, error, message):
@@ -105,6 +126,14 @@ BAD_SETTINGS = [
     ({"seed": -1}, "seed= must be at least 0, got -1"),
     ({"seed": 2**32}, "seed= must be at most 4294967295, got 4294967296"),
     ({"sampler": "grid"}, "sampler= must be one of random, tpe, got 'grid'"),
+    ({"halving": 1}, "halving= must be at least 2, got 1"),
+    ({"halving": 3.0}, "halving= must be a whole number, got 3.0"),
+    ({"halving": hw.Halving(1)}, "halving= must be at least 2, got 1"),
+    ({"halving": 3, "first_rung": 0}, "first_rung= must be at least 1, got 0"),
+    ({"halving": 3, "first_rung": 5}, "first_rung=5 is more than the 4 epochs of a trial"),
+    ({"halving": hw.Halving(3, first=5)}, "first_rung=5 is more than the 4 epochs of a trial"),
+    ({"first_rung": 2}, "first_rung= and brackets= go with halving="),
+    ({"brackets": True}, "first_rung= and brackets= go with halving="),
     ({"precision": "float16"}, "precision= must be one of float32, tensorfloat32, bfloat16, got 'float16'"),
     ({"widths": None}, "widths= must be one of auto, padded, exact, got None"),
     ({"inputs": {"data_dir": "x"}}, "inputs= has no data_dir; there are data_csv"),

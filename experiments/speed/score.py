@@ -30,6 +30,7 @@ if __name__ in ("__main__", "__mp_main__"):  # and in the processes that it star
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
+import contextlib
 import json
 import math
 import multiprocessing
@@ -55,6 +56,7 @@ OURS, HALVING, OPTUNA, SKLEARN = SIDES = (
     "Optuna + PyTorch eager, HyperbandPruner",
     "scikit-learn HalvingRandomSearchCV",
 )
+PEERS = (OPTUNA, SKLEARN)
 FACTOR = 3  # of all that halve
 LEAST_SECONDS = 0.1  # between lines that bring nothing better
 # The fastest eager form of each study in the table of benchmark.md.
@@ -151,7 +153,7 @@ def run_side(
         skipped = [f"failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"]
     if skipped:
         return {"skipped": skipped[0]}
-    versions = {name: text for line in lines for name, text in line.get("versions", {}).items()}
+    versions = {name: number for line in lines for name, number in line.get("versions", {}).items()}
     return {"lines": [line for line in lines if "seconds" in line], "versions": versions}
 
 
@@ -198,10 +200,8 @@ def search_ours(work: peers.Work, teller: Teller, *, seed: int, trials: int, hal
     asked = replace(asked, data=Dataset(work.x, work.y, work.x[:10], work.y[:10]), inputs={})  # there is no test
     with tempfile.TemporaryDirectory() as folder:
         order = study.order(asked, **sizes, seed=seed, halving=halving, out=Path(folder, "out"))
-        try:
+        with contextlib.suppress(brackets.Stopped):
             run.run(order, Watcher(), command="", started=teller.started, stop=stop)
-        except brackets.Stopped:
-            pass
     return {}
 
 
@@ -339,6 +339,7 @@ def search_sklearn(options: argparse.Namespace, teller: Teller) -> dict[str, str
             factor=FACTOR,
             resource="max_iter",
             max_resources=num_epochs,
+            min_resources="exhaust",  # so that the last rung is as long as can be
             scoring=partial(score, str(file), options.started, peers.scikit_learn_loss),
             cv=folds,
             refit=False,

@@ -11,9 +11,9 @@ import jax
 from hw1jax import results as results_
 from hw1jax import storage
 from hw1jax.report import network, plots, sections
-from hw1jax.report.items import Item, Markup, Picture, escape, number, score, table, words
+from hw1jax.report.items import Item, Markup, Picture, duration, escape, number, score, spread, table, words
 from hw1jax.results import Results
-from hw1jax.study import Reference, Study
+from hw1jax.study import Reference, Study, halving_settings
 
 Section = tuple[str, Sequence[Item]]  # heading, content
 BEFORE = "Where the time went"  # what a study adds comes before this heading
@@ -172,9 +172,17 @@ def _headlines(studies: Iterable[Study], records: Iterable[dict[str, Any]], othe
         for name in names:
             there = name == "loss" or r["test"].get(name) is not None
             row += [score(name, r["test"][name]) if there else "-", *([_theirs(name, theirs)] if compared else [])]
-        row.append(Markup(f"{number(r['best']['mean_val_loss'])} ± {number(r['best']['std_val_loss'])}"))
-        row.append(Markup(f"{number(r['trials']['complete'], '{}')} + {number(r['trials']['failed'], '{}')} failed"))
-        rows.append([*row, number(r["timing"]["total_seconds"], "{:.0f} s")])
+        row.append(spread(r["best"]["mean_val_loss"], r["best"]["std_val_loss"]))
+        counts = {state: number(count, "{}") for state, count in r["trials"].items()}
+        pruned = f" + {counts['pruned']} pruned" if r["trials"]["pruned"] else ""
+        row.append(Markup(f"{counts['complete']}{pruned} + {counts['failed']} failed"))
+        rows.append([*row, duration(r["timing"]["total_seconds"])])
+        if r["ensemble"]:
+            row = [f"ensemble of its {r['config']['num_folds']} folds"]
+            for name in names:
+                there = name == "loss" or r["ensemble"].get(name) is not None
+                row += [score(name, r["ensemble"][name]) if there else "-", *([""] if compared else [])]
+            rows.append([*row, "", "", ""])
     rows += [[title, why, *["-"] * (len(columns) - 2)] for title, why in others.items()]
     return table(columns, rows)
 
@@ -195,12 +203,16 @@ def _cards(results: Results) -> Markup:
     cards = [("test loss", number(test["loss"]), "; ".join(filter(None, notes)))]
     names = ["accuracy"] * (test["accuracy"] is not None) + [n for n in results.study.metrics if n != "accuracy"]
     cards += [(f"test {words(name)}", score(name, test[name]), beside(name)) for name in names]
+    if results.ensemble:
+        of = f"ensemble of the {results.num_folds} fold models"
+        cards += [(f"ensemble&rsquo;s test {words(n)}", score(n, results.ensemble[n]), of) for n in ("loss", *names)]
     for name in ("loss", *results.study.metrics):
-        spread = f"± {score(name, best[f'std_val_{name}'])} over the folds, trial {number(best['number'], '{}')}"
-        cards.append((f"validation {words(name)}", score(name, best[f"mean_val_{name}"]), spread))
-    counts = [number(results.record["trials"][name], "{}") for name in ("complete", "failed")]
-    cards.append(("trials", counts[0], f"complete, {counts[1]} failed"))
-    cards.append(("time", number(results.record["timing"]["total_seconds"], "{:.0f} s"), "from start to results"))
+        std = f"± {score(name, best[f'std_val_{name}'])} over the folds, trial {number(best['number'], '{}')}"
+        cards.append((f"validation {words(name)}", score(name, best[f"mean_val_{name}"]), std))
+    counts = {state: number(count, "{}") for state, count in results.record["trials"].items()}
+    pruned = f", {counts['pruned']} pruned" if results.record["trials"]["pruned"] else ""
+    cards.append(("trials", counts["complete"], f"complete{pruned}, {counts['failed']} failed"))
+    cards.append(("time", duration(results.record["timing"]["total_seconds"]), "from start to results"))
     items = (f"<div><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>" for name, value, note in cards)
     return Markup(f'<dl class="cards">{"".join(items)}</dl>')
 
@@ -209,7 +221,12 @@ def _smaller(results: Results) -> str:
     """Says how the run differs from the reference's amount of work; empty where it does not, or there is none."""
     config, study = results.record["config"], results.study
     names = ("num_trials", "num_folds", "num_epochs", "batch_size")
-    other = [f"{words(n)} {config[n]} instead of {getattr(study, n)}" for n in names if config[n] != getattr(study, n)]
+    own = {name: getattr(study, name) for name in names} | {"halving": halving_settings(study.halving)["halving"]}
+    other = [
+        f"{words(n)} {config[n] or 'none'} instead of {value or 'none'}"
+        for n, value in own.items()
+        if config[n] != value
+    ]
     return f"Not {study.reference.name}'s amount of work: {', '.join(other)}." if other and study.reference else ""
 
 
@@ -257,6 +274,8 @@ def _study_html(results: Results, content: Sequence[Section], pngs: dict[str, by
         parts.append(f'<p class="notice">{escape(smaller)}</p>')
     if results.failure:
         parts.append(f'<p class="notice"><strong>No test loss:</strong> {escape(results.failure)}.</p>')
+    if warning := results.record["refit"]["warning"]:
+        parts.append(f'<p class="notice"><strong>The model is not what its folds are:</strong> {escape(warning)}.</p>')
     parts.append(_cards(results))
     parts.append(f"<nav><ul>{links}</ul></nav>")
     for heading, items in content:

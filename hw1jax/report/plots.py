@@ -182,12 +182,11 @@ def learning_profile(
     return ax
 
 
-def validation_curves(
-    ax: Axes, curves: Array, on_scale: Array, pruned: Array, best: int, *, loss_name: str
-) -> Axes:
+def validation_curves(ax: Axes, curves: Array, on_scale: Array, pruned: Array, best: int, *, loss_name: str) -> Axes:
     """Validation loss of every trial, curves [trial, epoch], NaN after its last; `best` is a row.
 
-    A pruned trial's line ends in a ring. on_scale and pruned are bool [trial]. The limits come from the trials on the scale: a diverged one leaves the figure instead of flattening the others.
+    A pruned trial's line ends in a ring. on_scale and pruned are bool [trial]. The limits come from the trials on the
+    scale: a diverged one leaves the figure instead of flattening the others.
     """
     _trial_curves(ax, curves, on_scale, pruned, best)
     ax.set(title="Validation loss of all trials, mean over the folds", ylabel=loss_name)
@@ -574,15 +573,13 @@ def _epoch_axis(ax: Axes, epochs: Array) -> None:
 
 
 def _epoch_groups(ax: Axes, place: Array, epochs: Array, pruned: Array) -> None:
-    """Of trials in order of their epochs, where one group ends and after how many epochs the next was pruned."""
-    if not pruned.any():
-        return
-    for i in np.flatnonzero(np.diff(epochs, prepend=epochs[:1]) * pruned | (np.diff(pruned, prepend=False) > 0)):
+    """Of trials in the order of their ranks, where those begin that were pruned after as many epochs."""
+    starts = [i for i in np.flatnonzero(pruned) if i == 0 or not pruned[i - 1] or epochs[i - 1] != epochs[i]]
+    where = ax.get_xaxis_transform()
+    for k, i in enumerate(starts):  # one text above the other, as groups may be narrow
         ax.axvline(place[i] - 0.5, color=GREY, linewidth=0.6)
-        ax.text(
-            place[i] - 0.4, 0.01, f"pruned after {epochs[i]}", fontsize=6.5, color=GREY,
-            transform=ax.get_xaxis_transform(),
-        )  # fmt: skip
+        text = f"pruned after {epochs[i]} epoch{'s' if epochs[i] > 1 else ''}"
+        ax.text(place[i] - 0.4, 0.01 + 0.06 * k, text, fontsize=6.5, color=GREY, transform=where)
 
 
 def _log_loss_axis(ax: Axes, values: Array) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from hw1jax import evaluation
+from hw1jax import evaluation, lines
 from hw1jax import space as space_
 from hw1jax.report import items, plots
 from hw1jax.report.items import Cell, Item, Markup, Picture, grid, table, words
@@ -126,7 +126,9 @@ def learning(results: Results) -> list[Item]:
     profile = partial(plots.learning_profile, train=train, val=val, loss_name=loss_name, **means)
     curves = h["val_loss"].mean(axis=1)  # [trial, epoch]
     on_scale, limit = _on_scale(results, "loss"), _limit(results, "loss")[1]
-    every = partial(plots.validation_curves, curves=curves, on_scale=on_scale, best=row, loss_name=loss_name)
+    marked = {"on_scale": on_scale, "pruned": results.trials.pruned, "best": row}
+    every = partial(plots.validation_curves, curves=curves, loss_name=loss_name, **marked)
+    ends = " A ring ends the line of a pruned one." if results.trials.pruned.any() else ""
     beyond = f", and those that ended beyond {limit}," if limit else ""
     return [
         Picture(
@@ -139,7 +141,7 @@ def learning(results: Results) -> list[Item]:
         Picture(
             "validation_curves",
             f"Validation loss by epoch of all {len(curves)} trials, the best one marked",
-            f"Every trial of the search, the mean over its folds. Failed trials{beyond} don't count for the limits.",
+            f"All trials of the search, the mean over the folds.{ends} Failed ones{beyond} don't count for the limits.",
             grid([every], 1, height=3.2),
         ),
         *(_metric_by_epoch(results, name) for name in results.study.metrics),
@@ -149,9 +151,10 @@ def learning(results: Results) -> list[Item]:
 def _metric_by_epoch(results: Results, name: str) -> Picture:
     values, row = results.histories[f"val_{name}"], results.row  # [trial, fold, epoch]
     curves, label = values.mean(axis=1), words(name)
+    marked = {"on_scale": _on_scale(results, name), "pruned": results.trials.pruned, "best": row}
     cells = [
         partial(plots.metric_profile, val=values[row], mean=curves[row], name=label),
-        partial(plots.metric_curves, curves=curves, on_scale=_on_scale(results, name), best=row, name=label),
+        partial(plots.metric_curves, curves=curves, name=label, **marked),
     ]
     return Picture(
         f"{name}_by_epoch",
@@ -165,28 +168,40 @@ def _metric_by_epoch(results: Results, name: str) -> Picture:
 
 
 def test_set(results: Results) -> list[Item]:
-    """What the refitted best model does on the test set."""
+    """What the refitted best model does on the test set, and the networks of its folds together."""
     if results.has_classes:
-        found = [*_classification(results), _classes_table(results)]
-    else:
-        found = fit(results) if results.has_curve else []
-    return [*found, *([] if found and not results.study.metrics else [_scores_table(results)])]
+        return [scores(results), *_classification(results), _classes_table(results)]
+    return fit(results) if results.has_curve else [scores(results)]
 
 
-def _scores_table(results: Results) -> Markup:
+def scores(results: Results) -> Markup:
+    """Loss and metrics on the test set, of the refit, of the ensemble and of the reference."""
     reference, names = results.record.get("reference"), {"loss": results.study.loss_name}
+    names |= {"accuracy": "accuracy"} if results.test["accuracy"] is not None else {}
     names |= {name: words(name) for name in results.study.metrics}
-    rows = []
-    for name, shown in names.items():
-        values = [reference["test"].get(name, "-"), results.test[name]] if reference else [results.test[name]]
-        rows.append([shown, *(value if value == "-" else items.score(name, value) for value in values)])
-    return table(["on the test set", *([reference["name"]] if reference else []), "this run"], rows)
+    tested = {"refit": results.test}
+    if results.ensemble:
+        tested[_ensemble(results)] = results.ensemble
+    if reference:
+        tested[reference["name"]] = reference["test"]
+    rows = [
+        [shown, *(items.score(name, test[name]) if name in test else "-" for test in tested.values())]
+        for name, shown in names.items()
+    ]
+    return table(["on the test set", *tested], rows)
 
 
-def errors_by_part(results: Results, gaps: Gaps) -> dict[str, tuple[int, float]]:
-    """A regression's test points and loss, of each part of the test set that has any; the last part is the whole."""
+def _ensemble(results: Results) -> str:
+    return f"ensemble of the {results.num_folds} fold models"
+
+
+def errors_by_part(results: Results, gaps: Gaps, outputs: str = "test_outputs") -> dict[str, tuple[int, float]]:
+    """A regression's test points and loss, of each part of the test set that has any; the last part is the whole.
+
+    `outputs`: whose, by the name in histories.npz.
+    """
     inside = inside_gaps(results.data.x_test[:, 0], gaps)
-    losses = np.asarray(results.task.loss(results.histories["test_outputs"], results.data.y_test))
+    losses = np.asarray(results.task.loss(results.histories[outputs], results.data.y_test))
     parts = {"inside the gaps": inside, "outside the gaps": ~inside} if inside.any() else {}
     parts["all test points"] = np.full(len(inside), True)
     return {name: (int(mask.sum()), float(losses[mask].mean())) for name, mask in parts.items() if mask.any()}
@@ -197,7 +212,8 @@ def fit(results: Results, gaps: Gaps = ()) -> list[Item]:
     gaps = _gaps(results, gaps)
     h, loss_name = results.histories, results.study.loss_name
     folds = h["curve_fold_outputs"][results.row]  # [fold, point]
-    curve = {"x": h["curve_x"], "y": h["curve_outputs"], "low": folds.min(axis=0), "high": folds.max(axis=0)}
+    spread = {"low": folds.min(axis=0), "high": folds.max(axis=0), "mean": folds.mean(axis=0)}
+    curve = {"x": h["curve_x"], "y": h["curve_outputs"], **spread}
 
     def draw_fit(ax: plots.Axes) -> None:
         _draw_points(results, gaps)(ax)
@@ -206,16 +222,19 @@ def fit(results: Results, gaps: Gaps = ()) -> list[Item]:
     x, residual = results.data.x_test[:, 0], (h["test_outputs"] - results.data.y_test)[:, 0]
     parts = errors_by_part(results, gaps)
     errors = {name: error for name, (_, error) in parts.items()}
+    columns = {"refit": parts}
+    if results.ensemble:
+        columns[_ensemble(results)] = errors_by_part(results, gaps, "ensemble_outputs")
     cells = [
         partial(plots.residuals, x=x, residual=residual, inside=inside_gaps(x, gaps), gaps=gaps),
-        partial(plots.bars, values=errors, title="By part of the test set", label=loss_name, decimals=3),
+        partial(plots.bars, values=errors, title="By part of the test set", label=loss_name),
     ]
     return [
         Picture(
             "fitted_curve",
-            "The curve of the refitted best model over the data, with the range of its fold models as a band",
-            "The refitted best model, and the range of the models that its folds trained: where they part, the data "
-            "do not decide.",
+            "The curve of the refitted best model over the data, with range and mean of its fold models",
+            "The refitted best model, and range and mean of the models that its folds trained: where they part, the "
+            "data do not decide.",
             grid([draw_fit], 1, height=3.6),
         ),
         Picture(
@@ -224,9 +243,14 @@ def fit(results: Results, gaps: Gaps = ()) -> list[Item]:
             "Errors of the refitted best model on the test points.",
             grid(cells, 2, height=2.8, width_ratios=[3, 2]),
         ),
+        scores(results),
         table(
-            ["part of the test set", "points", loss_name],
-            [[name, count, items.number(error)] for name, (count, error) in parts.items()],
+            ["part of the test set", "points", *columns],
+            [
+                [name, count, *(items.number(errors[name][1]) for errors in columns.values())]
+                for name, (count, _) in parts.items()
+            ],
+            caption=_capital(loss_name),
         ),
     ]
 
@@ -296,42 +320,100 @@ def _classes_table(results: Results) -> Markup:
 
 
 def search(results: Results) -> list[Item]:
-    """The scores of all trials, what they depend on, and the table."""
+    """The rungs of a search that has several, the scores of all trials, what they depend on, and the table."""
     trials, study, constant = results.trials, results.study, _constant(results)
     on_scale, (_, limit) = _on_scale(results, study.score), _limit(results, study.score)
     means, name = trials.means[study.score], score_name(results)
-    constant = constant if study.score == "loss" else None
-    learned = np.full(len(means), True) if constant is None else means < LEARNED * constant
-    num_failed, num_off = int(np.sum(~trials.complete)), int(np.sum(trials.complete & ~on_scale))
+    scored = trials.complete | trials.pruned
+    learned = np.full(len(means), True) if constant is None else trials.means["loss"] < LEARNED * constant
+    num_failed, num_off = int(np.sum(~scored)), int(np.sum(scored & ~on_scale))
     num_hollow = int(np.sum(on_scale & ~learned))
     notes = f" Crosses: {num_failed} failed" if num_failed or num_off else ""
     notes += f", {num_off} beyond {limit}." if num_off else "." if notes else ""
     hollow = f" Hollow: {num_hollow} learned no more than a constant." if num_hollow else ""
+    small = " Small: pruned." if trials.pruned.any() else ""
+    idle = "" if constant is None else _idle(trials.states[scored & ~learned], int(scored.sum()), constant)
+    constant = constant if study.score == "loss" else None
     order = np.argsort(trials.ranks, kind="stable")  # failed ones, of rank NaN, come last
     ordered = {"numbers": trials.numbers, "folds": trials.folds[study.score], "means": means, "on_scale": on_scale}
+    ordered |= {"pruned": trials.pruned, "epochs": trials.epochs}
     ordered = {part: values[order] for part, values in ordered.items()}
     high_is_good = bool(study.maximize)
-    scores = partial(plots.trial_scores, constant=constant, name=name, high_is_good=high_is_good, **ordered)
+    every = partial(plots.trial_scores, constant=constant, name=name, high_is_good=high_is_good, **ordered)
     dashed = "" if constant is None else f" The dashed line is the loss of the best constant, {constant:.3g}."
-    shared = {"scores": means, "on_scale": on_scale, "best": results.row, "high_is_good": high_is_good}
+    shared = {"scores": means, "on_scale": on_scale, "pruned": trials.pruned, "best": results.row}
+    shared |= {"high_is_good": high_is_good}
     slices = [_slice(results, column, learned=learned, **shared) for column in trials.params]
     num_columns = 3 if len(slices) in (3, 5, 6) else min(4, len(slices))
     height = 0.4 + 1.7 * -(-len(slices) // num_columns)
     return [
+        *_rungs(results),
         Picture(
             "trial_scores",
             f"Validation {words(study.score)} of each of {len(order)} trials with its folds; {num_failed} failed",
-            f"The score of a trial is the mean over its folds after the last epoch.{dashed}{notes}",
-            grid([scores], 1, height=3),
+            f"The score of a trial is the mean over its folds after its last epoch.{dashed}{idle}{notes}",
+            grid([every], 1, height=3),
         ),
         Picture(
             "slices",
             f"Score against each of the hyperparameters {', '.join(map(words, trials.params))}",
-            f"Each hyperparameter against the score; dark is good, the ring is the best trial.{notes}{hollow}",
+            f"Each hyperparameter against the score; dark is good, the ring is the best trial.{small}{notes}{hollow}",
             grid(slices, num_columns, height=height, label=f"validation {name}", sharey=True),
         ),
-        *_plane(results, notes, shared),
+        *_plane(results, small + notes, shared),
         _trials_table(results),
+    ]
+
+
+def _idle(states: np.ndarray, num_scored: int, constant: float) -> str:
+    """How many trials never learned, from their states, of those that have a score."""
+    num_pruned = int(np.sum(states == "pruned"))
+    early = f" ({num_pruned} of them had few epochs: they were pruned)" if num_pruned else ""
+    which = f"{len(states)} of {num_scored} trials never learned{early}" if len(states) else "All trials learned"
+    side = "not below" if len(states) else "below"
+    return f" {which}: their loss is {side} {LEARNED:.0%} of the best constant's, {constant:.3g}."
+
+
+def _rungs(results: Results) -> list[Item]:
+    """What became of the trials on each rung, and how long it took; nothing where there is one rung alone."""
+    found, last = results.record["rungs"], results.record["config"]["num_epochs"]
+    if len(found) < 2:
+        return []
+    names = [f"to epoch {rung['num_epochs']}" for rung in found]
+    failed = np.array([rung["failed"] for rung in found])
+    there = np.array([rung["num_trials"] for rung in found])
+    went_on = np.array([
+        rung["num_trials"] - rung["failed"] if rung["num_epochs"] == last else rung["went_on"] for rung in found
+    ])  # fmt: skip
+    pruned, seconds = there - went_on - failed, [rung["seconds"] for rung in found]
+    total = sum(seconds)
+    rows = [
+        [i + 1, name, *(items.number(int(n), "{}") for n in counts), items.duration(s), f"{s / max(total, 1e-9):.0%}"]
+        for i, (name, *counts, s) in enumerate(zip(names, there, went_on, pruned, failed, seconds, strict=True))
+    ]
+    cells: list[Cell] = [
+        partial(plots.rungs, names=names, went_on=went_on, pruned=pruned, failed=failed),
+        partial(
+            plots.bars,
+            values=dict(zip(names, seconds, strict=True)),
+            title=f"Time of each rung: {lines.duration(total)} in all",
+            label="seconds",
+            form=lines.duration,
+        ),
+    ]
+    alt = "; ".join(
+        f"{name}: {a} trials, {b} went on, {c} pruned, {d} failed, {lines.duration(s)}"
+        for name, a, b, c, d, s in zip(names, there, went_on, pruned, failed, seconds, strict=True)
+    )
+    return [
+        Picture(
+            "rungs",
+            alt,
+            "Rungs of the search: at the end of each, the best trials went on and the others were pruned. "
+            "The time is that of all of it, compiling included.",
+            grid(cells, 2, height=0.8 + 0.32 * len(found), width_ratios=[3, 2]),
+        ),
+        table(["rung", "trained", "trials", "went on or to the end", "pruned", "failed", "time", "share"], rows),
     ]
 
 
@@ -400,33 +482,55 @@ def _limit(results: Results, name: str) -> tuple[float, str]:
     constant = _constant(results)
     if name == "loss" and constant is not None:
         return OFF_SCALE * constant, f"{OFF_SCALE} times a constant's loss"
-    median = float(np.median(results.trials.means[name][results.trials.complete]))
+    median = float(np.median(results.trials.means[name][results.trials.complete | results.trials.pruned]))
     low_is_good = name == "loss" or (name == results.study.score and not results.study.maximize)
     return (OFF_SCALE * median, f"{OFF_SCALE} times the median") if low_is_good and median > 0 else (np.inf, "")
 
 
 def _on_scale(results: Results, name: str) -> np.ndarray:
     """The trials that fit into one figure, bool [trial]: neither failed nor far off, and always the best."""
-    on_scale = results.trials.complete & (results.trials.means[name] <= _limit(results, name)[0])
+    scored = results.trials.complete | results.trials.pruned
+    on_scale = scored & (results.trials.means[name] <= _limit(results, name)[0])
     on_scale[results.row] = True
     return on_scale
 
 
 def _trials_table(results: Results) -> Markup:
+    """All trials, hyperparameters of several layers in a cell, and so the scores of all folds."""
+    trials, study = results.trials, results.study
+    names = [study.score, *(name for name in ("loss", *study.metrics) if name != study.score)]
+    headings = ["rank", "trial", "state", *map(words, study.space)]
+    for name in names:
+        shown = study.loss_name if name == "loss" and not study.metrics else words(name)
+        headings += [f"validation {shown}", "of each fold"]
     rows = []
-    for i in np.argsort(results.trials.ranks, kind="stable"):
-        cells = [items.hyperparameter(_parsed(text)) for text in results.trials.rows[i].values()]
+    for i in np.argsort(trials.ranks, kind="stable"):
+        values = {name: trials.params[name][i].item() for name in trials.params}
+        rank = "-" if np.isnan(trials.ranks[i]) else items.number(int(trials.ranks[i]), "{}")
+        cells: list[Any] = [rank, items.number(int(trials.numbers[i]), "{}"), _state(results, i)]
+        for value in space_.unflatten(study.space, values).values():
+            cells.append(_together([items.hyperparameter(v) for v in (value if isinstance(value, tuple) else [value])]))
+        for name in names:
+            mean, folds = float(trials.means[name][i]), trials.folds[name][i].tolist()
+            cells.append(items.spread(mean, float(np.std(folds)) if np.isfinite(mean) else np.nan, name))
+            cells.append(_together([items.score(name, value) for value in folds]))
         bold = [Markup(f"<strong>{items.cell(value)}</strong>") for value in cells]
         rows.append(bold if i == results.row else cells)
-    return table([words(name) for name in results.trials.rows[0]], rows, caption="All trials, the best first")
+    return table(headings, rows, caption="All trials, the best first")
 
 
-def _parsed(text: str) -> Any:
-    """A cell of trials.csv as a float where it is one that is not whole."""
-    try:
-        return int(text) if text.isdigit() else float(text)
-    except ValueError:
-        return text
+def _together(cells: Sequence[Any]) -> Markup:
+    return Markup(" ".join(map(items.cell, cells)))
+
+
+def _state(results: Results, i: int) -> Markup:
+    """What has become of a trial, and after how many epochs where not after all."""
+    trials = results.trials
+    if trials.states[i] == "pruned":
+        return Markup(f"pruned after {items.number(int(trials.epochs[i]), '{}')}")
+    epoch = trials.rows[i]["diverged_epoch"]
+    in_epoch = f" in epoch {items.number(int(epoch), '{}')}" if epoch.isdigit() else ""
+    return Markup(f"{items.escape(str(trials.states[i]))}{in_epoch}")
 
 
 # How it came about
@@ -444,8 +548,9 @@ def timing(results: Results) -> Picture:
     }
     parts = {names.get(name, words(name)): value for name, value in seconds.items()}
     parts["the rest (start, data, files)"] = max(0.0, total - sum(parts.values()))
-    bars = partial(plots.bars, values=parts, title=f"{total:.1f} seconds in all", label="seconds", decimals=1)
-    alt = "; ".join(f"{name}: {value:.1f} s" for name, value in parts.items())
+    title = f"{lines.duration(total)} in all"
+    bars = partial(plots.bars, values=parts, title=title, label="seconds", form=lines.duration)
+    alt = "; ".join(f"{name}: {lines.duration(value)}" for name, value in parts.items())
     caption = "From the start of the process to results.json; figures and page come after."
     return Picture("time", alt, caption, grid([bars], 1, height=0.7 + 0.3 * len(parts)))
 
