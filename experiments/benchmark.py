@@ -501,6 +501,9 @@ def draw_scores(results: dict[str, Any], out: Path) -> None:
                     ax.step(row["seconds"], row["loss"], where="post", label=label, **look)
                     ax.plot(row["seconds"][-1], row["loss"][-1], ".", color=look["color"])
             ax.set_xscale("log")
+            ax.xaxis.get_major_locator().set_params(subs=(1, 2, 5))
+            ax.xaxis.set_major_formatter("{x:g}")
+            ax.xaxis.set_minor_formatter("")
             ax.set(title=name, xlabel="seconds since the process started", ylabel="best validation loss so far")
             last = [row["loss"][-1] for row in rows]
             room = max(last) - min(last) or 0.1 * min(last)

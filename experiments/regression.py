@@ -105,16 +105,16 @@ BEYOND = replace(
     title="Regression, beyond the report",
     task=lambda fixed: task(fixed)._replace(averaging=0.99),
     space={
-        "hidden_units": (hw.Int(16, 100, width=True), hw.Int(16, 100, width=True)),
-        "learning_rate": hw.Float(1e-3, 3e-2, log=True),
-        "l2": hw.Float(1e-5, 1e-2, log=True),
+        "hidden_units": (hw.Int(32, 64, width=True), hw.Int(16, 64, width=True)),
+        "learning_rate": hw.Float(3e-3, 3e-2, log=True),
+        "l2": hw.Float(1e-5, 3e-3, log=True),
         "optimizer": hw.Choice("adam", "sgd", "rmsprop", among=("adam",)),
-        "activation": hw.Choice("sigmoid", "tanh", static=True),
+        "activation": hw.Choice("sigmoid", "tanh", static=True, among=("tanh",)),
     },
     help=STUDY.help | {"activation": "Activations of the hidden layers to choose from."},
     folds=Blocks(),
     halving=hw.Halving(3),
-    num_trials=162,
+    num_trials=108,
 )
 
 if __name__ == "__main__":

@@ -119,6 +119,7 @@ def run(
             before = results.read_record(folder)
         planned = _plan_of(config)
         numbers = [stretch.numbers for stretch in planned.stretches(order.num_trials)]
+        hosts.send(config)  # before the data are put on the devices of all
         wide = _wide(order, planned, data, splits)
         place = folder / "brackets" / _digest(config)
         trained = Brackets(
@@ -127,7 +128,6 @@ def run(
         observer.start(asked, order.num_trials, len(splits), order.search.num_epochs, trained.work)
         if order.program.reproducible and jax.default_backend() != "cpu" and not record.is_reproducible():
             observer.note("not reproducible: XLA_FLAGS must say so before JAX starts (record.make_reproducible)")
-        hosts.send(config)
         trials: list[TrialScore] = []
         histories: dict[int, Trained] = {}  # by each bracket's first trial
         threads = max(rung.program.num_devices if rung.own_widths else 1 for rung in planned.rungs)

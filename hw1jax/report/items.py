@@ -1,7 +1,7 @@
 """What a page's sections are made of: pictures, tables, and other text."""
 
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from hw1jax import lines
@@ -92,6 +92,11 @@ def spread(mean: float | None, std: float | None, name: str = "loss") -> Markup:
 def score(name: str, value: float | None) -> Markup:
     """A loss or metric; accuracies are percentages."""
     return number(value, "{:.1%}" if name == "accuracy" else "{:.3f}")
+
+
+def theirs(name: str, test: Mapping[str, float]) -> str:
+    """A reference's loss or metric, as coarse as reports give them; a dash if it has none."""
+    return number(test[name], "{:.0%}" if name == "accuracy" else "{:.2f}") if name in test else "-"
 
 
 def hyperparameter(value: Any) -> Any:

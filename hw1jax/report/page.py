@@ -11,7 +11,7 @@ import jax
 from hw1jax import results as results_
 from hw1jax import storage
 from hw1jax.report import network, plots, sections
-from hw1jax.report.items import Item, Markup, Picture, duration, escape, number, score, spread, table, words
+from hw1jax.report.items import Item, Markup, Picture, duration, escape, number, score, spread, table, theirs, words
 from hw1jax.results import Results
 from hw1jax.study import Reference, Study, halving_settings
 
@@ -168,10 +168,10 @@ def _headlines(studies: Iterable[Study], records: Iterable[dict[str, Any]], othe
     columns += ["validation loss", "trials", "time"]
     rows = []
     for r in records:
-        row, theirs = [r["title"]], (r.get("reference") or {}).get("test", {})
+        row, reported = [r["title"]], (r.get("reference") or {}).get("test", {})
         for name in names:
             there = name == "loss" or r["test"].get(name) is not None
-            row += [score(name, r["test"][name]) if there else "-", *([_theirs(name, theirs)] if compared else [])]
+            row += [score(name, r["test"][name]) if there else "-", *([theirs(name, reported)] if compared else [])]
         row.append(spread(r["best"]["mean_val_loss"], r["best"]["std_val_loss"]))
         counts = {state: number(count, "{}") for state, count in r["trials"].items()}
         pruned = f" + {counts['pruned']} pruned" if r["trials"]["pruned"] else ""
@@ -187,17 +187,12 @@ def _headlines(studies: Iterable[Study], records: Iterable[dict[str, Any]], othe
     return table(columns, rows)
 
 
-def _theirs(name: str, test: Mapping[str, float]) -> str:
-    """A reference's loss or metric, as coarse as reports give them."""
-    return number(test[name], "{:.0%}" if name == "accuracy" else "{:.2f}") if name in test else "-"
-
-
 def _cards(results: Results) -> Markup:
     """The numbers that count, of one study, the reference's beside them."""
     best, test, reference = results.record["best"], results.test, results.record.get("reference")
 
     def beside(name: str) -> str:
-        return f"{escape(reference['name'])}: {_theirs(name, reference['test'])}" if reference else ""
+        return f"{escape(reference['name'])}: {theirs(name, reference['test'])}" if reference else ""
 
     notes = [escape(results.study.loss_name), beside("loss")]
     cards = [("test loss", number(test["loss"]), "; ".join(filter(None, notes)))]

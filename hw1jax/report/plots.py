@@ -230,20 +230,21 @@ def _trial_curves(ax: Axes, curves: Array, on_scale: Array, pruned: Array, best:
     epochs = np.arange(1, curves.shape[1] + 1)
     dots = _dots(epochs)
     off, dropped, other = "failed or off the scale", "pruned", "other trials"
+    ring = {"marker": "o", "markersize": 3.5, "markerfacecolor": "white", "markeredgewidth": 0.7}
     looks: dict[str, dict[str, Any]] = {
-        off: {"color": GREY, "linestyle": ":"},
-        dropped: {"color": PRUNED, "alpha": 0.6},
-        other: {"color": BLUE, "alpha": 0.45},
+        off: {"color": GREY, "linestyle": ":", **dots},
+        dropped: {"color": PRUNED, "alpha": 0.8, **ring},
+        other: {"color": BLUE, "alpha": 0.8 if pruned.any() else 0.45, **dots},
     }
     kinds = np.select([~on_scale, pruned], [off, dropped], other)
     for kind, look in looks.items():
         rows = [row for row in np.flatnonzero(kinds == kind) if row != best]
         for row in rows:
-            ax.plot(epochs, curves[row], linewidth=0.6, label=kind if row == rows[0] else None, **look, **dots)
-    for row in np.flatnonzero(pruned & np.isfinite(curves).any(axis=1)):
-        last = np.flatnonzero(np.isfinite(curves[row]))[-1]
-        ring: dict[str, Any] = {"color": PRUNED if on_scale[row] else GREY, "markersize": 3, "markerfacecolor": "white"}
-        ax.plot(epochs[last], curves[row, last], "o", markeredgewidth=0.7, zorder=2.5, **ring)
+            ends: dict[str, Any] = (
+                {"markevery": np.flatnonzero(np.isfinite(curves[row]))[-1:]} if kind == dropped else {}
+            )
+            label = kind if row == rows[0] else None
+            ax.plot(epochs, curves[row], linewidth=0.6, label=label, **look, **ends)
     ax.plot(epochs, curves[best], color=BEST, linewidth=1.8, label="best trial", zorder=3, **dots)
     ax.set_xlabel("epoch")
     _epoch_axis(ax, epochs)
@@ -575,11 +576,11 @@ def _epoch_axis(ax: Axes, epochs: Array) -> None:
 def _epoch_groups(ax: Axes, place: Array, epochs: Array, pruned: Array) -> None:
     """Of trials in the order of their ranks, where those begin that were pruned after as many epochs."""
     starts = [i for i in np.flatnonzero(pruned) if i == 0 or not pruned[i - 1] or epochs[i - 1] != epochs[i]]
-    where = ax.get_xaxis_transform()
+    where, box = ax.get_xaxis_transform(), {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.85}
     for k, i in enumerate(starts):  # one text above the other, as groups may be narrow
         ax.axvline(place[i] - 0.5, color=GREY, linewidth=0.6)
         text = f"pruned after {epochs[i]} epoch{'s' if epochs[i] > 1 else ''}"
-        ax.text(place[i] - 0.4, 0.01 + 0.06 * k, text, fontsize=6.5, color=GREY, transform=where)
+        ax.text(place[i] - 0.4, 0.01 + 0.06 * k, text, fontsize=6.5, color=GREY, transform=where, bbox=box)
 
 
 def _log_loss_axis(ax: Axes, values: Array) -> None:

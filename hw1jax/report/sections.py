@@ -182,13 +182,10 @@ def scores(results: Results) -> Markup:
     tested = {"refit": results.test}
     if results.ensemble:
         tested[_ensemble(results)] = results.ensemble
+    rows = [[shown, *(items.score(name, test[name]) for test in tested.values())] for name, shown in names.items()]
     if reference:
-        tested[reference["name"]] = reference["test"]
-    rows = [
-        [shown, *(items.score(name, test[name]) if name in test else "-" for test in tested.values())]
-        for name, shown in names.items()
-    ]
-    return table(["on the test set", *tested], rows)
+        rows = [[*row, items.theirs(name, reference["test"])] for row, name in zip(rows, names, strict=True)]
+    return table(["on the test set", *tested, *([reference["name"]] if reference else [])], rows)
 
 
 def _ensemble(results: Results) -> str:
@@ -331,7 +328,7 @@ def search(results: Results) -> list[Item]:
     notes = f" Crosses: {num_failed} failed" if num_failed or num_off else ""
     notes += f", {num_off} beyond {limit}." if num_off else "." if notes else ""
     hollow = f" Hollow: {num_hollow} learned no more than a constant." if num_hollow else ""
-    small = " Small: pruned." if trials.pruned.any() else ""
+    small, triangles = (" Small: pruned.", " Triangles: pruned.") if trials.pruned.any() else ("", "")
     idle = "" if constant is None else _idle(trials.states[scored & ~learned], int(scored.sum()), constant)
     constant = constant if study.score == "loss" else None
     order = np.argsort(trials.ranks, kind="stable")  # failed ones, of rank NaN, come last
@@ -357,7 +354,7 @@ def search(results: Results) -> list[Item]:
         Picture(
             "slices",
             f"Score against each of the hyperparameters {', '.join(map(words, trials.params))}",
-            f"Each hyperparameter against the score; dark is good, the ring is the best trial.{small}{notes}{hollow}",
+            f"Each hyperparameter against the score; dark is good, ringed the best.{triangles}{notes}{hollow}",
             grid(slices, num_columns, height=height, label=f"validation {name}", sharey=True),
         ),
         *_plane(results, small + notes, shared),
