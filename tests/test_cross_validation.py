@@ -502,7 +502,7 @@ def test_where_all_trials_have_failed_so_far_progress_names_no_loss(capsys, monk
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(7.4, "7 s"), (130, "2 min 10 s"), (3900, "1 h 5 min"), (59.6, "1 min 0 s")]
+    ("seconds", "text"), [(7.4, "7.4 s"), (130, "2 min 10 s"), (3900, "1 h 5 min"), (59.6, "1 min 0 s")]
 )
 def test_durations_are_told_as_people_tell_them(seconds, text):
     assert lines.duration(seconds) == text
