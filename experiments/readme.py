@@ -48,10 +48,8 @@ FIGURES = {  # of each block: where in the runs, and what it shows
 def collect(runs: Path) -> None:
     """Copies what the README shows from the runs' folders."""
     RESULTS.mkdir(exist_ok=True)
-    for name in STUDIES:
-        results = runs / name / "results.json"
-        if results.exists():
-            shutil.copy(results, RESULTS / f"{name}.json")
+    if (runs / "regression" / "results.json").exists():
+        shutil.copy(runs / "regression" / "results.json", RESULTS / "regression.json")
     for source in (runs / "seeds" / "seeds.json", runs / "benchmark" / "benchmark.md"):
         if source.exists():
             shutil.copy(source, RESULTS / source.name)
@@ -64,36 +62,6 @@ def collect(runs: Path) -> None:
 def kept_name(source: str) -> str:
     """regression/figures/data.png -> regression_data.png."""
     return f"{Path(source).parts[0]}_{Path(source).name}"
-
-
-def results_table(results: list[dict[str, Any]]) -> str:
-    """Ours beside the report's."""
-    lines = [
-        "| study | search | best validation loss | test loss | the report's | accuracy | the report's | wall time |",
-        "|---|---|--:|--:|--:|--:|--:|--:|",
-    ]
-    for r in results:
-        config, test, reported = r["config"], r["test"], r["reference"]["test"]
-        loss = "none" if test["loss"] is None else f"{test['loss']:.3f}"
-        search = f"{config['num_trials']} trials x {config['num_folds']} folds x {config['num_epochs']} epochs"
-        ours, theirs = (
-            "-" if value is None else f"{value:.1%}" for value in (test["accuracy"], reported.get("accuracy"))
-        )
-        lines.append(
-            f"| {r['title']} | {search} | {r['best']['mean_val_loss']:.3f} ± {r['best']['std_val_loss']:.3f} "
-            f"| {loss} | {reported['loss']:.2f} | {ours} | {theirs} "
-            f"| {r['timing']['total_seconds']:.0f} s |"
-        )
-    where = results[-1]["environment"]
-    packages = where["packages"]
-    lines += [
-        "",
-        f"From one run of `{results[-1]['command']}` on {where['date'][:10]}: {where['cores']} cores of "
-        f"{where['device']}, Python {where['python']}, jax {packages['jax']}, flax {packages['flax']}, "
-        f"optax {packages['optax']}, optuna {packages['optuna']}. Wall time is a study's "
-        "whole run with its data, compiling, refit and test; the first one's counts from the start of the process.",
-    ]
-    return "\n".join(lines)
 
 
 WAYS = {
@@ -129,6 +97,14 @@ def seeds_table(seeds: dict[str, Any]) -> str:
                 _values([run.get("seconds") for run in runs], "{:.0f} s"),
             ]
             lines.append(f"| {study.title} | {named} | {_seeds(runs)} | {' | '.join(cells)} |")
+    where = seeds["environment"]
+    packages = where["packages"]
+    lines += [
+        "",
+        f"From `experiments/seeds.py` on {where['date'][:10]}: {where['cores']} cores of {where['device']}, "
+        f"Python {where['python']}, jax {packages['jax']}, flax {packages['flax']}, optax {packages['optax']}, "
+        f"optuna {packages['optuna']}. Wall time is a study's whole run with its data, compiling, refit and test.",
+    ]
     return "\n".join(lines)
 
 
@@ -187,9 +163,6 @@ def blocks() -> dict[str, str]:
             found[name] = images(block)
     if (RESULTS / "regression.json").exists():
         found["end of a run"] = end_of_run(json.loads((RESULTS / "regression.json").read_text()))
-    results = [RESULTS / f"{name}.json" for name in STUDIES]
-    if all(path.exists() for path in results):
-        found["results"] = results_table([json.loads(path.read_text()) for path in results])
     if (RESULTS / "seeds.json").exists():
         found["seeds"] = seeds_table(json.loads((RESULTS / "seeds.json").read_text()))
     if (RESULTS / "benchmark.md").exists():

@@ -368,7 +368,7 @@ def search(
 
 def scored(number: int, draw: Draw, study: Study, values: Values, num_epochs: int) -> TrialScore:
     """A trial with its values after the last epoch, and the state that follows from them."""
-    last = {name: tuple(map(float, folds[:, -1])) for name, folds in values.items()}
+    last = {name: tuple(map(float, values[name][:, -1])) for name in ("loss", *study.metrics)}  # in this order, always
     finite = np.isfinite(last["loss"]).all() and np.isfinite(last[study.score]).all()
     epochs = values["loss"].shape[1]
     return TrialScore(

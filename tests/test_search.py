@@ -270,7 +270,7 @@ def test_scores_ranks_and_the_best_by_hand():
 def with_accuracy(draws):
     """The better the loss, the lower the accuracy, so that it shows which of them counts."""
     losses_ = {n: np.array([[5.0, score] for score in scores_of(drawn)]) for n, drawn in draws.items()}
-    return {n: {"loss": loss, "accuracy": loss / 100} for n, loss in losses_.items()}
+    return {n: {"accuracy": loss / 100, "loss": loss} for n, loss in losses_.items()}
 
 
 def test_the_highest_is_best_where_a_metric_is_maximized(tmp_path):
@@ -300,6 +300,8 @@ def test_every_metric_of_a_trial_is_kept_and_read_back(tmp_path):
     first = run(open_storage(tmp_path, study=CLASSIFIER), with_accuracy, study=CLASSIFIER, num_epochs=2)
     opened = open_storage(tmp_path, study=CLASSIFIER)
     assert table(run(opened, Training(), study=CLASSIFIER, num_epochs=2)) == table(first)
+    for trial in all_of(first):
+        assert list(trial.scores) == ["loss", "accuracy"], "as read back, whatever order training has them in"
     for told, trial in zip(opened.trials, all_of(first), strict=True):
         assert set(trial.scores) == {"loss", "accuracy"}
         for name, folds in trial.scores.items():
