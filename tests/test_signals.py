@@ -12,7 +12,8 @@ import pytest
 pytestmark = pytest.mark.slow
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-SCRIPTS = [*sorted(path.name for path in EXPERIMENTS.glob("*.py")), "speed/forms.py", "speed/peers.py", "speed/score.py"]
+SPEED = ["speed/forms.py", "speed/peers.py", "speed/score.py"]
+SCRIPTS = [*sorted(path.name for path in EXPERIMENTS.glob("*.py")), *SPEED]
 SCRIPTS.remove("homework.py")  # what three of them share; nobody starts it
 linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc says which signals a process has caught")
 
