@@ -135,8 +135,8 @@ class Brackets:
 
         first = self._read(rungs[0][0])
         num_epochs = self._wide.spec.num_epochs
-        losses = jax.tree.map(lambda a: empty(a, num_epochs), (first.train_loss, first.val))
-        whole = Trained(*losses, empty(first.curves, first.curves.shape[2]), np.zeros(len(draws)))
+        train_loss, val = jax.tree.map(lambda a: empty(a, num_epochs), (first.train_loss, first.val))
+        whole = Trained(train_loss, val, empty(first.curves, first.curves.shape[2]), np.zeros(len(draws)))
         for part in chain(*rungs):
             self.programs.add(space_.key_of(part.job.fixed))
             own = [rows[number] for number in part.job.numbers]
@@ -209,9 +209,9 @@ class Brackets:
         for part in parts:
             trained = self._read(part)
             last, loss = trained.val[score][:, :, -1], trained.val["loss"][:, :, -1]
-            for number, own, finite in zip(part.job.numbers, last, np.isfinite(last + loss).all(axis=1), strict=True):
+            for number, own, own_loss in zip(part.job.numbers, last, loss, strict=True):
                 self._done[number] = part.rung.num_epochs, own
-                if finite:
+                if np.isfinite(own).all() and np.isfinite(own_loss).all():
                     mean = float(np.mean(own, dtype=float))
                     found.append((-mean if self._study.maximize else mean, number))
         best = sorted(number for _, number in sorted(found)[: self._plan.num_kept(len(left))])

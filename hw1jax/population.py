@@ -316,7 +316,7 @@ def start_narrow(wide: Population, narrow: Population, trials: Trials) -> State:
     opt_state = _init_optimizer(narrow.task)(narrow.num_steps, params, trials.hyperparameters)
     average = None
     if narrow.task.averaging is not None:
-        average = Average(params, np.zeros((len(trials.numbers), len(narrow.folds)), np.int32))
+        average = Average(params, jnp.zeros((len(trials.numbers), len(narrow.folds)), jnp.int32))
     return put(narrow, State(params, opt_state, average=average))
 
 
