@@ -1,9 +1,8 @@
 """What a search finds, and how that depends on the seed: the report's settings, halving, and beyond the report's space.
 
-The seeds were fixed beforehand, and every one is reported: refits of the report's best with seeds 0-2; full searches at
-the report's settings and with halving with seeds 0-4, of the CNN 0-2; searches beyond the report's space with seeds
-0-2. The searches of a seed follow one another, so that their times can be compared. What is in the folder already is
-not computed again.
+The seeds were fixed beforehand, and every one is reported: 0-4 for the regression's searches in the report's space, 0-2
+for all else. The searches of a seed follow one another, so that their times can be compared. What is in the folder
+already is not computed again.
 
     python experiments/seeds.py [--quick] [--studies STUDIES] [--ways WAYS] [--out DIR] [--data-dir DIR]
 """
@@ -74,7 +73,7 @@ def seeds_of(name: str, way: str, options: Options) -> range:
     """The seeds of a study's searches."""
     if options.quick:
         return range(1)
-    return range(3 if way == "beyond" or name == "fashion_cnn" else 5)
+    return range(5 if name == "regression" and way != "beyond" else 3)
 
 
 def search(name: str, way: str, seed: int, options: Options, stop: threading.Event) -> dict[str, Any]:
