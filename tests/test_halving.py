@@ -460,7 +460,7 @@ def test_ended_just_before_a_file_gets_its_name_it_goes_on_to_the_same_end(tmp_p
         assert_same_end(halved(tmp_path / f"{number}").folder, usual.folder)
     rungs = {name.split("-")[1].split(".")[0] for name in named if name.startswith("0")}
     assert len(named) > 20 // step
-    assert rungs == {str(end) for end in ENDS}, "it was ended on every rung"
+    assert step > 1 or rungs == {str(end) for end in ENDS}, "it was ended on every rung"
 
 
 def test_stopped_on_any_rung_it_goes_on_to_the_same_end(tmp_path, usual):
