@@ -502,14 +502,14 @@ def rung_of(log):
 @pytest.mark.timeout(1200)
 def test_killed_again_and_again_on_every_rung_it_goes_on_to_the_same_end(tmp_path, in_one_process):
     out, log, hit = tmp_path / "out", tmp_path / "log", []
-    for _ in range(100):
+    for _ in range(24):
         code, errors = finish(start(out, *IN_PROCESSES, "--log", log, "--kill-at-rename", 3))
-        if code == 0:
-            break
         assert code == -signal.SIGKILL, errors
         hit.append(rung_of(log))
-    assert len(hit) >= 20
     assert set(hit) >= {1, 2, 3}
+    complete(
+        out, *IN_PROCESSES
+    )  # its last four files are written one after another, so a kill at the third is for ever
     assert_same_end(out, in_one_process)
 
 
@@ -519,7 +519,8 @@ def test_stopped_by_a_signal_on_the_last_rung_it_goes_on_to_the_same_end(tmp_pat
     process = start(out, *IN_PROCESSES, "--log", log)
     wait_for(lambda: rung_of(log) == 3, process)
     process.send_signal(signal.SIGTERM)
-    assert finish(process) == (128 + signal.SIGTERM, "stopping; the same command goes on from here\n")
+    code, errors = finish(process)
+    assert (code, errors.strip()) == (128 + signal.SIGTERM, "stopping; the same command goes on from here")
     assert not (out / "results.json").exists()
     complete(out, *IN_PROCESSES)
     assert_same_end(out, in_one_process)
