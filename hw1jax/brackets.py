@@ -95,7 +95,7 @@ class Brackets:
         """`wide`: the study's widest networks, whose program and task become each job's; `curve_x`: [point]."""
         self._folder, self._study, self._plan, self._wide, self._stop = folder, study, plan, wide, stop
         self._key, self._curve_x, self._observer = jax.random.key(seed), curve_x, observer
-        self._stretches = {stretch.numbers.start: stretch for stretch in plan.stretches(num_trials)}
+        self._stretches = plan.stretches(num_trials)
         self._places: dict[tuple[Bracket, int], list[Population]] = {}
         self._lock = threading.Lock()
         self._done: dict[int, tuple[int, np.ndarray]] = {}  # of a bracket {trial: (epochs done, scores [fold])}
@@ -107,7 +107,7 @@ class Brackets:
     @property
     def work(self) -> int:
         """Epochs of all trials of the search together."""
-        return sum(map(self._plan.work, self._stretches.values()))
+        return sum(map(self._plan.work, self._stretches))
 
     def train(self, draws: dict[int, Draw]) -> dict[int, dict[str, np.ndarray]] | None:
         """{trial number: draw} -> {trial number: validation loss and metrics by name, [fold, epoch]}.
@@ -177,7 +177,7 @@ class Brackets:
 
     def _climb(self, draws: dict[int, Draw]) -> list[list[Part]] | None:
         """Trains a bracket from rung to rung -> the jobs of each rung; None if another process is at one of them."""
-        bracket = self._stretches[min(draws)].bracket
+        bracket = next(stretch.bracket for stretch in self._stretches if min(draws) in stretch.numbers)
         self._done = {number: (0, np.full(len(self._wide.folds), np.nan)) for number in draws}
         rungs: list[list[Part]] = []
         left = draws
@@ -353,7 +353,7 @@ class Brackets:
             first, several = min(self._done), len(part.bracket.rungs) > 1
             what = f"trials {first}-{max(self._done)}"
             what += f", rung {part.i + 1} of {len(part.bracket.rungs)}" if several else ""
-            before = [self._plan.work(s) for number, s in self._stretches.items() if number < first]
+            before = [self._plan.work(s) for s in self._stretches if s.numbers.stop <= first]
             done = sum(before) + sum(epochs for epochs, _ in self._done.values())
             self._observer.epochs(
                 what, sum(epochs) / len(epochs), part.rung.num_epochs, np.array(scores), min(1, done / self.work)

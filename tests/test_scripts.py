@@ -114,5 +114,5 @@ def test_readme_writes_the_readme_of_its_checkout(tmp_path, cache):
     (runs / "results.json").write_text(json.dumps(results))
     run(tmp_path / "experiments" / "readme.py", tmp_path / "runs", cache=cache, cwd=tmp_path)
     text = (tmp_path / "README.md").read_text()
-    assert "| none | 0.27 |" in text and "it diverged" in text
+    assert "none (0.27)" in text and "it diverged" in text
     assert np.isclose(len(text), len((ROOT / "README.md").read_text()), rtol=0.05)
