@@ -55,7 +55,6 @@ STUDIES = peers.STUDIES
 SAMPLES = {"regression": 100, "fashion_mlp": 60_000, "fashion_cnn": 12_000}  # of the work, the first ones
 EPOCHS = {"regression": 1000, "fashion_mlp": 2, "fashion_cnn": 2}  # of the work
 GROWTH = (10, 25, 100, 333, 1000)  # trials of 3 folds
-HALVING_TRIALS = {"regression": 150, "fashion_mlp": 54, "fashion_cnn": 27}
 
 
 # The work. Importing an experiment imports JAX, so it waits until it is needed.
@@ -352,13 +351,16 @@ def benchmark(options: argparse.Namespace) -> None:
 
 def search_work(name: str, seed: int, options: argparse.Namespace) -> tuple[Work, dict[str, int]]:
     """A study's data, folds and first draws for a seed -> (work, each side's trials)."""
+    import homework
+
     from hw1jax import space, study
 
     asked = forms.study_of(name)
     inputs = {file: options.data_dir if file == "data_dir" else None for file in asked.inputs}
     data = noise_images() if options.synthetic and asked.classes else study.load_data(asked, inputs)
     few = {"regression": 60, "fashion_mlp": 3, "fashion_cnn": 2} if options.quick else {name: asked.num_epochs}
-    num_trials, halving = (4, 6) if options.quick else (asked.num_trials, options.halving_trials[name])
+    halving_trials = homework.HALVING_TRIALS | options.halving_trials
+    num_trials, halving = (4, 6) if options.quick else (asked.num_trials, halving_trials[name])
     most = max(num_trials, halving, 60)  # of which two thirds are no RMSprop's
     count = 3000 if options.quick else None
     work = forms.order_work(
@@ -583,9 +585,9 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
         "--halving-trials",
         nargs="+",
         type=given_trials,
-        default=list(HALVING_TRIALS.items()),
+        default=[],
         metavar="STUDY=N",
-        help="trials of our searches with halving",
+        help="trials of our searches with halving, instead of homework.HALVING_TRIALS",
     )
     parser.add_argument("--quick", action="store_true", help="a look at the tables: few trials and samples, one repeat")
     options = parser.parse_args(args)
@@ -593,7 +595,7 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
         parser.error("--repeats must be at least 1 and --seconds at least 0")
     if min(options.seeds) < 0:
         parser.error("--seeds must be at least 0")
-    options.halving_trials = HALVING_TRIALS | dict(options.halving_trials)
+    options.halving_trials = dict(options.halving_trials)
     if options.quick:
         options.repeats, options.seconds = 1, min(options.seconds, 0.3)
     return options

@@ -4,7 +4,7 @@ The seeds were fixed beforehand, and every one is reported: 0-4 for the regressi
 for all else. The searches of a seed follow one another, so that their times can be compared. What is in the folder
 already is not computed again.
 
-    python experiments/seeds.py [--quick] [--studies STUDIES] [--ways WAYS] [--out DIR] [--data-dir DIR]
+    python experiments/seeds.py [--quick] [--studies STUDY ..] [--ways WAY ..] [--out DIR] [--data-dir DIR]
 """
 
 from hw1jax import signals
@@ -17,18 +17,19 @@ import threading
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import tyro
+from homework import HALVING_TRIALS
 from reproduce import BEYOND, STUDIES
 
 from hw1jax import cli, record, results, run, storage, study
 from hw1jax.progress import ConsoleObserver
 from hw1jax.study import Order, Study
 
-HALVING_TRIALS = {"regression": 150, "fashion_mlp": 54, "fashion_cnn": 36}  # about as much work as the report's way
 REFIT_SEEDS = range(3)
-WAYS = ("report", "halving", "beyond")
+Name = Literal["regression", "fashion_mlp", "fashion_cnn"]
+Way = Literal["report", "halving", "beyond"]
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,9 @@ class Options:
     """Folder of the results; runs/seeds, or runs/quick/seeds with --quick, if not given."""
     quick: bool = False
     """Small runs with seed 0 alone, to see that everything works."""
-    studies: tuple[str, ...] = tuple(STUDIES)
+    studies: tuple[Name, ...] = get_args(Name)
     """Which of the studies."""
-    ways: tuple[str, ...] = WAYS
+    ways: tuple[Way, ...] = get_args(Way)
     """The report's own settings, the same space with halving, or what lies beyond the report's space."""
     data_dir: Path | None = None
     """Folder with the four Fashion-MNIST files, instead of fetching them."""
@@ -78,19 +79,16 @@ def seeds_of(name: str, way: str, options: Options) -> range:
 
 def search(name: str, way: str, seed: int, options: Options, stop: threading.Event) -> dict[str, Any]:
     """A full search -> its numbers."""
-    asked = BEYOND[name] if way == "beyond" else STUDIES[name]
-    halving = {"halving": 3, "num_trials": HALVING_TRIALS[name]} if way == "halving" and not options.quick else {}
-    halving |= {"halving": 3} if way == "halving" else {}
-    order = order_of(asked, options, seed, folder_of(options) / f"{name}-{way}-{seed}", **halving)
+    asked, settings = BEYOND[name] if way == "beyond" else STUDIES[name], {}
+    if way == "halving":
+        settings = {"halving": 3} | ({} if options.quick else {"num_trials": HALVING_TRIALS[name]})
+    order = order_of(asked, options, seed, folder_of(options) / f"{name}-{way}-{seed}", **settings)
     if not (order.folder / "results.json").exists():
         cli.run_order(order, cli.Flags(quiet=True), time.time(), stop, FLAGS)
     read = json.loads((order.folder / "results.json").read_text())
     found = {"seed": seed, "seconds": read["timing"]["total_seconds"], "val_loss": read["best"]["mean_val_loss"]}
-    return (
-        found
-        | {"trials": read["config"]["num_trials"], "test": numbers(read["test"])}
-        | ({"ensemble": numbers(read["ensemble"])} if read["ensemble"] else {})
-    )
+    found |= {"trials": read["config"]["num_trials"], "test": numbers(read["test"])}
+    return found | ({"ensemble": numbers(read["ensemble"])} if read["ensemble"] else {})
 
 
 def order_of(asked: Study, options: Options, seed: int, folder: Path | None = None, **settings: Any) -> Order:
@@ -118,8 +116,8 @@ def compute(options: Options, stop: threading.Event) -> int:
     everything["environment"] = record.describe()
     for name in options.studies:
         found = everything.setdefault(name, {})
-        found.setdefault("refit", None)
-        found["refit"] = found["refit"] or refits(STUDIES[name], options)
+        if "refit" not in found:
+            found["refit"] = refits(STUDIES[name], options)
         found |= {way: [] for way in options.ways}
         most = max(len(seeds_of(name, way, options)) for way in options.ways)
         for seed in range(most):

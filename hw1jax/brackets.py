@@ -24,7 +24,7 @@ from hw1jax.observer import Observer
 from hw1jax.plan import Bracket, Job, Rung, SearchPlan
 from hw1jax.population import Population, Progress, Trials
 from hw1jax.space import Draw
-from hw1jax.study import Study
+from hw1jax.study import Study, TrialScore
 from hw1jax.training import State
 
 SECONDS_BETWEEN_CHECKPOINTS = 20
@@ -102,12 +102,18 @@ class Brackets:
         self._left: list[int] = []  # of its trials, those that train on the rung it is at
         self.splits = 0  # how often a job was too large for the memory, and was trained in halves
         self.programs: set[Any] = set()  # the keys of those that were needed
-        self.seconds: dict[int, float] = {}  # that the rungs took which end at these epochs, of what was read
+        self._seconds: dict[Path, tuple[int, float]] = {}  # of what was read: {file: (end of its rung, spent on it)}
 
     @property
     def work(self) -> int:
         """Epochs of all trials of the search together."""
         return sum(map(self._plan.work, self._stretches))
+
+    @property
+    def seconds(self) -> dict[int, float]:
+        """What the rungs took that end at these epochs, of the trials that were read."""
+        ends = {end for end, _ in self._seconds.values()}
+        return {end: sum(spent for own, spent in self._seconds.values() if own == end) for end in ends}
 
     def train(self, draws: dict[int, Draw]) -> dict[int, dict[str, np.ndarray]] | None:
         """{trial number: draw} -> {trial number: validation loss and metrics by name, [fold, epoch]}.
@@ -147,7 +153,7 @@ class Brackets:
             whole.seconds[own] += trained.seconds
             side_by_side = part.rung.program.num_devices if part.rung.own_widths else 1
             spent = float(trained.seconds.sum()) / side_by_side
-            self.seconds[part.rung.num_epochs] = self.seconds.get(part.rung.num_epochs, 0.0) + spent
+            self._seconds[self._path(part, LOSSES)] = part.rung.num_epochs, spent
         return whole
 
     def fold_models(self, trial: int, draws: dict[int, Draw]) -> tuple[tuple[Any, Any], ...]:
@@ -155,19 +161,17 @@ class Brackets:
         *_, last = self._all_of(draws)
         part = next(part for part in last if trial in part.job.numbers)
         arrays = storage.read_arrays(self._path(part, MEMBERS))
-        own = study.make_task(self._study, space_.fixed(self._study.space, draws[trial], widest=False))
-        leaves, tree = jax.tree.flatten(study.variable_shapes(own, study.one_trial(self._study, draws[trial])))
+        task = study.make_task(self._study, space_.fixed(self._study.space, draws[trial], widest=False))
+        leaves, tree = jax.tree.flatten(study.variable_shapes(task, study.one_trial(self._study, draws[trial])))
         try:
             if int(arrays["number"]) != trial:
                 raise ValueError("another trial's networks")
-            corners = [
-                storage.restored(arrays[f"leaf_{i}"], leaf.dtype)[(..., *map(slice, leaf.shape))]
-                for i, leaf in enumerate(leaves)
-            ]
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+            wide = [storage.restored(arrays[f"leaf_{i}"], leaf.dtype) for i, leaf in enumerate(leaves)]
+            own = [population.corner(a, leaf.shape, num_leading=1) for a, leaf in zip(wide, leaves, strict=True)]
+        except (KeyError, TypeError, ValueError) as error:
             raise _damaged(self._path(part, MEMBERS), error) from error
         folds = range(len(self._wide.folds))
-        return tuple(jax.tree.unflatten(tree, [np.array(corner[fold]) for corner in corners]) for fold in folds)
+        return tuple(jax.tree.unflatten(tree, [np.array(a[fold]) for a in own]) for fold in folds)
 
     def _all_of(self, draws: dict[int, Draw]) -> list[list[Part]]:
         """The jobs of each rung of a bracket, once all are done."""
@@ -205,17 +209,22 @@ class Brackets:
 
     def _survivors(self, parts: list[Part], left: dict[int, Draw]) -> dict[int, Draw]:
         """Who goes on after a rung: the best by the mean over the folds (the first of equals), none that diverged."""
-        score, found = self._study.score, []
-        for part in parts:
-            trained = self._read(part)
-            last, loss = trained.val[score][:, :, -1], trained.val["loss"][:, :, -1]
-            for number, own, own_loss in zip(part.job.numbers, last, loss, strict=True):
-                self._done[number] = part.rung.num_epochs, own
-                if np.isfinite(own).all() and np.isfinite(own_loss).all():
-                    mean = float(np.mean(own, dtype=float))
-                    found.append((-mean if self._study.maximize else mean, number))
-        best = sorted(number for _, number in sorted(found)[: self._plan.num_kept(len(left))])
+        trials = [trial for part in parts for trial in self._scored(part, self._read(part))]
+        end = parts[0].rung.num_epochs
+        self._done |= {trial.number: (end, np.array(trial.scores[self._study.score])) for trial in trials}
+        finite = [trial for trial in trials if trial.state != "failed"]
+        in_order = sorted(finite, key=lambda trial: (study.place(trial, self._study), trial.number))
+        best = sorted(trial.number for trial in in_order[: self._plan.num_kept(len(left))])
         return {number: left[number] for number in best}
+
+    def _scored(self, part: Part, trained: Trained) -> list[TrialScore]:
+        """A job's trials after its rung."""
+        num_epochs = part.rung.num_epochs - part.first_epoch
+        values = [{name: folds[i] for name, folds in trained.val.items()} for i in range(len(part.job.numbers))]
+        return [
+            study.scored(number, {}, self._study, own, num_epochs)
+            for number, own in zip(part.job.numbers, values, strict=True)
+        ]
 
     def _places_of(self, bracket: Bracket, i: int) -> list[Population]:
         """Where jobs of a rung train side by side."""
@@ -266,11 +275,11 @@ class Brackets:
 
     def _best_of(self, part: Part, trained: Trained, members: Members) -> Members:
         """The job's best trial alone: the search's best is one of these."""
-        mean = trained.val[self._study.score][:, :, -1].mean(axis=1, dtype=float)
-        worst = -np.inf if self._study.maximize else np.inf
-        mean = np.where(np.isfinite(mean + trained.val["loss"][:, :, -1].mean(axis=1)), mean, worst)
-        best = int(np.argmax(mean) if self._study.maximize else np.argmin(mean))
-        return {name: leaf[best] for name, leaf in members.items()} | {"number": np.array(part.job.numbers[best])}
+        trials = self._scored(part, trained)
+        finite = [trial for trial in trials if trial.state != "failed"]
+        best = min(finite, key=lambda trial: study.place(trial, self._study), default=trials[0])
+        row = part.job.numbers.index(best.number)
+        return {name: leaf[row] for name, leaf in members.items()} | {"number": np.array(best.number)}
 
     def _train(self, part: Part, draws: Mapping[int, Draw], place: Population) -> tuple[Trained, Members]:
         """As one program; in halves where the device has not memory enough for all at once."""
@@ -331,17 +340,21 @@ class Brackets:
         rows: dict[int, list[np.ndarray]] = {}
         for job in part.before:
             earlier = Part(job, part.bracket, part.i - 1, [])
+            path = self._path(earlier, MEMBERS)
             try:
-                arrays = storage.read_arrays(self._path(earlier, MEMBERS))
+                arrays = storage.read_arrays(path)
+                leaves = [arrays[f"leaf_{i}"] for i in range(len(arrays))]
+                own = {number: [leaf[row] for leaf in leaves] for row, number in enumerate(job.numbers)}
+                rows |= {number: own[number] for number in own if number in slots}
             except FileNotFoundError:
                 self._path(earlier, LOSSES).unlink(missing_ok=True)
                 raise _Gone from None
-            leaves = [arrays[f"leaf_{i}"] for i in range(len(arrays))]
-            rows |= {number: [leaf[row] for leaf in leaves] for row, number in enumerate(job.numbers)}
+            except (KeyError, IndexError) as error:
+                raise _damaged(path, "not the networks of its trials") from error
         try:
             return population.select(members, [rows[number] for number in slots], trials)
-        except (IndexError, ValueError) as error:
-            raise _damaged(self._folder, f"states of rung {part.i}: {error}") from error
+        except ValueError as error:
+            raise _damaged(self._folder, error) from error
 
     def _show(self, part: Part, step: Progress) -> None:
         """How far the bracket is on average, and the scores of its members."""

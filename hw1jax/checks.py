@@ -141,8 +141,8 @@ def check_task(
       TypeError, ValueError: what can't be trained.
     """
     _check_functions(task)
-    if task.averaging is not None and not 0 < task.averaging < 1:
-        raise ValueError(f"averaging= is a decay, above 0 and below 1; got {task.averaging}")
+    if task.averaging is not None and not (isinstance(task.averaging, float) and 0 < task.averaging < 1):
+        raise ValueError(f"averaging= is a decay, above 0 and below 1; got {task.averaging!r}")
     key = jax.random.key(0)
     params, state = jax.eval_shape(lambda h: training.init_variables(task, key, h), hyperparameters)
     if isinstance(params, Mapping) and "params" in params and len(params) > 1:

@@ -137,10 +137,9 @@ class _Flag(NamedTuple):
 
 def chosen_setting(study: Study, settings: Mapping[str, Study], args: Sequence[str]) -> Study:
     """The study itself, or the one of its other settings whose flag is given; of several, the last."""
-    flags = {name: name.replace("_", "-") for name in settings}
-    named = {f"--{flag}": settings[name] for name, flag in flags.items()}
-    named |= {f"--no-{flag}": study for flag in flags.values()}
-    return next((named[arg] for arg in reversed(args) if arg in named), study)
+    named = {f"--{name}": other for name, other in settings.items()} | {f"--no_{name}": study for name in settings}
+    plain = [f"--{arg[2:].replace('-', '_')}" for arg in args if arg.startswith("--")]
+    return next((named[arg] for arg in reversed(plain) if arg in named), study)
 
 
 def parse(
@@ -158,6 +157,8 @@ def parse(
     study = chosen_setting(study, settings, args)
     flags, names = _flags_of(study, quick), flag_names(study)
     others = [_Flag(name, bool, False, f"Instead: {other.shown}.") for name, other in settings.items()]
+    if taken := {"help", *names} & set(settings):
+        raise ValueError(f"{min(taken)} is the name of another flag; give the setting another")
     flags, names = [*others, *flags], names | {flag.name: flag.name.replace("_", "-") for flag in others}
     kinds = {f.name: Annotated[f.kind, tyro.conf.arg(name=names[f.name], help=f.help)] for f in flags}
     chosen: dict[str, Any] = tyro.cli(

@@ -261,11 +261,20 @@ def select(population: Population, states: Sequence[Sequence[np.ndarray]], trial
     leaves, tree = jax.tree.flatten(member_shapes(population, trials))
     selected = []
     for own, *arrays in zip(leaves, *states, strict=True):
-        corner = np.stack(arrays)[(..., *map(slice, own.shape))]  # [trial, fold, ...]
-        if corner.shape[2:] != own.shape:
-            raise ValueError(f"arrays of {arrays[0].shape[1:]}, expected {own.shape}")
-        selected.append(corner.astype(own.dtype))
+        selected.append(corner(np.stack(arrays), own.shape, num_leading=2).astype(own.dtype))
     return jax.tree.unflatten(tree, selected)
+
+
+def corner(array: np.ndarray, shape: Sequence[int], *, num_leading: int) -> np.ndarray:
+    """What a narrower network has of a wide one's array: the first of each axis but the leading ones.
+
+    Raises:
+      ValueError: the array is no wide one's.
+    """
+    own = array.shape[num_leading:]
+    if len(own) != len(shape) or any(wide < narrow for wide, narrow in zip(own, shape, strict=True)):
+        raise ValueError(f"arrays of {own}, expected {tuple(shape)}")
+    return array[(..., *map(slice, shape))]
 
 
 def member_shapes(population: Population, trials: Trials) -> State:
@@ -312,7 +321,7 @@ def start_narrow(wide: Population, narrow: Population, trials: Trials) -> State:
     """
     params = start(wide, trials).params
     shapes = jax.eval_shape(narrow.task.init, trials.key, jax.tree.map(lambda a: a[0], trials.hyperparameters))
-    params = jax.tree.map(lambda a, own: np.asarray(a)[(..., *map(slice, own.shape))], params, shapes)
+    params = jax.tree.map(lambda a, own: corner(np.asarray(a), own.shape, num_leading=2), params, shapes)
     opt_state = _init_optimizer(narrow.task)(narrow.num_steps, params, trials.hyperparameters)
     average = None
     if narrow.task.averaging is not None:

@@ -179,24 +179,14 @@ def _from_paths(arrays: Any, shapes: Any) -> Any:
 def best(trials: Sequence[TrialScore], study: Study) -> TrialScore | None:
     """The complete trial with the best mean score (the first of equals); None if there is none."""
     complete = [trial for trial in trials if trial.state == "complete"]
-    return min(complete, key=lambda trial: _place(trial, study), default=None)
+    return min(complete, key=lambda trial: study_.place(trial, study), default=None)
 
 
 def ranks(trials: Sequence[TrialScore], study: Study) -> list[int | None]:
-    """Rank of each trial, 1 the best, equals sharing a rank; None for a failed one.
-
-    Scores after other numbers of epochs can't be compared: complete trials come first, then those that were pruned the
-    later the better, and the mean score decides among trials that were trained as long.
-    """
-    places = [None if trial.state == "failed" else _place(trial, study) for trial in trials]
+    """Rank of each trial as `study.place` has it, 1 the best, equals sharing a rank; None for a failed one."""
+    places = [None if trial.state == "failed" else study_.place(trial, study) for trial in trials]
     in_order = sorted(place for place in places if place)
     return [place and in_order.index(place) + 1 for place in places]
-
-
-def _place(trial: TrialScore, study: Study) -> tuple[bool, int, float]:
-    """What ranks a trial: the lowest is the best."""
-    mean = trial.mean(study.score)
-    return trial.state != "complete", -trial.epochs, -mean if study.maximize else mean
 
 
 NOT_LESS = 0.1  # of the folds' highest loss: a refit that is above by less is like them, however close they are
@@ -258,8 +248,8 @@ def _are_classes(study: Study, outputs: Any, y: Any) -> bool:
 
 def summary(study: Study, trial: TrialScore) -> dict[str, Any]:
     """The best trial, as the record has it."""
-    means = {f"mean_val_{name}": _finite(trial.mean(name)) for name in trial.scores}
-    stds = {f"std_val_{name}": _finite(trial.std(name)) for name in trial.scores}
+    means = {f"mean_val_{name}": finite(trial.mean(name)) for name in trial.scores}
+    stds = {f"std_val_{name}": finite(trial.std(name)) for name in trial.scores}
     return {"number": trial.number, "params": space_.draw_to_json(trial.draw)} | {
         name: value for pair in zip(means.items(), stds.items(), strict=True) for name, value in pair
     }
@@ -334,8 +324,9 @@ def write_trials(
     storage.write_bytes(path, text.getvalue().encode())
 
 
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None
+def finite(value: float | np.floating) -> float | None:
+    """A number as the record has it: JSON has none that isn't finite."""
+    return float(value) if np.isfinite(value) else None
 
 
 # What is there already

@@ -18,7 +18,7 @@ from hw1jax.brackets import Brackets, Checkpoint, Stopped, Trained
 from hw1jax.data import Dataset, sha256
 from hw1jax.folds import Fold
 from hw1jax.observer import Observer
-from hw1jax.plan import SearchPlan
+from hw1jax.plan import SearchPlan, Stretch
 from hw1jax.population import Plan
 from hw1jax.record import Clock
 from hw1jax.results import Model, Results
@@ -118,7 +118,7 @@ def run(
             config = search.begin(opened, config, folder)
             before = results.read_record(folder)
         planned = _plan_of(config)
-        numbers = [stretch.numbers for stretch in planned.stretches(order.num_trials)]
+        stretches = planned.stretches(order.num_trials)
         hosts.send(config)  # before the data are put on the devices of all
         wide = _wide(order, planned, data, splits)
         place = folder / "brackets" / _digest(config)
@@ -136,7 +136,7 @@ def run(
                 opened,
                 asked,
                 trained.train,
-                brackets=numbers,
+                brackets=[stretch.numbers for stretch in stretches],
                 num_epochs=order.search.num_epochs,
                 one_at_a_time=lock,
                 note=observer.note,
@@ -149,7 +149,8 @@ def run(
     if best is None:
         with storage.results_lock(folder):
             results.write_trials(folder / "trials.csv", asked, trials, history.train_loss, history.val)
-        raise ValueError(f"every trial diverged, see {folder / 'trials.csv'}; search smaller learning rates")
+        who = "every trial" + (" of the last rung" if any(trial.state == "pruned" for trial in trials) else "")
+        raise ValueError(f"{who} diverged, see {folder / 'trials.csv'}; search smaller learning rates")
 
     with storage.lock(folder / ".refit.lock"):  # the first of several processes trains, the others find the model
         now = results.read_record(folder)
@@ -163,7 +164,7 @@ def run(
                 order, data, len(splits), best.draw, observer, checkpoint, stop
             )
             if not model.folds:
-                its_bracket = next(range_ for range_ in numbers if best.number in range_)
+                its_bracket = next(stretch.numbers for stretch in stretches if best.number in stretch.numbers)
                 draws = {trial.number: trial.draw for trial in trials if trial.number in its_bracket}
                 model = model._replace(folds=trained.fold_models(best.number, draws))
         observer.stage("looking at the test set")
@@ -193,15 +194,15 @@ def run(
             "refit": {
                 "state": "complete" if model.is_finite else "diverged",
                 "failure": _failure(model, test),
-                "train_loss": _finite(refit_train_loss[-1]),
-                "folds_train_loss": _finite(own.mean()),
+                "train_loss": results.finite(refit_train_loss[-1]),
+                "folds_train_loss": results.finite(own.mean()),
                 "warning": results.refit_warning(float(refit_train_loss[-1]), own) if model.is_finite else None,
             },
             "test": test,
             "ensemble": ensemble,
             "reference": results.reference(asked),
             "trials": {state: sum(t.state == state for t in trials) for state in ("complete", "pruned", "failed")},
-            "rungs": _rungs(trials, planned, trained.seconds),
+            "rungs": _rungs(trials, stretches, trained.seconds),
             "timing": clock.seconds() | {"total_seconds": time.time() - started},
         }
         results.write(folder, asked, written, trials, history.train_loss, history.val, arrays, model)
@@ -287,25 +288,25 @@ def _failure(model: Model, test: dict[str, Any]) -> str | None:
     return None if test["loss"] is not None else "the test loss is not finite: outputs or labels are too large"
 
 
-def _rungs(trials: Sequence[TrialScore], planned: SearchPlan, seconds: Mapping[int, float]) -> list[dict[str, Any]]:
-    """What became of the trials on each rung, in the order of the epochs at which rungs end."""
-    found = []
-    for end in sorted({rung.num_epochs for rung in planned.rungs}):
-        on_it = [trial for trial in trials if trial.epochs >= end]
-        found.append(
-            {
-                "num_epochs": end,
+def _rungs(
+    trials: Sequence[TrialScore], stretches: Sequence[Stretch], seconds: Mapping[int, float]
+) -> list[dict[str, Any]]:
+    """What became of the trials on each rung, in the order of the epochs at which rungs end, of all brackets together.
+
+    `seconds`: that the rungs took, by these epochs.
+    """
+    found: dict[int, dict[str, Any]] = {}
+    for bracket, numbers in stretches:
+        for end in (rung.num_epochs for rung in bracket.rungs):
+            on_it = [trial for trial in trials if trial.number in numbers and trial.epochs >= end]
+            counted = {
                 "num_trials": len(on_it),
                 "went_on": sum(trial.epochs > end for trial in on_it),
                 "failed": sum(trial.epochs == end and trial.state == "failed" for trial in on_it),
-                "seconds": seconds.get(end, 0.0),
             }
-        )
-    return found
-
-
-def _finite(value: np.floating) -> float | None:
-    return float(value) if np.isfinite(value) else None
+            rung = found.setdefault(end, dict.fromkeys(counted, 0))
+            rung |= {name: rung[name] + count for name, count in counted.items()}
+    return [{"num_epochs": end, **found[end], "seconds": seconds.get(end, 0.0)} for end in sorted(found)]
 
 
 def _config(order: Order, data: Dataset, splits: list[Fold]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from hw1jax import space as space_
 from hw1jax import storage
 from hw1jax.space import Choice, Draw, Float, Int, Range
-from hw1jax.study import Study, TrialScore
+from hw1jax.study import Study, TrialScore, Values, scored
 
 Result = TypeVar("Result")
 MOST_REPORTS = 20  # intermediate values of a trial, for Optuna's plots
@@ -299,7 +299,6 @@ def suggest(trial: Trial, study: Study) -> Draw:
     return space_.draw(study.space, choose)
 
 
-Values = Mapping[str, Any]  # "loss" and metrics by name: [fold, epoch]
 STATES: dict[TrialState, Literal["complete", "pruned", "failed"]] = {
     TrialState.COMPLETE: "complete",
     TrialState.PRUNED: "pruned",
@@ -366,16 +365,6 @@ def search(
         waiting = [numbers for numbers in waiting if numbers not in done]
 
 
-def scored(number: int, draw: Draw, study: Study, values: Values, num_epochs: int) -> TrialScore:
-    """A trial with its values after the last epoch, and the state that follows from them."""
-    last = {name: tuple(map(float, values[name][:, -1])) for name in ("loss", *study.metrics)}  # in this order, always
-    finite = np.isfinite(last["loss"]).all() and np.isfinite(last[study.score]).all()
-    epochs = values["loss"].shape[1]
-    return TrialScore(
-        number, draw, "failed" if not finite else "complete" if epochs == num_epochs else "pruned", last, epochs
-    )
-
-
 def _ask(opened: optuna.Study, number: int, study: Study) -> Trial:
     """The trial with this number: a new one, or the one that has been asked for before."""
     known = opened.get_trials(deepcopy=False)
@@ -406,7 +395,7 @@ def _tell(opened: optuna.Study, study: Study, trial: Trial, values: Values, done
         if np.isfinite(means[epoch - 1]) and epoch not in reported:
             trial.report(float(means[epoch - 1]), step=epoch)
     for name, folds in done.scores.items():  # before `tell`: a finished trial can't change
-        for i, value in enumerate(folds if done.state != "pruned" else []):
+        for i, value in enumerate(folds if done.state != "pruned" else []):  # of these there are many
             trial.set_user_attr(f"split{i}_val_{name}", value)
         trial.set_user_attr(f"scores_{name}", list(folds))
     trial.set_user_attr("epochs", done.epochs)

@@ -10,8 +10,9 @@ import pytest
 import toy
 
 import hw1jax as hw
-from hw1jax import folds, run_study
+from hw1jax import folds, run, run_study, study
 from hw1jax.losses import squared_error
+from hw1jax.observer import Observer
 
 X = np.linspace(-1, 1, 30, dtype=np.float32)[:, None]
 Y = 3 * X + np.random.default_rng(0).normal(0, 0.1, X.shape).astype(np.float32)
@@ -68,17 +69,17 @@ def test_training_itself_is_the_same_with_an_average_and_without():
     np.testing.assert_array_equal(cross_validated(0.9).train_loss, cross_validated(None).train_loss)
 
 
-@pytest.mark.parametrize("averaging", [0.0, 1.0, -0.5, 2.0])
+@pytest.mark.parametrize("averaging", [0.0, 1.0, -0.5, 2.0, True, "0.9"])
 def test_what_is_no_decay_is_refused(averaging):
     with pytest.raises(ValueError, match="averaging= is a decay, above 0 and below 1"):
         cross_validated(averaging)
 
 
 @pytest.mark.parametrize("widths", ["padded", "exact"])
-def test_a_searched_network_is_the_average_in_the_folds_and_in_the_refit(tmp_path, widths):
-    study = replace(toy.STUDY, task=lambda fixed: toy.task(fixed)._replace(averaging=0.9))
+def test_a_searched_network_is_the_average_in_its_folds(tmp_path, widths):
+    asked = replace(toy.STUDY, task=lambda fixed: toy.task(fixed)._replace(averaging=0.9))
     plain = run_study(toy.STUDY, out=tmp_path / "plain", widths=widths)
-    found = run_study(study, out=tmp_path / "averaged", widths=widths)
+    found = run_study(asked, out=tmp_path / "averaged", widths=widths)
     np.testing.assert_allclose(found.histories["train_loss"], plain.histories["train_loss"], rtol=1e-5)
     assert (found.histories["val_loss"] != plain.histories["val_loss"]).any()
     row, val = found.row, []
@@ -89,10 +90,22 @@ def test_a_searched_network_is_the_average_in_the_folds_and_in_the_refit(tmp_pat
     np.testing.assert_allclose(val, found.histories["val_loss"][row, :, -1], rtol=1e-5)
 
 
+def test_a_refitted_network_is_the_average():
+    refitted = {}
+    for averaging in (None, 0.9):
+        asked = replace(toy.STUDY, task=lambda fixed: toy.task(fixed)._replace(averaging=averaging))  # noqa: B023
+        draw = {"hidden_units": (4, 3), "learning_rate": 0.05, "l2": 1e-4, "optimizer": "adam"}
+        refitted[averaging] = run.refit(study.order(asked), toy.DATA, 3, draw, Observer())
+    (plain, plain_loss), (average, average_loss) = refitted.values()
+    np.testing.assert_allclose(average_loss, plain_loss, rtol=1e-5)  # the same training
+    for own, last in zip(jax.tree.leaves(average.params), jax.tree.leaves(plain.params), strict=True):
+        assert np.abs(own - last).max() > 1e-4
+
+
 def test_averages_go_on_through_halving(tmp_path):
-    study = replace(toy.STUDY, task=lambda fixed: toy.task(fixed)._replace(averaging=0.9))
-    whole = run_study(study, out=tmp_path / "whole", widths="padded", num_trials=6, num_epochs=9)
-    halved = run_study(study, out=tmp_path / "halved", widths="padded", num_trials=6, num_epochs=9, halving=3)
+    asked = replace(toy.STUDY, task=lambda fixed: toy.task(fixed)._replace(averaging=0.9))
+    whole = run_study(asked, out=tmp_path / "whole", widths="padded", num_trials=6, num_epochs=9)
+    halved = run_study(asked, out=tmp_path / "halved", widths="padded", num_trials=6, num_epochs=9, halving=3)
     row = halved.row
     np.testing.assert_allclose(
         halved.histories["val_loss"][row], whole.histories["val_loss"][row], rtol=1e-4, atol=1e-6

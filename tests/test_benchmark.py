@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import benchmark
+import homework
 import jax
 import numpy as np
 import pytest
@@ -276,10 +277,9 @@ def test_the_work_of_a_search_has_the_seeds_own_folds_and_draws():
 
 
 def test_trials_with_halving_are_a_number_for_each_study(capsys):
-    assert benchmark.parse(["--halving-trials", "fashion_cnn=9"]).halving_trials == {
-        **benchmark.HALVING_TRIALS,
-        "fashion_cnn": 9,
-    }
+    for flags, number in ((["--halving-trials", "regression=70"], 70), ([], homework.HALVING_TRIALS["regression"])):
+        options = benchmark.parse(["--time-to-score", *flags])
+        assert benchmark.search_work("regression", 0, options)[1][score.HALVING] == number
     for text in ("9", "mnist=9", "regression=0", "regression=x"):
         with pytest.raises(SystemExit):
             benchmark.parse(["--halving-trials", text])

@@ -680,3 +680,50 @@ def test_the_scripts_start_and_end_as_they_should(elsewhere):
     assert_flag_message(script(elsewhere, "regression", "--bogus"), elsewhere, "--bogus")
     assert_one_line(script(elsewhere, "fashion_cnn", "--channels", "5-4"), elsewhere, "--channels", "got 5-4")
     assert not (elsewhere.parent / "cache" / "hw1jax").exists()
+
+
+# Other settings of a study.
+
+WIDE = replace(REGRESSION, name="wide", title="A wide one", num_trials=7, halving=hw.Halving(2, first=9))
+
+
+def with_settings(line):
+    """(order, flags) of a study that can be run in two other ways."""
+    return cli.parse(REGRESSION, None, line.split(), {"wide": WIDE, "two_words": replace(WIDE, name="two")})
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("", "regression"),
+        ("--wide", "wide"),
+        ("--seed 3 --wide --quiet", "wide"),
+        ("--two-words", "two"),
+        ("--two_words", "two"),
+        ("--wide --two-words", "two"),
+        ("--wide --no-wide", "regression"),
+    ],
+)
+def test_a_flag_runs_another_setting_with_defaults_of_its_own(line, name):
+    order, _ = with_settings(line)
+    assert order.study.name == order.folder.name == name
+    given = (order.num_trials, order.search.halving, order.search.first_rung)
+    assert given == ((25, None, None) if name == "regression" else (7, 2, 9))
+
+
+def test_flags_count_beside_another_setting():
+    order, _ = with_settings("--wide --num-trials 11 --halving 3 --first-rung None")
+    assert (order.num_trials, order.search.halving, order.search.first_rung) == (11, 3, None)
+
+
+def test_the_help_names_other_settings(capsys):
+    with pytest.raises(SystemExit):
+        with_settings("--help")
+    assert "Instead: A wide one." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["quick", "seed", "l2", "help", "train_csv"])
+def test_a_setting_with_the_name_of_another_flag_is_refused(name):
+    with pytest.raises(ValueError, match=f"{name} is the name of another flag") as caught:
+        cli.parse(REGRESSION, None, [], {name: WIDE})
+    assert "\n" not in str(caught.value)

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
 
 import fashion_cnn
 import fashion_mlp
@@ -62,8 +63,15 @@ def products(text):
     return [tuple(map(int, shape.split("x"))) for shape in re.findall(r"dot_general.*-> tensor<([\dx]+)xf32>", text)]
 
 
+def averaged(fixed):
+    return regression.task(fixed)._replace(averaging=0.99)
+
+
+STUDIES = [regression.STUDY, fashion_mlp.STUDY, fashion_cnn.STUDY, replace(regression.STUDY, task=averaged)]
+
+
 @PLATFORMS
-@pytest.mark.parametrize("study", [regression.STUDY, fashion_mlp.STUDY, fashion_cnn.STUDY], ids=lambda s: s.name)
+@pytest.mark.parametrize("study", STUDIES, ids=[study.name for study in STUDIES[:3]] + ["averaged"])
 def test_a_studys_members_train_at_once_in_few_kernels(study, platform):
     rng, widest = np.random.default_rng(0), space.widest(study.space)
     if study.classes:

@@ -18,7 +18,7 @@ from hw1jax import losses, results, search, storage
 from hw1jax import space as space_
 from hw1jax.search import PureRandomSampler
 from hw1jax.space import Choice, Float, Int
-from hw1jax.study import Study, narrow
+from hw1jax.study import Study, narrow, scored
 
 SPACE = {
     "channels": (Int(4, 6, width=True),),
@@ -257,7 +257,7 @@ def test_no_trial_is_best_if_all_have_diverged(tmp_path):
 
 def test_scores_ranks_and_the_best_by_hand():
     table = [(1.0, 3.0), (1.0, 2.0), (2.0, 2.0), (INF, 0.0), (1.5, 1.5), (9.0, 9.0)]
-    trials = [search.scored(number, {}, STUDY, {"loss": after(scores)}, 1) for number, scores in enumerate(table)]
+    trials = [scored(number, {}, STUDY, {"loss": after(scores)}, 1) for number, scores in enumerate(table)]
     assert [t.mean("loss") for t in trials[:3]] == [2.0, 1.5, 2.0]
     assert trials[0].std("loss") == 1.0
     assert results.ranks(trials, STUDY) == [3, 1, 3, None, 1, 5]
@@ -289,7 +289,7 @@ def test_the_highest_is_best_where_a_metric_is_maximized(tmp_path):
 
 def test_of_equals_the_first_is_best_where_a_metric_is_maximized():
     trials = [
-        search.scored(n, {}, CLASSIFIER, {"loss": after((1.0,)), "accuracy": after((value,))}, 1)
+        scored(n, {}, CLASSIFIER, {"loss": after((1.0,)), "accuracy": after((value,))}, 1)
         for n, value in enumerate([0.5, 0.9, 0.9, 0.1])
     ]
     assert results.ranks(trials, CLASSIFIER) == [3, 1, 1, 4]
@@ -324,8 +324,8 @@ def test_a_trial_whose_loss_is_not_a_number_fails_although_its_accuracy_is(tmp_p
 
 def test_a_metric_that_is_not_a_number_fails_a_trial_only_where_it_counts():
     values = {"loss": after((1.0, 2.0)), "accuracy": after((NAN, 0.5))}
-    assert search.scored(0, {}, CLASSIFIER, values, 1).state == "failed"
-    assert search.scored(0, {}, replace(CLASSIFIER, maximize=None), values, 1).state == "complete"
+    assert scored(0, {}, CLASSIFIER, values, 1).state == "failed"
+    assert scored(0, {}, replace(CLASSIFIER, maximize=None), values, 1).state == "complete"
 
 
 # Spaces of any names.
@@ -616,7 +616,7 @@ def test_states_and_epochs_are_read_back(tmp_path, sampler):
 
 def test_the_best_is_complete_and_ranks_go_by_epochs_first():
     values = [(1, 0.1), (9, 0.9), (3, 0.5), (9, 0.3), (3, 0.2), (9, NAN), (3, NAN)]
-    trials = [search.scored(n, {}, STUDY, {"loss": after((v,), epochs)}, 9) for n, (epochs, v) in enumerate(values)]
+    trials = [scored(n, {}, STUDY, {"loss": after((v,), epochs)}, 9) for n, (epochs, v) in enumerate(values)]
     assert [t.state for t in trials] == ["pruned", "complete", "pruned", "complete", "pruned", "failed", "failed"]
     assert [t.epochs for t in trials] == [epochs for epochs, _ in values]
     assert results.best(trials, STUDY).number == 3
