@@ -482,7 +482,7 @@ IN_PROCESSES = ("--num-trials", 9, "--num-epochs", 900, "--halving", 3, "--first
 
 
 @pytest.fixture(scope="module")
-def in_one_process(tmp_path_factory, cache):
+def in_one_process(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes") / "out"
     complete(folder, *IN_PROCESSES)
     ends = [rung["num_epochs"] for rung in json.loads((folder / "results.json").read_text())["rungs"]]

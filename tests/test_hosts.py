@@ -19,7 +19,7 @@ from hw1jax import hosts, storage
 SECONDS_TO_START = 100  # at most, on a busy machine
 NUM_CALLS = 20  # of the program in the small search
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cache")]
+pytestmark = pytest.mark.slow
 
 
 def free_address():
@@ -56,7 +56,7 @@ def first_epochs(folder):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, cache):
+def undisturbed(tmp_path_factory):
     """(folder of a search by two processes, calls of the program)"""
     folder = tmp_path_factory.mktemp("undisturbed")
     processes = start_both(folder / "two", folder / "log")
@@ -84,7 +84,7 @@ def test_two_processes_find_what_one_finds(tmp_path, monkeypatch, undisturbed):
     np.testing.assert_allclose(first_epochs(undisturbed[0]), first_epochs(tmp_path / "one"), rtol=1e-5)
 
 
-def test_two_processes_share_each_program_of_static_hyperparameters(tmp_path, monkeypatch, cache):
+def test_two_processes_share_each_program_of_static_hyperparameters(tmp_path, monkeypatch):
     """And what is random in training, and state that is not trained."""
     flags = ("--study", "deep", "--num-trials", 12, "--num-epochs", 100, "--members-per-program", 18)
     for process in start_both(tmp_path / "two", tmp_path / "log", *flags):
@@ -96,7 +96,7 @@ def test_two_processes_share_each_program_of_static_hyperparameters(tmp_path, mo
     np.testing.assert_allclose(first_epochs(tmp_path / "two"), first_epochs(tmp_path / "one"), rtol=1e-5)
 
 
-def test_two_processes_halve_a_search_as_one_does_and_go_on_from_any_rung(tmp_path, monkeypatch, cache):
+def test_two_processes_halve_a_search_as_one_does_and_go_on_from_any_rung(tmp_path, monkeypatch):
     """The state of those who go on is in process 0's files, and is shared with the other."""
     flags = ("--num-epochs", 27, "--halving", 3, "--members-per-program", 36)
 

@@ -16,11 +16,11 @@ from hw1jax import results, search
 
 LONG = "HW1JAX_LONG_TESTS" in os.environ  # as many kills and workers as the project asks for, ten minutes
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cache"), pytest.mark.timeout(3600 if LONG else 600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600 if LONG else 600)]
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, cache):
+def undisturbed(tmp_path_factory):
     """(what is left, calls of the program in the search, seconds of a whole run)"""
     folder = tmp_path_factory.mktemp("undisturbed")
     complete(folder / "first")
@@ -157,7 +157,7 @@ DEEP = ("--study", "deep", "--num-trials", 12, "--num-epochs", 1000, "--members-
 
 
 @pytest.fixture(scope="module")
-def deep_alone(tmp_path_factory, cache):
+def deep_alone(tmp_path_factory):
     """What one process leaves of a search over static hyperparameters, with randomness and state in training."""
     folder = tmp_path_factory.mktemp("deep")
     complete(folder / "out", *DEEP, "--log", folder / "log")

@@ -31,24 +31,17 @@ NEEDED = {  # flags, and what must be there at the end, below --out
 }
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """One compilation cache for all these processes."""
-    return str(tmp_path_factory.mktemp("compiled"))
-
-
-def run(script, *flags, cache, cwd):
+def run(script, *flags, cwd):
     """A script on small data -> its standard output."""
-    return python(ROOT / "tests" / "small_data.py", script, *flags, cache=cache, cwd=cwd)
+    return python(ROOT / "tests" / "small_data.py", script, *flags, cwd=cwd)
 
 
-def python(*command, cache, cwd):
+def python(*command, cwd):
     """What Python prints in a process that ends well."""
-    variables = {"JAX_COMPILATION_CACHE_DIR": cache, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, *map(str, command)],
         cwd=cwd,
-        env=os.environ | variables,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=600,
@@ -67,37 +60,37 @@ def test_every_script_has_a_test_here():
 
 
 @pytest.mark.parametrize("name", NEEDED)
-def test_it_runs_to_its_end_and_leaves_its_files(name, tmp_path, cache):
+def test_it_runs_to_its_end_and_leaves_its_files(name, tmp_path):
     flags, files = NEEDED[name]
-    run(EXPERIMENTS / f"{name}.py", *flags, "--out", tmp_path / "out", cache=cache, cwd=tmp_path)
+    run(EXPERIMENTS / f"{name}.py", *flags, "--out", tmp_path / "out", cwd=tmp_path)
     for file in files:
         assert (tmp_path / "out" / file).stat().st_size > 0
 
 
 @pytest.mark.parametrize("name", ["fashion_mlp", "fashion_cnn"])
-def test_the_experiment_of_a_classifier_runs_to_its_end(name, tmp_path, cache):
-    run(EXPERIMENTS / f"{name}.py", *SMALL, "--out", tmp_path / "out", cache=cache, cwd=tmp_path)
+def test_the_experiment_of_a_classifier_runs_to_its_end(name, tmp_path):
+    run(EXPERIMENTS / f"{name}.py", *SMALL, "--out", tmp_path / "out", cwd=tmp_path)
     assert json.loads((tmp_path / "out" / "results.json").read_text())["test"]["confusion"]
 
 
-def test_forms_prints_a_line_of_json(tmp_path, cache):
+def test_forms_prints_a_line_of_json(tmp_path):
     work = synthetic_work("regression")
     work = forms.order_work("regression", work.x, work.y, work.trials, num_folds=3, num_epochs=2, batch_size=10)
     peers.save_work(tmp_path / "work.npz", work)
     flags = ("--form", "folds in parallel", "--work", tmp_path / "work.npz", "--repeats", 1, "--seconds", 0)
-    line = python("-m", "speed.forms", *flags, cache=cache, cwd=EXPERIMENTS)
+    line = python("-m", "speed.forms", *flags, cwd=EXPERIMENTS)
     assert len(json.loads(line)["us_per_sample"]) == 1
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
-def test_peers_prints_a_line_of_json(tmp_path, cache):
+def test_peers_prints_a_line_of_json(tmp_path):
     peers.save_work(tmp_path / "work.npz", synthetic_work("regression"))
     flags = ("--peer", "torch eager 2 threads", "--work", tmp_path / "work.npz", "--repeats", 1, "--seconds", 0)
-    line = python(EXPERIMENTS / "speed" / "peers.py", *flags, cache=cache, cwd=tmp_path)
+    line = python(EXPERIMENTS / "speed" / "peers.py", *flags, cwd=tmp_path)
     assert len(json.loads(line)["us_per_sample"]) == 1
 
 
-def test_readme_writes_the_readme_of_its_checkout(tmp_path, cache):
+def test_readme_writes_the_readme_of_its_checkout(tmp_path):
     shutil.copytree(EXPERIMENTS, tmp_path / "experiments", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "README.md", tmp_path)
     runs = tmp_path / "runs" / "regression"
@@ -112,7 +105,7 @@ def test_readme_writes_the_readme_of_its_checkout(tmp_path, cache):
     }
     results |= {"test": dict.fromkeys(results["test"]), "ensemble": None, "refit": refit}
     (runs / "results.json").write_text(json.dumps(results))
-    run(tmp_path / "experiments" / "readme.py", tmp_path / "runs", cache=cache, cwd=tmp_path)
+    run(tmp_path / "experiments" / "readme.py", tmp_path / "runs", cwd=tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert "none (0.27)" in text and "it diverged" in text
     assert np.isclose(len(text), len((ROOT / "README.md").read_text()), rtol=0.05)
