@@ -195,7 +195,7 @@ BAD_STUDIES = [
 ]
 
 
-@pytest.mark.parametrize(("change", "message"), BAD_STUDIES, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("change", "message"), BAD_STUDIES, ids=[message for _, message in BAD_STUDIES])
 def test_a_wrong_study_is_told_in_one_line_that_names_the_argument(change, message):
     with pytest.raises((TypeError, ValueError)) as caught:
         study_.order(replace(STUDY, **change))
