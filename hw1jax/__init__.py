@@ -1,13 +1,19 @@
 """Cross-validated training of many small networks at once: all folds of all trials in one compiled program.
 
 Its names are imported when they are first used, so that Ctrl-C is heard from the first lines of a program on
-(`hw1jax.signals`), and that who cross-validates needs no library of the search.
+(`hw1jax.signals`), and that who cross-validates needs no library of the search: JAX, Optax and NumPy are enough.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+__version__ = "0.1.0"
+
 if TYPE_CHECKING:
+    from hw1jax import data as data
+    from hw1jax import models as models
+    from hw1jax import report as report
+    from hw1jax import signals as signals
     from hw1jax.cli import main as main
     from hw1jax.cross_validation import CrossValidation as CrossValidation
     from hw1jax.cross_validation import cross_validate as cross_validate
@@ -50,15 +56,27 @@ _ROOMS = {
     "training": ("Task",),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
+_DOORS = ("data", "models", "report", "signals")  # modules that are public as a whole
+_NEEDED = ("jax", "numpy", "optax", "flax", "optuna", "matplotlib", "rich", "tyro")  # imported and installed as this
 
+if not TYPE_CHECKING:  # or a checker would let any name pass
 
-def __getattr__(name: str) -> Any:
-    if name not in _ROOM_OF:
-        raise AttributeError(f"module 'hw1jax' has no attribute {name!r}")
-    value = getattr(import_module(f"hw1jax.{_ROOM_OF[name]}"), name)
-    globals()[name] = value  # found at once the next time
-    return value
+    def __getattr__(name: str) -> Any:
+        if name not in _ROOM_OF and name not in _DOORS:
+            raise AttributeError(f"module 'hw1jax' has no attribute {name!r}")
+        try:
+            room = import_module(f"hw1jax.{_ROOM_OF.get(name, name)}")
+        except ModuleNotFoundError as error:
+            missing = (error.name or "").partition(".")[0]
+            if missing not in _NEEDED:
+                raise
+            raise ModuleNotFoundError(
+                f"hw1jax.{name} needs {missing}, which is not installed: pip install {missing}", name=error.name
+            ) from None
+        value = room if name in _DOORS else getattr(room, name)
+        globals()[name] = value  # found at once the next time
+        return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ROOM_OF})
+    return sorted({*globals(), *_ROOM_OF, *_DOORS})

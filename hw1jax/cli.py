@@ -476,7 +476,8 @@ def as_flags(text: str, names: Mapping[str, str]) -> str:
 def command_line() -> str:
     """The command that repeats this run, without the password of a database.
 
-    A script of a checkout's experiments is named from the checkout's root, any other from the working folder.
+    A script of a checkout's experiments is named from the checkout's root, any other from the working folder. A study
+    that `python -m hw1jax` runs has that command, and its own module, for the first of the arguments.
     """
     script = Path(sys.argv[0]).absolute()
     above = (folder for folder in script.parents if folder / "experiments" in script.parents)
@@ -489,4 +490,6 @@ def command_line() -> str:
         elif equals and flag == "--storage":
             arg = f"{flag}={search.shown_url(value) or 'URL'}"
         args.append(arg)
-    return shlex.join(["python", os.path.relpath(script, root), *args])
+    is_module = sys.argv[0].startswith("python -m ")
+    start = shlex.split(sys.argv[0]) if is_module else ["python", os.path.relpath(script, root)]
+    return shlex.join([*start, *args])
