@@ -20,6 +20,7 @@ import numpy as np
 
 from hw1jax import hosts, plan, population, record, storage, study, training
 from hw1jax import space as space_
+from hw1jax.checkpoint import Checkpoint, damaged, in_one
 from hw1jax.observer import Observer
 from hw1jax.plan import Bracket, Job, Rung, SearchPlan
 from hw1jax.population import Population, Progress, Trials
@@ -27,12 +28,10 @@ from hw1jax.space import Draw
 from hw1jax.study import Study, TrialScore
 from hw1jax.training import State
 
-SECONDS_BETWEEN_CHECKPOINTS = 20
 SECONDS_BETWEEN_LOOKS = 0.5  # at what another process is training
 LOSSES, MEMBERS = "npz", "members.npz"  # kinds of a job's files
 Work = TypeVar("Work")
 Members = dict[str, np.ndarray]  # the leaves of a tree of members, [trial, fold, ...]
-Losses = list[tuple[np.ndarray, dict[str, np.ndarray]]]  # (training loss, validation by name), of some epochs each
 
 
 class Stopped(Exception):
@@ -169,7 +168,7 @@ class Brackets:
             wide = [storage.restored(arrays[f"leaf_{i}"], leaf.dtype) for i, leaf in enumerate(leaves)]
             own = [population.corner(a, leaf.shape, num_leading=1) for a, leaf in zip(wide, leaves, strict=True)]
         except (KeyError, TypeError, ValueError) as error:
-            raise _damaged(self._path(part, MEMBERS), error) from error
+            raise damaged(self._path(part, MEMBERS), error) from error
         folds = range(len(self._wide.folds))
         return tuple(jax.tree.unflatten(tree, [np.array(a[fold]) for a in own]) for fold in folds)
 
@@ -244,7 +243,7 @@ class Brackets:
         names = ("loss", *self._study.metrics)
         expected = {"train_loss", "curves", "seconds", *(f"val_{name}" for name in names)}
         if set(arrays) != expected or len({len(a) for a in arrays.values()}) != 1:
-            raise _damaged(path, "not the losses of trials")
+            raise damaged(path, "not the losses of trials")
         arrays = {name: array[: len(part.job.numbers)] for name, array in arrays.items()}
         val = {name: arrays[f"val_{name}"] for name in names}
         return Trained(arrays["train_loss"], val, arrays["curves"], arrays["seconds"])
@@ -350,11 +349,11 @@ class Brackets:
                 self._path(earlier, LOSSES).unlink(missing_ok=True)
                 raise _Gone from None
             except (KeyError, IndexError) as error:
-                raise _damaged(path, "not the networks of its trials") from error
+                raise damaged(path, "not the networks of its trials") from error
         try:
             return population.select(members, [rows[number] for number in slots], trials)
         except ValueError as error:
-            raise _damaged(self._folder, error) from error
+            raise damaged(self._folder, error) from error
 
     def _show(self, part: Part, step: Progress) -> None:
         """How far the bracket is on average, and the scores of its members."""
@@ -371,10 +370,6 @@ class Brackets:
             self._observer.epochs(
                 what, sum(epochs) / len(epochs), part.rung.num_epochs, np.array(scores), min(1, done / self.work)
             )
-
-
-def _damaged(path: Path, reason: object) -> ValueError:
-    return ValueError(f"{path} is damaged ({reason}): remove it and run the same command again")
 
 
 def side_by_side(
@@ -462,11 +457,6 @@ def joined(parts: list[Trained]) -> Trained:
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
 
-def in_one(losses: Losses) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The epochs of several calls as those of one: [trial, fold, epoch]."""
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=2), *losses)
-
-
 def follow(study_: Study, searched: SearchPlan, wide: Population, seed: int, curve_x: np.ndarray) -> None:
     """What the other processes do while process 0 searches: their part of each job."""
     try:
@@ -503,47 +493,3 @@ def fold_curves(members: Population, state: State, trials: Trials, x: np.ndarray
         return np.zeros((*jax.tree.leaves(state)[0].shape[:2], 0), np.float32)
     outputs = population.predict_all(members.task, state, trials.hyperparameters, x[:, None])
     return population.on_host(outputs[..., 0])
-
-
-class Checkpoint:
-    """The state of a job between two epochs, as a file."""
-
-    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic):
-        self._path, self._clock, self._last = path, clock, clock()
-
-    def is_due(self) -> bool:
-        """Whether enough time has gone since the last one to be worth the writing."""
-        return self._clock() - self._last >= SECONDS_BETWEEN_CHECKPOINTS
-
-    def write(self, state: State, num_epochs: int, losses: Losses) -> None:
-        """The state after so many epochs, and the losses of all of them."""
-        leaves = {f"state_{i}": population.on_host(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
-        train_loss, val = in_one(losses)
-        progress = {"num_epochs": np.array(num_epochs), "train_loss": train_loss}
-        named = {f"val_{name}": values for name, values in val.items()}
-        storage.write_arrays(self._path, leaves | progress | named)
-        self._last = self._clock()
-
-    def read(self, start: State, first_epoch: int = 0) -> tuple[State, int, Losses]:
-        """(state, epochs done, losses) of the file, or of the beginning where there is none.
-
-        `first_epoch`: how many epochs are done at the beginning; losses are those of the epochs after them.
-
-        Raises:
-          ValueError: the file is damaged or doesn't fit; the message says what to do.
-        """
-        if not self._path.exists():
-            return start, first_epoch, []
-        arrays = storage.read_arrays(self._path)
-        leaves, tree = jax.tree.flatten(start)
-        try:
-            saved = [storage.restored(arrays[f"state_{i}"], leaf.dtype) for i, leaf in enumerate(leaves)]
-            num_epochs, train_loss = int(arrays["num_epochs"]), arrays["train_loss"]
-            val = {name.removeprefix("val_"): values for name, values in arrays.items() if name.startswith("val_")}
-            fits = all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(saved, leaves, strict=True))
-            expected = (*leaves[0].shape[:2], num_epochs - first_epoch)
-            if not fits or any(a.shape != expected for a in (train_loss, *val.values())):
-                raise ValueError("arrays of other shapes")
-        except (KeyError, TypeError, ValueError) as error:
-            raise _damaged(self._path, error) from error
-        return jax.tree.unflatten(tree, saved), num_epochs, [(train_loss, val)]

@@ -14,7 +14,8 @@ import numpy as np
 
 from hw1jax import brackets, hosts, plan, population, record, results, search, storage, study
 from hw1jax import space as space_
-from hw1jax.brackets import Brackets, Checkpoint, Stopped, Trained
+from hw1jax.brackets import Brackets, Stopped, Trained
+from hw1jax.checkpoint import Checkpoint, in_one
 from hw1jax.data import Dataset, sha256
 from hw1jax.folds import Fold
 from hw1jax.observer import Observer
@@ -250,7 +251,7 @@ def refit(
         if stopping:
             raise Stopped
     params, model_state = jax.tree.map(lambda a: np.asarray(a[0, 0]), (state.trained, state.model_state))
-    return Model(asked, draw, params, model_state), brackets.in_one(losses)[0][0, 0]
+    return Model(asked, draw, params, model_state), in_one(losses)[0][0, 0]
 
 
 def _wide(order: Order, planned: SearchPlan, data: Dataset, splits: list[Fold]) -> population.Population:

@@ -15,7 +15,7 @@ import deep
 import regression
 from optuna.storages.journal import JournalFileBackend
 
-from hw1jax import brackets, cli, record, report, run, search
+from hw1jax import checkpoint, cli, record, report, run, search
 from hw1jax.observer import Observer
 from hw1jax.space import Int
 from hw1jax.study import narrow, order
@@ -112,7 +112,7 @@ if options.largest_file:
     resource.setrlimit(resource.RLIMIT_FSIZE, (options.largest_file, resource.RLIM_INFINITY))
 if options.database_seconds is not None:
     search.SECONDS_WITHOUT_DATABASE = options.database_seconds
-brackets.SECONDS_BETWEEN_CHECKPOINTS = options.seconds_between_checkpoints
+checkpoint.SECONDS_BETWEEN_CHECKPOINTS = options.seconds_between_checkpoints
 cli.use_all_cores()
 stop = cli.stop_on_signals()
 

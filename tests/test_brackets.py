@@ -15,7 +15,8 @@ import toy
 from hw1jax import brackets, plan, population, storage, training
 from hw1jax import space as space_
 from hw1jax import study as study_
-from hw1jax.brackets import Brackets, Checkpoint
+from hw1jax.brackets import Brackets
+from hw1jax.checkpoint import Checkpoint
 from hw1jax.losses import squared_error
 from hw1jax.observer import Observer
 from hw1jax.space import Float, Int

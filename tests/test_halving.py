@@ -23,7 +23,7 @@ import toy
 from optuna.trial import TrialState
 from processes import complete, finish, lasting, start, wait_for
 
-from hw1jax import Halving, brackets, evaluation, models, plan, population, results, run, search, study
+from hw1jax import Halving, brackets, checkpoint, evaluation, models, plan, population, results, run, search, study
 from hw1jax import space as space_
 from hw1jax.losses import squared_error
 from hw1jax.observer import Observer
@@ -437,7 +437,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 5])
 def test_ended_just_before_a_file_gets_its_name_it_goes_on_to_the_same_end(tmp_path, usual, monkeypatch, step):
-    monkeypatch.setattr(brackets, "SECONDS_BETWEEN_CHECKPOINTS", 0)
+    monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN_CHECKPOINTS", 0)
     rename, left, named = os.replace, 0, []
 
     def counting(source, target, **more):

@@ -17,9 +17,10 @@ import regression
 import reproduce
 import toy
 
-from hw1jax import brackets, cli, optimizers, plan, record, results, run, search, storage
+from hw1jax import brackets, checkpoint, cli, optimizers, plan, record, results, run, search, storage
 from hw1jax import space as space_
-from hw1jax.brackets import Brackets, Checkpoint
+from hw1jax.brackets import Brackets
+from hw1jax.checkpoint import Checkpoint
 from hw1jax.data import Dataset
 from hw1jax.losses import squared_error
 from hw1jax.observer import Observer
@@ -163,7 +164,7 @@ def test_a_bracket_that_is_filled_up_does_not_go_on_from_the_checkpoint_of_a_sma
         patched.setattr(search, "search", lambda *_, **__: pytest.fail("begun"))  # a plan of five slots
         with pytest.raises(pytest.fail.Exception, match="begun"):
             execute(REGRESSION, tmp_path / "stopped", num_trials=5, **padded)
-    monkeypatch.setattr(brackets, "SECONDS_BETWEEN_CHECKPOINTS", 0)
+    monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN_CHECKPOINTS", 0)
     write, stop = Checkpoint.write, threading.Event()
     monkeypatch.setattr(Checkpoint, "write", lambda *args: write(*args) or stop.set())
     asked = order(REGRESSION, out=tmp_path / "stopped", num_trials=3, **padded)
