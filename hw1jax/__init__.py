@@ -66,6 +66,7 @@ if not TYPE_CHECKING:  # or a checker would let any name pass
             raise AttributeError(f"module 'hw1jax' has no attribute {name!r}")
         try:
             room = import_module(f"hw1jax.{_ROOM_OF.get(name, name)}")
+            value = room if name in _DOORS else getattr(room, name)
         except ModuleNotFoundError as error:
             missing = (error.name or "").partition(".")[0]
             if missing not in _NEEDED:
@@ -73,7 +74,6 @@ if not TYPE_CHECKING:  # or a checker would let any name pass
             raise ModuleNotFoundError(
                 f"hw1jax.{name} needs {missing}, which is not installed: pip install {missing}", name=error.name
             ) from None
-        value = room if name in _DOORS else getattr(room, name)
         globals()[name] = value  # found at once the next time
         return value
 

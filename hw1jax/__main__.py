@@ -14,6 +14,7 @@ if __name__ == "__main__":
 import importlib
 import importlib.util
 import inspect
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -77,7 +78,7 @@ def load(name: str) -> ModuleType:
       Exception: whatever else happens in it, as it would in a script.
     """
     path = Path(name)
-    is_file = path.suffix == ".py" or len(path.parts) > 1
+    is_file = path.suffix == ".py" or os.sep in name
     if is_file and not path.is_file():
         raise ImportError(f"{name}: no such file")
     if not is_file and not _is_there(name):
@@ -88,7 +89,7 @@ def load(name: str) -> ModuleType:
         sys.path.insert(0, str(path.parent.absolute()))
         spec = importlib.util.spec_from_file_location(path.stem, path)
         if spec is None or spec.loader is None:
-            raise ImportError(f"{name} is no file of Python's: its name ends with .py")
+            raise ImportError(f"{name} is no Python file: its name ends with .py")
         module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module
