@@ -23,8 +23,9 @@ best trial; initial parameters differ between hw1jax and torch. scikit-learn lea
 share are those of another mix.
 
 With --time-to-score it measures something else: whole searches, ours at the study's own settings and with halving, and
-those of peers that halve as well (speed/score.py says how), one after the other for each seed: the best validation loss
-against the time since the process started. It writes time_to_score.md, .json and .png.
+those of peers that halve as well (speed/score.py says how, speed/time_to_score.py puts them together), one after the
+other for each seed: the best validation loss against the time since the process started. It writes time_to_score.md,
+.json and .png.
 """
 
 from hw1jax import signals
@@ -48,7 +49,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from speed import forms, peers, score
+from speed import forms, peers, time_to_score
 from speed.peers import Work
 
 STUDIES = peers.STUDIES
@@ -66,7 +67,7 @@ def make_work(name: str, data_dir: Path | None, *, quick: bool, synthetic: bool 
 
     asked = forms.study_of(name)
     inputs = {file: data_dir if file == "data_dir" else None for file in asked.inputs}
-    data = noise_images() if synthetic and asked.classes else study.load_data(asked, inputs)
+    data = forms.noise_images() if synthetic and asked.classes else study.load_data(asked, inputs)
     num_trials = 3 if quick else asked.num_trials
     draws = [space.random_draw(asked.space, forms.SEED, n) for n in range(num_trials)]
     count = min(SAMPLES[name], 3000 if quick else SAMPLES[name])
@@ -81,15 +82,6 @@ def make_work(name: str, data_dir: Path | None, *, quick: bool, synthetic: bool 
         batch_size=asked.batch_size,
     )
     return work, asked.num_trials * asked.num_epochs * (asked.num_folds - 1) * len(data.x_train)
-
-
-def noise_images() -> Any:
-    """As many and as large as Fashion-MNIST's training images, where those can't be had; their losses say nothing."""
-    from hw1jax.data import Dataset
-
-    rng = np.random.default_rng(0)
-    x, y = rng.integers(0, 256, (60_000, 28, 28), np.uint8), rng.integers(0, 10, 60_000, np.int32)
-    return Dataset(x, y, x[:0], y[:0])
 
 
 # The parent: starts processes, one at a time, and puts together what they print.
@@ -116,13 +108,13 @@ def measure_study(name: str, options: argparse.Namespace, folder: Path, peak: fl
     own = [] if name == "regression" else [forms.OWN]
     lax = [forms.LAX] if name == "fashion_cnn" and options.platform != "cpu" else []
     for form in (forms.ONE_FOLD, forms.FOLDS, forms.ALL, *own, *lax):
-        say(name, form)
+        forms.say(name, form)
         rows.append({"ours": True, "name": form, **run_form(["--form", form, *flags])})
     for peer in [] if options.no_peers else peers.list_peers(name):
-        say(name, peer)
+        forms.say(name, peer)
         rows.append({"ours": False, "name": peer, **peers.run_peer(file, peer, python=options.peers_python, **clock)})
 
-    say(name, "quality")
+    forms.say(name, "quality")
     ours = next((row for row in reversed(rows) if row["ours"] and "skipped" not in row), None)
     eager = min((r for r in rows if r["name"].startswith("torch eager")), key=speed, default=None)
     if ours:
@@ -153,16 +145,16 @@ def measure_study(name: str, options: argparse.Namespace, folder: Path, peak: fl
         result["growth"] = []
         growth = (1, *GROWTH) if accelerator else GROWTH
         for n in growth[: 2 if options.quick else None]:
-            say(name, f"growth, {3 * n} members")
+            forms.say(name, f"growth, {3 * n} members")
             row = {"members": 3 * n, **run_form(["--form", forms.ALL, "--trials", str(n), *flags])}
             result["growth"].append(row if "skipped" in row else row | {"us_per_member_step": a_step * speed(row)})
         result["devices"] = []
         for n in sorted({1, 2, 4, 8, options.devices} & set(range(1, options.devices + 1))):
-            say(name, f"{n} devices")
+            forms.say(name, f"{n} devices")
             row = {"devices": n, **run_form(["--form", forms.ALL, "--num-devices", str(n), *flags])}
             result["devices"].append(row)
     if name == "regression":
-        say(name, "progress bar")
+        forms.say(name, "progress bar")
         # FORCE_COLOR: the bar is drawn though there is no terminal.
         result["progress"] = run_form(["--form", "progress bar", *flags], FORCE_COLOR="1")
     if name in options.cold:
@@ -182,7 +174,7 @@ def compare_quality(rows: list[dict[str, Any]]) -> None:
 
 def cold_run(name: str, options: argparse.Namespace, folder: Path, cache: str) -> dict[str, Any]:
     """The experiment itself in a fresh process; its compilation cache is shared by the runs of a study."""
-    say(name, f"cold run, {cache}")
+    forms.say(name, f"cold run, {cache}")
     out, script = folder / f"{name} {cache}", Path(__file__).with_name(f"{name}.py")
     command = [sys.executable, str(script), "--out", str(out), *(["--quick"] if options.quick else [])]
     command += ["--data-dir", str(options.data_dir)] if options.data_dir and name != "regression" else []
@@ -192,10 +184,6 @@ def cold_run(name: str, options: argparse.Namespace, folder: Path, cache: str) -
     if done.returncode:
         return {"skipped": f"failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"}
     return json.loads((out / "results.json").read_text())["timing"] | {"process_seconds": time.perf_counter() - start}
-
-
-def say(*what: str) -> None:
-    print(f"[{time.strftime('%H:%M:%S')}]", *what, file=sys.stderr, flush=True)
 
 
 def speed(row: dict[str, Any]) -> float:
@@ -320,7 +308,7 @@ def benchmark(options: argparse.Namespace) -> None:
     """Measures, and writes after each study."""
     from hw1jax import record
 
-    say("matrix products")
+    forms.say("matrix products")
     # One device with all cores' threads: a product alone doesn't spread over devices.
     peak = run_form(["--form", "matrix products"], JAX_NUM_CPU_DEVICES="1")
     if "skipped" in peak:
@@ -344,201 +332,6 @@ def benchmark(options: argparse.Namespace) -> None:
                 results["versions"] |= row.get("versions", {})
             write(results, options.out)
     print(to_markdown(results))
-
-
-# How soon a search finds what it finds.
-
-
-def search_work(name: str, seed: int, options: argparse.Namespace) -> tuple[Work, dict[str, int]]:
-    """A study's data, folds and first draws for a seed -> (work, each side's trials)."""
-    import homework
-
-    from hw1jax import space, study
-
-    asked = forms.study_of(name)
-    inputs = {file: options.data_dir if file == "data_dir" else None for file in asked.inputs}
-    data = noise_images() if options.synthetic and asked.classes else study.load_data(asked, inputs)
-    few = {"regression": 60, "fashion_mlp": 3, "fashion_cnn": 2} if options.quick else {name: asked.num_epochs}
-    halving_trials = homework.HALVING_TRIALS | options.halving_trials
-    num_trials, halving = (4, 6) if options.quick else (asked.num_trials, halving_trials[name])
-    most = max(num_trials, halving, 60)  # of which two thirds are no RMSprop's
-    count = 3000 if options.quick else None
-    work = forms.order_work(
-        name,
-        data.x_train[:count],
-        data.y_train[:count],
-        [space.draw_to_json(space.random_draw(asked.space, seed, n)) for n in range(most)],
-        num_folds=asked.num_folds,
-        num_epochs=few[name],
-        batch_size=asked.batch_size,
-        seed=seed,
-    )
-    return work, dict.fromkeys(score.SIDES, num_trials) | {score.HALVING: halving}
-
-
-def search_study(name: str, seed: int, options: argparse.Namespace, file: Path) -> list[dict[str, Any]]:
-    """What each side finds with a seed, and when."""
-    work, trials = search_work(name, seed, options)
-    peers.save_work(file, work)
-    sides = [side for side in score.list_sides(name) if not (options.no_peers and side in score.PEERS)]
-    rows = []
-    for side in sides:
-        say(name, f"seed {seed}", side)
-        python = options.peers_python if side in score.PEERS else sys.executable
-        found = score.run_side(file, side, seed=seed, trials=trials[side], python=python)
-        row = {"side": side, "seed": seed, "trials": trials[side], "versions": found.get("versions", {})}
-        try:
-            traced = score.trace(found["lines"]) if "lines" in found else None
-        except ValueError as error:
-            found, traced = {"skipped": f"failed: {error}"}, None
-        if traced:
-            row |= {"seconds": traced.seconds.tolist(), "loss": traced.loss.tolist(), "epochs": traced.epochs}
-        else:
-            row["skipped"] = found["skipped"]
-        rows.append(row)
-    return rows
-
-
-def trace_of(row: dict[str, Any]) -> score.Trace:
-    return score.Trace(np.array(row["seconds"]), np.array(row["loss"]), row["epochs"])
-
-
-def reached(rows: list[dict[str, Any]], ours: str, peer: str) -> dict[str, float]:
-    """Medians over the seeds of when ours and the peer reach the peer's final loss; infinite where half never do."""
-    by_seed = {(row["side"], row["seed"]): trace_of(row) for row in rows if "skipped" not in row}
-    seeds = [seed for side, seed in by_seed if side == peer and (ours, seed) in by_seed]
-    goals = [by_seed[peer, seed].loss[-1] for seed in seeds]
-    if not seeds:
-        return {}
-    own = [by_seed[ours, seed].until(goal) for seed, goal in zip(seeds, goals, strict=True)]
-    its = [by_seed[peer, seed].until(goal) for seed, goal in zip(seeds, goals, strict=True)]
-    total = [float(by_seed[peer, seed].seconds[-1]) for seed in seeds]
-    return {
-        "seconds": median(own),
-        "peer_seconds": median(its),
-        "share": median(a / b for a, b in zip(own, its, strict=True)),
-        "share_of_all": median(a / b for a, b in zip(own, total, strict=True)),
-        "reached": sum(map(math.isfinite, own)),
-        "seeds": len(seeds),
-    }
-
-
-def score_table(name: str, rows: list[dict[str, Any]]) -> list[str]:
-    """A study's searches as lines of markdown, and when ours have found what a peer finds."""
-    lines = [
-        "",
-        f"### {name}",
-        "",
-        "| | trials | trial-epochs | validation loss at the end (each seed) | s in all |",
-        "|---|--:|--:|--:|--:|",
-    ]
-    for side in score.SIDES:
-        done = [row for row in rows if row["side"] == side and "skipped" not in row]
-        if not done:
-            continue
-        losses, seconds = ([row[what][-1] for row in done] for what in ("loss", "seconds"))
-        shown = f"**{side}**" if side not in score.PEERS else side
-        trials = "-" if side == score.SKLEARN else done[0]["trials"]
-        lines.append(
-            f"| {shown} | {trials} | {median(row['epochs'] for row in done):,.0f} | {median(losses):.4g} "
-            f"({', '.join(f'{loss:.4g}' for loss in losses)}) | {median(seconds):.1f} |"
-        )
-    lines += [
-        "",
-        "| final loss of | reached by | after s | by the peer itself | share of that | of its whole search | seeds |",
-        "|---|---|--:|--:|--:|--:|--:|",
-    ]
-    for peer in score.PEERS:
-        for ours in (side for side in score.SIDES if side not in score.PEERS):
-            if found := reached(rows, ours, peer):
-                after, by_peer, *shares = (
-                    f"{found[what]:.3g}" if math.isfinite(found[what]) else "never"
-                    for what in ("seconds", "peer_seconds", "share", "share_of_all")
-                )
-                seeds = f"{found['reached']} of {found['seeds']}"
-                lines.append(f"| {peer} | **{ours}** | {after} | {by_peer} | {' | '.join(shares)} | {seeds} |")
-    skipped = {row["side"]: row["skipped"] for row in rows if "skipped" in row}
-    return [*lines, "", *(f"- skipped: {side}: {reason}" for side, reason in skipped.items())]
-
-
-def score_report(results: dict[str, Any]) -> str:
-    machine = results["environment"]
-    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    lines = [
-        f"{machine['date']}, {machine['device']}, {machine['cores']} cores, Python {machine['python']}, {versions}; "
-        f"seeds {', '.join(map(str, results['settings']['seeds']))}; medians of them. Seconds since the process "
-        "started: imports, reading the data and compiling (with an empty cache) are in.",
-    ]
-    for name, result in results["studies"].items():
-        lines += (
-            score_table(name, result["rows"]) if "rows" in result else ["", f"- skipped: {name}: {result['skipped']}"]
-        )
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def draw_scores(results: dict[str, Any], out: Path) -> None:
-    """time_to_score.png: a panel a study, a line a side and seed."""
-    from hw1jax import storage
-    from hw1jax.report import plots
-
-    studies = {
-        name: done
-        for name, result in results["studies"].items()
-        if (done := [row for row in result.get("rows", []) if "skipped" not in row])
-    }
-    if not studies:
-        return
-    looks = {
-        score.OURS: {"color": plots.BLUE, "linestyle": "--"},
-        score.HALVING: {"color": plots.BLUE},
-        score.OPTUNA: {"color": plots.ORANGE},
-        score.SKLEARN: {"color": plots.GREEN, "linestyle": "-."},
-    }
-    with plots.style():
-        figure, axes = plots.figure(len(studies), height=2.7 * len(studies))
-        for ax, (name, rows) in zip(axes[:, 0], studies.items(), strict=True):
-            for side, look in looks.items():
-                for i, row in enumerate(row for row in rows if row["side"] == side):
-                    label = None if i else side
-                    ax.step(row["seconds"], row["loss"], where="post", label=label, **look)
-                    ax.plot(row["seconds"][-1], row["loss"][-1], ".", color=look["color"])
-            ax.set_xscale("log")
-            ax.xaxis.get_major_locator().set_params(subs=(1, 2, 5))
-            ax.xaxis.set_major_formatter("{x:g}")
-            ax.xaxis.set_minor_formatter("")
-            ax.set(title=name, xlabel="seconds since the process started", ylabel="best validation loss so far")
-            last = [row["loss"][-1] for row in rows]
-            room = max(last) - min(last) or 0.1 * min(last)
-            ax.set_ylim(min(last) - 0.1 * room, max(last) + 1.5 * room)  # beginnings, far above, say little
-            ax.legend(loc="upper right")
-        storage.write_bytes(out / "time_to_score.png", plots.png(figure))
-
-
-def time_to_score(options: argparse.Namespace) -> None:
-    """Searches, and writes after each seed of each study."""
-    from hw1jax import record, storage
-
-    settings = {name: str(v) if isinstance(v, Path) else v for name, v in vars(options).items()}
-    machine = record.describe()
-    versions = dict(machine["packages"])
-    results = {"environment": machine, "settings": settings, "versions": versions, "studies": {}}
-    with tempfile.TemporaryDirectory() as folder:
-        signals.at_end.append(partial(shutil.rmtree, folder, ignore_errors=True))
-        for name in options.studies:
-            results["studies"][name] = {"rows": []}
-            for seed in options.seeds:
-                try:
-                    rows = search_study(name, seed, options, Path(folder, f"{name}.npz"))
-                except ValueError as error:  # no data: the other studies don't need them
-                    results["studies"][name] = {"skipped": str(error)}
-                    break
-                results["studies"][name]["rows"] += rows
-                for row in rows:
-                    versions |= row["versions"]
-                storage.write_json(options.out / "time_to_score.json", results)
-                storage.write_bytes(options.out / "time_to_score.md", score_report(results).encode())
-                draw_scores(results, options.out)
-    print(score_report(results))
 
 
 def given_path(text: str) -> Path:
@@ -608,7 +401,7 @@ def main() -> None:
     # This process only counts operations: an accelerator's memory is the children's.
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     try:
-        time_to_score(options) if options.time_to_score else benchmark(options)
+        time_to_score.measure(options) if options.time_to_score else benchmark(options)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

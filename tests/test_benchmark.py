@@ -12,7 +12,7 @@ import homework
 import jax
 import numpy as np
 import pytest
-from speed import forms, peers, score
+from speed import forms, peers, score, time_to_score
 
 from hw1jax import run_study, space
 from hw1jax.data import Dataset
@@ -246,7 +246,7 @@ def scores(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(score, "run_side", lambda file, side, **_: FOUND[side])
         flags = ["--time-to-score", "--quick", "--studies", "regression", "--seeds", "3", "4", "--out", str(out)]
-        benchmark.time_to_score(benchmark.parse(flags))
+        time_to_score.measure(benchmark.parse(flags))
     return out
 
 
@@ -268,7 +268,7 @@ def test_every_search_of_a_seed_is_in_the_json(scores):
 
 def test_the_work_of_a_search_has_the_seeds_own_folds_and_draws():
     options = benchmark.parse(["--time-to-score", "--quick"])
-    (one, trials), (other, _) = (benchmark.search_work("regression", seed, options) for seed in (0, 1))
+    (one, trials), (other, _) = (time_to_score.search_work("regression", seed, options) for seed in (0, 1))
     study = forms.study_of("regression")
     assert one.trials[:4] == [space.draw_to_json(space.random_draw(study.space, 0, n)) for n in range(4)]
     assert other.trials[:4] != one.trials[:4]
@@ -279,7 +279,7 @@ def test_the_work_of_a_search_has_the_seeds_own_folds_and_draws():
 def test_trials_with_halving_are_a_number_for_each_study(capsys):
     for flags, number in ((["--halving-trials", "regression=70"], 70), ([], homework.HALVING_TRIALS["regression"])):
         options = benchmark.parse(["--time-to-score", *flags])
-        assert benchmark.search_work("regression", 0, options)[1][score.HALVING] == number
+        assert time_to_score.search_work("regression", 0, options)[1][score.HALVING] == number
     for text in ("9", "mnist=9", "regression=0", "regression=x"):
         with pytest.raises(SystemExit):
             benchmark.parse(["--halving-trials", text])

@@ -56,7 +56,16 @@ def test_every_script_has_a_test_here():
     alike = {"fashion_mlp", "fashion_cnn"}
     there = {str(path.relative_to(EXPERIMENTS).with_suffix("")) for path in EXPERIMENTS.rglob("*.py")}
     there = {name for name in there if not name.startswith("examples/") and not name.endswith("__init__")}
-    assert there == {*NEEDED, *alike, "homework", "speed/forms", "speed/peers", "speed/score", "readme"}
+    assert there == {
+        *NEEDED,
+        *alike,
+        "homework",
+        "speed/forms",
+        "speed/peers",
+        "speed/score",
+        "speed/time_to_score",
+        "readme",
+    }
 
 
 @pytest.mark.parametrize("name", NEEDED)

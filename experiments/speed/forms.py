@@ -35,6 +35,7 @@ from speed import peers
 from speed.peers import Work
 
 if TYPE_CHECKING:  # they import JAX, which the benchmark does without until it needs it
+    from hw1jax.data import Dataset
     from hw1jax.folds import Fold
     from hw1jax.plan import Job
     from hw1jax.population import Population, Progress
@@ -108,6 +109,20 @@ def folds_of(work: Work) -> "list[Fold]":
     if not np.array_equal(ours, work.train_order[:, :1]):
         raise ValueError("the minibatches of this work are not those of its folds: make it with order_work")
     return splits
+
+
+def noise_images() -> "Dataset":
+    """As many and as large as Fashion-MNIST's training images, where those can't be had; their losses say nothing."""
+    from hw1jax.data import Dataset
+
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (60_000, 28, 28), np.uint8), rng.integers(0, 10, 60_000, np.int32)
+    return Dataset(x, y, x[:0], y[:0])
+
+
+def say(*what: str) -> None:
+    """Tells a person who waits."""
+    print(f"[{time.strftime('%H:%M:%S')}]", *what, file=sys.stderr, flush=True)
 
 
 # Our forms: rounds, in each of which every program advances by a call.
