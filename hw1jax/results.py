@@ -4,14 +4,17 @@ results.json    the record: what was asked, the best trial, what it does on the 
 trials.csv      a row a trial
 histories.npz   losses and metrics by epoch, NaN after a trial's last; outputs on the test set
 model.msgpack   the refitted best trial and the networks of its folds; none where the refit diverged
+
+`record_checks` knows what results.json must hold, `trials` reads trials.csv; docs/files.md has every key and column.
 """
 
 import csv
 import io
 import json
-import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,13 +22,14 @@ import flax.serialization
 import jax
 import numpy as np
 
-from hw1jax import evaluation, population, storage
+from hw1jax import evaluation, population, record_checks, storage
 from hw1jax import space as space_
 from hw1jax import study as study_
 from hw1jax.data import Dataset, sha256
-from hw1jax.space import Choice, Draw, Int, Range
+from hw1jax.space import Draw
 from hw1jax.study import Study, TrialScore
 from hw1jax.training import Task
+from hw1jax.trials import Trials, read_trials
 
 # A model
 
@@ -86,6 +90,18 @@ class Model(NamedTuple):
         networks = self.folds if ensemble else ((self.params, self.state),)
         outputs = [population.predict(task, params, h, x, state=state) for params, state in networks]
         return evaluation.ensemble(task.loss, outputs) if ensemble else outputs[0]
+
+    def named_parameters(self) -> dict[str, np.ndarray]:
+        """Its parameters by their places in the tree, as "dense1/weights"; those of its state begin with "state/".
+
+        Raises:
+          ValueError: two would have the same name.
+        """
+        named = [*_by_name(self.params, ""), *_by_name(self.state, "state/")]
+        found = dict(named)
+        if len(found) < len(named):
+            raise ValueError("parameters: two have the same name; rename a part of the tree that is called state")
+        return found
 
     def __repr__(self) -> str:
         size = sum(np.size(leaf) for leaf in jax.tree.leaves(self.params))
@@ -160,6 +176,15 @@ def _network_from_file(content: Any, shapes: tuple[Any, Any]) -> tuple[Any, Any]
 def _by_path(tree: Any) -> dict[str, np.ndarray]:
     """A tree's arrays by their places in it, whatever it is made of."""
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def _by_name(tree: Any, prefix: str) -> list[tuple[str, np.ndarray]]:
+    """A tree's arrays by their places in it, as people say them: the tree of one array alone is called "parameters"."""
+    leaves = jax.tree.leaves_with_path(tree)
+    return [
+        (prefix + (jax.tree_util.keystr(path, simple=True, separator="/") or "parameters"), np.asarray(leaf))
+        for path, leaf in leaves
+    ]
 
 
 def _from_paths(arrays: Any, shapes: Any) -> Any:
@@ -369,34 +394,6 @@ class Best(NamedTuple):
     std: float
 
 
-class Trials(NamedTuple):
-    """trials.csv."""
-
-    rows: list[dict[str, str]]  # as they stand in the file
-    numbers: np.ndarray  # int [trial]
-    states: np.ndarray  # str [trial], "complete", "pruned" or "failed"
-    epochs: np.ndarray  # int [trial], that it was trained
-    folds: dict[str, np.ndarray]  # "loss" and metrics by name: float [trial, fold], in validation after its last epoch
-    means: dict[str, np.ndarray]  # by name: float [trial]
-    ranks: np.ndarray  # float [trial], 1 for the best; NaN for failed ones
-    params: dict[str, np.ndarray]  # by column: int, float, bool or str [trial]
-
-    @property
-    def complete(self) -> np.ndarray:
-        """Bool [trial]."""
-        return self.states == "complete"
-
-    @property
-    def pruned(self) -> np.ndarray:
-        """Bool [trial]: ended before the last epoch, as others did better."""
-        return self.states == "pruned"
-
-    def __repr__(self) -> str:
-        pruned = f" and {self.pruned.sum()} pruned" if self.pruned.any() else ""
-        columns = ", ".join(self.params)
-        return f"Trials({len(self.rows)}, of which {self.complete.sum()} are complete{pruned}: {columns})"
-
-
 class Results(NamedTuple):
     """All that a run has left on disk, checked, and its data."""
 
@@ -473,9 +470,71 @@ class Results(NamedTuple):
             f"validation {name}: {best.mean:.4g} ± {best.std:.4g} over {self.num_folds} folds",
             f"test: {_in_words(self.test) or self.failure}",
             *([f"ensemble of the folds: {_in_words(self.ensemble)}"] if self.ensemble else []),
-            f"folder: {self.folder})",
         ]
-        return "\n  ".join(lines)
+        folder = f"folder: {self.folder})"
+        return "\n  ".join([*(textwrap.shorten(line, 98, placeholder=" ..") for line in lines), _cut(folder, 98)])
+
+    def _repr_html_(self) -> str:
+        return _figures().summary(self)
+
+    def plot_learning_curves(self) -> Any:
+        """Losses by epoch, of the best trial's folds and of all trials: a matplotlib `Figure`, as all `plot_*` give.
+
+        A notebook shows it, `figure.savefig(path)` writes it, `figure.axes` change it. Pyplot doesn't know it.
+        """
+        return _figures().learning_curves(self)
+
+    def plot_trials(self) -> Any:
+        """The score of every trial with its folds, the best first."""
+        return _figures().trials(self)
+
+    def plot_parallel_coordinates(self) -> Any:
+        """Each trial a line through its hyperparameters to its score, dark the good ones."""
+        return _figures().parallel_coordinates(self)
+
+    def plot_importances(self) -> Any:
+        """The share of the score's variance that each hyperparameter explains, by Optuna's fANOVA.
+
+        Raises:
+          ImportError: scikit-learn, which Optuna needs for it, is not installed.
+          ValueError: fewer than two complete trials, or all of them are equally good.
+        """
+        return _figures().importances(self)
+
+    def plot_fit(self) -> Any:
+        """The curve that a scalar regression has learned, over its data; a ValueError for anything else."""
+        return _figures().fit(self)
+
+    def plot_confusion(self) -> Any:
+        """The confusion matrix of a classifier on the test set; a ValueError for anything else."""
+        return _figures().confusion(self)
+
+    def export_parameters(self, path: Path | str) -> Path:
+        """Writes the refitted best model's parameters as an npz that `numpy.load(path)` reads.
+
+        Its names are `Model.named_parameters`'s, as "dense1/weights"; arrays have the shapes and dtypes of training
+        (bfloat16, which numpy has not, becomes float32), without padding.
+
+        Returns:
+          The path.
+
+        Raises:
+          ValueError: there is no model, as the refit has diverged.
+        """
+        if self.model is None:
+            raise ValueError(f"no parameters to export: {self.failure}")
+        storage.write_arrays(Path(path), self.model.named_parameters())
+        return Path(path)
+
+
+def _figures() -> Any:
+    """What draws, found when it is first asked: who reads results draws nothing, and pictures are made of results."""
+    return import_module("hw1jax.report.figures")
+
+
+def _cut(text: str, most: int) -> str:
+    """A text without spaces, its middle left out where it is long."""
+    return text if len(text) <= most else f"{text[: most // 2 - 1]}..{text[-(most // 2 - 1) :]}"
 
 
 def _in_words(tested: Mapping[str, Any]) -> str:
@@ -503,7 +562,7 @@ def read(folder: Path, study: Study) -> Results:
         raise ValueError(f"{folder} holds results of the study {record['study'][:60]!r}, not {study.name}")
     study = _checked(path, lambda: _as_searched(study, record))
     path = folder / "trials.csv"
-    trials = _checked(path, lambda: _read_trials(path, study, record))
+    trials = _checked(path, lambda: read_trials(path, study, record))
     path = folder / "model.msgpack"
     try:
         model = None if record["refit"]["state"] == "diverged" else load_model(path, study)
@@ -522,6 +581,36 @@ def read(folder: Path, study: Study) -> Results:
     num_test = len(jax.tree.leaves(data.x_test)[0])
     histories = _checked(path, lambda: _read_histories(path, study, record, trials, num_test))
     return Results(study, folder, record, trials, histories, model, data)
+
+
+def read_curves(folder: Path | str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Of a run of whatever study: its record, and losses and metrics by epoch of its best trial.
+
+    Returns:
+      What results.json holds, and "train_loss", "val_loss" and "val_" + each metric by name: [fold, epoch].
+
+    Raises:
+      ValueError: a file is missing or damaged; the message is one line.
+    """
+    folder = Path(folder)
+    with storage.results_lock(folder):
+        path = folder / "results.json"
+        record = _checked(path, lambda: _read_record(path))
+        path = folder / "histories.npz"
+        arrays = _checked(path, lambda: storage.read_arrays(path))
+
+    def of_best() -> dict[str, np.ndarray]:
+        storage.check_format(arrays, path)
+        with (folder / "trials.csv").open(encoding="utf-8", newline="") as file:
+            row = [row["number"] for row in csv.DictReader(file)].index(str(record["best"]["number"]))
+        names = ["train_loss", *(name for name in arrays if name.startswith("val_"))]
+        curves = {name: arrays[name][row] for name in names}
+        shape = record["config"]["num_folds"], record["config"]["num_epochs"]
+        if "val_loss" not in curves or any(curve.shape != shape for curve in curves.values()):
+            raise ValueError(f"losses that are not those of {shape[0]} folds and {shape[1]} epochs")
+        return curves
+
+    return record, _checked(path, of_best)
 
 
 def study_of(folder: Path, studies: Mapping[str, Study]) -> Study:
@@ -550,165 +639,23 @@ def _missing(path: Path) -> ValueError:
     return ValueError(f"{path} is missing: name the folder of a finished run, or repeat the run")
 
 
-LARGEST_NUMBER = 1e15  # of settings, seconds and counts; a whole number may have thousands of digits in JSON
-LARGEST_FLOAT = float(np.finfo(np.float64).max)
-PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
-_NUMBER, _NOTHING = (int, float), type(None)
-_STATES = ("complete", "pruned", "failed")
-_TESTED = {"loss": (*_NUMBER, _NOTHING), "accuracy": (*_NUMBER, _NOTHING), "confusion": (list, _NOTHING)}
-_EXPECTED = {
-    "study": str,
-    "title": str,
-    "command": str,
-    "config": {
-        **dict.fromkeys(("num_trials", "num_epochs", "num_folds", "batch_size"), int),
-        **dict.fromkeys(("score", "direction", "data_sha256", "precision"), str),
-        **dict.fromkeys(("halving", "first_rung"), (int, _NOTHING)),
-        "brackets": bool,
-        "space": dict,
-    },
-    "environment": dict,
-    "best": {"number": int, "params": dict},
-    "refit": {
-        "state": str,
-        **dict.fromkeys(("failure", "warning"), (str, _NOTHING)),
-        **dict.fromkeys(("train_loss", "folds_train_loss"), (*_NUMBER, _NOTHING)),
-    },
-    "test": _TESTED,
-    "ensemble": (dict, _NOTHING),
-    "trials": dict.fromkeys(_STATES, int),
-    "rungs": list,
-    "timing": {"total_seconds": _NUMBER},
-}
-_RUNG = dict.fromkeys(("num_epochs", "num_trials", "went_on", "failed"), int) | {"seconds": _NUMBER}
-_REFERENCE = {"name": str, "params": dict, "test": dict}
-
-
 def _read_record(path: Path) -> dict[str, Any]:
     record = json.loads(path.read_text(encoding="utf-8"))
     if isinstance(record, dict):
         storage.check_format(record, path)
-    _check(record, _EXPECTED, "the file")
-    for part in ("config", "timing", "trials", "rungs"):
-        _check_numbers(record[part], repr(part), LARGEST_NUMBER)
-    _check_numbers(record, "the file", LARGEST_FLOAT)
-    if record.get("reference") is not None:
-        _check(record["reference"], _REFERENCE, "'reference'")
-        _check(record["reference"]["test"], dict.fromkeys(record["reference"]["test"], _NUMBER), "its 'test'")
-    if not all(isinstance(value, str | None) for value in _dict(record.get("inputs", {}), "'inputs'").values()):
-        raise ValueError("'inputs' are no paths")
-    if (record["test"]["loss"] is None) != bool(record["refit"]["failure"]):
-        raise ValueError("a test loss, or why there is none, and not both")
-    if record["ensemble"] is not None:
-        _check(record["ensemble"], _TESTED, "'ensemble'")
-        if record["refit"]["state"] == "diverged":
-            raise ValueError("an ensemble without a model")
-    _check_rungs(record["rungs"], record["config"]["num_epochs"])
-    if record["config"]["precision"] not in PRECISIONS:
-        raise ValueError("there is no such precision")
+    record_checks.check_record(record)
     return record
-
-
-def _check_rungs(rungs: list[Any], num_epochs: int) -> None:
-    """Raises a ValueError unless a record's rungs lead to the last epoch, with numbers of trials that can be."""
-    for rung in rungs:
-        _check(rung, _RUNG, "a rung")
-        parts = rung["went_on"], rung["failed"]
-        if min(parts) < 0 or sum(parts) > rung["num_trials"]:
-            raise ValueError("a rung from which more trials went than there were")
-    ends = [rung["num_epochs"] for rung in rungs]
-    if ends != sorted({0, *ends})[1:] or ends[-1:] != [num_epochs]:
-        raise ValueError(f"rungs that don't lead to epoch {num_epochs}")
-
-
-def _check(value: Any, expected: Any, name: str) -> None:
-    """Raises a ValueError unless a value is of a type, or a dict that has at least these entries."""
-    if not isinstance(expected, dict):
-        if not isinstance(value, expected):
-            raise ValueError(f"{name} is {type(value).__name__}")
-        return
-    for key, inner in expected.items():
-        if key not in _dict(value, name):
-            raise ValueError(f"{name} has no {key!r}")
-        _check(value[key], inner, repr(key))
-
-
-def _dict(value: Any, name: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"{name} is {type(value).__name__}, not an object")
-    return value
-
-
-def _check_numbers(value: Any, name: str, most: float) -> None:
-    """Raises a ValueError if a number anywhere in a part of a record is larger, or is none."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            _check_numbers(inner, repr(key), most)
-    elif isinstance(value, list):
-        for inner in value:
-            _check_numbers(inner, name, most)
-    elif isinstance(value, int | float) and not abs(value) <= most:
-        raise ValueError(f"{name} is out of all bounds")
 
 
 def _as_searched(study: Study, record: dict[str, Any]) -> Study:
     """The study with the ranges and the score of the run."""
-    config, best = record["config"], record["best"]
-    name = config["score"]
+    config, name = record["config"], record["config"]["score"]
     if name not in ("loss", *study.metrics):
         raise ValueError(f"ranked by {name}, which the study doesn't have")
-    space_.draw_from_json(study.space, best["params"])
-    names = [f"{kind}_val_{name}" for name in ("loss", *study.metrics) for kind in ("mean", "std")]
-    _check(best, dict.fromkeys(names, (*_NUMBER, _NOTHING)), "'best'")
-    _check(best, dict.fromkeys((f"mean_val_{name}", f"std_val_{name}"), _NUMBER), "'best'")
-    for part in ("test", "ensemble"):
-        if record[part] is not None:
-            _check(record[part], dict.fromkeys(study.metrics, (*_NUMBER, _NOTHING)), repr(part))
+    space_.draw_from_json(study.space, record["best"]["params"])
+    record_checks.check_values(record, list(study.metrics))
     searched = replace(study, minimize=name, maximize=name if config["direction"] == "maximize" else None)
     return study_.narrow(searched, **space_.from_json(study.space, config["space"]))
-
-
-def _read_trials(path: Path, study: Study, record: dict[str, Any]) -> Trials:
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    if any(None in row or None in row.values() for row in rows):
-        raise ValueError("a row is shorter or longer than the first")
-    num_folds = sum(re.fullmatch(r"split\d+_val_loss", name) is not None for name in rows[0])
-    if num_folds != record["config"]["num_folds"]:
-        raise ValueError(f"{num_folds} folds, expected {record['config']['num_folds']}")
-
-    def numbers(column: str) -> np.ndarray:
-        return np.array([float(row[column] or "nan") for row in rows])
-
-    names = ("loss", *study.metrics)
-    trials = Trials(
-        rows,
-        np.array([int(row["number"]) for row in rows], np.int64),
-        np.array([row["state"] for row in rows]),
-        np.array([int(row["epochs"]) for row in rows], np.int64),
-        {n: np.stack([numbers(f"split{i}_val_{n}") for i in range(num_folds)], axis=1) for n in names},
-        {n: numbers(f"mean_val_{n}") for n in names},
-        numbers("rank"),
-        {c: _values(r, [row[c] for row in rows]) for c, r in space_.columns(study.space).items()},
-    )
-    if record["best"]["number"] not in trials.numbers[trials.complete]:
-        raise ValueError(f"no complete trial {record['best']['number']}, the best of results.json")
-    counts = [record["trials"][state] for state in _STATES]
-    if counts != [np.sum(trials.states == state) for state in _STATES] or sum(counts) != len(rows):
-        raise ValueError(f"other states of trials than results.json counts: {record['trials']}")
-    num_epochs = record["config"]["num_epochs"]
-    least = np.where(trials.complete, num_epochs, 1)
-    if not np.all((least <= trials.epochs) & (trials.epochs <= num_epochs)):
-        raise ValueError(f"a complete trial without {num_epochs} epochs, or another with more or none")
-    return trials
-
-
-def _values(r: Range, texts: Sequence[str]) -> np.ndarray:
-    """A hyperparameter's column, [trial]."""
-    if isinstance(r, Choice):
-        by_text = {str(value): value for value in r.values}
-        return np.array([by_text[text] for text in texts])
-    return np.array([int(text) for text in texts], np.int64) if isinstance(r, Int) else np.array(texts, float)
 
 
 def _read_histories(

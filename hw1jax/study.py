@@ -3,6 +3,7 @@
 In messages an argument stands as `name=`, which the command line turns into its flag.
 """
 
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
@@ -125,7 +126,8 @@ class Study:
     def __repr__(self) -> str:
         ranges = ", ".join(f"{name} {r}" for name, r in space_.columns(self.space).items())
         way = "maximize" if self.maximize else "minimize"
-        return f"Study({self.name!r}: {way} {self.score} over {ranges})"
+        text = f"Study({self.name!r}: {way} {self.score} over {ranges})"
+        return textwrap.fill(text, 100, subsequent_indent="  ", max_lines=12, placeholder=" ..")
 
 
 @dataclass(frozen=True)

@@ -48,16 +48,25 @@ SEARCH = {
 }
 LEFT = {
     "evaluation": {"losses"},
-    "results": {"data", "evaluation", "population", "space", "storage", "study", "training"},
+    "record_checks": set(),
+    "trials": {"record_checks", "space", "study"},
+    "results": {"data", "space", "study", "training", "evaluation", "population", "record_checks", "storage", "trials"},
 }
 # Nothing that computes needs these.
 EDGE = {
     "signals": set(),
     "run": {*ASKED, *SEARCH, "folds", "population", "results", "training"},
+    "importance": {"space"},
     "report": {"report.page"},
     "report.plots": set(),
     "report.items": {"lines", "report.plots"},
-    "report.sections": {"evaluation", "lines", "report.items", "report.plots", "results", "space"},
+    "report.sections": {"evaluation", "importance", "lines", "report.items", "report.plots", "results", "space"},
+    "report.figures": {
+        "report.items",
+        "report.plots",
+        "report.sections",
+        "results",
+    },  # which `Results.plot_*` find late
     "report.network": {"layers", "report.items", "report.plots", "report.sections", "results"},
     "report.page": {*ASKED, "report.items", "report.network", "report.plots", "report.sections", "results", "storage"},
     "progress": {"lines", "observer", "results", "space", "study"},
@@ -68,9 +77,10 @@ EDGE = {
 }
 ARROWS = CORE | ASKED | SEARCH | LEFT | EDGE
 DOORS = {  # the only modules that import a library
-    "optuna": {"search"},
+    "optuna": {"importance", "search"},
     "sqlalchemy": {"search"},
     "matplotlib": {"report.plots"},
+    "PIL": {"report.plots"},
     "tensorflow_datasets": {"data.fashion_mnist"},
     "rich": {"progress"},
     "tyro": {"cli"},
@@ -79,6 +89,7 @@ DOORS = {  # the only modules that import a library
     "tensorflow": set(),
     "equinox": set(),
     "pandas": set(),
+    "polars": set(),
 }
 # The rooms that any study goes through: they name none of what the homework's have.
 NAMELESS = {"folds", "losses", "layout", "programs", "training", "population", "checks", "cross_validation", "space"}

@@ -298,6 +298,44 @@ def test_more_names_than_markers_are_all_drawn(ax):
     assert legend(ax) == [*names, "best trial"] and len(ax.collections) == 10
 
 
+def test_parallel_coordinates_have_a_line_a_trial_and_the_best_in_front(ax):
+    places = np.array([[0.0, 0.5, 0.1], [1.0, 0.5, 0.9], [0.2, 0.5, 0.0]])
+    ticks = [[(0.0, "10"), (1.0, "50")], [(0.5, "adam")], [(0.0, "low")]]
+    look = {"names": ["hidden units", "optimizer", "loss"], "ticks": ticks, "label": "validation loss"}
+    scores, pruned = np.array([2.0, 3.0, 1.0]), np.array([False, True, False])
+    plots.parallel_coordinates(ax, places, scores, pruned, 2, **look)
+    trials = [line for line in ax.lines if len(line.get_xdata()) == 3]
+    assert [line.get_ydata().tolist() for line in trials] == [places[row].tolist() for row in (1, 0, 2, 2)]
+    assert [line.get_linestyle() for line in trials[:3]] == ["--", "-", "-"]
+    assert trials[-1].get_label() == "best trial" and trials[-1].get_color() == plots.BEST
+    assert [text.get_text() for text in ax.texts] == ["10", "50", "adam", "low"]
+    assert tick_labels(ax.xaxis) == ["hidden\nunits", "optimizer", "loss"]
+    dark = sum(trials[2].get_color()[:3])
+    assert dark < sum(trials[0].get_color()[:3])
+    other = plots.figure(height=2)[1][0, 0]
+    plots.parallel_coordinates(other, places, scores, pruned, 1, high_is_good=True, **look)
+    assert [line.get_ydata()[0] for line in other.lines if len(line.get_xdata()) == 3] == [0.2, 0.0, 1.0, 1.0]
+
+
+def test_compared_curves_share_an_axis_of_epochs_or_of_shares(ax):
+    plots.compared_curves(ax, {"a": np.array([3.0, 1.0]), "b": np.array([4.0, 0.5])}, title="", label="loss", log=True)
+    assert legend(ax) == ["a", "b"] and ax.get_xlabel() == "epoch" and ax.get_yscale() == "log"
+    assert ax.lines[0].get_linestyle() != ax.lines[1].get_linestyle()
+    other = plots.figure(height=2)[1][0, 0]
+    plots.compared_curves(other, {"a": np.ones(2), "b": np.ones(4)}, title="", label="accuracy")
+    assert other.get_xlabel() == "share of its epochs" and other.get_yscale() == "linear"
+    assert [line.get_xdata()[-1] for line in other.lines] == [1, 1]
+
+
+def test_a_notebook_shows_a_figure_in_few_bytes_at_its_width():
+    with plots.style():
+        figure, _ = plots.figure(height=2)
+    content, size = figure._repr_png_()
+    assert content.startswith(b"\x89PNG") and size == {"width": 624}
+    assert int.from_bytes(content[16:20]) == pytest.approx(plots.WIDTH * plots.NOTEBOOK_DOTS_PER_INCH, abs=1)
+    assert figure.dpi == plots.DOTS_PER_INCH and len(content) < len(plots.png(figure))
+
+
 def test_weight_histogram_counts_every_weight_and_marks_the_biases(ax):
     weights, biases = RANDOM.normal(size=(20, 10)), np.array([0.5, -0.5])
     plots.weight_histogram(ax, weights, biases, layer="hidden layer 1")

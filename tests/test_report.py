@@ -25,6 +25,7 @@ from hw1jax.report.items import Markup, Picture, grid
 from hw1jax.results import load_results, read_record
 from hw1jax.space import Choice, Float, Int
 from hw1jax.study import Reference, Study
+from hw1jax.trials import Trials
 
 pytestmark = pytest.mark.slow  # pages with all their figures
 
@@ -69,7 +70,7 @@ def run_copy(runs, tmp_path):
 @pytest.fixture
 def blank(monkeypatch):
     """Where the figures don't matter: none is rendered; the list grows with each that would have been."""
-    rendered: list[plots.Figure] = []
+    rendered: list[plots.Drawing] = []
     content = plots.png(plots.figure(height=1)[0])
     monkeypatch.setattr(plots, "png", lambda figure: rendered.append(figure) or content)
     return rendered
@@ -332,6 +333,11 @@ def test_no_trial_of_a_rung_is_lost(halved):
     assert sum(ended) == len(results.trials.rows) - results.trials.complete.sum()
 
 
+def changed(trials: Trials, **columns) -> Trials:
+    """The trials with other columns."""
+    return Trials({**trials, **columns}, trials.rows, trials.params, trials.means)
+
+
 def test_pruned_trials_are_counted_shown_and_never_the_best(halved):
     page, results = Page(halved / "report.html"), load_results(halved, finished.HALVING)
     counts = results.record["trials"]
@@ -341,7 +347,7 @@ def test_pruned_trials_are_counted_shown_and_never_the_best(halved):
     assert "A ring ends the line of a pruned one." in page.text
     low = results.trials.means["loss"].copy()
     low[results.trials.pruned] = 0.001
-    trials = results.trials._replace(means=results.trials.means | {"loss": low})
+    trials = changed(results.trials, mean_val_loss=low)
     slices = named(sections.search(results._replace(trials=trials)), "slices").draw().axes[0]
     assert slices.collections[-1].get_offsets()[0, 1] == pytest.approx(low[results.row])
 
@@ -351,7 +357,7 @@ def test_trials_that_never_learned_are_counted_pruned_ones_too(halved):
     constant = evaluation.constant_loss(results.task.loss, results.data.y_train)
     for low, text in ((2 * constant, "never learned"), (0.5 * constant, "All trials learned")):
         means = np.where(results.trials.states == "failed", np.nan, low)
-        trials = results.trials._replace(means={"loss": means})
+        trials = changed(results.trials, mean_val_loss=means)
         assert text in named(sections.search(results._replace(trials=trials)), "trial_scores").caption
         num_scored = np.isfinite(means).sum()
         assert (
@@ -539,11 +545,80 @@ def test_where_no_constant_is_known_to_compare_with_the_median_is(own):
     far = results.trials.means["distance"].copy()
     row = (results.row + 1) % len(far)
     far[row] = 1e6
-    trials = results.trials._replace(means=results.trials.means | {"distance": far})
+    trials = changed(results.trials, mean_val_distance=far)
     found = named(sections.search(results._replace(trials=trials)), "trial_scores")
     assert "Crosses: 0 failed, 1 beyond 5 times the median." in found.caption and "dashed line" not in found.caption
     highest = results._replace(trials=trials, study=replace(results.study, maximize="distance"))
     assert "Crosses" not in named(sections.search(highest), "trial_scores").caption  # no value is too good
+
+
+def repeated(results, times: int):
+    """Results with its trials several times, as if there were more; the copies' scores differ a little."""
+    t = results.trials
+    columns = {name: np.concatenate([column] * times) for name, column in t.items()}
+    for name in t.means:
+        columns[f"mean_val_{name}"] = columns[f"mean_val_{name}"] * np.repeat(1 + 0.01 * np.arange(times), len(t.rows))
+    histories = results.histories | {"val_loss": np.concatenate([results.histories["val_loss"]] * times)}
+    return results._replace(trials=Trials(columns, t.rows * times, t.params, t.means), histories=histories)
+
+
+def test_what_matters_is_shown_where_there_are_trials_enough(own, runs):
+    few = load_results(own, OWN)
+    assert sections.what_matters(few) == []
+    many = repeated(few, 4)
+    lines, shares = sections.what_matters(many)
+    assert [lines.name, shares.name] == ["parallel_coordinates", "importances"]
+    ax = lines.draw().axes[0]
+    axes = len(few.trials.params) + 1
+    trials = [line for line in ax.lines if len(line.get_xdata()) == axes]
+    assert len(trials) == 16 + 1  # the best once more
+    places = np.array([line.get_ydata() for line in trials])
+    assert places.min() >= 0 and places.max() <= 1
+    assert {"True", "False", "0.5", "1", "2"} <= {text.get_text() for text in ax.texts}
+    assert "16 complete trials" in shares.caption and set(shares.alt.split(": ")[0]) <= set("ratefcodpyhn")
+    assert len(shares.draw().axes[0].patches) == 4
+    failing = repeated(load_results(runs / "regression", STUDIES["regression"]), 3)
+    assert "3 failed or off the scale are left out" in sections.what_matters(failing)[0].caption
+
+
+def test_without_scikit_learn_a_line_says_what_to_install(own, monkeypatch):
+    def missing(*_, **__):
+        raise ImportError("importances need scikit-learn: pip install scikit-learn")
+
+    monkeypatch.setattr("hw1jax.importance.fanova", missing)
+    _, said = sections.what_matters(repeated(load_results(own, OWN), 4))
+    assert said == "No importances of hyperparameters: importances need scikit-learn: pip install scikit-learn."
+
+
+def test_results_draw_the_pages_figures_alone_and_say_where_they_cannot(runs):
+    regressed = load_results(runs / "regression", STUDIES["regression"])
+    classified = load_results(runs / "fashion_mlp", STUDIES["fashion_mlp"])
+    titles = {
+        regressed.plot_learning_curves: "Learning profile of the best trial",
+        regressed.plot_trials: "Score of each trial, the best first",
+        regressed.plot_parallel_coordinates: "Each trial a line through its hyperparameters",
+        regressed.plot_importances: "Importance of hyperparameters",
+        regressed.plot_fit: "Fitted curve",
+        classified.plot_confusion: "Confusion on the test set: % of each true class",
+    }
+    for plot, title in titles.items():
+        figure = plot()
+        assert isinstance(figure, plots.Drawing) and figure.axes[0].get_title(loc="left") == title
+    assert len(regressed.plot_learning_curves().axes) == 2
+    with pytest.raises(ValueError, match="plot_fit: only where one number"):
+        classified.plot_fit()
+    with pytest.raises(ValueError, match="plot_confusion: only of a study with classes="):
+        regressed.plot_confusion()
+
+
+def test_a_notebook_shows_results_as_numbers_a_table_and_curves(runs):
+    results = load_results(runs / "regression", STUDIES["regression"])
+    shown = results._repr_html_()
+    assert shown.count("<tr>") == 6 and "All trials, the best first" in shown and "data:image/png;base64," in shown
+    assert f"test: loss {results.test['loss']:.4g}" in shown and "folder" not in shown
+    assert "The 8 best trials" in repeated(results, 3)._repr_html_()
+    page = replace(results.study, name="x", sections={})
+    assert EVIL not in results._replace(study=replace(page, name=EVIL))._repr_html_()
 
 
 @pytest.mark.parametrize(

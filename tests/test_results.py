@@ -15,6 +15,7 @@ import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas
 import pytest
 import regression
 import toy
@@ -688,7 +689,8 @@ def test_a_search_with_pruned_trials_and_an_ensemble_comes_back(tmp_path):
 def test_what_a_halving_search_returns_counts_the_pruned_and_names_the_ensemble(tmp_path):
     found = load_results(halved(tmp_path), toy.STUDY)
     lines = repr(found).splitlines()
-    assert len(lines) < 8 and max(map(len, lines)) < 200
+    far = found._replace(folder=Path("a" * 500))
+    assert len(lines) < 8 and max(map(len, [*lines, *repr(far).splitlines()])) <= 100
     assert lines[0] == "Results(toy: 5 trials, 2 pruned, 2 failed"
     assert f"  ensemble of the folds: loss {found.ensemble['loss']:.4g}" in lines
     assert repr(found.trials).startswith("Trials(5, of which 1 are complete and 2 pruned: hidden_units_1, ")
@@ -856,11 +858,60 @@ def test_a_halving_search_leaves_what_can_be_read(tmp_path, tmp_path_factory):
 def test_what_a_run_returns_fits_a_screen(folder):
     found = load_results(folder, REGRESSION)
     lines = repr(found).splitlines()
-    assert len(lines) < 8 and max(map(len, lines)) < 200
+    far = found._replace(folder=Path("a" * 500))
+    assert len(lines) < 8 and max(map(len, [*lines, *repr(far).splitlines()])) <= 100
     assert "5 trials, 1 failed" in lines[0] and "ensemble of the folds: loss" in repr(found)
     assert f"loss {found.test['loss']:.4g}" in repr(found)
     assert "adam" in repr(found) or "sgd" in repr(found) or "rmsprop" in repr(found)
     assert len(repr(found.trials)) < 200
+
+
+@pytest.mark.slow
+def test_trials_are_a_table_as_others_take_it(folder):
+    trials = load_results(folder, REGRESSION).trials
+    frame = pandas.DataFrame(trials)
+    pandas.testing.assert_frame_equal(frame, pandas.read_csv(folder / "trials.csv"), check_dtype=False)
+    assert frame["hidden_units_1"].dtype == np.int64 and frame["learning_rate"].dtype == np.float64
+    polars = pytest.importorskip("polars", reason="polars is not installed")
+    assert polars.DataFrame(trials).columns == list(frame) == list(trials)
+    assert set(trials.params) | {f"mean_val_{name}" for name in trials.means} < set(trials)
+    assert {len(column) for column in trials.values()} == {5}
+
+
+@pytest.mark.slow
+def test_a_record_and_curves_are_read_without_the_study(folder):
+    found = load_results(folder, REGRESSION)
+    record, curves = results.read_curves(folder)
+    assert record == found.record and set(curves) == {"train_loss", "val_loss"}
+    np.testing.assert_array_equal(curves["val_loss"], found.histories["val_loss"][found.row])
+    (folder / "trials.csv").write_text("number\n1\n")
+    with pytest.raises(ValueError, match="histories.npz is damaged"):
+        results.read_curves(folder)
+    (folder / "results.json").unlink()
+    with pytest.raises(ValueError, match="results.json is missing"):
+        results.read_curves(folder)
+
+
+@pytest.mark.slow
+def test_exported_parameters_are_named_arrays_without_padding(folder):
+    found = load_results(folder, REGRESSION)
+    with np.load(found.export_parameters(folder / "own.npz")) as arrays:
+        assert set(arrays) == {"dense1/weights", "dense2/weights", "dense3/weights", "output/weights"}
+        for layer, parts in found.model.params.items():
+            np.testing.assert_array_equal(arrays[f"{layer}/weights"], parts["weights"])
+    with pytest.raises(ValueError, match="no parameters to export: it diverged"):
+        record = found.record | {"refit": found.record["refit"] | {"failure": "it diverged"}}
+        found._replace(model=None, record=record).export_parameters(folder / "none.npz")
+
+
+def test_parameters_have_names_whatever_their_tree_is():
+    parts = {"params": [{"a": np.zeros(2)}, np.ones(1)], "state": {"mean": np.ones(3)}}
+    model = Model(studied("regression"), DRAWS["regression"], **parts)
+    assert {name: array.shape for name, array in model.named_parameters().items()} == {
+        "0/a": (2,), "1": (1,), "state/mean": (3,)}  # fmt: skip
+    assert list(model._replace(params=np.ones(1), state=None).named_parameters()) == ["parameters"]
+    with pytest.raises(ValueError, match="two have the same name"):
+        model._replace(params={"state": {"mean": np.ones(3)}}).named_parameters()
 
 
 @pytest.mark.slow

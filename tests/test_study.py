@@ -223,11 +223,13 @@ def test_trials_are_ranked_by_what_the_study_says():
 def test_a_study_is_shown_by_its_title_and_in_a_line():
     assert STUDY.shown == "toy"
     assert replace(STUDY, title="A toy").shown == "A toy"
-    assert repr(replace(STUDY, metrics=METRICS, maximize="absolute")) == (
+    assert " ".join(repr(replace(STUDY, metrics=METRICS, maximize="absolute")).split()) == (
         "Study('toy': maximize absolute over hidden_units_1 2-6, hidden_units_2 2-4, learning_rate 0.001-0.1, "
         "l2 0.0001-0.1, optimizer adam, sgd, rmsprop)"
     )
     assert "minimize loss" in repr(STUDY)
+    many = replace(STUDY, space={f"hyperparameter_{i}": Float(1e-3, 1e-1) for i in range(99)})
+    assert len(repr(many).splitlines()) <= 12 and max(map(len, repr(many).splitlines())) <= 100
 
 
 def test_narrowing_changes_the_ranges_that_are_given_alone():

@@ -27,7 +27,7 @@ class Picture(NamedTuple):
     name: str
     alt: str
     caption: str
-    draw: Callable[[], plots.Figure]
+    draw: Callable[[], plots.Drawing]
 
 
 Item = Picture | str
@@ -35,10 +35,10 @@ Item = Picture | str
 
 def grid(
     cells: Sequence[Cell], num_columns: int, *, height: float, title: str = "", label: str = "", **options: Any
-) -> Callable[[], plots.Figure]:
+) -> Callable[[], plots.Drawing]:
     """What makes a figure of drawings, row by row; `label` is that of all their y axes, `height` in inches."""
 
-    def draw() -> plots.Figure:
+    def draw() -> plots.Drawing:
         figure, axes = plots.figure(-(-len(cells) // num_columns), num_columns, height=height, **options)
         for ax, cell in zip(axes.flat, cells, strict=False):
             cell(ax)

@@ -119,6 +119,7 @@ def _sections(results: Results) -> list[Section]:
             "Learning": [sections.learning],
             "Test set": [sections.test_set],
             "All trials": [sections.search],
+            "What matters": [sections.what_matters],
             "Inside the network": [network.weights],
         }
         last = {BEFORE: [sections.timing], "How to repeat it": [sections.repeat]}

@@ -18,11 +18,13 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from PIL import Image  # which matplotlib writes its PNGs with
 
 Array = np.ndarray
 
 WIDTH = 6.5  # inches: the text of a printed page
 DOTS_PER_INCH = 190
+NOTEBOOK_DOTS_PER_INCH = 120  # a notebook keeps its pictures in itself, as text
 BLACK, GREY, LIGHT = "#000000", "#777777", "#bbbbbb"
 BLUE, ORANGE, GREEN, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
 TRAINING, VALIDATION, REFIT, TEST, BEST, PRUNED = BLUE, ORANGE, GREEN, BLACK, ORANGE, SKY
@@ -50,14 +52,32 @@ STYLE: dict[Any, Any] = {
 }
 
 
+class Drawing(Figure):
+    """A figure that a notebook shows as it is, without pyplot."""
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        """A PNG of fewer dots and colours than on a page, and the width at which it is shown."""
+        dots, self.dpi = self.dpi, NOTEBOOK_DOTS_PER_INCH
+        try:
+            canvas = FigureCanvasAgg(self)
+            with style():
+                canvas.draw()
+            pixels = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+        finally:
+            self.dpi = dots
+        buffer = io.BytesIO()
+        pixels.quantize(128, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+        return buffer.getvalue(), {"width": round(96 * self.get_figwidth())}
+
+
 def style() -> AbstractContextManager[None]:
     """The figures' look, for everything that is drawn and saved within."""
     return matplotlib.rc_context(STYLE)
 
 
-def figure(num_rows: int = 1, num_columns: int = 1, *, height: float, **options) -> tuple[Figure, np.ndarray]:
+def figure(num_rows: int = 1, num_columns: int = 1, *, height: float, **options) -> tuple[Drawing, np.ndarray]:
     """A figure as wide as a page and `height` inches high, with its axes [row, column]; options as of `subplots`."""
-    new = Figure(figsize=(WIDTH, height), dpi=DOTS_PER_INCH, layout="constrained")
+    new = Drawing(figsize=(WIDTH, height), dpi=DOTS_PER_INCH, layout="constrained")
     return new, new.subplots(num_rows, num_columns, squeeze=False, **options)
 
 
@@ -375,6 +395,73 @@ def score_plane(
     ax.set(title=title, xlabel=labels[0], ylabel=labels[1])
     ax.figure.colorbar(ScalarMappable(**look), ax=ax, label=labels[2], format=_PLAIN)
     ax.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=5)
+    return ax
+
+
+def parallel_coordinates(
+    ax: Axes,
+    places: Array,
+    scores: Array,
+    pruned: Array,
+    best: int,
+    *,
+    names: Sequence[str],
+    ticks: Sequence[Sequence[tuple[float, str]]],
+    label: str,
+    high_is_good: bool = False,
+) -> Axes:
+    """Each trial a line through its hyperparameters, coloured by score, the good ones in front; the best is ringed.
+
+    Args:
+      places: [trial, axis], each between 0 and 1.
+      scores: [trial], finite.
+      pruned: bool [trial]; these are dashed.
+      best: the row in front of all.
+      names: of the axes.
+      ticks: of each axis, (place, text).
+      label: the score's.
+      high_is_good: of the score; dark is good.
+    """
+    norm, colours = _score_norm(scores), matplotlib.colormaps[_colours(high_is_good)]
+    worst_first = np.argsort(scores if high_is_good else -scores, kind="stable")
+    axes = np.arange(places.shape[1])
+    for row in worst_first:
+        look: dict[str, Any] = {"color": colours(norm(scores[row])), "linewidth": 0.9, "alpha": 0.75}
+        ax.plot(axes, places[row], linestyle="--" if pruned[row] else "-", **look)
+    front: dict[str, Any] = {"markersize": 6, "markerfacecolor": "none", "markeredgewidth": 1.4, "label": "best trial"}
+    ax.plot(axes, places[best], "o-", color=BEST, linewidth=2, zorder=3, **front)
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
+    for at, marks in zip(axes.tolist(), ticks, strict=True):
+        ax.axvline(at, color=BLACK, linewidth=0.7, zorder=2)
+        for place, text in marks:
+            ax.plot([at - 0.02, at + 0.02], [place, place], color=BLACK, linewidth=0.7, zorder=4)
+            ax.text(at - 0.05, place, text, ha="right", va="center", fontsize=6.5, bbox=box, zorder=4)
+    ax.set_xticks(axes, [name.replace(" ", "\n") for name in names])
+    ax.tick_params(axis="x", length=0, pad=5)
+    ax.set_yticks([])
+    ax.spines[:].set_visible(False)
+    ax.set(title="Each trial a line through its hyperparameters", xlim=(-0.45, axes[-1] + 0.1), ylim=(-0.06, 1.06))
+    ax.figure.colorbar(ScalarMappable(norm, _colours(high_is_good)), ax=ax, label=label, format=_PLAIN)
+    return ax
+
+
+def compared_curves(ax: Axes, curves: Mapping[str, Array], *, title: str, label: str, log: bool = False) -> Axes:
+    """A line a run with its name, each [epoch], in the share of its own epochs where these differ.
+
+    `log`: a logarithmic axis if the values span much.
+    """
+    lengths = {len(curve) for curve in curves.values()}
+    looks = zip(cycle((BLUE, ORANGE, GREEN, PURPLE, SKY, BLACK)), cycle(("-", "--", "-.", ":")), strict=False)
+    for (name, curve), (color, line) in zip(curves.items(), looks, strict=False):
+        epochs = np.arange(1, len(curve) + 1)
+        x = epochs if len(lengths) == 1 else epochs / len(curve)
+        ax.plot(x, curve, color=color, linestyle=line, linewidth=1.5, label=name, **_dots(epochs))
+    if len(lengths) == 1:
+        _epoch_axis(ax, np.arange(1, lengths.pop() + 1))
+    ax.set(title=title, xlabel="epoch" if not lengths else "share of its epochs", ylabel=label)
+    if log:
+        _log_loss_axis(ax, np.concatenate([np.ravel(curve) for curve in curves.values()]))
+    ax.legend(loc="upper left", bbox_to_anchor=(0, -0.2), ncols=2)
     return ax
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from hw1jax import evaluation, lines
+from hw1jax import evaluation, importance, lines
 from hw1jax import space as space_
 from hw1jax.report import items, plots
 from hw1jax.report.items import Cell, Item, Markup, Picture, grid, table, words
@@ -20,6 +20,7 @@ from hw1jax.space import Choice, Float, Range
 NUM_MISTAKES = 12  # misclassified images that are shown
 MOST_CLASSES = 20  # whose pictures are shown
 LEARNED, OFF_SCALE = 0.95, 5  # of a constant's loss: a trial below has learned something; one beyond is not drawn
+LEAST_TRIALS = 10  # that importances and parallel coordinates need: fewer say nothing
 Gaps = Sequence[tuple[float, float]]  # intervals of the inputs without training points
 
 
@@ -120,31 +121,40 @@ def inside_gaps(x: np.ndarray, gaps: Gaps) -> np.ndarray:
 
 def learning(results: Results) -> list[Item]:
     """Losses and metrics by epoch, of the best trial and of all."""
-    h, row, loss_name = results.histories, results.row, results.study.loss_name
-    train, val = h["train_loss"][row], h["val_loss"][row]
-    means = {"train_mean": train.mean(axis=0), "val_mean": val.mean(axis=0), "refit": h["refit_train_loss"]}
-    profile = partial(plots.learning_profile, train=train, val=val, loss_name=loss_name, **means)
-    curves = h["val_loss"].mean(axis=1)  # [trial, epoch]
-    on_scale, limit = _on_scale(results, "loss"), _limit(results, "loss")[1]
-    marked = {"on_scale": on_scale, "pruned": results.trials.pruned, "best": row}
-    every = partial(plots.validation_curves, curves=curves, loss_name=loss_name, **marked)
+    profile, every = learning_cells(results)
+    h, row = results.histories, results.row
+    num_trials, limit = len(results.trials.rows), _limit(results, "loss")[1]
+    last = float(h["val_loss"][row].mean(axis=0)[-1])
     ends = " A ring ends the line of a pruned one." if results.trials.pruned.any() else ""
     beyond = f", and those that ended beyond {limit}," if limit else ""
     return [
         Picture(
             "learning_profile",
-            f"Loss by epoch of the best trial, training and validation; validation ends at {means['val_mean'][-1]:.4g}",
+            f"Loss by epoch of the best trial, training and validation; validation ends at {last:.4g}",
             f"The best trial (number {results.best.number}): each fold thin, their mean bold, and its refit "
             "on all training data. Training losses are means over an epoch while the network changes.",
             grid([profile], 1, height=3.2),
         ),
         Picture(
             "validation_curves",
-            f"Validation loss by epoch of all {len(curves)} trials, the best one marked",
+            f"Validation loss by epoch of all {num_trials} trials, the best one marked",
             f"All trials of the search, the mean over the folds.{ends} Failed ones{beyond} don't count for the limits.",
             grid([every], 1, height=3.2),
         ),
         *(_metric_by_epoch(results, name) for name in results.study.metrics),
+    ]
+
+
+def learning_cells(results: Results) -> list[Cell]:
+    """Losses by epoch, of the best trial and of all."""
+    h, row, loss_name = results.histories, results.row, results.study.loss_name
+    train, val = h["train_loss"][row], h["val_loss"][row]
+    means = {"train_mean": train.mean(axis=0), "val_mean": val.mean(axis=0), "refit": h["refit_train_loss"]}
+    marked = {"on_scale": _on_scale(results, "loss"), "pruned": results.trials.pruned, "best": row}
+    curves = h["val_loss"].mean(axis=1)  # [trial, epoch]
+    return [
+        partial(plots.learning_profile, train=train, val=val, loss_name=loss_name, **means),
+        partial(plots.validation_curves, curves=curves, loss_name=loss_name, **marked),
     ]
 
 
@@ -461,6 +471,106 @@ def _plane(results: Results, notes: str, shared: dict[str, Any]) -> list[Item]:
             grid([plane], 1, height=3.4),
         )
     ]
+
+
+def parallel_coordinates(results: Results) -> Picture:
+    """Each trial a line through its hyperparameters to its score."""
+    trials, study = results.trials, results.study
+    shown = _on_scale(results, study.score)
+    means = trials.means[study.score][shown]
+    places, ticks = [], []
+    for name, r in space_.columns(study.space).items():
+        values = _texts(results, name) if isinstance(r, Choice) else trials.params[name]
+        at, marks = _axis(r, values[shown])
+        places.append(at)
+        ticks.append(marks)
+    is_log = not study.maximize and means.min() > 0 and means.max() >= 4 * means.min()
+    at, marks = _axis(Float(float(means.min()), float(means.max()), log=bool(is_log)), means)
+    dashed = " Dashed: pruned." if trials.pruned[shown].any() else ""
+    off = f" {np.sum(~shown)} failed or off the scale are left out." if not shown.all() else ""
+    draw = partial(
+        plots.parallel_coordinates,
+        places=np.stack([*places, at], axis=1),
+        scores=means,
+        pruned=trials.pruned[shown],
+        best=int(np.sum(shown[: results.row])),
+        names=[*map(words, trials.params), f"validation {words(study.score)}"],
+        ticks=[*ticks, marks],
+        label=f"validation {score_name(results)}",
+        high_is_good=bool(study.maximize),
+    )
+    return Picture(
+        "parallel_coordinates",
+        f"Each of {len(means)} trials a line through {', '.join(map(words, trials.params))} to its score",
+        f"Each trial a line from hyperparameter to hyperparameter, and to its score; dark is good, the thick line is "
+        f"the best trial.{dashed}{off}",
+        grid([draw], 1, height=3.4),
+    )
+
+
+def _axis(r: Range, values: np.ndarray) -> tuple[np.ndarray, list[tuple[float, str]]]:
+    """(where values go between 0 and 1 on an axis of what could be drawn, its marks)."""
+    if isinstance(r, Choice):
+        names = list(dict.fromkeys([*map(str, r.among), *values.tolist()]))
+        return np.array([(names.index(v) + 0.5) / len(names) for v in values.tolist()]), [
+            ((i + 0.5) / len(names), name) for i, name in enumerate(names)
+        ]
+    low, high = (np.log(r.low), np.log(r.high)) if r.log else (r.low, r.high)
+
+    def place(value: Any) -> Any:
+        return ((np.log(value) if r.log else value) - low) / (high - low) if high > low else 0 * value + 0.5
+
+    if r.log:
+        inner = [10.0**k for k in range(int(np.ceil(np.log10(r.low))), int(np.floor(np.log10(r.high))) + 1)]
+        inner = [value for value in inner if 0.12 < place(value) < 0.88]
+    else:
+        inner = [r.low + (r.high - r.low) / 2] if isinstance(r, Float) else [(r.low + r.high) // 2]
+    marks = dict.fromkeys([r.low, *inner, r.high])
+    return place(values), [(float(place(value)), f"{value:.3g}") for value in marks]
+
+
+def importances(results: Results) -> Picture:
+    """The share of the score's variance that each hyperparameter explains, of the complete trials on the scale.
+
+    Raises:
+      ImportError, ValueError: as of `importance.fanova`.
+    """
+    trials, study = results.trials, results.study
+    counted = trials.complete & _on_scale(results, study.score)
+    params = {name: values[counted] for name, values in trials.params.items()}
+    shares = importance.fanova(study.space, params, trials.means[study.score][counted])
+    named = {words(name): share for name, share in shares.items()}
+    count = f"{np.sum(counted)} complete trials"
+    draw = partial(
+        plots.bars,
+        values=named,
+        title="Importance of hyperparameters",
+        label="share of the variance",
+        form="{:.0%}".format,
+    )
+    return Picture(
+        "importances",
+        "; ".join(f"{name}: {share:.0%}" for name, share in named.items()),
+        f"The share of the score's variance over the space that each hyperparameter explains by itself (fANOVA, "
+        f"Hutter et al. 2014), from {count}: rough, if these are few.",
+        grid([draw], 1, height=0.8 + 0.28 * len(named)),
+    )
+
+
+def what_matters(results: Results) -> list[Item]:
+    """What makes trials good, where there are enough of them to tell: parallel coordinates and importances."""
+    trials, on_scale = results.trials, _on_scale(results, results.study.score)
+    found: list[Item] = []
+    if np.sum(on_scale) >= LEAST_TRIALS:
+        found.append(parallel_coordinates(results))
+    if np.sum(trials.complete & on_scale) >= LEAST_TRIALS:
+        try:
+            found.append(importances(results))
+        except ImportError as error:
+            found.append(f"No importances of hyperparameters: {error}.")
+        except ValueError:  # trials that are all alike
+            pass
+    return found
 
 
 def _capital(text: str) -> str:

@@ -1,0 +1,141 @@
+"""trials.csv as a table: columns by name, as pandas and polars take them."""
+
+import csv
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hw1jax import space as space_
+from hw1jax.record_checks import STATES
+from hw1jax.space import Choice, Int, Range
+from hw1jax.study import Study
+
+
+class Trials(dict[str, np.ndarray]):
+    """All trials of a run, a column a key, [trial] each: `pandas.DataFrame(trials)`, `polars.DataFrame(trials)`.
+
+    The columns are those of trials.csv, in its order: "number" and "epochs" (int), "state" (str), each hyperparameter
+    (int, float, bool or str), for the loss and each metric NAME "split0_val_NAME", .. (a fold each), "mean_val_NAME"
+    and "std_val_NAME" (float), "rank" and "diverged_epoch" (float, NaN where there is none).
+
+    Attributes:
+      rows: as they stand in the file, text.
+    """
+
+    def __init__(
+        self,
+        columns: dict[str, np.ndarray],
+        rows: Sequence[dict[str, str]],
+        params: Iterable[str],
+        scores: Iterable[str],
+    ):
+        super().__init__(columns)
+        self.rows = rows
+        self._params, self._scores = tuple(params), tuple(scores)
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """Int [trial]."""
+        return self["number"]
+
+    @property
+    def states(self) -> np.ndarray:
+        """Str [trial]: "complete", "pruned" or "failed"."""
+        return self["state"]
+
+    @property
+    def epochs(self) -> np.ndarray:
+        """Int [trial], that it was trained."""
+        return self["epochs"]
+
+    @property
+    def ranks(self) -> np.ndarray:
+        """Float [trial], 1 for the best; NaN for failed ones."""
+        return self["rank"]
+
+    @property
+    def params(self) -> dict[str, np.ndarray]:
+        """The hyperparameters by column: int, float, bool or str [trial]."""
+        return {name: self[name] for name in self._params}
+
+    @property
+    def means(self) -> dict[str, np.ndarray]:
+        """The mean over the folds of "loss" and each metric, by name: float [trial]."""
+        return {name: self[f"mean_val_{name}"] for name in self._scores}
+
+    @property
+    def folds(self) -> dict[str, np.ndarray]:
+        """ "loss" and metrics by name: float [trial, fold], in validation after a trial's last epoch."""
+        found = {}
+        for name in self._scores:
+            columns = [column for column in self if re.fullmatch(rf"split\d+_val_{re.escape(name)}", column)]
+            found[name] = np.stack([self[column] for column in columns], axis=1)
+        return found
+
+    @property
+    def complete(self) -> np.ndarray:
+        """Bool [trial]."""
+        return self.states == "complete"
+
+    @property
+    def pruned(self) -> np.ndarray:
+        """Bool [trial]: ended before the last epoch, as others did better."""
+        return self.states == "pruned"
+
+    def __repr__(self) -> str:
+        pruned = f" and {self.pruned.sum()} pruned" if self.pruned.any() else ""
+        names = ", ".join(self._params)
+        names = names if len(names) <= 120 else names[:115].rpartition(",")[0] + ", .."
+        return f"Trials({len(self.rows)}, of which {self.complete.sum()} are complete{pruned}: {names})"
+
+
+def read_trials(path: Path, study: Study, record: dict[str, Any]) -> Trials:
+    """Reads trials.csv of a run of the study, whose ranges are those of the run.
+
+    Raises:
+      ValueError, KeyError, TypeError, IndexError, csv.Error: it doesn't fit the study, or what results.json says.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    if any(None in row or None in row.values() for row in rows):
+        raise ValueError("a row is shorter or longer than the first")
+    num_folds = sum(re.fullmatch(r"split\d+_val_loss", name) is not None for name in rows[0])
+    if num_folds != record["config"]["num_folds"]:
+        raise ValueError(f"{num_folds} folds, expected {record['config']['num_folds']}")
+
+    def numbers(column: str) -> np.ndarray:
+        return np.array([float(row[column] or "nan") for row in rows])
+
+    names, params = ("loss", *study.metrics), space_.columns(study.space)
+    columns = {
+        "number": np.array([int(row["number"]) for row in rows], np.int64),
+        "state": np.array([row["state"] for row in rows]),
+        "epochs": np.array([int(row["epochs"]) for row in rows], np.int64),
+    }
+    columns |= {name: _values(r, [row[name] for row in rows]) for name, r in params.items()}
+    for name in names:
+        scores = [f"split{i}_val_{name}" for i in range(num_folds)] + [f"mean_val_{name}", f"std_val_{name}"]
+        columns |= {column: numbers(column) for column in scores}
+    columns |= {column: numbers(column) for column in ("rank", "diverged_epoch")}
+    trials = Trials(columns, rows, params, names)
+    if record["best"]["number"] not in trials.numbers[trials.complete]:
+        raise ValueError(f"no complete trial {record['best']['number']}, the best of results.json")
+    counts = [record["trials"][state] for state in STATES]
+    if counts != [np.sum(trials.states == state) for state in STATES] or sum(counts) != len(rows):
+        raise ValueError(f"other states of trials than results.json counts: {record['trials']}")
+    num_epochs = record["config"]["num_epochs"]
+    least = np.where(trials.complete, num_epochs, 1)
+    if not np.all((least <= trials.epochs) & (trials.epochs <= num_epochs)):
+        raise ValueError(f"a complete trial without {num_epochs} epochs, or another with more or none")
+    return trials
+
+
+def _values(r: Range, texts: Sequence[str]) -> np.ndarray:
+    """A hyperparameter's column, [trial]."""
+    if isinstance(r, Choice):
+        by_text = {str(value): value for value in r.values}
+        return np.array([by_text[text] for text in texts])
+    return np.array([int(text) for text in texts], np.int64) if isinstance(r, Int) else np.array(texts, float)
