@@ -1,4 +1,4 @@
-"""What a person sees while a study runs: a bar on a terminal, sparse plain lines elsewhere."""
+"""What a person sees while a study runs: a bar on a terminal, sparse plain lines elsewhere. `notebook` has its own."""
 
 import sys
 import time
@@ -19,40 +19,28 @@ from hw1jax.study import Study, TrialScore
 SECONDS_BETWEEN_LINES = 10
 
 
-class ConsoleObserver(Observer):
-    """A bar where standard error is a terminal, plain lines elsewhere; the summary on standard output.
+class Telling(Observer):
+    """Puts how a run goes into words; `_say` and `_show` are for who shows them.
 
-    `quiet`: notes and the summary alone. `verbose`: all lines, also beside the bar, and every trial's score.
+    `verbose`: all lines, also beside a bar, and every trial's score.
     """
 
-    def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
-        self._console = Console(stderr=True)
-        self._quiet, self._verbose = quiet, verbose
-        self._bar: Progress | None = None
+    def __init__(self, *, verbose: bool = False) -> None:
+        self._verbose = verbose
         self._title, self._score, self._high_is_good = "", "loss", False
         self._best = ""
         self._first: dict[bool, tuple[float, float]] = {}  # {whether in the refit: (when, what share was done then)}
-        self._last_line = time.monotonic()
 
     def start(self, study: Study, num_trials: int, num_folds: int, num_epochs: int, work: int | None = None) -> None:
         self._title, self._score, self._high_is_good = study.shown, study.score, bool(study.maximize)
         self._best, self._first = "", {}
-        self._last_line = time.monotonic()
         most = num_trials * num_epochs
         less = f", of which halving trains {work / most:.0%}" if work is not None and work < most else ""
-        self._line(f"{study.shown}: {num_trials} trials x {num_folds} folds x {num_epochs} epochs{less}")
-        if self._console.is_terminal and not self._quiet:
-            numbers = [TaskProgressColumn(), TimeElapsedColumn()]
-            columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), *numbers]
-            self._bar = Progress(*columns, console=self._console, transient=True)
-            self._bar.add_task("compiling", total=None)
-            self._bar.start()
-        else:
-            self._line("compiling and training the first epochs")
+        self._say(f"{study.shown}: {num_trials} trials x {num_folds} folds x {num_epochs} epochs{less}")
 
     def stage(self, text: str) -> None:
-        self._update(text, None)
-        self._line(text)
+        self._show(text, None)
+        self._say(text)
 
     def epochs(
         self, what: str, done: float, num_epochs: int, scores: np.ndarray | None, search_done: float | None = None
@@ -66,13 +54,9 @@ class ConsoleObserver(Observer):
                 top = means.max() if self._high_is_good else means.min()
                 text += f", validation {self._score} mean {_number(finite.mean())}, best {_number(top)}"
         text += f"{self._best}{self._left(share, in_refit=search_done is None)}"
-        self._update(text, share)
-        sparse = self._bar is None and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES
-        if sparse or self._verbose:
-            self._line(text if search_done is None else f"{search_done:.0%}: {text}")
-
-    def note(self, text: str) -> None:
-        self._print(text)
+        self._show(text, share)
+        if self._verbose or self._is_time():
+            self._say(text if search_done is None else f"{search_done:.0%}: {text}")
 
     def trials(self, trials: Sequence[TrialScore], study: Study) -> None:
         pruned, failed = (sum(t.state == state for t in trials) for state in ("pruned", "failed"))
@@ -85,9 +69,56 @@ class ConsoleObserver(Observer):
             for trial in trials:
                 state = "failed" if trial.state == "failed" else _scores(trial, study)
                 state += f", pruned after {trial.epochs} epochs" if trial.state == "pruned" else ""
-                self._line(f"trial {trial.number}: {state}, {space.in_words(trial.draw)}")
+                self._say(f"trial {trial.number}: {state}, {space.in_words(trial.draw)}")
         dropped = f"{pruned} pruned, " if pruned else ""
-        self._line(f"{len(trials)} trials done, {dropped}{failed} failed{self._best}")
+        self._say(f"{len(trials)} trials done, {dropped}{failed} failed{self._best}")
+
+    def _left(self, share: float, *, in_refit: bool) -> str:
+        """The time that the rest of the work takes, at the pace since the first call: before, a program is compiled."""
+        now = time.monotonic()
+        begin, share_then = self._first.setdefault(in_refit, (now, share))
+        if share == share_then:
+            return ""
+        return f", {lines.duration(round((now - begin) / (share - share_then) * (1 - share)))} left"
+
+    def _say(self, text: str) -> None:
+        """A line that stays."""
+
+    def _show(self, text: str, share: float | None) -> None:
+        """What goes on now, instead of what did before, and which share of it is done; None: not known."""
+
+    def _is_time(self) -> bool:
+        """Whether it is time to say how many epochs are done."""
+        return False
+
+
+class ConsoleObserver(Telling):
+    """A bar where standard error is a terminal, plain lines elsewhere; the summary on standard output.
+
+    `quiet`: notes and the summary alone. `verbose`: all lines, also beside the bar, and every trial's score.
+    """
+
+    def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
+        super().__init__(verbose=verbose)
+        self._console = Console(stderr=True)
+        self._quiet = quiet
+        self._bar: Progress | None = None
+        self._last_line = time.monotonic()
+
+    def start(self, study: Study, num_trials: int, num_folds: int, num_epochs: int, work: int | None = None) -> None:
+        self._last_line = time.monotonic()
+        super().start(study, num_trials, num_folds, num_epochs, work)
+        if self._console.is_terminal and not self._quiet:
+            numbers = [TaskProgressColumn(), TimeElapsedColumn()]
+            columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), *numbers]
+            self._bar = Progress(*columns, console=self._console, transient=True)
+            self._bar.add_task("compiling", total=None)
+            self._bar.start()
+        else:
+            self._say("compiling and training the first epochs")
+
+    def note(self, text: str) -> None:
+        self._print(text)
 
     def finish(self, results: dict[str, Any], folder: Path) -> None:
         self.close()
@@ -98,20 +129,15 @@ class ConsoleObserver(Observer):
             self._bar.stop()
             self._bar = None
 
-    def _left(self, share: float, *, in_refit: bool) -> str:
-        """The time that the rest of the work takes, at the pace since the first call: before, a program is compiled."""
-        now = time.monotonic()
-        begin, share_then = self._first.setdefault(in_refit, (now, share))
-        if share == share_then:
-            return ""
-        return f", {lines.duration(round((now - begin) / (share - share_then) * (1 - share)))} left"
-
-    def _update(self, text: str, share: float | None) -> None:
+    def _show(self, text: str, share: float | None) -> None:
         if self._bar is not None:
             total = None if share is None else 1
             self._bar.update(self._bar.task_ids[0], description=text, completed=share or 0, total=total)
 
-    def _line(self, text: str) -> None:
+    def _is_time(self) -> bool:
+        return self._bar is None and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES
+
+    def _say(self, text: str) -> None:
         if not self._quiet:
             self._print(text)
 

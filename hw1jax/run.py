@@ -18,6 +18,7 @@ from hw1jax.brackets import Brackets, Stopped, Trained
 from hw1jax.checkpoint import Checkpoint, in_one
 from hw1jax.data import Dataset, sha256
 from hw1jax.folds import Fold
+from hw1jax.notebook import usual_observer
 from hw1jax.observer import Observer
 from hw1jax.plan import SearchPlan, Stretch
 from hw1jax.population import Plan
@@ -44,7 +45,7 @@ def run_study(
       study_: what is searched.
       quick: take the study's numbers for a small run.
       inputs: paths of the files that the study can read instead of its usual data, by name.
-      observer: is told how it goes; nobody, if not given.
+      observer: is told how it goes; if not given, a notebook shows it and nobody is told elsewhere.
       **settings: num_trials, and what `study.Search`, `study.Program` and `study.Output` have, by name; the study's
         own, if not given. `out` is the folder of the results.
 
@@ -56,7 +57,7 @@ def run_study(
         or no trial that didn't diverge.
     """
     order = study.order(study_, inputs=inputs, quick=quick, **settings)
-    run(order, observer or Observer(), command="hw1jax.run_study", started=time.time())
+    run(order, observer or usual_observer(), command="hw1jax.run_study", started=time.time())
     return results.load_results(order.folder, order.study)
 
 

@@ -55,7 +55,7 @@ LEFT = {
 # Nothing that computes needs these.
 EDGE = {
     "signals": set(),
-    "run": {*ASKED, *SEARCH, "folds", "population", "results", "training"},
+    "run": {*ASKED, *SEARCH, "folds", "notebook", "population", "results", "training"},
     "importance": {"space"},
     "report": {"report.page"},
     "report.plots": set(),
@@ -70,6 +70,7 @@ EDGE = {
     "report.network": {"layers", "report.items", "report.plots", "report.sections", "results"},
     "report.page": {*ASKED, "report.items", "report.network", "report.plots", "report.sections", "results", "storage"},
     "progress": {"lines", "observer", "results", "space", "study"},
+    "notebook": {"lines", "observer", "progress", "study"},
     "cli": {*ASKED, *SEARCH, "checks", "progress", "report", "results", "run", "signals"},
     "data.fashion_mnist": {"data"},
     "data.regression": {"data"},
@@ -90,6 +91,7 @@ DOORS = {  # the only modules that import a library
     "equinox": set(),
     "pandas": set(),
     "polars": set(),
+    "IPython": {"notebook"},
 }
 # The rooms that any study goes through: they name none of what the homework's have.
 NAMELESS = {"folds", "losses", "layout", "programs", "training", "population", "checks", "cross_validation", "space"}
@@ -428,7 +430,18 @@ def imported_by(code: str) -> set[str]:
     return set(result.stdout.split())
 
 
-HEAVY = {"optuna", "matplotlib", "tensorflow_datasets", "tensorflow", "tyro", "torch", "sklearn", "pandas", "rich"}
+HEAVY = {
+    "optuna",
+    "matplotlib",
+    "tensorflow_datasets",
+    "tensorflow",
+    "tyro",
+    "torch",
+    "sklearn",
+    "pandas",
+    "rich",
+    "IPython",
+}
 
 
 def test_importing_the_package_imports_no_library():

@@ -1,4 +1,4 @@
-"""What a person reads while a study runs, quiet, plain and verbose."""
+"""What a person reads while a study runs, quiet, plain and verbose, and in a notebook."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import toy
 
+from hw1jax import notebook
 from hw1jax.lines import counts, duration
 from hw1jax.losses import accuracy
+from hw1jax.notebook import NotebookObserver, usual_observer
+from hw1jax.observer import Observer
 from hw1jax.progress import ConsoleObserver, print_summary
 from hw1jax.study import TrialScore
 
@@ -182,3 +185,74 @@ def test_the_ensemble_of_the_folds_stands_below_the_refit(capsys):
     found = summary(capsys, both)
     assert found[4].startswith("│ Net │ 0.5000 ± 0.2500 │ 0.250 (0.30) │ 87.1% (89%) │")
     assert found[5].startswith("│ ensemble of its 3 folds │ │ 0.200 │ 90.0% │")
+
+
+@pytest.fixture
+def cell(monkeypatch):
+    """What a notebook's cell has shown, one list a place in its output: each update is an entry."""
+    display = pytest.importorskip("IPython.display", reason="IPython is not installed")
+    places = []
+
+    class Handle:
+        def update(self, shown):
+            places[-1].append(shown)
+
+    def show(shown, display_id):
+        assert display_id is True
+        places.append([shown])
+        return Handle()
+
+    monkeypatch.setattr(display, "display", show)
+    monkeypatch.setattr(notebook, "SECONDS_BETWEEN_UPDATES", 0)
+    return places
+
+
+def observed(observer):
+    observer.start(replace(STUDY, title="<Regression>"), 2, 3, 4)
+    for epoch in (1, 4):
+        observer.epochs("trials 0-1", epoch, 4, np.array([[0.5, 0.7], [np.nan, 0.7], [0.8, 0.8]]), epoch / 4)
+    observer.trials(TRIALS, STUDY)
+    observer.note("out of memory")
+    observer.finish(record("Mine", {"loss": 1.0}), Path("somewhere"))
+    observer.close()
+
+
+def test_a_notebook_has_one_place_that_is_updated(cell, capsys):
+    observed(NotebookObserver())
+    observed(NotebookObserver())
+    assert len(cell) == 2 and capsys.readouterr() == ("", "")
+    first, quarter, *_, last = cell[0]
+    assert repr(first).splitlines() == [
+        "<Regression>: 2 trials x 3 folds x 4 epochs", "compiling and training the first epochs"]  # fmt: skip
+    assert "epoch 1/4, validation loss mean 0.7000, best 0.6000" in repr(quarter)
+    assert 'value="0.2500"' in quarter._repr_html_() and "value" not in first._repr_html_()
+    assert repr(last).splitlines()[1:] == ["3 + 1 failed trials in 12 s", "out of memory"]
+    assert last._repr_html_().startswith("<div>&lt;Regression&gt;: 2 trials")
+    assert "somewhere" not in repr(last)
+
+
+def test_a_verbose_notebook_keeps_every_trial(cell):
+    observed(NotebookObserver(verbose=True))
+    assert "trial 0: 0.6000 ± 0.1000, hidden_units 3 4" in repr(cell[0][-1])
+
+
+def test_a_notebook_is_not_flooded(cell, monkeypatch):
+    monkeypatch.setattr(notebook, "SECONDS_BETWEEN_UPDATES", 1000)
+    observed(NotebookObserver())
+    assert len(cell[0]) == 3  # the start, the note, the end
+
+
+@pytest.mark.parametrize(("shell", "kind"), [(None, Observer), (object(), Observer), ("kernel", NotebookObserver)])
+def test_a_kernels_runs_are_shown_and_others_told_to_nobody(monkeypatch, shell, kind):
+    class Kernel:
+        kernel = 1
+
+    class IPython:
+        @staticmethod
+        def get_ipython():
+            return Kernel() if shell == "kernel" else shell
+
+    monkeypatch.setitem(notebook.sys.modules, "IPython", IPython)
+    assert type(usual_observer()) is kind
+    monkeypatch.delitem(notebook.sys.modules, "IPython")
+    assert type(usual_observer()) is Observer
