@@ -77,8 +77,18 @@ def _computed(jaxpr: core.Jaxpr, members: set[core.Var]) -> Iterator[tuple[core.
             members.update(equation.outvars)
             results: list[Any] = [variable.aval for variable in equation.outvars]
             yield equation.primitive, max((a.size * a.dtype.itemsize for a in results), default=0)
-            for inner in core.jaxprs_in_params(equation.params):
+            for inner in functions_in(equation):
                 yield from _computed(inner, set(inner.invars))
+
+
+def functions_in(equation: core.JaxprEqn) -> Iterator[core.Jaxpr]:
+    """The functions within an operation, as a loop's body or a condition's branches."""
+    for value in equation.params.values():  # as jax.extend.core.jaxprs_in_params does, which JAX has since 0.10 alone
+        for inner in value if isinstance(value, tuple) else (value,):
+            if isinstance(inner, core.ClosedJaxpr):
+                yield inner.jaxpr
+            elif isinstance(inner, core.Jaxpr):
+                yield inner
 
 
 def canonical_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -17,6 +17,7 @@ import numpy as np
 from jax.extend import core
 
 from hw1jax import checks, hosts, population, study, training
+from hw1jax import layout as layout_
 from hw1jax import space as space_
 from hw1jax.data import Dataset
 from hw1jax.folds import Fold
@@ -289,7 +290,7 @@ def _is_used(variable: core.Var, jaxpr: core.Jaxpr) -> bool:
     """Whether anything is computed from an input of a function; within a `jax.jit` its inputs all look used."""
     for equation in jaxpr.eqns:
         places = [i for i, v in enumerate(equation.invars) if v is variable]
-        inner = list(core.jaxprs_in_params(equation.params)) if equation.primitive.name in ("jit", "pjit") else []
+        inner = list(layout_.functions_in(equation)) if equation.primitive.name in ("jit", "pjit") else []
         if places and not inner:
             return True
         if any(_is_used(function.invars[i], function) for function in inner for i in places):
