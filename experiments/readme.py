@@ -1,6 +1,6 @@
-"""Fills the README's tables, figures and examples of output from what the other scripts have left in `runs`.
+"""Fills the README and the pages of `docs`: tables, figures and output, from what other scripts have left in `runs`.
 
-Small copies of the numbers and figures that the README shows are kept in `experiments/results`.
+Small copies of the numbers and figures that they show are kept in `experiments/results`.
 
     python experiments/readme.py [RUNS]
 """
@@ -19,6 +19,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,13 @@ from hw1jax.progress import print_summary
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "experiments" / "results"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FIGURES = {  # of each block: where in the runs, and what it shows
-    "figures": {
+    "curve figure": {
         "regression/figures/fitted_curve.png": "The regression's refitted best model as a curve over training and test "
         "points, with the range of its fold models as a band",
+    },
+    "figures": {
         "regression/figures/trial_scores.png": "Validation loss of each of the regression's trials with its folds, the "
         "best first, beside that of a constant",
         "fashion_cnn/figures/confusion.png": "Confusion matrix of the convolutional net on the test set, in percent of "
@@ -122,12 +126,12 @@ def _values(values: list[float | None], form: str) -> str:
     return f"**{form.format(statistics.median(found))}** ({each})" if len(found) > 1 else form.format(found[0])
 
 
-def images(block: dict[str, str]) -> str:
+def images(block: dict[str, str], page: Path) -> str:
     """Figures, one below the other; block: {source: what it shows}."""
-    lines = [
-        f'<img src="experiments/results/{kept_name(source)}" alt="{alt}" width="640">' for source, alt in block.items()
-    ]
-    return "\n\n".join(lines)
+    shown = {os.path.relpath(RESULTS / kept_name(source), page.parent): alt for source, alt in block.items()}
+    if page.name == "README.md":  # Markdown has no widths
+        return "\n\n".join(f'<img src="{path}" alt="{alt}" width="640">' for path, alt in shown.items())
+    return "\n\n".join(f"![{alt}]({path})" for path, alt in shown.items())
 
 
 def end_of_run(results: dict[str, Any]) -> str:
@@ -139,6 +143,7 @@ def end_of_run(results: dict[str, Any]) -> str:
     return code(printed.getvalue())
 
 
+@cache
 def help_text() -> str:
     """What `--help` prints, to be unfolded."""
     script = "experiments/regression.py"
@@ -155,24 +160,24 @@ def code(text: str) -> str:
     return "\n".join(["```text", *lines, "```"])
 
 
-def blocks() -> dict[str, str]:
-    """The text of each of the README's blocks that there is something for."""
+def blocks(page: Path) -> dict[str, str]:
+    """The text of each block that there is something for."""
     found = {"help": help_text()}
     for name, block in FIGURES.items():
         if all((RESULTS / kept_name(source)).exists() for source in block):
-            found[name] = images(block)
+            found[name] = images(block, page)
     if (RESULTS / "regression.json").exists():
         found["end of a run"] = end_of_run(json.loads((RESULTS / "regression.json").read_text()))
     if (RESULTS / "seeds.json").exists():
         found["seeds"] = seeds_table(json.loads((RESULTS / "seeds.json").read_text()))
     if (RESULTS / "benchmark.md").exists():
-        found["benchmark"] = (RESULTS / "benchmark.md").read_text().strip()
+        found["benchmark"] = (RESULTS / "benchmark.md").read_text().strip().replace("\n### ", "\n## ")
     return found
 
 
-def fill(text: str) -> str:
-    """The README with its blocks written anew."""
-    for name, block in blocks().items():
+def fill(text: str, page: Path) -> str:
+    """A page's text with its blocks written anew."""
+    for name, block in blocks(page).items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         text = pattern.sub(lambda match: f"{match[1]}{block}\n{match[2]}", text)  # noqa: B023
     return text
@@ -180,5 +185,5 @@ def fill(text: str) -> str:
 
 if __name__ == "__main__":
     collect(Path(sys.argv[1] if len(sys.argv) > 1 else "runs"))
-    readme = ROOT / "README.md"
-    storage.write_bytes(readme, fill(readme.read_text()).encode())
+    for each in PAGES:
+        storage.write_bytes(each, fill(each.read_text(), each).encode())

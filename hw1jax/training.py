@@ -30,12 +30,12 @@ class Task(NamedTuple):
 
     `apply` may have more parameters than its three, of these names, and is then given
 
-      key: a PRNG key in training, by (key of the search, trial, fold, epoch, step) alone; None in evaluation.
-      train: True in training, False in evaluation; plain Python.
-      mask: bool [batch], False for the places that fill up a short batch: they must not enter any statistics (Flax's
-        BatchNorm takes mask[:, None] where x is [batch, feature]).
-      state: what is not trained but changes in training (batch statistics). `init` then returns (params, state), and
-        `apply` (outputs, new state); what it returns in evaluation is not kept.
+    - key: a PRNG key in training, by (key of the search, trial, fold, epoch, step) alone; None in evaluation.
+    - train: True in training, False in evaluation; plain Python.
+    - mask: bool [batch], False for the places that fill up a short batch: they must not enter any statistics (Flax's
+      BatchNorm takes mask[:, None] where x is [batch, feature]).
+    - state: what is not trained but changes in training (batch statistics). `init` then returns (params, state), and
+      `apply` (outputs, new state); what it returns in evaluation is not kept.
 
     Attributes:
       init: (key, hyperparameters) -> params, a tree of floating-point arrays.

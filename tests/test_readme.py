@@ -1,4 +1,4 @@
-"""The README says what its scripts have written, and its commands are those that continuous integration runs."""
+"""README and docs say what the scripts have written, and its commands are those that continuous integration runs."""
 
 import importlib.util
 import re
@@ -13,10 +13,12 @@ from PIL import Image
 from hw1jax import cli
 
 TEXT = (readme.ROOT / "README.md").read_text()
+PAGES = {page: page.read_text() for page in readme.PAGES}
 
 
 def test_tables_are_what_the_script_makes_of_the_kept_results():
-    assert without_help(readme.fill(TEXT)) == without_help(TEXT)
+    for page, text in PAGES.items():
+        assert without_help(readme.fill(text, page)) == without_help(text)
 
 
 def without_help(text):
@@ -26,14 +28,16 @@ def without_help(text):
 
 
 def test_the_help_that_it_shows_has_every_flag():
+    (shown,) = [text.partition("<!-- help -->")[2] for text in PAGES.values() if "<!-- help -->" in text]
     for flag in cli.flag_names(regression.STUDY).values():
-        assert f"--{flag}" in TEXT.partition("<!-- help -->")[2].partition("<!-- end -->")[0]
+        assert f"--{flag}" in shown.partition("<!-- end -->")[0]
 
 
 @pytest.mark.slow
 def test_blocks_without_a_source_stay_as_they_are(tmp_path, monkeypatch):
     monkeypatch.setattr(readme, "RESULTS", tmp_path)
-    assert without_help(readme.fill(TEXT)) == without_help(TEXT)
+    for page, text in PAGES.items():
+        assert without_help(readme.fill(text, page)) == without_help(text)
 
 
 def test_figures_are_kept_as_they_are_shown_in_fewer_bytes(tmp_path, monkeypatch):
@@ -45,7 +49,8 @@ def test_figures_are_kept_as_they_are_shown_in_fewer_bytes(tmp_path, monkeypatch
     pixels.save(source)
     readme.collect(tmp_path / "runs")
     assert [path.name for path in readme.RESULTS.iterdir()] == ["benchmark_speed.png"]
-    assert "speed figure" in readme.blocks() and "figures" not in readme.blocks()
+    found = readme.blocks(readme.ROOT / "README.md")
+    assert "speed figure" in found and "figures" not in found
     kept = readme.RESULTS / "benchmark_speed.png"
     assert kept.stat().st_size < source.stat().st_size
     with Image.open(kept) as image:
@@ -53,9 +58,11 @@ def test_figures_are_kept_as_they_are_shown_in_fewer_bytes(tmp_path, monkeypatch
 
 
 def test_images_are_there_and_small_and_say_what_they_show():
-    shown = re.findall(r'<img src="([^"]+)" alt="([^"]{20,})"', TEXT)
-    assert len(shown) == TEXT.count("<img ")
-    paths = {readme.ROOT / source for source, _ in shown}
+    paths = set()
+    for page, text in PAGES.items():
+        shown = re.findall(r'<img src="([^"]+)" alt="[^"]{20,}"|!\[[^\]]{20,}\]\(([^)]+)\)', text)
+        assert len(shown) == text.count("<img ") + text.count("![")
+        paths |= {(page.parent / (one or other)).resolve() for one, other in shown}
     assert paths == set(readme.RESULTS.glob("*.png"))
     assert sum(path.stat().st_size for path in paths) < 300_000
 
@@ -67,8 +74,9 @@ def test_each_command_is_one_line_that_sets_up_everything(name):
 
 
 def test_every_file_that_it_names_exists():
-    for path in re.findall(r"`((?:experiments|hw1jax|tests|\.ci)/[\w./]+)`", TEXT):
-        assert (readme.ROOT / path).exists(), path
+    for text in PAGES.values():
+        for path in re.findall(r"`((?:experiments|hw1jax|tests|\.ci)/[\w./]+)`", text):
+            assert (readme.ROOT / path).exists(), path
 
 
 def test_no_line_names_a_path_of_a_machine():
@@ -77,8 +85,9 @@ def test_no_line_names_a_path_of_a_machine():
 
 
 def block(name):
-    """One of its examples."""
-    return re.search(rf"<!-- {name} -->\n```python\n(.*?)```", TEXT, re.DOTALL).group(1)
+    """One of the examples."""
+    (found,) = {m for t in PAGES.values() for m in re.findall(rf"<!-- {name} -->\n```python\n(.*?)```", t, re.DOTALL)}
+    return found
 
 
 @pytest.mark.slow

@@ -1,0 +1,64 @@
+"""The site builds without a warning, and the code on its pages runs."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+
+import pytest
+import readme
+
+DOCS = readme.ROOT / "docs"
+
+
+def blocks(page, kind):
+    return re.findall(rf"```{kind}\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in readme.PAGES if blocks(page, "python")], ids=lambda page: page.name)
+def test_the_code_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # runs/ goes here
+    shown = {"__name__": "shown"}
+    for block in blocks(page, "python"):
+        exec(block, shown)
+
+
+def test_every_link_to_a_file_leads_to_one():
+    for page in readme.PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_readme_fits_two_screens():
+    assert len((readme.ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_every_page_is_on_the_site_and_named_in_the_readme():
+    contents = (DOCS / "index.md").read_text()
+    listed = {name for block in blocks(DOCS / "index.md", r"\{toctree\}") for name in block.split("\n\n")[1].split()}
+    pages = {page.stem for page in DOCS.glob("*.md")} - {"index"}
+    assert listed == pages, contents
+    named = set(re.findall(r"\(docs/([\w-]+)\.md\)", (readme.ROOT / "README.md").read_text()))
+    assert named == pages - {"api"}
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path):
+    if any(importlib.util.find_spec(name) is None for name in ("sphinx", "furo", "myst_parser")):
+        pytest.skip("the packages of the extra docs are not installed")
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-q",
+        "-W",
+        "--keep-going",
+        "-b",
+        "html",
+        str(DOCS),
+        str(tmp_path / "site"),
+    ]
+    built = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert built.returncode == 0, built.stderr
+    assert "cross_validate" in (tmp_path / "site" / "api.html").read_text()
