@@ -221,15 +221,17 @@ def test_without_the_command_lines_packages_it_says_what_to_install(folder):
 TYPO = "import hw1jax as hw\n\nhw.cros_validate\nscore: str = hw.run_study\n"
 
 
-def readme_block(name):
-    return re.search(rf"<!-- {name} -->\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+def shown(name):
+    """One of the examples of the README or of the documentation."""
+    pages = "".join(path.read_text() for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))))
+    return re.search(rf"<!-- {name} -->\n```python\n(.*?)```", pages, re.DOTALL)[1]
 
 
 @pytest.mark.slow
-def test_mypy_finds_nothing_in_the_readmes_examples_and_what_is_wrong_elsewhere(tmp_path):
+def test_mypy_finds_nothing_in_the_examples_and_what_is_wrong_elsewhere(tmp_path):
     """But for Optax, which says nothing of its types."""
     for name in ("study", "example"):
-        (tmp_path / f"{name}.py").write_text(readme_block(name))
+        (tmp_path / f"{name}.py").write_text(shown(name))
     (tmp_path / "typo.py").write_text(TYPO)
     (tmp_path / "mypy.ini").write_text("[mypy-optax.*]\nignore_missing_imports = True\n")
     checked = python("-m", "mypy", ".", cwd=tmp_path)
