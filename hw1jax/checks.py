@@ -1,19 +1,22 @@
 """What a user gives, checked before it is trusted: data, hyperparameters, a task. A mistake is told in one line."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
-from hw1jax import losses, population, training
+from hw1jax import failures, losses, population, training
 from hw1jax.folds import Fold
 from hw1jax.population import Alike
 from hw1jax.training import Data, Hyperparameters, Params, Task
 
 NUM_EXAMPLES = 4  # tried alone and together
 NUM_LABELS = 1000  # tried at most
+NUMBERS = "biufcV"  # kinds of numpy's types; V: bfloat16 and its like
 
 
 def as_arrays(tree: Any, name: str) -> Any:
@@ -24,7 +27,10 @@ def as_arrays(tree: Any, name: str) -> Any:
       ValueError: values that are not finite, or a dict or tuple without any.
     """
     if not isinstance(tree, np.ndarray | jax.Array) and hasattr(tree, "to_numpy"):
-        return _numbers(tree.to_numpy(), f"{name}=")
+        table = np.asarray(tree.to_numpy())
+        for column in getattr(tree, "columns", ()) if table.dtype.kind not in NUMBERS else ():
+            _numbers(tree[column].to_numpy(), f"{name}[{column!r}]")
+        return _numbers(table, f"{name}=")
     if isinstance(tree, list) or _is_tuple_of_scalars(tree):
         raise TypeError(f"{name}= must be an array, or a dict or tuple of arrays, not a list: give np.asarray({name})")
     if isinstance(tree, Mapping | tuple) and not tree:
@@ -44,13 +50,27 @@ def _is_tuple_of_scalars(tree: Any) -> bool:
 
 
 def _numbers(values: Any, name: str) -> np.ndarray:
-    array = np.asarray(values)
-    if array.dtype.kind not in "biufcV":  # V: bfloat16 and its like
-        raise TypeError(f"{name} must be numbers, got an array of {array.dtype}")
+    try:
+        array = np.asarray(values)
+    except Exception as error:  # another library's array, on a device of its own, say
+        raise TypeError(f"{name} can't be made an array by np.asarray: {textwrap.shorten(str(error), 300)}") from error
+    if array.dtype.kind not in NUMBERS:
+        kinds = sorted({type(value).__name__ for value in array.flat}) if array.dtype.kind == "O" else ()
+        what = f"an array of {array.dtype}" + (f" ({', '.join(kinds)})" if kinds else "")
+        dense = ": give its .toarray()" if hasattr(values, "toarray") else ""
+        raise TypeError(f"{name} must be numbers, got {what}{dense}")
     if array.dtype.kind in "fc" and not np.isfinite(array).all():
         count = np.count_nonzero(~np.isfinite(array))
         raise ValueError(f"{name} must be finite, got {count} of {array.size} values that are NaN or infinite")
     return array
+
+
+def check_outside(*trees: Any) -> None:
+    """A TypeError where JAX is tracing, or one of the trees is traced: programs of its own are compiled here."""
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((jnp.zeros(()), *trees))):
+        raise TypeError(
+            "cross_validate can't be called within jax.jit, vmap or grad: it compiles a program itself; call it outside"
+        )
 
 
 def common_length(tree: Any, name: str, axis: str) -> int:
@@ -75,6 +95,17 @@ def check_key(key: Any) -> None:
         is_one = False
     if not is_one:
         raise TypeError(f"key= must be a PRNG key, such as jax.random.key(0), got {type(key).__name__}")
+
+
+def check_calls(num_folds: Any, folds: Any, metrics: Any, progress: Any) -> None:
+    """Raises a TypeError where an argument of `cross_validate` stands in another's place, or is of another kind."""
+    if folds is None and (isinstance(num_folds, bool) or not isinstance(num_folds, int | np.integer)):
+        where = ": splits are given as folds=" if hasattr(num_folds, "split") or isinstance(num_folds, Sequence) else ""
+        raise TypeError(f"num_folds= must be a whole number, got {type(num_folds).__name__}{where}")
+    if metrics is not None and not isinstance(metrics, Mapping):
+        raise TypeError(f"metrics= must be a dict of functions by name, got {type(metrics).__name__}")
+    if not isinstance(progress, bool | None) and not callable(progress):
+        raise TypeError(f"progress= must be True, False or a function, got {type(progress).__name__}")
 
 
 def check_weights(weights: np.ndarray | None, folds: Sequence[Fold] = ()) -> None:
@@ -104,8 +135,11 @@ def check_hyperparameters(hyperparameters: Any) -> Any:
             arrays[name] = np.asarray(value)
         except ValueError:
             raise ValueError(f"{name} is a list of lists of several lengths") from None
-        if arrays[name].dtype.kind in "US":
-            raise TypeError(f"{name} must be numbers, got names: give the index of each in a list of them")
+        if arrays[name].dtype.kind in "US" or (
+            arrays[name].dtype.kind == "O" and all(map(callable, arrays[name].flat))
+        ):
+            what = "functions" if arrays[name].dtype.kind == "O" else "names"
+            raise TypeError(f"{name} must be numbers, got {what}: give the index of each in a list of them")
         arrays[name] = _numbers(arrays[name], name)
     if not arrays:
         raise ValueError("hyperparameters= is empty: give at least one array, [trial]")
@@ -143,8 +177,10 @@ def check_task(
     _check_functions(task)
     if task.averaging is not None and not (isinstance(task.averaging, float) and 0 < task.averaging < 1):
         raise ValueError(f"averaging= is a decay, above 0 and below 1; got {task.averaging!r}")
-    key = jax.random.key(0)
-    params, state = jax.eval_shape(lambda h: training.init_variables(task, key, h), hyperparameters)
+    task, key = failures.told_task(task), jax.random.key(0)
+    params, state = jax.eval_shape(
+        lambda key, hyperparameters: training.init_variables(task, key, hyperparameters), key, hyperparameters
+    )
     if isinstance(params, Mapping) and "params" in params and len(params) > 1:
         others = ", ".join(sorted(str(name) for name in params if name != "params"))
         raise ValueError(
@@ -171,16 +207,26 @@ def check_task(
 
     _check_state(state, jax.eval_shape(in_training, params, state, x, hyperparameters))
     outputs = jax.eval_shape(
-        lambda params, state, x, h: training.evaluated(task, params, state, x, h), params, state, x, hyperparameters
-    )
+        lambda params, state, x, hyperparameters: training.evaluated(task, params, state, x, hyperparameters),
+        params, state, x, hyperparameters,
+    )  # fmt: skip
+    if not jax.tree.leaves(outputs):
+        raise ValueError("apply returns no outputs: is there a return?")
     for name, function in (("loss", task.loss), *((f"metric {name}", function) for name, function in task.metrics)):
-        shape = getattr(jax.eval_shape(function, outputs, y), "shape", None)
+        made = jax.eval_shape(function, outputs, y)
+        shape = getattr(made, "shape", None)
         if shape != (num_examples,):
+            got = f"shape {shape} for a batch of {num_examples}" if shape is not None else type(made).__name__
             raise ValueError(
-                f"{name} must return one value an example, [batch], got shape {shape} for a batch of {num_examples}"
+                f"{name} must return one value an example, [batch], got {got}{failures.of_shapes(shape, outputs, y)}"
             )
+        if name == "loss" and not jnp.issubdtype(made.dtype, jnp.floating):
+            raise TypeError(f"loss must return floating-point numbers, got {made.dtype}")
     if num_steps is not None or not training.wants_num_steps(task):
-        jax.eval_shape(lambda h, params: _optimizer(task, h, num_steps).init(params), hyperparameters, params)
+        jax.eval_shape(
+            lambda hyperparameters, params: _optimizer(task, hyperparameters, num_steps).init(params),
+            hyperparameters, params,
+        )  # fmt: skip
     return params, state
 
 
@@ -189,11 +235,13 @@ def _check_functions(task: Task) -> None:
     for name, function in (*functions.items(), *((f"metrics[{name!r}]", function) for name, function in task.metrics)):
         if not callable(function):
             raise TypeError(f"{name}= must be a function, got {type(function).__name__}")
+        check_hashable(function, name)
     if not callable(task.optimizer):
         raise TypeError(
             "optimizer= must be a function of the hyperparameters that returns an optax transformation, got "
             f"{type(task.optimizer).__name__}: give lambda h: optax.adam(h['learning_rate']), say"
         )
+    check_hashable(task.optimizer, "optimizer")
     for name, function, num_given, may_ask in (
         ("apply", task.apply, 3, training.MAY_ASK),
         ("optimizer", task.optimizer, 1, ("num_steps",)),
@@ -203,6 +251,17 @@ def _check_functions(task: Task) -> None:
     names = [name for name, _ in task.metrics]
     if taken := sorted({name for name in names if name == "loss" or names.count(name) > 1}):
         raise ValueError(f"metrics= has {taken[0]!r}, which is the name of another value")
+
+
+def check_hashable(function: Any, name: str) -> None:
+    """Raises a TypeError if the function can't be looked up, as its programs are."""
+    try:
+        hash(function)
+    except TypeError as error:
+        raise TypeError(
+            f"{name}= must be hashable, which {type(function).__name__} is not: wrap it in a function, or make the "
+            "class a dataclass with eq=False"
+        ) from error
 
 
 def _optimizer(task: Task, hyperparameters: Hyperparameters, num_steps: int | None) -> Any:
@@ -234,8 +293,10 @@ def check_examples(task: Task, key: jax.Array, hyperparameters: Hyperparameters,
     """A ValueError where examples are mixed, padding is let in, or `y` has a label that the loss doesn't take."""
     num_samples = len(jax.tree.leaves(data.x)[0])
     some = np.linspace(0, num_samples - 1, min(NUM_EXAMPLES, num_samples)).astype(int)
-    few = Data(*(jax.tree.map(lambda a: a[some], tree) for tree in (data.x, data.y)))
     y = data.y
+    if isinstance(y, np.ndarray) and y.size == num_samples and (y == y.flat[some[0]]).ravel()[some].all():
+        some[-1] = np.argmax(y.ravel() != y.flat[some[0]])  # where all were the same, mixing labels would show nothing
+    few = Data(*(jax.tree.map(lambda a: a[some], tree) for tree in (data.x, data.y)))
     is_labels = isinstance(y, np.ndarray) and y.ndim == 1 and y.dtype.kind in "iu"
     labels = np.unique(y) if is_labels else jax.tree.map(lambda a: a[:0], y)
     # As many whatever the labels: another number would be another program. The lowest and the highest are among them.
@@ -260,6 +321,7 @@ def check_examples(task: Task, key: jax.Array, hyperparameters: Hyperparameters,
             raise ValueError(
                 f"{name} mixes examples: an example's value changes with the others of its batch. Compute it from the "
                 f"example's own outputs and y alone (do shapes broadcast? {_shape(found.outputs)} outputs, y {shapes})"
+                f"{failures.of_shapes(None, found.outputs.together, few.y)}"
             )
     if not is_labels:
         return

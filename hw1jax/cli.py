@@ -22,7 +22,7 @@ import jax
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from hw1jax import checks, hosts, record, report, run, search, signals
+from hw1jax import checks, failures, hosts, record, report, run, search, signals
 from hw1jax import space as space_
 from hw1jax import study as study_
 from hw1jax.brackets import Stopped
@@ -33,7 +33,7 @@ from hw1jax.study import Order, Output, Program, Search, Study
 # Until here a process has only imported: its wall time is the processor's.
 STARTED = time.time() - time.process_time()
 
-CHECKS = (study_.__name__, space_.__name__, checks.__name__)  # modules whose TypeErrors are a person's mistakes
+CHECKS = tuple(room.__name__ for room in (study_, space_, checks, failures))  # whose TypeErrors are a person's mistakes
 NO_FLAGS: Mapping[str, str] = MappingProxyType({})
 REAL = r"[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?"
 SECONDS_TO_NOTICE = 5  # that another process has died, once training with it has failed

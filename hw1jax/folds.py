@@ -27,7 +27,7 @@ def k_fold(num_samples: int, num_folds: int, seed: Sequence[int]) -> list[Fold]:
     Raises:
       ValueError: fewer than 2 folds, or more folds than samples.
     """
-    _check_num_folds(num_samples, num_folds)
+    _check(num_samples, num_folds, seed)
     order = np.random.default_rng([*seed, 0]).permutation(num_samples)
     return _hold_out(np.arange(num_samples) % num_folds, order, num_folds)
 
@@ -40,13 +40,15 @@ def stratified_k_fold(labels: np.ndarray, num_folds: int, seed: Sequence[int]) -
     labels = np.asarray(labels)
     if labels.ndim != 1:
         raise ValueError(f"labels must be one value a sample, got an array of shape {labels.shape}")
-    _check_num_folds(len(labels), num_folds)
+    _check(len(labels), num_folds, seed)
     order = np.random.default_rng([*seed, 0]).permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
     return _hold_out(np.arange(len(labels)) % num_folds, order, num_folds)
 
 
-def _check_num_folds(num_samples: int, num_folds: int) -> None:
+def _check(num_samples: int, num_folds: int, seed: Sequence[int]) -> None:
+    if not isinstance(seed, Iterable):
+        raise TypeError(f"seed= must be a tuple of whole numbers, such as ({seed},), got {type(seed).__name__}")
     if not 2 <= num_folds <= num_samples:
         raise ValueError(f"the number of folds must lie between 2 and the {num_samples} samples, got {num_folds}")
 
@@ -59,11 +61,11 @@ def check(folds: Sequence[Sequence[np.ndarray]], num_samples: int) -> list[Fold]
     """The user's own splits as `Fold`s, or a ValueError that names what is wrong with which of them."""
     checked = []
     for i, fold in enumerate(folds):
-        if len(fold) != 2:
+        if not hasattr(fold, "__len__") or len(fold) != 2:
             raise ValueError(f"fold {i} must be a pair (training indices, validation indices)")
         for name, index in zip(Fold._fields, map(np.asarray, fold), strict=True):
             if index.ndim != 1 or index.size == 0 or not np.issubdtype(index.dtype, np.integer):
-                raise ValueError(f"fold {i}: {name} indices must be a non-empty list of integers")
+                raise ValueError(f"fold {i}: {name} indices must be a non-empty list of integers, got {index.dtype}")
             if index.min() < 0 or index.max() >= num_samples:
                 raise ValueError(f"fold {i}: {name} indices must lie in 0..{num_samples - 1}")
         if np.intersect1d(fold[0], fold[1]).size:
@@ -126,11 +128,11 @@ def given(folds: Any, x: Any, y: Any, groups: Any = None) -> list[Fold]:
       TypeError: neither a list nor a splitter.
     """
     first_x, first_y = (jax.tree.leaves(tree)[0] for tree in (x, y))
-    if hasattr(folds, "split") and not isinstance(folds, str | bytes):
+    if hasattr(folds, "split") and not isinstance(folds, str | bytes | type):
         folds = list(folds.split(first_x, first_y, groups))
-    elif isinstance(folds, str | bytes) or not isinstance(folds, Iterable):
+    elif isinstance(folds, str | bytes | type) or not isinstance(folds, Iterable):
         raise TypeError(
             f"folds= must be a list of (training indices, validation indices) or a splitter with a method split, got "
-            f"{type(folds).__name__}; their number is num_folds="
+            f"{folds if isinstance(folds, type) else type(folds).__name__}; their number is num_folds="
         )
     return check(list(folds), len(first_x))

@@ -19,10 +19,10 @@ def squared_error(outputs: Array, y: Array) -> jax.Array:
       float [batch], in the unit of `y` squared; its mean over the batch is torch's `MSELoss`.
 
     Raises:
-      ValueError: `outputs` and `y` have not the same shape.
+      ValueError: `outputs` and `y` have not the same shape, [batch, outputs].
     """
-    if outputs.shape != y.shape:
-        raise ValueError(f"squared error takes y of the outputs' shape, got outputs {outputs.shape}, y {y.shape}")
+    if outputs.shape != y.shape or outputs.ndim < 2:
+        raise ValueError(f"squared error takes y of the outputs' shape [batch, n], got {outputs.shape}, y {y.shape}")
     return jnp.mean(jnp.square(outputs - y), axis=-1)
 
 
@@ -42,7 +42,7 @@ def cross_entropy(outputs: Array, y: Array) -> jax.Array:
     """
     _check_classes("cross entropy", outputs, y)
     if not jnp.issubdtype(y.dtype, jnp.integer):
-        raise TypeError(f"cross entropy takes classes as integers, got y of {y.dtype}")
+        raise TypeError(f"cross entropy takes classes as integers, got y of {y.dtype}: give y.astype(int)")
     y = y.astype(jnp.promote_types(y.dtype, jnp.int32))  # the number of classes may be more than y's own type holds
     y = jnp.where(y < 0, outputs.shape[-1], y)  # -1 would be the last class; a class too high gives NaN
     return optax.losses.softmax_cross_entropy_with_integer_labels(outputs, y)

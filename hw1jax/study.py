@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import numpy as np
 
-from hw1jax import checks, training
+from hw1jax import checks, failures, training
 from hw1jax import folds as folds_
 from hw1jax import space as space_
 from hw1jax.data import Dataset
@@ -319,6 +319,15 @@ def check_study(study: Study) -> None:
     if not plain.isascii() or not plain.isalnum() or study.name.startswith((".", "-")):
         raise ValueError(f"name= must be letters, digits, _, - and ., as it names a folder; got {study.name!r}")
     space_.check(study.space)
+    if not isinstance(study.metrics, Mapping):
+        raise TypeError(f"metrics= must be a dict of functions by name, got {type(study.metrics).__name__}")
+    for name, function in (("task", study.task), *((f"metrics[{n!r}]", metric) for n, metric in study.metrics.items())):
+        if not callable(function):
+            of = " of the static hyperparameters that returns a Task" if name == "task" else ""
+            raise TypeError(f"{name}= must be a function{of}, got {type(function).__name__}")
+        checks.check_hashable(function, name)
+    if not callable(study.data) and not isinstance(study.data, Dataset):
+        raise TypeError(f"data= must be a Dataset or a function that returns one, got {type(study.data).__name__}")
     reserved = {f.name for room in (Search, Program, Output) for f in fields(room)} | {"num_trials", "loss"}
     if taken := (reserved | COLUMNS) & set(study.space):
         what = "a setting" if taken & reserved else "a column of trials.csv"
@@ -389,7 +398,7 @@ def make_task(study: Study, fixed: Mapping[str, Any]) -> Task:
 
 @lru_cache(maxsize=64)  # equal tasks are the same task, so that a program is compiled once; old ones are let go
 def _make_task(function: Callable[..., Task], metrics: tuple[tuple[str, Metric], ...], key: tuple) -> Task:
-    task = function({name: value for name, _, value in key})
+    task = failures.told(function, "task", ("fixed",))({name: value for name, _, value in key})
     if not isinstance(task, Task):
         raise TypeError(f"task= must return a Task, got {type(task).__name__}")
     if task.metrics:

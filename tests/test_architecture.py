@@ -31,10 +31,11 @@ CORE = {
     "models": {"layers"},
     "training": {"layout", "losses"},
     "population": {"folds", "layout", "losses", "programs", "training"},
-    "checks": {"folds", "losses", "population", "training"},
+    "failures": {"losses", "training"},
+    "checks": {"failures", "folds", "losses", "population", "training"},
     "cross_validation": {"checks", "folds", "lines", "losses", "population", "training"},
 }
-ASKED = {"data": set(), "space": set(), "study": {"checks", "data", "folds", "space", "training"}}
+ASKED = {"data": set(), "space": set(), "study": {"checks", "data", "failures", "folds", "space", "training"}}
 SEARCH = {
     "storage": set(),
     "hosts": set(),
@@ -71,7 +72,7 @@ EDGE = {
     "report.page": {*ASKED, "report.items", "report.network", "report.plots", "report.sections", "results", "storage"},
     "progress": {"lines", "observer", "results", "space", "study"},
     "notebook": {"lines", "observer", "progress", "study"},
-    "cli": {*ASKED, *SEARCH, "checks", "progress", "report", "results", "run", "signals"},
+    "cli": {*ASKED, *SEARCH, "checks", "failures", "progress", "report", "results", "run", "signals"},
     "data.fashion_mnist": {"data"},
     "data.regression": {"data"},
     "__main__": {"", "cli", "signals"},
@@ -95,7 +96,7 @@ DOORS = {  # the only modules that import a library
 }
 # The rooms that any study goes through: they name none of what the homework's have.
 NAMELESS = {"folds", "losses", "layout", "programs", "training", "population", "checks", "cross_validation", "space"}
-NAMELESS |= {"study", "plan", "brackets", "search"}
+NAMELESS |= {"failures", "study", "plan", "brackets", "search"}
 HYPERPARAMETERS = {"learning_rate", "l2", "hidden_units", "channels", "momentum", "weight_decay", "dropout"}
 OPTIMIZERS = {"adam", "sgd", "rmsprop", "adamw"}
 STUDIES = {"regression", "fashion", "fashion_mlp", "fashion_cnn", "fashion_mnist"}
@@ -270,12 +271,13 @@ def test_the_core_stays_small_enough_to_be_read():
     The aim was 700 lines from the folds to the population. They were 513 when a member had a loss and nothing else, and
     were 812 since it may have randomness, state, masks and weights, metrics and early stopping, trees for data, and
     programs that are recognised. They are 869 since members that go on are selected into a smaller population, laid out
-    anew, and since their parameters may be averaged; `checks` and `cross_validation` make 1,279. Who needs more room
-    here moves something out, or changes these numbers and says what came.
+    anew, and since their parameters may be averaged; `checks` and `cross_validation` made 1,279, and 1,345 since what
+    people get wrong first is told in a line each; how their own functions fail is told by `failures`. Who needs more
+    room here moves something out, or changes these numbers and says what came.
     """
     sizes = {name: lines_of_code(SOURCES[name]) for name in (*PURE, "cross_validation", "checks")}
     assert sum(sizes[name] for name in PURE) <= 880, sizes
-    assert sum(sizes.values()) <= 1290, sizes
+    assert sum(sizes.values()) <= 1350, sizes
 
 
 def test_nothing_imports_the_experiments():
