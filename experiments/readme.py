@@ -75,8 +75,9 @@ WAYS = {
 }
 
 
-def seeds_table(seeds: dict[str, Any]) -> str:
-    """What each way of searching finds, all seeds that were fixed beforehand; medians first."""
+def seeds_table(seeds: dict[str, Any], *, each: bool) -> str:
+    """What each way of searching finds: medians of all seeds that were fixed beforehand, and with `each` all of them."""
+    values = _each_value if each else _median
     lines = [
         "| study | what | seeds | validation loss | test loss | ensemble's | accuracy | ensemble's | wall time |",
         "|---|---|---|--:|--:|--:|--:|--:|--:|",
@@ -92,13 +93,13 @@ def seeds_table(seeds: dict[str, Any]) -> str:
         for what, runs in ((what, runs) for what, runs in ways.items() if runs):
             named = what + (f", {runs[0]['trials']} trials" if "trials" in runs[0] else "")
             cells = [
-                _values([run.get("val_loss") for run in runs], "{:.3f}"),
+                values([run.get("val_loss") for run in runs], "{:.3f}"),
                 *(
-                    _values([run.get(part, {}).get(name) for run in runs], form)
+                    values([run.get(part, {}).get(name) for run in runs], form)
                     for name, form in (("loss", "{:.3f}"), ("accuracy", "{:.1%}"))
                     for part in ("test", "ensemble")
                 ),
-                _values([run.get("seconds") for run in runs], "{:.0f} s"),
+                values([run.get("seconds") for run in runs], "{:.0f} s"),
             ]
             lines.append(f"| {study.title} | {named} | {_seeds(runs)} | {' | '.join(cells)} |")
     where = seeds["environment"]
@@ -117,13 +118,15 @@ def _seeds(runs: list[dict[str, Any]]) -> str:
     return f"{first}-{last}" if first != last else f"{first}"
 
 
-def _values(values: list[float | None], form: str) -> str:
-    """The median, and all of them."""
+def _median(values: list[float | None], form: str) -> str:
     found = [value for value in values if value is not None]
-    if not found:
-        return "-"
-    each = ", ".join(form.format(value).removesuffix(" s") for value in found)
-    return f"**{form.format(statistics.median(found))}** ({each})" if len(found) > 1 else form.format(found[0])
+    return form.format(statistics.median(found)) if found else "-"
+
+
+def _each_value(values: list[float | None], form: str) -> str:
+    """The median, and all of them."""
+    found = [form.format(value).removesuffix(" s") for value in values if value is not None]
+    return f"**{_median(values, form)}** ({', '.join(found)})" if len(found) > 1 else _median(values, form)
 
 
 def images(block: dict[str, str], page: Path) -> str:
@@ -169,7 +172,8 @@ def blocks(page: Path) -> dict[str, str]:
     if (RESULTS / "regression.json").exists():
         found["end of a run"] = end_of_run(json.loads((RESULTS / "regression.json").read_text()))
     if (RESULTS / "seeds.json").exists():
-        found["seeds"] = seeds_table(json.loads((RESULTS / "seeds.json").read_text()))
+        seeds = json.loads((RESULTS / "seeds.json").read_text())
+        found |= {"results": seeds_table(seeds, each=False), "seeds": seeds_table(seeds, each=True)}
     if (RESULTS / "benchmark.md").exists():
         found["benchmark"] = (RESULTS / "benchmark.md").read_text().strip().replace("\n### ", "\n## ")
     return found

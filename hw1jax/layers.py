@@ -33,8 +33,8 @@ def uniform_by_fan_in(key: jax.Array, shape: tuple[int, int], fan_in: Width, wid
       width: the member's own number of units.
 
     Returns:
-      float [units, 1 + inputs], 0 beyond the member's own size; all NaN where that is larger than the shape has room for, so that
-      such a member fails instead of being trained at another size.
+      float [units, 1 + inputs], 0 beyond the member's own size; all NaN where that is larger than the shape has room
+      for, so that such a member fails instead of being trained at another size.
     """
     num_units, num_columns = shape
 

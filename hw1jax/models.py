@@ -85,7 +85,8 @@ class CNN(nn.Module):
       hidden_units: the maximum number of units of each hidden dense layer.
       num_outputs: classes.
       activation: of the hidden dense layers; the homework's is the sigmoid.
-      first_conv_pool, conv_pool: how the first convolution and later ones are computed, see `layers`.
+      first_conv_pool: how the first convolution is computed, see `layers`.
+      conv_pool: how later ones are.
     """
 
     channels: Sequence[int]

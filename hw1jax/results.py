@@ -40,7 +40,8 @@ class Model(NamedTuple):
     Attributes:
       study: that it belongs to.
       draw: its hyperparameters.
-      params, state: trees of arrays, as the study's task makes them.
+      params: a tree of arrays, as the study's task makes them.
+      state: the same of what isn't trained.
       folds: (params, state) of the networks that cross-validation has trained with these hyperparameters, one a fold.
     """
 
@@ -419,7 +420,7 @@ class Results(NamedTuple):
 
     @property
     def test(self) -> dict[str, Any]:
-        """What the refitted best trial does on the test set: "loss" and metrics by name."""
+        """The refitted best trial's "loss" and metrics on the test set, by name."""
         return self.record["test"]
 
     @property

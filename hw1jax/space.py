@@ -22,7 +22,8 @@ class Int:
     """Whole numbers from low to high, both included.
 
     Attributes:
-      low, high: the range.
+      low: the least.
+      high: the most.
       log: drawn on a logarithmic scale.
       static: it shapes the program (a depth, say): `task` gets it in `fixed`, and each value has a program of its own.
       width: it is the width of a layer that may be padded. `task` gets in `fixed` the width to make the layer, at least

@@ -43,7 +43,7 @@ class Trials(dict[str, np.ndarray]):
 
     @property
     def states(self) -> np.ndarray:
-        """Str [trial]: "complete", "pruned" or "failed"."""
+        """Str [trial], "complete", "pruned" or "failed"."""
         return self["state"]
 
     @property
@@ -58,17 +58,17 @@ class Trials(dict[str, np.ndarray]):
 
     @property
     def params(self) -> dict[str, np.ndarray]:
-        """The hyperparameters by column: int, float, bool or str [trial]."""
+        """The hyperparameters by column, each int, float, bool or str [trial]."""
         return {name: self[name] for name in self._params}
 
     @property
     def means(self) -> dict[str, np.ndarray]:
-        """The mean over the folds of "loss" and each metric, by name: float [trial]."""
+        """The mean over the folds of "loss" and each metric, by name, float [trial]."""
         return {name: self[f"mean_val_{name}"] for name in self._scores}
 
     @property
     def folds(self) -> dict[str, np.ndarray]:
-        """ "loss" and metrics by name: float [trial, fold], in validation after a trial's last epoch."""
+        """By name "loss" and metrics, float [trial, fold], in validation after a trial's last epoch."""
         found = {}
         for name in self._scores:
             columns = [column for column in self if re.fullmatch(rf"split\d+_val_{re.escape(name)}", column)]
@@ -82,7 +82,7 @@ class Trials(dict[str, np.ndarray]):
 
     @property
     def pruned(self) -> np.ndarray:
-        """Bool [trial]: ended before the last epoch, as others did better."""
+        """Bool [trial], ended before the last epoch, as others did better."""
         return self.states == "pruned"
 
     def __repr__(self) -> str:

@@ -7,6 +7,9 @@ import sys
 
 import pytest
 import readme
+from reproduce import BEYOND, STUDIES
+
+from hw1jax import cli
 
 DOCS = readme.ROOT / "docs"
 
@@ -62,3 +65,12 @@ def test_the_site_builds_without_a_warning(tmp_path):
     built = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert built.returncode == 0, built.stderr
     assert "cross_validate" in (tmp_path / "site" / "api.html").read_text()
+
+
+def test_shell_blocks_use_flags_that_there_are():
+    tools = {"nodes", "gpus-per-node", "ntasks-per-node"}  # of srun
+    known = {flag for study in (*STUDIES.values(), *BEYOND.values()) for flag in cli.flag_names(study).values()} | tools
+    for page in readme.PAGES:
+        for block in blocks(page, "bash"):
+            for line in (line for line in block.splitlines() if "experiments/" in line and "benchmark" not in line):
+                assert set(re.findall(r" --([\w-]+)", line)) <= known | {"beyond"}, f"{page.name}: {line}"

@@ -102,6 +102,7 @@ def test_peers_prints_a_line_of_json(tmp_path):
 def test_readme_writes_the_readme_of_its_checkout(tmp_path):
     shutil.copytree(EXPERIMENTS, tmp_path / "experiments", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "README.md", tmp_path)
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
     runs = tmp_path / "runs" / "regression"
     runs.mkdir(parents=True)
     results = json.loads((EXPERIMENTS / "results" / "regression.json").read_text())
@@ -115,6 +116,6 @@ def test_readme_writes_the_readme_of_its_checkout(tmp_path):
     results |= {"test": dict.fromkeys(results["test"]), "ensemble": None, "refit": refit}
     (runs / "results.json").write_text(json.dumps(results))
     run(tmp_path / "experiments" / "readme.py", tmp_path / "runs", cwd=tmp_path)
-    text = (tmp_path / "README.md").read_text()
+    text = (tmp_path / "docs" / "reproduce.md").read_text()
     assert "none (0.27)" in text and "it diverged" in text
-    assert np.isclose(len(text), len((ROOT / "README.md").read_text()), rtol=0.05)
+    assert np.isclose(len(text), len((ROOT / "docs" / "reproduce.md").read_text()), rtol=0.05)
