@@ -19,6 +19,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from reproduce import STUDIES
 
 from hw1jax import storage
 from hw1jax.progress import print_summary
+from hw1jax.study import Study
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "experiments" / "results"
@@ -73,44 +75,68 @@ WAYS = {
     "halving": "the same space, halving",
     "beyond": "beyond the report's space, halving",
 }
+NUMBERS = {"val_loss": "{:.3f}", "seconds": "{:.0f} s"}
 
 
-def seeds_table(seeds: dict[str, Any], *, each: bool) -> str:
-    """What each way of searching finds: medians of all seeds that were fixed beforehand, and with `each` all of them."""
-    values = _each_value if each else _median
-    lines = [
-        "| study | what | seeds | validation loss | test loss | ensemble's | accuracy | ensemble's | wall time |",
-        "|---|---|---|--:|--:|--:|--:|--:|--:|",
+COLUMNS = ("seeds", "validation loss", "test loss", "ensemble's", "accuracy", "ensemble's", "wall time")
+
+
+def found_rows(seeds: dict[str, Any], study: Study, *, each: bool) -> list[list[str]]:
+    """What each way of searching a study finds, [what, *COLUMNS]: medians over the seeds, with `each` all of them."""
+    assert study.reference is not None
+    values, reported = _each_value if each else _median, study.reference.test
+    theirs = [f"{reported['loss']:.2f}", "-", f"{reported['accuracy']:.0%}" if "accuracy" in reported else "-", "-"]
+    rows = [["**the report**", "-", "-", *theirs, "-"]]
+    ways = {"the report's best, refitted": [{"seed": run["seed"], "test": run} for run in seeds[study.name]["refit"]]}
+    ways |= {what: seeds[study.name].get(way) or [] for way, what in WAYS.items()}
+    for what, runs in ((what, runs) for what, runs in ways.items() if runs):
+        scores = [
+            values([run.get(part, {}).get(name) for run in runs], form)
+            for name, form in (("loss", "{:.3f}"), ("accuracy", "{:.1%}"))
+            for part in ("test", "ensemble")
+        ]
+        val, seconds = (values([run.get(name) for run in runs], form) for name, form in NUMBERS.items())
+        named = what + (f", {runs[0]['trials']} trials" if "trials" in runs[0] else "")
+        rows.append([named, _seeds(runs), val, *scores, seconds])
+    return rows
+
+
+def results_table(seeds: dict[str, Any]) -> str:
+    """Medians, all studies in one table."""
+    rows = [
+        [study.title, *row]
+        for study in STUDIES.values()
+        if study.name in seeds
+        for row in found_rows(seeds, study, each=False)
     ]
+    return "\n".join([*table(["study", "what", *COLUMNS], rows), "", origin(seeds)])
+
+
+def seeds_tables(seeds: dict[str, Any]) -> str:
+    """Every seed, a table a study, without the columns that it has nothing in."""
+    lines = []
     for study in (study for study in STUDIES.values() if study.name in seeds):
-        assert study.reference is not None
-        reported = study.reference.test
-        theirs = [f"{reported['loss']:.2f}", "-", f"{reported['accuracy']:.0%}" if "accuracy" in reported else "-", "-"]
-        lines.append(f"| {study.title} | **the report** | - | - | {' | '.join(theirs)} | - |")
-        refits = [{"seed": run["seed"], "test": run} for run in seeds[study.name]["refit"]]
-        ways = {"the report's best, refitted": refits}
-        ways |= {what: seeds[study.name].get(way) or [] for way, what in WAYS.items()}
-        for what, runs in ((what, runs) for what, runs in ways.items() if runs):
-            named = what + (f", {runs[0]['trials']} trials" if "trials" in runs[0] else "")
-            cells = [
-                values([run.get("val_loss") for run in runs], "{:.3f}"),
-                *(
-                    values([run.get(part, {}).get(name) for run in runs], form)
-                    for name, form in (("loss", "{:.3f}"), ("accuracy", "{:.1%}"))
-                    for part in ("test", "ensemble")
-                ),
-                values([run.get("seconds") for run in runs], "{:.0f} s"),
-            ]
-            lines.append(f"| {study.title} | {named} | {_seeds(runs)} | {' | '.join(cells)} |")
+        columns = list(zip(["what", *COLUMNS], *found_rows(seeds, study, each=True), strict=True))
+        heads, *rows = zip(*[column for column in columns if set(column[1:]) != {"-"}], strict=True)
+        lines += [f"**{study.title}**", "", *table(heads, rows), ""]
+    return "\n".join([*lines, origin(seeds)])
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of Markdown; what has no words is set to the right."""
+    sides = ["---" if head in ("study", "what", "seeds") else "--:" for head in heads]
+    return [f"| {' | '.join(row)} |" for row in (heads, sides, *rows)]
+
+
+def origin(seeds: dict[str, Any]) -> str:
+    """Where and when the numbers were found."""
     where = seeds["environment"]
     packages = where["packages"]
-    lines += [
-        "",
+    return (
         f"From `experiments/seeds.py` on {where['date'][:10]}: {where['cores']} cores of {where['device']}, "
         f"Python {where['python']}, jax {packages['jax']}, flax {packages['flax']}, optax {packages['optax']}, "
-        f"optuna {packages['optuna']}. Wall time is a study's whole run with its data, compiling, refit and test.",
-    ]
-    return "\n".join(lines)
+        f"optuna {packages['optuna']}. Wall time is a study's whole run with its data, compiling, refit and test."
+    )
 
 
 def _seeds(runs: list[dict[str, Any]]) -> str:
@@ -173,7 +199,7 @@ def blocks(page: Path) -> dict[str, str]:
         found["end of a run"] = end_of_run(json.loads((RESULTS / "regression.json").read_text()))
     if (RESULTS / "seeds.json").exists():
         seeds = json.loads((RESULTS / "seeds.json").read_text())
-        found |= {"results": seeds_table(seeds, each=False), "seeds": seeds_table(seeds, each=True)}
+        found |= {"results": results_table(seeds), "seeds": seeds_tables(seeds)}
     if (RESULTS / "benchmark.md").exists():
         found["benchmark"] = (RESULTS / "benchmark.md").read_text().strip().replace("\n### ", "\n## ")
     return found
