@@ -1,6 +1,6 @@
 """What a stranger gets wrong in a study of their own: one line that names the argument, before anything is written."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -41,6 +41,21 @@ class Normalised(nn.Module):
     @nn.compact
     def __call__(self, x, train):
         return nn.Dense(1)(nn.BatchNorm(use_running_average=not train)(x))
+
+
+class Splitter:
+    def split(self, x, y, groups):
+        return [(np.arange(40), np.arange(40, 61))]
+
+
+@dataclass
+class Unhashable:
+    """With eq, and so without a hash."""
+
+    depth: int = 1
+
+    def __call__(self, fixed):
+        return plain()(fixed)
 
 
 def normalised(fixed):
@@ -101,6 +116,52 @@ WRONG = {
     "a name that is no folder's": (study(name="../up"), "name= must be letters"),
     "a batch larger than a fold": (study(batch_size=50), "batch_size=50 is more than a fold's 40"),
     "folds that are a number": (study(folds=5), "their number is num_folds="),
+    "a list for a space": (study(space=[Float(0.1, 1)]), "space= must be a dict of ranges by name, got list"),
+    "a logarithm of 0": (study(space={"learning_rate": Float(0, 1, log=True)}), "a low number above 0 up, got 0-1"),
+    "a choice of tuples": (
+        study(space={"learning_rate": Choice((1, 2), (3, 4))}),
+        "learning_rate= must be a choice among names, among numbers or among truth values, got (1, 2), (3, 4)",
+    ),
+    "a Task for its function": (
+        study(task=plain()({})),
+        "task= must be a function of the static hyperparameters that returns a Task, got Task",
+    ),
+    "a task that can't be hashed": (
+        study(task=Unhashable()),
+        "task= must be hashable, which Unhashable is not: wrap it",
+    ),
+    "a task that asks for another name": (
+        study(task=lambda fixed: plain()(fixed["depth"])),
+        "task(fixed: {}) fails at test_wrong_studies.py:",
+    ),
+    "arrays for a data set": (
+        study(data=(toy.X, toy.X)),
+        "data= must be a Dataset or a function that returns one, got",
+    ),
+    "values that are missing": (
+        study(data=toy.DATA._replace(x_train=np.where(toy.X[:61] > 0, toy.X[:61], np.nan))),
+        "x_train= must be finite, got",
+    ),
+    "metrics in a list": (study(metrics=[squared_error]), "metrics= must be a dict of functions by name, got list"),
+    "a metric that is none": (study(metrics={"off": 1.0}), "metrics['off']= must be a function, got float"),
+    "an if on what is traced": (
+        study(task=plain(optimizer=lambda h: optax.sgd(0.1) if h["learning_rate"] > 0.01 else optax.sgd(0.2))),
+        "but it is traced: use jnp.where, or in a Study static=True",
+    ),
+    "a width that is not declared one": (
+        study(space={"units": Int(2, 4)}, task=plain(init=lambda key, h: {"w": jnp.zeros((1, h["units"]))})),
+        "init needs hyperparameters['units'] as a Python number at test_wrong_studies.py:",
+    ),
+    "a static one among the traced": (
+        study(
+            space={"depth": Int(1, 2, static=True), "learning_rate": Float(0.01, 0.1)},
+            task=plain(optimizer=lambda h: optax.sgd(h["learning_rate"] / h["depth"])),
+        ),
+        "optimizer(hyperparameters: {learning_rate}) fails at test_wrong_studies.py:",
+    ),
+    "labels that are truth values": (study(task=three(), data=labelled(CLASSES == 0)), "give y.astype(int)"),
+    "y without an axis": (study(data=labelled(np.sin(toy.X[:61, 0]))), "give y[:, None]"),
+    "a splitter's class": (study(folds=Splitter), "Splitter'>; their number is num_folds="),
     "weights of nothing": (study(data=toy.DATA._replace(weights=np.zeros(61))), "weights= must be one number"),
 }
 
