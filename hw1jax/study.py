@@ -51,7 +51,7 @@ class Halving:
 
     Attributes:
       factor: of a rung's trials, one in so many goes on; trials that go on train so many times longer.
-      first: epochs of the first rung, at least; a `factor`**3-th of all, if not given.
+      first: epochs of the first rung, at least; a (factor^3)-th of all, if not given.
       brackets: Hyperband: several brackets, each with another first rung, for those who distrust early ranking.
     """
 
@@ -71,8 +71,12 @@ class Study:
       data: the data, or a function of the files in `inputs` (by name, each a Path or None) that reads them.
       space: by name an `Int`, `Float` or `Choice`, or a tuple of them, a range a layer.
       metrics: by name a function (outputs, y) -> [batch], one value an example; its mean is shown beside the loss.
-      minimize, maximize: "loss" or a metric, by whose mean over the folds trials are ranked; `maximize` goes first.
-      num_trials, num_folds, num_epochs, batch_size: as far as it is searched where nobody says otherwise.
+      minimize: "loss" or a metric, by whose mean over the folds trials are ranked.
+      maximize: the same, where the largest is the best; it goes first.
+      num_trials: draws where nobody says otherwise, as of the next three.
+      num_folds: folds of the cross-validation.
+      num_epochs: passes over the training data.
+      batch_size: samples a step.
       halving: whether trials that do badly are pruned early, where nobody says otherwise.
       folds: list of (training indices, validation indices), or a splitter object as scikit-learn has them (with the
         data's `groups`), instead of shuffled `num_folds`.
@@ -115,7 +119,7 @@ class Study:
 
     @property
     def score(self) -> str:
-        """What trials are ranked by: "loss" or a metric."""
+        """The name of what trials are ranked by, "loss" or a metric."""
         return self.maximize or self.minimize
 
     @property
