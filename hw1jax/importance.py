@@ -5,11 +5,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from hw1jax import space as space_
 from hw1jax.space import Choice, Int, Range, Space
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "IProgress not found")  # of bars that are not shown, in a notebook
+    import optuna
+    from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 SEED = 0  # of the forest: the same trials give the same shares
 

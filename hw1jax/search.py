@@ -1,4 +1,4 @@
-"""Hyperparameter search: ask Optuna for a bracket of trials, train it, tell. The only file that knows Optuna."""
+"""Hyperparameter search: ask Optuna for a bracket of trials, train it, tell. `importance` asks Optuna as well."""
 
 import json
 import os
@@ -13,17 +13,20 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.exceptions import StorageInternalError
-from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, Trial, TrialState
 
 from hw1jax import space as space_
 from hw1jax import storage
 from hw1jax.space import Choice, Draw, Float, Int, Range
 from hw1jax.study import Study, TrialScore, Values, scored
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "IProgress not found")  # of bars that are not shown, in a notebook
+    import optuna
+    from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+    from optuna.exceptions import StorageInternalError
+    from optuna.storages import BaseStorage, JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+    from optuna.trial import FrozenTrial, Trial, TrialState
 
 Result = TypeVar("Result")
 MOST_REPORTS = 20  # intermediate values of a trial, for Optuna's plots

@@ -24,7 +24,7 @@ Array = np.ndarray
 
 WIDTH = 6.5  # inches: the text of a printed page
 DOTS_PER_INCH = 190
-NOTEBOOK_DOTS_PER_INCH = 120  # a notebook keeps its pictures in itself, as text
+NOTEBOOK_DOTS_PER_INCH = 100  # a notebook keeps its pictures in itself, as text
 BLACK, GREY, LIGHT = "#000000", "#777777", "#bbbbbb"
 BLUE, ORANGE, GREEN, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
 TRAINING, VALIDATION, REFIT, TEST, BEST, PRUNED = BLUE, ORANGE, GREEN, BLACK, ORANGE, SKY
