@@ -69,7 +69,9 @@ EDGE = {
         "results",
     },  # which `Results.plot_*` find late
     "report.network": {"layers", "report.items", "report.plots", "report.sections", "results"},
-    "report.page": {*ASKED, "report.items", "report.network", "report.plots", "report.sections", "results", "storage"},
+    "report.comparison": {"lines", "report.items", "report.plots", "results"},
+    "report.page": {*ASKED, "report.comparison", "report.items", "report.network", "report.plots", "report.sections"}
+    | {"results", "storage"},
     "progress": {"lines", "observer", "results", "space", "study"},
     "notebook": {"lines", "observer", "progress", "study"},
     "cli": {*ASKED, *SEARCH, "checks", "failures", "progress", "report", "results", "run", "signals"},

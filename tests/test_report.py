@@ -20,7 +20,7 @@ import toy
 
 from hw1jax import evaluation, run_study, storage
 from hw1jax.data import Dataset
-from hw1jax.report import plots, sections, write_overview, write_report
+from hw1jax.report import plots, sections, write_comparison, write_overview, write_report
 from hw1jax.report.items import Markup, Picture, grid
 from hw1jax.results import load_results, read_record
 from hw1jax.space import Choice, Float, Int
@@ -640,6 +640,48 @@ def test_images_may_have_colours_and_floats_are_none(runs, shape, dtype, are_ima
         assert named(sections.data(found), "classes").draw().axes
     else:
         assert "<table" in sections.data(found)[0]
+
+
+def test_runs_of_any_studies_are_compared_from_their_folders_alone(runs, halved, own, tmp_path):
+    folders = [runs / "regression", halved, own, runs / "fashion_mlp"]
+    page = Page(write_comparison(folders, tmp_path / "new" / "side.html"))
+    for folder in folders:
+        record = read_record(folder)
+        assert {repr(record["best"]["mean_val_loss"]), repr(record["test"]["loss"])} <= set(page.values)
+    for word in ("4 runs side by side", "validation loss", "validation distance", "halving", "digest of the data"):
+        assert word in page.text
+    assert len(page.all("img")) == 4  # training and validation loss, the two metrics of one study
+    assert all(image["alt"] for image in page.all("img"))
+    assert "regression: validation loss ends at" in page.all("img")[1]["alt"]
+
+
+def test_runs_of_one_study_say_only_what_differs(runs, tmp_path):
+    other = Path(shutil.copytree(runs / "regression", tmp_path / "x" / "regression"))
+    config = read_record(other)["config"] | {"seed": 7}
+    finished.change(other, config=config, title=EVIL)
+    page = write_comparison([runs / "regression", other], tmp_path / "side.html")
+    text, cells = page.read_text(), Page(page).text
+    assert EVIL not in text and "x/regression" in cells
+    assert "seed07" in cells and "batch size" not in cells and "learning rate" in cells  # the best trials'
+    same = write_comparison([runs / "regression", finished.change(other, config=config | {"seed": 0})], page)
+    assert "All of them were asked the same." in same.read_text()
+
+
+def test_a_comparison_of_what_is_no_two_runs_is_refused(runs, tmp_path):
+    with pytest.raises(ValueError, match="at least two runs"):
+        write_comparison([runs / "regression"], tmp_path / "side.html")
+    with pytest.raises(ValueError, match="is named twice"):
+        write_comparison([runs / "regression"] * 2, tmp_path / "side.html")
+    with pytest.raises(ValueError, match=r"results\.json is missing"):
+        write_comparison([runs / "regression", tmp_path], tmp_path / "side.html")
+    assert not (tmp_path / "side.html").exists()
+
+
+def test_a_browser_shows_a_comparison_without_sideways_scrolling(runs, halved, browser, tmp_path):
+    path = write_comparison([runs / "regression", halved], tmp_path / "side.html")
+    for width in (400, 1200):
+        browser.open(path, width)
+        assert browser.value("document.documentElement.scrollWidth <= window.innerWidth")
 
 
 def test_the_report_is_imported_when_a_page_is_written_not_before():

@@ -10,7 +10,7 @@ import jax
 
 from hw1jax import results as results_
 from hw1jax import storage
-from hw1jax.report import network, plots, sections
+from hw1jax.report import comparison, network, plots, sections
 from hw1jax.report.items import Item, Markup, Picture, duration, escape, number, score, spread, table, theirs, words
 from hw1jax.results import Results
 from hw1jax.study import Reference, Study, halving_settings
@@ -96,6 +96,40 @@ def write_overview(
     path = Path(folder) / "report.html"
     storage.write_bytes(path, _page("hw1jax: results", body).encode())
     return path
+
+
+def write_comparison(folders: Sequence[Path | str], out: Path | str) -> Path:
+    """Writes one page over runs side by side, of one study or of several: scores, settings that differ, curves.
+
+    It needs nothing but the runs' folders. Losses of runs on other data, or with other folds, are shown beside each
+    other as well: the page says where these differ.
+
+    Args:
+      folders: of finished runs.
+      out: the file of the page.
+
+    Returns:
+      Its path.
+
+    Raises:
+      ValueError: fewer than two folders, one twice, or a file is missing or damaged; the message is one line.
+    """
+    if len(folders) < 2:
+        raise ValueError("a comparison needs the folders of at least two runs")
+    runs, out = comparison.read_runs(folders), Path(out)
+    links, parts = [], []
+    for heading, content in comparison.sections(runs):
+        anchor = heading.lower().replace(" ", "-")
+        links.append(f'<li><a href="#{anchor}">{escape(heading)}</a></li>')
+        parts.append(f'<h2 id="{anchor}">{escape(heading)}</h2><div class="items">')
+        for item in content:
+            with plots.style():
+                parts.append(_image(item, plots.png(item.draw())) if isinstance(item, Picture) else _text(item))
+        parts.append("</div>")
+    body = f"<h1>{len(runs)} runs side by side</h1><nav><ul>{''.join(links)}</ul></nav>{''.join(parts)}"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    storage.write_bytes(out, _page(f"hw1jax: {len(runs)} runs side by side", body).encode())
+    return out
 
 
 def _read_pngs(folder: Path, study: Study, pictures: Sequence[Picture]) -> dict[str, bytes]:
