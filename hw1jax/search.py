@@ -1,4 +1,4 @@
-"""Hyperparameter search: ask Optuna for a bracket of trials, train it, tell. `importance` asks Optuna as well."""
+"""Hyperparameter search: ask Optuna for a bracket of trials, train it, tell. The only file that knows Optuna."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import re
 import secrets
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 
 from hw1jax import space as space_
 from hw1jax import storage
-from hw1jax.space import Choice, Draw, Float, Int, Range
+from hw1jax.space import Choice, Draw, Float, Int, Range, Space
 from hw1jax.study import Study, TrialScore, Values, scored
 
 with warnings.catch_warnings():
@@ -29,6 +29,7 @@ with warnings.catch_warnings():
     from optuna.trial import FrozenTrial, Trial, TrialState
 
 Result = TypeVar("Result")
+FOREST_SEED = 0  # of importances: the same trials give the same shares
 MOST_REPORTS = 20  # intermediate values of a trial, for Optuna's plots
 SECONDS_BETWEEN_LOOKS = 0.5  # at what other processes are training
 SECONDS_WITHOUT_DATABASE = 60  # that a search waits for one that is away
@@ -406,3 +407,54 @@ def _tell(opened: optuna.Study, study: Study, trial: Trial, values: Values, done
         opened.tell(trial, done.mean(study.score))
     else:  # a pruned one counts with what was reported last
         opened.tell(trial, state=TrialState.PRUNED if done.state == "pruned" else TrialState.FAIL)
+
+
+def importances(space: Space, params: Mapping[str, Sequence[Any] | np.ndarray], scores: np.ndarray) -> dict[str, float]:
+    """The share of the variance of scores that each hyperparameter explains by itself, the largest first.
+
+    The method is that of Hutter, Hoos and Leyton-Brown (2014): a forest is fitted to the scores, and its variance over
+    the space is taken apart. Of a few dozen trials the shares are rough.
+
+    Args:
+      space: what was searched.
+      params: a column of the space (`space.columns`) each: [trial].
+      scores: float [trial], finite.
+
+    Returns:
+      {column: share}; the shares add up to 1.
+
+    Raises:
+      ImportError: scikit-learn is not installed.
+      ValueError: fewer than two trials, or all scores are equal.
+    """
+    if len(scores) < 2 or np.ptp(scores) == 0:
+        raise ValueError("importances need at least two trials with different scores")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    ranges = space_.columns(space)
+    kinds = {name: _distribution(r) for name, r in ranges.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        opened = optuna.create_study()
+        for i, score in enumerate(np.asarray(scores, np.float64).tolist()):
+            values = {name: _value(r, np.asarray(params[name])[i].item()) for name, r in ranges.items()}
+            opened.add_trial(optuna.trial.create_trial(params=values, distributions=kinds, value=score))
+        try:
+            evaluator = optuna.importance.FanovaImportanceEvaluator(seed=FOREST_SEED)
+            return optuna.importance.get_param_importances(opened, evaluator=evaluator)
+        except ImportError:
+            raise ImportError("importances need scikit-learn: pip install scikit-learn") from None
+        except RuntimeError as error:  # the forest found nothing to split
+            raise ValueError("importances: these trials are too few or too equal to tell") from error
+
+
+def _distribution(r: Range) -> BaseDistribution:
+    if isinstance(r, Choice):
+        return CategoricalDistribution([str(value) for value in r.values])
+    return IntDistribution(r.low, r.high, r.log) if isinstance(r, Int) else FloatDistribution(r.low, r.high, r.log)
+
+
+def _value(r: Range, value: Any) -> Any:
+    """As `_distribution` takes it: numbers of a choice may come in another type, as 1.0 for 1."""
+    if not isinstance(r, Choice):
+        return value
+    return next(str(known) for known in r.values if known == value and isinstance(known, str) == isinstance(value, str))

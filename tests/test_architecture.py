@@ -57,11 +57,10 @@ LEFT = {
 EDGE = {
     "signals": set(),
     "run": {*ASKED, *SEARCH, "folds", "notebook", "population", "results", "training"},
-    "importance": {"space"},
     "report": {"report.page"},
     "report.plots": set(),
     "report.items": {"lines", "report.plots"},
-    "report.sections": {"evaluation", "importance", "lines", "report.items", "report.plots", "results", "space"},
+    "report.sections": {"evaluation", "lines", "report.items", "report.plots", "results", "search", "space"},
     "report.figures": {
         "report.items",
         "report.plots",
@@ -81,7 +80,7 @@ EDGE = {
 }
 ARROWS = CORE | ASKED | SEARCH | LEFT | EDGE
 DOORS = {  # the only modules that import a library
-    "optuna": {"importance", "search"},
+    "optuna": {"search"},
     "sqlalchemy": {"search"},
     "matplotlib": {"report.plots"},
     "PIL": {"report.plots"},

@@ -4,6 +4,8 @@ import json
 import re
 import shutil
 
+import nbclient
+import nbformat
 import pytest
 import readme
 
@@ -25,7 +27,6 @@ def test_kept_outputs_are_whole_small_and_without_paths(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::RuntimeWarning")
 def test_a_notebook_runs_from_top_to_bottom(path, tmp_path):
-    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     (tmp_path / "experiments" / "notebooks").mkdir(parents=True)
     for script in (readme.ROOT / "experiments").glob("*.py"):  # beside which notebooks look for studies
         shutil.copy(script, tmp_path / "experiments")

@@ -121,11 +121,9 @@ def write_comparison(folders: Sequence[Path | str], out: Path | str) -> Path:
     for heading, content in comparison.sections(runs):
         anchor = heading.lower().replace(" ", "-")
         links.append(f'<li><a href="#{anchor}">{escape(heading)}</a></li>')
-        parts.append(f'<h2 id="{anchor}">{escape(heading)}</h2><div class="items">')
-        for item in content:
-            with plots.style():
-                parts.append(_image(item, plots.png(item.draw())) if isinstance(item, Picture) else _text(item))
-        parts.append("</div>")
+        with plots.style():
+            pngs = {item.name: plots.png(item.draw()) for item in content if isinstance(item, Picture)}
+        parts.append(_section_html(heading, anchor, content, pngs, level=2))
     body = f"<h1>{len(runs)} runs side by side</h1><nav><ul>{''.join(links)}</ul></nav>{''.join(parts)}"
     out.parent.mkdir(parents=True, exist_ok=True)
     storage.write_bytes(out, _page(f"hw1jax: {len(runs)} runs side by side", body).encode())
@@ -309,12 +307,15 @@ def _study_html(results: Results, content: Sequence[Section], pngs: dict[str, by
     parts.append(_cards(results))
     parts.append(f"<nav><ul>{links}</ul></nav>")
     for heading, items in content:
-        parts.append(f'<h{level + 1} id="{anchors[heading]}">{escape(heading)}</h{level + 1}><div class="items">')
-        parts += [_image(item, pngs[item.name]) if isinstance(item, Picture) else _text(item) for item in items]
-        parts.append("</div>")
+        parts.append(_section_html(heading, anchors[heading], items, pngs, level=level + 1))
     if level == 1:
         parts.append(_notes(references))
     return Markup("".join(parts))
+
+
+def _section_html(heading: str, anchor: str, content: Sequence[Item], pngs: dict[str, bytes], *, level: int) -> str:
+    items = [_image(item, pngs[item.name]) if isinstance(item, Picture) else _text(item) for item in content]
+    return f'<h{level} id="{anchor}">{escape(heading)}</h{level}><div class="items">{"".join(items)}</div>'
 
 
 def _text(item: str) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from hw1jax import evaluation, importance, lines
+from hw1jax import evaluation, lines
+from hw1jax import search as search_
 from hw1jax import space as space_
 from hw1jax.report import items, plots
 from hw1jax.report.items import Cell, Item, Markup, Picture, grid, table, words
@@ -533,12 +534,12 @@ def importances(results: Results) -> Picture:
     """The share of the score's variance that each hyperparameter explains, of the complete trials on the scale.
 
     Raises:
-      ImportError, ValueError: as of `importance.fanova`.
+      ImportError, ValueError: as of `search_.importances`.
     """
     trials, study = results.trials, results.study
     counted = trials.complete & _on_scale(results, study.score)
     params = {name: values[counted] for name, values in trials.params.items()}
-    shares = importance.fanova(study.space, params, trials.means[study.score][counted])
+    shares = search_.importances(study.space, params, trials.means[study.score][counted])
     named = {words(name): share for name, share in shares.items()}
     count = f"{np.sum(counted)} complete trials"
     draw = partial(

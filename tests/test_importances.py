@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from hw1jax.importance import fanova
+from hw1jax.search import importances
 from hw1jax.space import Choice, Float, Int, random_draw
 
 SPACE = {"rate": Float(1e-3, 1e-1, log=True), "units": (Int(2, 9), Int(3, 4)), "way": Choice("up", "down"),
@@ -28,23 +28,22 @@ def columns(num_trials):
     ],
 )
 def test_what_the_score_depends_on_explains_most_of_its_variance(name, score):
-    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     params = columns(60)
-    shares = fanova(SPACE, params, score(params))
+    shares = importances(SPACE, params, score(params))
     assert shares.keys() == params.keys() and next(iter(shares)) == name and shares[name] > 0.8
     assert sum(shares.values()) == pytest.approx(1)
     assert list(shares.values()) == sorted(shares.values(), reverse=True)
-    assert fanova(SPACE, params, score(params)) == shares
+    assert importances(SPACE, params, score(params)) == shares
 
 
 def test_equal_scores_and_a_single_trial_are_refused():
     for scores in (np.ones(5), np.ones(1)):
         with pytest.raises(ValueError, match="at least two trials with different scores"):
-            fanova(SPACE, columns(len(scores)), scores)
+            importances(SPACE, columns(len(scores)), scores)
 
 
 def test_without_scikit_learn_it_says_what_to_install(monkeypatch):
-    fanova_of = sys.modules["optuna.importance._fanova._fanova"]
-    monkeypatch.setattr(fanova_of._imports, "_deferred", (ImportError("no sklearn"), "no sklearn"))
+    forest = sys.modules["optuna.importance._fanova._fanova"]
+    monkeypatch.setattr(forest._imports, "_deferred", (ImportError("no sklearn"), "no sklearn"))
     with pytest.raises(ImportError, match="pip install scikit-learn"):
-        fanova(SPACE, columns(3), np.arange(3.0))
+        importances(SPACE, columns(3), np.arange(3.0))
