@@ -585,7 +585,7 @@ def test_without_scikit_learn_a_line_says_what_to_install(own, monkeypatch):
     def missing(*_, **__):
         raise ImportError("importances need scikit-learn: pip install scikit-learn")
 
-    monkeypatch.setattr("hw1jax.importance.fanova", missing)
+    monkeypatch.setattr("hw1jax.search.importances", missing)
     _, said = sections.what_matters(repeated(load_results(own, OWN), 4))
     assert said == "No importances of hyperparameters: importances need scikit-learn: pip install scikit-learn."
 

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 
 from hw1jax import evaluation, lines
-from hw1jax import search as search_
 from hw1jax import space as space_
 from hw1jax.report import items, plots
 from hw1jax.report.items import Cell, Item, Markup, Picture, grid, table, words
@@ -534,12 +533,14 @@ def importances(results: Results) -> Picture:
     """The share of the score's variance that each hyperparameter explains, of the complete trials on the scale.
 
     Raises:
-      ImportError, ValueError: as of `search_.importances`.
+      ImportError, ValueError: as of `search.importances`.
     """
+    from hw1jax.search import importances as shares_of  # late: it brings Optuna, without which a study's file is read
+
     trials, study = results.trials, results.study
     counted = trials.complete & _on_scale(results, study.score)
     params = {name: values[counted] for name, values in trials.params.items()}
-    shares = search_.importances(study.space, params, trials.means[study.score][counted])
+    shares = shares_of(study.space, params, trials.means[study.score][counted])
     named = {words(name): share for name, share in shares.items()}
     count = f"{np.sum(counted)} complete trials"
     draw = partial(
