@@ -98,7 +98,6 @@ BEYOND = replace(
     STUDY,
     name="fashion_cnn_beyond",
     title="Fashion-MNIST, convolutional net beyond the report",
-    task=lambda fixed: task(fixed)._replace(averaging=0.995),
     space={
         "channels": (hw.Int(8, 16, width=True), hw.Int(16, 32, width=True)),
         "hidden_units": (hw.Int(48, 128, width=True),),
@@ -109,6 +108,7 @@ BEYOND = replace(
     },
     help=STUDY.help | {"activation": "Activations of the hidden dense layers to choose from."},
     halving=hw.Halving(3),
+    averaging=0.995,
     num_trials=18,
     num_epochs=12,
     batch_size=100,

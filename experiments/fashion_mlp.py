@@ -74,7 +74,6 @@ BEYOND = replace(
     STUDY,
     name="fashion_mlp_beyond",
     title="Fashion-MNIST, dense net beyond the report",
-    task=lambda fixed: task(fixed)._replace(averaging=0.995),
     space={
         "hidden_units": (hw.Int(128, 512, width=True), hw.Int(64, 256, width=True), hw.Int(32, 128, width=True)),
         "learning_rate": hw.Float(5e-4, 5e-3, log=True),
@@ -84,6 +83,7 @@ BEYOND = replace(
     },
     help=STUDY.help | {"activation": "Activations of the hidden dense layers to choose from."},
     halving=hw.Halving(3),
+    averaging=0.995,
     num_folds=5,
     num_trials=27,
 )

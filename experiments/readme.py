@@ -72,8 +72,8 @@ def kept_name(source: str) -> str:
 
 WAYS = {
     "report": "the report's space and work",
-    "halving": "the same space, halving",
-    "beyond": "beyond the report's space, halving",
+    "halving": "the same space, halving and averaging",
+    "beyond": "beyond the report's space, the same",
 }
 NUMBERS = {"val_loss": "{:.3f}", "seconds": "{:.0f} s"}
 

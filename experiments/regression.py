@@ -103,7 +103,6 @@ BEYOND = replace(
     STUDY,
     name="regression_beyond",
     title="Regression, beyond the report",
-    task=lambda fixed: task(fixed)._replace(averaging=0.99),
     space={
         "hidden_units": (hw.Int(32, 64, width=True), hw.Int(16, 64, width=True)),
         "learning_rate": hw.Float(3e-3, 3e-2, log=True),
@@ -114,6 +113,7 @@ BEYOND = replace(
     help=STUDY.help | {"activation": "Activations of the hidden layers to choose from."},
     folds=Blocks(),
     halving=hw.Halving(3),
+    averaging=0.99,
     num_trials=108,
 )
 

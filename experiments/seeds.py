@@ -1,4 +1,5 @@
-"""What a search finds, and how that depends on the seed: the report's settings, halving, and beyond the report's space.
+"""What a search finds, and how that depends on the seed: the report's settings, halving with averaged parameters, and
+beyond the report's space.
 
 The seeds were fixed beforehand, and every one is reported: 0-4 for the regression's searches in the report's space, 0-2
 for all else. The searches of a seed follow one another, so that their times can be compared. What is in the folder
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import tyro
-from homework import HALVING_TRIALS
+from homework import HALVING, HALVING_TRIALS
 from reproduce import BEYOND, STUDIES
 
 from hw1jax import cli, record, results, run, storage, study
@@ -41,7 +42,7 @@ class Options:
     studies: tuple[Name, ...] = get_args(Name)
     """Which of the studies."""
     ways: tuple[Way, ...] = get_args(Way)
-    """The report's own settings, the same space with halving, or what lies beyond the report's space."""
+    """The report's own settings, the same space with halving and averaged parameters, or what lies beyond it."""
     data_dir: Path | None = None
     """Folder with the four Fashion-MNIST files, instead of fetching them."""
     precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
@@ -81,13 +82,14 @@ def search(name: str, way: str, seed: int, options: Options, stop: threading.Eve
     """A full search -> its numbers."""
     asked, settings = BEYOND[name] if way == "beyond" else STUDIES[name], {}
     if way == "halving":
-        settings = {"halving": 3} | ({} if options.quick else {"num_trials": HALVING_TRIALS[name]})
+        settings = HALVING | ({} if options.quick else {"num_trials": HALVING_TRIALS[name]})
     order = order_of(asked, options, seed, folder_of(options) / f"{name}-{way}-{seed}", **settings)
     if not (order.folder / "results.json").exists():
         cli.run_order(order, cli.Flags(quiet=True), time.time(), stop, FLAGS)
     read = json.loads((order.folder / "results.json").read_text())
     found = {"seed": seed, "seconds": read["timing"]["total_seconds"], "val_loss": read["best"]["mean_val_loss"]}
-    found |= {"trials": read["config"]["num_trials"], "test": numbers(read["test"])}
+    where = f"{read['environment']['cores']} cores of {read['environment']['device']}"
+    found |= {"machine": where, "trials": read["config"]["num_trials"], "test": numbers(read["test"])}
     return found | ({"ensemble": numbers(read["ensemble"])} if read["ensemble"] else {})
 
 

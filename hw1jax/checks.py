@@ -87,6 +87,12 @@ def check_number(value: Any, name: str) -> None:
         raise ValueError(f"{name}= must be a whole number, at least 1, got {value!r}")
 
 
+def check_averaging(decay: Any) -> None:
+    """Raises a ValueError if something is no decay of a moving average."""
+    if not (isinstance(decay, float) and 0 < decay < 1):
+        raise ValueError(f"averaging= is a decay, above 0 and below 1; got {decay!r}")
+
+
 def check_key(key: Any) -> None:
     """Raises a TypeError unless it is one PRNG key."""
     try:
@@ -175,8 +181,8 @@ def check_task(
       TypeError, ValueError: what can't be trained.
     """
     _check_functions(task)
-    if task.averaging is not None and not (isinstance(task.averaging, float) and 0 < task.averaging < 1):
-        raise ValueError(f"averaging= is a decay, above 0 and below 1; got {task.averaging!r}")
+    if task.averaging is not None:
+        check_averaging(task.averaging)
     task, key = failures.told_task(task), jax.random.key(0)
     params, state = jax.eval_shape(
         lambda key, hyperparameters: training.init_variables(task, key, hyperparameters), key, hyperparameters

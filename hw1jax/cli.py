@@ -192,7 +192,8 @@ def flag_names(study: Study) -> dict[str, str]:
 
 def _flags_of(study: Study, quick: bool) -> list[_Flag]:
     """All flags of a study, in the order of `--help`; a ValueError if two would have the same name."""
-    numbers = {name: getattr(study, name) for name in ("num_trials", "num_epochs", "batch_size", "num_folds")}
+    names = ("num_trials", "num_epochs", "batch_size", "num_folds", "averaging")
+    numbers = {name: getattr(study, name) for name in names}
     defaults = numbers | (dict(study.quick) if quick else {}) | {"quick": quick}
     defaults |= study_.halving_settings(study.halving)
     flags = [

@@ -19,6 +19,7 @@ _EXPECTED = {
         **dict.fromkeys(("score", "direction", "data_sha256", "precision"), str),
         **dict.fromkeys(("halving", "first_rung"), (int, _NOTHING)),
         "brackets": bool,
+        "averaging": (float, _NOTHING),
         "space": dict,
     },
     "environment": dict,

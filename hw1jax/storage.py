@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 # Of results.json, histories.npz, model.msgpack and a search's configuration with its plan.
-FORMAT = 4
+FORMAT = 5
 
 
 class FormatError(ValueError):

@@ -78,6 +78,7 @@ class Study:
       num_epochs: passes over the training data.
       batch_size: samples a step.
       halving: whether trials that do badly are pruned early, where nobody says otherwise.
+      averaging: decay of the parameters' moving average, where nobody says otherwise; None: as `task` says.
       folds: list of (training indices, validation indices), or a splitter object as scikit-learn has them (with the
         data's `groups`), instead of shuffled `num_folds`.
       quick: by name, of these numbers, what is smaller in a small run.
@@ -105,6 +106,7 @@ class Study:
     num_epochs: int = 100
     batch_size: int = 32
     halving: Halving | None = None
+    averaging: float | None = None
     folds: Any = None
     quick: Mapping[str, int] = field(default_factory=lambda: {"num_trials": 4, "num_epochs": 2})
     title: str = ""
@@ -155,6 +157,8 @@ class Search:
     """Epochs of halving's first rung, at least; a FACTOR^3-th of all, if not given."""
     brackets: bool = False
     """Hyperband: several brackets, each with another first rung, for those who distrust early ranking."""
+    averaging: float | None = None
+    """Decay of an exponential moving average of the parameters, as 0.99, which is then what is evaluated and kept."""
     precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
     """Of matrix products on a GPU or TPU; a CPU computes in float32."""
 
@@ -254,7 +258,7 @@ def order(study: Study, *, inputs: Mapping[str, Any] | None = None, quick: bool 
       TypeError: there is no such setting, or no such input.
       ValueError: settings or a study that can't be run, in one line that names the argument.
     """
-    names = ("num_trials", "num_folds", "num_epochs", "batch_size")
+    names = ("num_trials", "num_folds", "num_epochs", "batch_size", "averaging")
     settings = {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}
     chosen = {name: getattr(study, name) for name in names} | (dict(study.quick) if quick else {}) | settings
     rooms: dict[type, dict[str, Any]] = {Search: {}, Program: {}, Output: {"quick": quick}}
@@ -273,6 +277,8 @@ def order(study: Study, *, inputs: Mapping[str, Any] | None = None, quick: bool 
     given = dict.fromkeys(study.inputs) | {name: Path(path) for name, path in (inputs or {}).items() if path}
     if study.folds is not None and "num_folds" in settings:
         raise ValueError(f"num_folds={settings['num_folds']} doesn't go with folds= of the study's own")
+    if study.averaging != (averaging := rooms[Search]["averaging"]):
+        study = replace(study, averaging=averaging)
     made = Order(study, num_trials, Search(**rooms[Search]), Program(**rooms[Program]), Output(**rooms[Output]), given)
     check(made)
     return made
@@ -300,6 +306,8 @@ def check(order: Order) -> None:
             raise ValueError(f"{name}= must be at least {least}, got {value}")
     if search.halving is None and (search.first_rung is not None or search.brackets):
         raise ValueError("first_rung= and brackets= go with halving=")
+    if search.averaging is not None:
+        checks.check_averaging(search.averaging)
     if search.first_rung is not None and search.first_rung > search.num_epochs:
         raise ValueError(f"first_rung={search.first_rung} is more than the {search.num_epochs} epochs of a trial")
     if search.seed > LARGEST_SEED:
@@ -397,17 +405,19 @@ def make_task(study: Study, fixed: Mapping[str, Any]) -> Task:
       TypeError: `task` doesn't return a Task.
       ValueError: it has metrics of its own.
     """
-    return _make_task(study.task, tuple(study.metrics.items()), space_.key_of(fixed))
+    return _make_task(study.task, tuple(study.metrics.items()), study.averaging, space_.key_of(fixed))
 
 
 @lru_cache(maxsize=64)  # equal tasks are the same task, so that a program is compiled once; old ones are let go
-def _make_task(function: Callable[..., Task], metrics: tuple[tuple[str, Metric], ...], key: tuple) -> Task:
+def _make_task(
+    function: Callable[..., Task], metrics: tuple[tuple[str, Metric], ...], averaging: float | None, key: tuple
+) -> Task:
     task = failures.told(function, "task", ("fixed",))({name: value for name, _, value in key})
     if not isinstance(task, Task):
         raise TypeError(f"task= must return a Task, got {type(task).__name__}")
     if task.metrics:
         raise ValueError("metrics= of a Task are for who trains it without a study: give them to the Study")
-    return task._replace(metrics=metrics)
+    return task._replace(metrics=metrics, averaging=task.averaging if averaging is None else averaging)
 
 
 def variable_shapes(task: Task, hyperparameters: Mapping[str, np.ndarray]) -> tuple[Any, Any]:

@@ -77,9 +77,8 @@ def test_what_is_no_decay_is_refused(averaging):
 
 @pytest.mark.parametrize("widths", ["padded", "exact"])
 def test_a_searched_network_is_the_average_in_its_folds(tmp_path, widths):
-    asked = replace(toy.STUDY, task=lambda fixed: toy.task(fixed)._replace(averaging=0.9))
     plain = run_study(toy.STUDY, out=tmp_path / "plain", widths=widths)
-    found = run_study(asked, out=tmp_path / "averaged", widths=widths)
+    found = run_study(toy.STUDY, out=tmp_path / "averaged", widths=widths, averaging=0.9)
     np.testing.assert_allclose(found.histories["train_loss"], plain.histories["train_loss"], rtol=1e-5)
     assert (found.histories["val_loss"] != plain.histories["val_loss"]).any()
     row, val = found.row, []
@@ -93,9 +92,8 @@ def test_a_searched_network_is_the_average_in_its_folds(tmp_path, widths):
 def test_a_refitted_network_is_the_average():
     refitted = {}
     for averaging in (None, 0.9):
-        asked = replace(toy.STUDY, task=lambda fixed: toy.task(fixed)._replace(averaging=averaging))  # noqa: B023
         draw = {"hidden_units": (4, 3), "learning_rate": 0.05, "l2": 1e-4, "optimizer": "adam"}
-        refitted[averaging] = run.refit(study.order(asked), toy.DATA, 3, draw, Observer())
+        refitted[averaging] = run.refit(study.order(toy.STUDY, averaging=averaging), toy.DATA, 3, draw, Observer())
     (plain, plain_loss), (average, average_loss) = refitted.values()
     np.testing.assert_allclose(average_loss, plain_loss, rtol=1e-5)  # the same training
     for own, last in zip(jax.tree.leaves(average.params), jax.tree.leaves(plain.params), strict=True):

@@ -63,11 +63,7 @@ def products(text):
     return [tuple(map(int, shape.split("x"))) for shape in re.findall(r"dot_general.*-> tensor<([\dx]+)xf32>", text)]
 
 
-def averaged(fixed):
-    return regression.task(fixed)._replace(averaging=0.99)
-
-
-STUDIES = [regression.STUDY, fashion_mlp.STUDY, fashion_cnn.STUDY, replace(regression.STUDY, task=averaged)]
+STUDIES = [regression.STUDY, fashion_mlp.STUDY, fashion_cnn.STUDY, replace(regression.STUDY, averaging=0.99)]
 
 
 @PLATFORMS

@@ -646,7 +646,8 @@ def halved(folder: Path, *, with_folds: bool = True, **changes) -> Path:
     arrays |= {"test_outputs": model.predict(x), "ensemble_outputs": together}
     config = {"num_trials": 5, "num_epochs": 6, "num_folds": 3, "batch_size": 20, "score": "loss"}
     config |= {"direction": "minimize", "data_sha256": sha256(toy.DATA), "precision": "float32"}
-    config |= {"halving": 3, "first_rung": None, "brackets": False, "space": space.to_json(toy.STUDY.space)}
+    config |= {"halving": 3, "first_rung": None, "brackets": False, "averaging": None}
+    config |= {"space": space.to_json(toy.STUDY.space)}
     record = {
         "format": storage.FORMAT,
         "study": "toy",
@@ -746,8 +747,8 @@ def test_a_record_whose_rungs_ensemble_or_counts_do_not_fit_is_refused(tmp_path,
     assert "\n" not in message and str(tmp_path) in message and "damaged" in message
 
 
-@pytest.mark.parametrize("name, value", [("halving", "3"), ("first_rung", 1.5), ("brackets", None)])
-def test_a_configuration_whose_halving_does_not_fit_is_refused(tmp_path, name, value):
+@pytest.mark.parametrize("name, value", [("halving", "3"), ("first_rung", 1.5), ("brackets", None), ("averaging", 1)])
+def test_a_configuration_whose_training_does_not_fit_is_refused(tmp_path, name, value):
     record = json.loads((halved(tmp_path) / "results.json").read_text())
     record["config"][name] = value
     storage.write_json(tmp_path / "results.json", record)
@@ -797,8 +798,10 @@ def test_an_ensemble_of_other_networks_than_the_folds_is_refused(tmp_path, num_f
 
 def test_results_of_the_format_before_are_refused_in_a_line_that_says_what_to_do(tmp_path):
     halved(tmp_path)
-    finished.change(tmp_path, format=3)
-    with pytest.raises(ValueError, match=r"^\S*results\.json has the format 3, this version of hw1jax reads 4: .*out="):
+    before, reads = storage.FORMAT - 1, storage.FORMAT
+    finished.change(tmp_path, format=before)
+    told = rf"^\S*results\.json has the format {before}, this version of hw1jax reads {reads}: .*out="
+    with pytest.raises(ValueError, match=told):
         load_results(tmp_path, toy.STUDY)
 
 
@@ -950,7 +953,7 @@ def test_a_folder_that_nobody_can_write_is_read(folder):
 DAMAGES = {
     "results.json": [
         b"", b"[]", b"{", b"\xff\xfe", b'{"study": "regression"}', b"[" * 100_000, b"null", b'{"study": 3}',
-        b'{"format": 4}', b'{"format": 4, "study": "regression"}',
+        b'{"format": %d}' % storage.FORMAT, b'{"format": %d, "study": "regression"}' % storage.FORMAT,
     ],
     "trials.csv": [b"", b"number,state\n1,complete\n", b"\xff", b'"'],
     "histories.npz": [b"", b"PK\x03\x04", b"not a zip"],

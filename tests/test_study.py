@@ -48,6 +48,7 @@ def test_settings_go_to_the_room_that_they_belong_to():
         halving=4,
         first_rung=2,
         brackets=True,
+        averaging=0.9,
         precision="bfloat16",
         widths="exact",
         members_per_program=2,
@@ -58,12 +59,28 @@ def test_settings_go_to_the_room_that_they_belong_to():
     )
     assert order.num_trials == 7
     assert order.search == Search(
-        5, 3, 2, 2**32 - 1, "tpe", halving=4, first_rung=2, brackets=True, precision="bfloat16"
+        5, 3, 2, 2**32 - 1, "tpe", halving=4, first_rung=2, brackets=True, averaging=0.9, precision="bfloat16"
     )
     assert order.program == Program("exact", 2, 3, True)
     assert order.output == Output(Path("runs/here"), "sqlite:///x", False)
     assert order.inputs == {"data_csv": Path("here.csv")}
     assert order.folder == Path("runs/here")
+
+
+def test_averaging_is_a_setting_of_the_call_or_else_of_the_study_or_else_of_its_task():
+    def averaging(own, **settings):
+        order = study_.order(own, **settings)
+        return order.search.averaging, study_.make_task(order.study, {"hidden_units": (3,)}).averaging
+
+    of_task = replace(STUDY, task=lambda fixed: STUDY.task(fixed)._replace(averaging=0.7))
+    of_study = replace(of_task, averaging=0.8)
+    assert averaging(STUDY) == (None, None)
+    assert averaging(STUDY, averaging=0.9) == (0.9, 0.9)
+    assert averaging(of_task) == (None, 0.7)
+    assert averaging(of_task, averaging=0.9) == (0.9, 0.9)
+    assert averaging(of_study) == (0.8, 0.8)
+    assert averaging(of_study, averaging=0.9) == (0.9, 0.9)
+    assert averaging(of_study, averaging=None) == (None, 0.7)
 
 
 def test_halving_is_a_setting_of_the_call_or_else_of_the_study():
@@ -100,7 +117,7 @@ def test_numpys_numbers_become_pythons_as_json_takes_no_others():
 
 
 @pytest.mark.parametrize(("name", "error", "message"), [
-    ("epochs", TypeError, "there is no setting epochs; there are batch_size, brackets, first_rung, halving, "),
+    ("epochs", TypeError, "there is no setting epochs; there are averaging, batch_size, brackets, first_rung, "),
     ("learning_rate", TypeError, "there is no setting learning_rate; there are "),
 ])  # fmt: skip
 def test_an_unknown_setting_is_told_with_those_that_there_are(name, error, message):
@@ -129,6 +146,8 @@ BAD_SETTINGS = [
     ({"halving": 1}, "halving= must be at least 2, got 1"),
     ({"halving": 3.0}, "halving= must be a whole number, got 3.0"),
     ({"halving": hw.Halving(1)}, "halving= must be at least 2, got 1"),
+    ({"averaging": 1.0}, "averaging= is a decay, above 0 and below 1; got 1.0"),
+    ({"averaging": "0.9"}, "averaging= is a decay, above 0 and below 1; got '0.9'"),
     ({"halving": 3, "first_rung": 0}, "first_rung= must be at least 1, got 0"),
     ({"halving": 3, "first_rung": 5}, "first_rung=5 is more than the 4 epochs of a trial"),
     ({"halving": hw.Halving(3, first=5)}, "first_rung=5 is more than the 4 epochs of a trial"),

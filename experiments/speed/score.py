@@ -160,7 +160,7 @@ def run_side(
 # Ours.
 
 
-def search_ours(work: peers.Work, teller: Teller, *, seed: int, trials: int, halving: int | None) -> dict[str, str]:
+def search_ours(work: peers.Work, teller: Teller, *, seed: int, trials: int, **settings: Any) -> dict[str, str]:
     """The search of the study itself, up to its refit."""
     from dataclasses import replace
     from importlib import import_module
@@ -199,7 +199,7 @@ def search_ours(work: peers.Work, teller: Teller, *, seed: int, trials: int, hal
     sizes = {"num_trials": trials, "num_folds": num_folds, "num_epochs": num_epochs, "batch_size": batch_size}
     asked = replace(asked, data=Dataset(work.x, work.y, work.x[:10], work.y[:10]), inputs={})  # there is no test
     with tempfile.TemporaryDirectory() as folder:
-        order = study.order(asked, **sizes, seed=seed, halving=halving, out=Path(folder, "out"))
+        order = study.order(asked, **sizes, seed=seed, **settings, out=Path(folder, "out"))
         with contextlib.suppress(brackets.Stopped):
             run.run(order, Watcher(), command="", started=teller.started, stop=stop)
     return {}
@@ -383,9 +383,11 @@ def main() -> None:
         elif options.side == SKLEARN:
             versions = search_sklearn(options, teller)
         else:
-            halving = FACTOR if options.side == HALVING else None
+            import homework
+
+            settings = homework.HALVING if options.side == HALVING else {}
             work = peers.load_work(options.work)
-            versions = search_ours(work, teller, seed=options.seed, trials=options.trials, halving=halving)
+            versions = search_ours(work, teller, seed=options.seed, trials=options.trials, **settings)
         write_line({"versions": versions})
     except (ImportError, peers.Skip) as error:
         write_line({"skipped": str(error)})
