@@ -2,6 +2,7 @@
 
     python experiments/benchmark.py [--studies STUDIES] [--peers-python PYTHON] [--cold STUDIES] [--help]
     python experiments/benchmark.py --time-to-score [--studies STUDIES] [--seeds SEEDS] [--halving-trials N ..]
+    python experiments/benchmark.py --predict [--studies STUDIES]
 
 Equal work: one file a study (`peers.Work`) with the samples, the folds, the order of all minibatches and the first
 draws of the search with seed 0; everybody computes in float32. The unit is the microsecond per training sample.
@@ -25,7 +26,8 @@ share are those of another mix.
 With --time-to-score it measures something else: whole searches, ours at the study's own settings and with halving, and
 those of peers that halve as well (speed/score.py says how, speed/time_to_score.py puts them together), one after the
 other for each seed: the best validation loss against the time since the process started. It writes time_to_score.md,
-.json and .png.
+.json and .png. With --predict it runs nothing, and says what an accelerator would be asked for
+(speed/prediction.py); it writes prediction.md and .json.
 """
 
 from hw1jax import signals
@@ -49,7 +51,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from speed import forms, peers, time_to_score
+from speed import forms, peers, prediction, time_to_score
 from speed.peers import Work
 
 STUDIES = peers.STUDIES
@@ -373,6 +375,7 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--time-to-score", action="store_true", help="measure how soon whole searches find what they do"
     )
+    parser.add_argument("--predict", action="store_true", help="say what an accelerator would be asked for")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the searches of --time-to-score")
     parser.add_argument(
         "--halving-trials",
@@ -401,7 +404,12 @@ def main() -> None:
     # This process only counts operations: an accelerator's memory is the children's.
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     try:
-        time_to_score.measure(options) if options.time_to_score else benchmark(options)
+        if options.predict:
+            prediction.measure(options)
+        elif options.time_to_score:
+            time_to_score.measure(options)
+        else:
+            benchmark(options)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

@@ -34,6 +34,7 @@ from hw1jax.study import Study
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "experiments" / "results"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MEASURED = ("benchmark", "time_to_score", "prediction")  # by benchmark.py, each a block of its own
 FIGURES = {  # of each block: where in the runs, and what it shows
     "curve figure": {
         "regression/figures/fitted_curve.png": "The regression's refitted best model as a curve over training and test "
@@ -44,6 +45,10 @@ FIGURES = {  # of each block: where in the runs, and what it shows
         "best first, beside that of a constant",
         "fashion_cnn/figures/confusion.png": "Confusion matrix of the convolutional net on the test set, in percent of "
         "each true class",
+    },
+    "time figure": {
+        "benchmark/time_to_score.png": "Best validation loss so far against the seconds since the process started, "
+        "study by study, of our searches and the peers'",
     },
     "speed figure": {
         "benchmark/speed.png": "Time per training sample, study by study: our forms as full bars, the peers' hatched",
@@ -56,7 +61,7 @@ def collect(runs: Path) -> None:
     RESULTS.mkdir(exist_ok=True)
     if (runs / "regression" / "results.json").exists():
         shutil.copy(runs / "regression" / "results.json", RESULTS / "regression.json")
-    for source in (runs / "seeds" / "seeds.json", runs / "benchmark" / "benchmark.md"):
+    for source in (runs / "seeds" / "seeds.json", *(runs / "benchmark" / f"{name}.md" for name in MEASURED)):
         if source.exists():
             shutil.copy(source, RESULTS / source.name)
     for source in (source for block in FIGURES.values() for source in block):
@@ -132,8 +137,11 @@ def origin(seeds: dict[str, Any]) -> str:
     """Where and when the numbers were found."""
     where = seeds["environment"]
     packages = where["packages"]
+    machines = sorted(
+        {run["machine"] for study in STUDIES for way in WAYS for run in seeds.get(study, {}).get(way, [])}
+    )
     return (
-        f"From `experiments/seeds.py` on {where['date'][:10]}: {where['cores']} cores of {where['device']}, "
+        f"From `experiments/seeds.py` on {where['date'][:10]}: {' and '.join(machines)}, "
         f"Python {where['python']}, jax {packages['jax']}, flax {packages['flax']}, optax {packages['optax']}, "
         f"optuna {packages['optuna']}. Wall time is a study's whole run with its data, compiling, refit and test."
     )
@@ -200,8 +208,8 @@ def blocks(page: Path) -> dict[str, str]:
     if (RESULTS / "seeds.json").exists():
         seeds = json.loads((RESULTS / "seeds.json").read_text())
         found |= {"results": results_table(seeds), "seeds": seeds_tables(seeds)}
-    if (RESULTS / "benchmark.md").exists():
-        found["benchmark"] = (RESULTS / "benchmark.md").read_text().strip().replace("\n### ", "\n## ")
+    for name in (name for name in MEASURED if (RESULTS / f"{name}.md").exists()):
+        found[name] = (RESULTS / f"{name}.md").read_text().strip().replace("\n### ", "\n## ")
     return found
 
 

@@ -12,7 +12,7 @@ import homework
 import jax
 import numpy as np
 import pytest
-from speed import forms, peers, score, time_to_score
+from speed import forms, peers, prediction, score, time_to_score
 
 from hw1jax import run_study, space
 from hw1jax.data import Dataset
@@ -239,6 +239,19 @@ FOUND = {  # as `score.run_side` would: ours with halving is at Optuna's loss in
 }
 
 
+@pytest.mark.slow
+def test_what_an_accelerator_would_be_asked_for_grows_with_the_members(tmp_path, monkeypatch):
+    monkeypatch.setattr(prediction, "NUM_TRIALS", (2, 4))
+    prediction.measure(benchmark.parse(["--predict", "--studies", "regression", "--out", str(tmp_path)]))
+    found = json.loads((tmp_path / "prediction.json").read_text())["studies"]["regression"]
+    weights = 50 + 50 * 50 + 50 * 30 + 30  # of the widest network
+    step, piece = 20 * 3 * 2 * weights, 34 * 2 * weights  # products alone
+    assert step + piece < found["operations"] < 2 * (step + piece)
+    assert found["moved"] > found["memory"] > 3 * 4 * weights, "the parameters and two moments"
+    assert found["most_members"] == pytest.approx(prediction.MEMORY / found["memory"], rel=0.01)
+    assert f"| regression | {1e-6 * found['operations']:.1f} |" in (tmp_path / "prediction.md").read_text()
+
+
 @pytest.fixture(scope="module")
 def scores(tmp_path_factory):
     """The files of --time-to-score, whose searches are pretended."""
@@ -295,8 +308,8 @@ def test_our_search_tells_its_best_loss_and_all_its_epochs(side, regression, tmp
     study = forms.study_of("regression")
     study = replace(study, data=Dataset(regression.x, regression.y, regression.x, regression.y))
     settings = {"num_trials": 4, "num_folds": 3, "num_epochs": 4, "batch_size": 8, "seed": forms.SEED}
-    halving = score.FACTOR if side == score.HALVING else None
-    trials = run_study(study, **settings, halving=halving, out=tmp_path / "out").trials
+    settings |= homework.HALVING if side == score.HALVING else {}
+    trials = run_study(study, **settings, out=tmp_path / "out").trials
     finals = np.nanmin(trials.folds["loss"].mean(axis=1))
     assert traced.loss[-1] <= finals * (1 + 1e-5)
     assert traced.epochs == trials.epochs.sum()
