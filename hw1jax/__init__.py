@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hw1jax.optimizers import chosen_l2 as chosen_l2
     from hw1jax.optimizers import rmsprop_l2 as rmsprop_l2
     from hw1jax.optimizers import sgd_l2 as sgd_l2
+    from hw1jax.report import write_comparison as write_comparison
     from hw1jax.report import write_report as write_report
     from hw1jax.results import Results as Results
     from hw1jax.results import load_model as load_model
@@ -48,7 +49,7 @@ _ROOMS = {
     "folds": ("Fold", "k_fold", "stratified_k_fold"),
     "losses": ("accuracy", "cross_entropy", "squared_error"),
     "optimizers": ("adam_l2", "chosen_l2", "rmsprop_l2", "sgd_l2"),
-    "report": ("write_report",),
+    "report": ("write_comparison", "write_report"),
     "results": ("Results", "load_model", "load_results"),
     "run": ("run_study",),
     "space": ("Choice", "Float", "Int"),

@@ -61,12 +61,7 @@ EDGE = {
     "report.plots": set(),
     "report.items": {"lines", "report.plots"},
     "report.sections": {"evaluation", "lines", "report.items", "report.plots", "results", "search", "space"},
-    "report.figures": {
-        "report.items",
-        "report.plots",
-        "report.sections",
-        "results",
-    },  # which `Results.plot_*` find late
+    "report.figures": {"report.items", "report.plots", "report.sections", "results"},
     "report.network": {"layers", "report.items", "report.plots", "report.sections", "results"},
     "report.comparison": {"lines", "report.items", "report.plots", "results"},
     "report.page": {*ASKED, "report.comparison", "report.items", "report.network", "report.plots", "report.sections"}
@@ -79,6 +74,11 @@ EDGE = {
     "__main__": {"", "cli", "signals"},
 }
 ARROWS = CORE | ASKED | SEARCH | LEFT | EDGE
+LATE = {  # what is found by name when it is first asked for, against an arrow or without importing it before
+    "": {"hw1jax.{}"},  # all that is public
+    "report": {"hw1jax.report.page"},
+    "results": {"hw1jax.report.figures"},  # `Results.plot_*`: who reads results draws nothing
+}
 DOORS = {  # the only modules that import a library
     "optuna": {"search"},
     "sqlalchemy": {"search"},
@@ -161,6 +161,20 @@ def parameters(function: ast.FunctionDef) -> list[ast.arg]:
 @pytest.mark.parametrize("name", [name for name in MODULES if name])
 def test_each_room_imports_only_what_the_design_says(name):
     assert siblings(MODULES[name]) <= ARROWS[name]
+
+
+def found_by_name(tree: ast.Module) -> set[str]:
+    """The package's modules that a module imports by a text; {} stands for what isn't written there."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args]
+    texts = [node.args[0] for node in calls if names_used(node.func) & {"import_module", "__import__"}]
+    parts = [text.values if isinstance(text, ast.JoinedStr) else [text] for text in texts]
+    found = {"".join(str(p.value) if isinstance(p, ast.Constant) else "{}" for p in own) for own in parts}
+    return {name for name in found if name.startswith("hw1jax")}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_arrow_hides_in_a_text(name):
+    assert found_by_name(MODULES[name]) == LATE.get(name, set())
 
 
 def test_the_design_has_no_rooms_that_are_gone():
