@@ -78,6 +78,7 @@ CACHED_BYTES = 2**21  # of members' state that a CPU core trains at once; more f
 FEW_EPOCHS = 10  # of a call of the program: Ctrl-C is heard between calls
 FEW_INDICES = 2**14  # places in its minibatches that make a call long enough, however few its epochs
 MANY_INDICES = 2**19  # that make it too long
+NEW_AT_ONCE = 8  # members whose initial parameters are made together
 NUM_EMPTY = 3  # places that a batch is filled up with, to see whether they count
 STATE_COPIES = 3  # the parameters and an optimizer's two moments
 
@@ -195,12 +196,22 @@ def rearranged(population: Population, plan: Plan, epochs_per_call: int) -> Popu
 
 
 def start(population: Population, trials: Trials) -> State:
-    """New members."""
-    numbers, hyperparameters = _over_devices(population.plan, (trials.numbers, trials.hyperparameters))
-    init = _init(population.task)
-    return put(
-        population, init(*_key(trials.key), population.num_steps, numbers, _fold_numbers(population), hyperparameters)
-    )
+    """New members, made a few at a time: one program makes those of populations of any size."""
+    num_folds = len(population.folds)
+    numbers, folds = np.repeat(trials.numbers, num_folds), np.tile(_fold_numbers(population), len(trials.numbers))
+    members = numbers, folds, jax.tree.map(lambda a: np.repeat(np.asarray(a), num_folds, 0), trials.hyperparameters)
+    init, made = _init(population.task), []
+    for first in range(0, len(numbers), NEW_AT_ONCE):
+        these = np.minimum(np.arange(first, first + NEW_AT_ONCE), len(numbers) - 1)
+        few = jax.tree.map(lambda a: a[these], members)  # noqa: B023
+        made.append(init(*_key(trials.key), population.num_steps, *few))
+
+    def join(*parts: jax.Array) -> Any:
+        # On the host, as each shape would be a program; but there are no keys of JAX's on it.
+        on = jnp if jnp.issubdtype(parts[0].dtype, jax.dtypes.prng_key) else np
+        return on.concatenate(parts)[: len(numbers)].reshape(-1, num_folds, *parts[0].shape[1:])
+
+    return put(population, jax.tree.map(join, *made))
 
 
 def put(population: Population, state: Any) -> Any:
@@ -410,15 +421,15 @@ _compiled_quickly = partial(programs.for_each_task, compiler_options={"xla_backe
 
 
 @_compiled_quickly(0, 2)
-def _init(task: Task, kind, key_data, num_steps, numbers, fold_numbers, hyperparameters: Hyperparameters) -> State:
+def _init(task: Task, kind, key_data, num_steps, numbers, folds, hyperparameters: Hyperparameters) -> State:
+    """New members; numbers and folds int [member], hyperparameters [member, ...]."""
     key = jax.random.wrap_key_data(key_data, impl=kind)
 
-    def member(number, hyperparameters, fold):
+    def member(number, fold, hyperparameters):
         member_key = jax.random.fold_in(jax.random.fold_in(key, number), fold)
         return training.init(task, member_key, hyperparameters, num_steps=num_steps)
 
-    over_folds = jax.vmap(member, (None, None, 0))
-    return jax.vmap(over_folds, (0, 0, None))(numbers, hyperparameters, fold_numbers)
+    return jax.vmap(member)(numbers, folds, hyperparameters)
 
 
 @_compiled_quickly()
@@ -594,17 +605,14 @@ def predict(
     """Outputs [example, ...] of one network, computed in pieces."""
     num_examples = len(jax.tree.leaves(x)[0])
     index = np.arange(-(-num_examples // piece_size) * piece_size).reshape(-1, piece_size) % num_examples
-    outputs = _predict(task)(params, state, hyperparameters, x, index)
+    pieces = jax.tree.map(lambda a: np.asarray(a)[index], x)  # here, or each number of examples would be a program
+    outputs = _predict(task)(params, state, hyperparameters, pieces)
     return jax.tree.map(lambda a: np.asarray(a).reshape(-1, *a.shape[2:])[:num_examples], outputs)
 
 
 @programs.for_each_task()
-def _predict(task: Task, params: Params, state: Any, hyperparameters: Hyperparameters, x: Any, index: jax.Array):
-    def piece(index: jax.Array) -> Any:
-        taken = jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], x)
-        return training.evaluated(task, params, state, taken, hyperparameters)
-
-    return lax.map(piece, index)
+def _predict(task: Task, params: Params, state: Any, hyperparameters: Hyperparameters, pieces: Any):
+    return lax.map(lambda x: training.evaluated(task, params, state, x, hyperparameters), pieces)
 
 
 def predict_all(task: Task, state: State, hyperparameters: Hyperparameters, x: Any) -> Any:

@@ -20,7 +20,7 @@ from hw1jax.data import Dataset, sha256
 from hw1jax.folds import Fold
 from hw1jax.notebook import usual_observer
 from hw1jax.observer import Observer
-from hw1jax.plan import SearchPlan, Stretch
+from hw1jax.plan import Job, SearchPlan, Stretch
 from hw1jax.population import Plan
 from hw1jax.record import Clock
 from hw1jax.results import Model, Results
@@ -237,9 +237,9 @@ def refit(
     everything = Fold(np.arange(len(jax.tree.leaves(data.x_train)[0])), np.arange(0))
     fixed = space_.fixed(asked.space, draw, widest=False)
     alone = Plan(slots=1, layout=plan.make_layout(asked, order.search, data))
-    members = plan.make_population(asked, order.search, alone, data, [everything], fixed, first_fold=num_folds)
-    trials = brackets.trials_of(asked, jax.random.key(order.search.seed), [0], [draw])
-    state = population.start(members, trials)
+    place = plan.make_population(asked, order.search, alone, data, [everything], fixed, first_fold=num_folds)
+    key, job = jax.random.key(order.search.seed), Job(fixed, [0])
+    members, trials, state = brackets.begin(asked, key, job, {0: draw}, place, own_widths=True)
     state, done, losses = checkpoint.read(state) if checkpoint else (state, 0, [])
     state = population.put(members, state)
     for step in population.resume(members, state, trials, first_epoch=done):
