@@ -78,12 +78,12 @@ def kept_name(source: str) -> str:
 WAYS = {
     "report": "the report's space and work",
     "halving": "the same space, halving and averaging",
-    "beyond": "beyond the report's space, the same",
+    "beyond": "beyond the report's space, halving and averaging",
 }
 NUMBERS = {"val_loss": "{:.3f}", "seconds": "{:.0f} s"}
 
 
-COLUMNS = ("seeds", "validation loss", "test loss", "ensemble's", "accuracy", "ensemble's", "wall time")
+COLUMNS = ("seeds", "validation loss", "test loss", "ensemble's", "accuracy", "ensemble's", "wall time", "machine")
 
 
 def found_rows(seeds: dict[str, Any], study: Study, *, each: bool) -> list[list[str]]:
@@ -91,7 +91,7 @@ def found_rows(seeds: dict[str, Any], study: Study, *, each: bool) -> list[list[
     assert study.reference is not None
     values, reported = _each_value if each else _median, study.reference.test
     theirs = [f"{reported['loss']:.2f}", "-", f"{reported['accuracy']:.0%}" if "accuracy" in reported else "-", "-"]
-    rows = [["**the report**", "-", "-", *theirs, "-"]]
+    rows = [["**the report**", "-", "-", *theirs, "-", "-"]]
     ways = {"the report's best, refitted": [{"seed": run["seed"], "test": run} for run in seeds[study.name]["refit"]]}
     ways |= {what: seeds[study.name].get(way) or [] for way, what in WAYS.items()}
     for what, runs in ((what, runs) for what, runs in ways.items() if runs):
@@ -102,19 +102,19 @@ def found_rows(seeds: dict[str, Any], study: Study, *, each: bool) -> list[list[
         ]
         val, seconds = (values([run.get(name) for run in runs], form) for name, form in NUMBERS.items())
         named = what + (f", {runs[0]['trials']} trials" if "trials" in runs[0] else "")
-        rows.append([named, _seeds(runs), val, *scores, seconds])
+        rows.append([named, _seeds(runs), val, *scores, seconds, _machines(runs)])
     return rows
 
 
 def results_table(seeds: dict[str, Any]) -> str:
     """Medians, all studies in one table."""
     rows = [
-        [study.title, *row]
+        [study.title, *row[:-1]]
         for study in STUDIES.values()
         if study.name in seeds
         for row in found_rows(seeds, study, each=False)
     ]
-    return "\n".join([*table(["study", "what", *COLUMNS], rows), "", origin(seeds)])
+    return "\n".join([*table(["study", "what", *COLUMNS[:-1]], rows), "", origin(seeds)])
 
 
 def seeds_tables(seeds: dict[str, Any]) -> str:
@@ -129,7 +129,7 @@ def seeds_tables(seeds: dict[str, Any]) -> str:
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of Markdown; what has no words is set to the right."""
-    sides = ["---" if head in ("study", "what", "seeds") else "--:" for head in heads]
+    sides = ["---" if head in ("study", "what", "seeds", "machine") else "--:" for head in heads]
     return [f"| {' | '.join(row)} |" for row in (heads, sides, *rows)]
 
 
@@ -137,11 +137,9 @@ def origin(seeds: dict[str, Any]) -> str:
     """Where and when the numbers were found."""
     where = seeds["environment"]
     packages = where["packages"]
-    machines = sorted(
-        {run["machine"] for study in STUDIES for way in WAYS for run in seeds.get(study, {}).get(way, [])}
-    )
+    runs = [run for study in STUDIES for way in WAYS for run in seeds.get(study, {}).get(way, [])]
     return (
-        f"From `experiments/seeds.py` on {where['date'][:10]}: {' and '.join(machines)}, "
+        f"From `experiments/seeds.py` on {where['date'][:10]}: {_machines(runs)}, "
         f"Python {where['python']}, jax {packages['jax']}, flax {packages['flax']}, optax {packages['optax']}, "
         f"optuna {packages['optuna']}. Wall time is a study's whole run with its data, compiling, refit and test."
     )
@@ -150,6 +148,10 @@ def origin(seeds: dict[str, Any]) -> str:
 def _seeds(runs: list[dict[str, Any]]) -> str:
     first, last = runs[0]["seed"], runs[-1]["seed"]
     return f"{first}-{last}" if first != last else f"{first}"
+
+
+def _machines(runs: list[dict[str, Any]]) -> str:
+    return " and ".join(sorted({run["machine"] for run in runs if "machine" in run})) or "-"
 
 
 def _median(values: list[float | None], form: str) -> str:
