@@ -4,6 +4,7 @@ import compilations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import toy
 
@@ -216,6 +217,26 @@ def test_an_empty_state_is_one_of_zeros_in_the_shape_of_the_program():
     empty, begun = population.empty(placed, trials), population.start(placed, trials)
     assert jax.tree.map(lambda a: (a.shape, a.dtype), empty) == jax.tree.map(lambda a: (a.shape, a.dtype), begun)
     assert all(not leaf.any() for leaf in jax.tree.leaves(empty))
+
+
+def test_one_program_makes_the_members_of_populations_of_all_sizes():
+    made = {}
+    with compilations.counted() as names:
+        for plan in (Plan(1), Plan(5), Plan(8, 2, 2)):
+            trials = Trials(KEY, np.arange(plan.slots), as_arrays(draws(plan.slots)))
+            made[plan.slots] = population.start(place(plan, Spec(2, 20, (0,))), trials)
+    assert len(names) <= 1, "none, where another test has made some"
+    for few, more in ((1, 5), (5, 8)):
+        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[:few]), made[few], made[more])  # noqa: B023
+
+
+def test_members_with_keys_in_their_state_begin():
+    noisy = toy_task()._replace(
+        optimizer=lambda h: optax.chain(optax.add_noise(0.1, 0.5, jax.random.key(1)), optax.sgd(0.1))
+    )
+    placed = place(Plan(4), Spec(2, 20, (0,)))._replace(task=noisy)
+    state = population.start(placed, Trials(KEY, np.arange(4), as_arrays(draws(4))))
+    assert {leaf.shape[:2] for leaf in jax.tree.leaves(state)} == {(4, 3)}
 
 
 def test_training_ends_at_the_last_epoch_that_is_asked_for():
