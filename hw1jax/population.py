@@ -200,11 +200,9 @@ def start(population: Population, trials: Trials) -> State:
     num_folds = len(population.folds)
     numbers, folds = np.repeat(trials.numbers, num_folds), np.tile(_fold_numbers(population), len(trials.numbers))
     members = numbers, folds, jax.tree.map(lambda a: np.repeat(np.asarray(a), num_folds, 0), trials.hyperparameters)
-    init, made = _init(population.task), []
-    for first in range(0, len(numbers), NEW_AT_ONCE):
-        these = np.minimum(np.arange(first, first + NEW_AT_ONCE), len(numbers) - 1)
-        few = jax.tree.map(lambda a: a[these], members)  # noqa: B023
-        made.append(init(*_key(trials.key), population.num_steps, *few))
+    few = np.arange(-(-len(numbers) // NEW_AT_ONCE) * NEW_AT_ONCE).reshape(-1, NEW_AT_ONCE) % len(numbers)
+    pieces = [jax.tree.map(lambda a: a[index], members) for index in few]  # noqa: B023
+    made = [_init(population.task)(*_key(trials.key), population.num_steps, *piece) for piece in pieces]
 
     def join(*parts: jax.Array) -> Any:
         # On the host, as each shape would be a program; but there are no keys of JAX's on it.
