@@ -171,8 +171,10 @@ def _blocks(kernel: jax.Array) -> jax.Array:
 def _product_and_pool(blocks: jax.Array, patches: jax.Array, bias: jax.Array) -> jax.Array:
     """[4 * channel, rows] x [rows, cell row, cell column, image] -> [channel, cell row, cell column, image]."""
     num_rows, *cells = patches.shape
-    # The four outputs of a cell have the same bias, so it comes after their maximum, to a quarter of the values.
-    return relu_of_maximum((blocks @ patches.reshape(num_rows, -1)).reshape(4, -1, *cells), bias)
+    # The bias is the weight of one more row, of ones: its gradient comes out of the product, not of a reduction.
+    blocks = jnp.concatenate([blocks, jnp.tile(bias, 4)[:, None]], axis=1)
+    columns = jnp.concatenate([patches.reshape(num_rows, -1), jnp.ones((1, math.prod(cells)), patches.dtype)])
+    return relu_of_maximum((blocks @ columns).reshape(4, -1, *cells))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
@@ -217,24 +219,20 @@ _shifted.defvjp(_shifted_forward, _shifted_backward)
 
 
 @jax.custom_vjp
-def relu_of_maximum(z: jax.Array, bias: jax.Array) -> jax.Array:
-    """max(0, bias [channel] + maximum over the first axis of z [4, channel, ...]).
-
-    The gradient goes to the first winner of a tie, as in torch.
-    """
-    return _relu_of_maximum_forward(z, bias)[0]
+def relu_of_maximum(z: jax.Array) -> jax.Array:
+    """max(0, maximum over the first axis) of [4, ...]; the gradient goes to the first winner of a tie, as in torch."""
+    return _relu_of_maximum_forward(z)[0]
 
 
-def _relu_of_maximum_forward(z: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _relu_of_maximum_forward(z: jax.Array) -> tuple[jax.Array, jax.Array]:
     best, winner = z[0], jnp.zeros(z.shape[1:], jnp.int32)
     for i in range(1, len(z)):
         better = z[i] > best
         best, winner = jnp.maximum(best, z[i]), jnp.where(better, i, winner)  # `maximum` keeps a NaN
-    best += bias.reshape(-1, *[1] * (best.ndim - 1))
     return jnp.maximum(best, 0), jnp.where(best <= 0, len(z), winner)  # ReLU's gradient at 0 is 0: nobody wins
 
 
-def _relu_of_maximum_backward(winner: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _relu_of_maximum_backward(winner: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
     def to_winners(winner: jax.Array, gradient: jax.Array) -> jax.Array:
         places = jnp.arange(4).reshape(4, *[1] * winner.ndim)
         return jnp.where(winner[None] == places, gradient[None], 0)
@@ -243,9 +241,7 @@ def _relu_of_maximum_backward(winner: jax.Array, gradient: jax.Array) -> tuple[j
         # A loop over the four, as its operands are computed once: see `_fold_back_one_by_one`.
         return lax.map(lambda place: jnp.where(winner == place, gradient, 0), jnp.arange(4))
 
-    won = jnp.where(winner == 4, 0, gradient).reshape(len(gradient), -1)
-    of_bias = won @ jnp.ones(won.shape[1], won.dtype)  # a product, as XLA:CPU adds up one value after the other
-    return lax.platform_dependent(winner, gradient, cpu=one_by_one, default=to_winners), of_bias
+    return (lax.platform_dependent(winner, gradient, cpu=one_by_one, default=to_winners),)
 
 
 relu_of_maximum.defvjp(_relu_of_maximum_forward, _relu_of_maximum_backward)

@@ -178,21 +178,20 @@ def test_gradient_of_a_constant_image_goes_to_the_first_pixel_of_each_pooling_ce
 
 
 def test_relu_of_maximum_has_one_winner_the_first_and_none_at_zero_or_below():
-    patterns = np.array(list(itertools.product([-1.0, 0.0, 0.5, 2.0], repeat=4)), np.float32).T  # of ties, all
-    z, bias = np.stack([patterns, patterns], axis=1), np.float32([0, 0.75])  # [4, channel, ...]
-    cotangent = np.arange(1, 1 + z[0].size, dtype=np.float32).reshape(z[0].shape)
-    value, pullback = jax.vjp(layers.relu_of_maximum, z, bias)
-    gradient, of_bias = pullback(cotangent)
-    best = z.max(axis=0) + bias[:, None]
-    first = np.arange(4)[:, None, None] == z.argmax(axis=0)
+    z = np.array(list(itertools.product([-1.0, 0.0, 0.5, 2.0], repeat=4)), np.float32).T  # every pattern of ties
+    cotangent = np.arange(1, 1 + z.shape[1], dtype=np.float32)
+    value, pullback = jax.vjp(layers.relu_of_maximum, z)
+    (gradient,) = pullback(cotangent)
+    best = z.max(axis=0)
+    first = np.arange(4)[:, None] == z.argmax(axis=0)
     np.testing.assert_array_equal(value, np.maximum(best, 0))
     np.testing.assert_array_equal(gradient, np.where(first & (best > 0), cotangent, 0))
-    np.testing.assert_array_equal(of_bias, np.where(best > 0, cotangent, 0).sum(axis=1))
+    np.testing.assert_array_equal(np.sum(gradient, axis=0), np.where(best > 0, cotangent, 0))
 
 
 def test_relu_of_maximum_is_nan_wherever_one_of_the_four_is():
-    z = np.where(np.eye(4, dtype=bool), np.nan, np.float32([[1], [2], [-1], [0]]))[:, None]
-    assert np.isnan(layers.relu_of_maximum(z, np.zeros(1, np.float32))).all()
+    z = np.where(np.eye(4, dtype=bool), np.nan, np.float32([[1], [2], [-1], [0]]))
+    assert np.isnan(layers.relu_of_maximum(z)).all()
 
 
 @over([(layers.first_conv_pool, (1, 13, 4, 2, 170)), (layers.conv_pool, (2, 13, 5, 2, 170))])
