@@ -62,6 +62,7 @@ def test_every_script_has_a_test_here():
         "homework",
         "speed/forms",
         "speed/peers",
+        "speed/prediction",
         "speed/score",
         "speed/time_to_score",
         "readme",
