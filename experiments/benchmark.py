@@ -23,11 +23,11 @@ resident memory of all processes, on an accelerator the host's alone. 'loss' is 
 best trial; initial parameters differ between hw1jax and torch. scikit-learn leaves out the RMSprop trials: its rate and
 share are those of another mix.
 
-With --time-to-score it measures something else: whole searches, ours at the study's own settings and with halving, and
-those of peers that halve as well (speed/score.py says how, speed/time_to_score.py puts them together), one after the
-other for each seed: the best validation loss against the time since the process started. It writes time_to_score.md,
-.json and .png. With --predict it runs nothing, and says what an accelerator would be asked for
-(speed/prediction.py); it writes prediction.md and .json.
+With --time-to-score it measures something else: whole searches, ours at the study's own settings and with halving and
+averaged parameters (`homework.HALVING`), and those of peers that halve as well (speed/score.py says how,
+speed/time_to_score.py puts them together), one after the other for each seed: the best validation loss against the time
+since the process started. It writes time_to_score.md, .json and .png. With --predict it runs nothing, and says what an
+accelerator would be asked for (speed/prediction.py); it writes prediction.md and .json.
 """
 
 from hw1jax import signals
@@ -65,11 +65,10 @@ GROWTH = (10, 25, 100, 333, 1000)  # trials of 3 folds
 
 def make_work(name: str, data_dir: Path | None, *, quick: bool, synthetic: bool = False) -> tuple[Work, int]:
     """A study's first draws on its data, or on noise -> (work, training samples of the study's full search)."""
-    from hw1jax import space, study
+    from hw1jax import space
 
     asked = forms.study_of(name)
-    inputs = {file: data_dir if file == "data_dir" else None for file in asked.inputs}
-    data = forms.noise_images() if synthetic and asked.classes else study.load_data(asked, inputs)
+    data = forms.data_of(asked, data_dir, synthetic=synthetic)
     num_trials = 3 if quick else asked.num_trials
     draws = [space.random_draw(asked.space, forms.SEED, n) for n in range(num_trials)]
     count = min(SAMPLES[name], 3000 if quick else SAMPLES[name])
@@ -372,10 +371,9 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--cold", nargs="+", choices=STUDIES, default=(), help="run these searches themselves as well, twice each"
     )
-    parser.add_argument(
-        "--time-to-score", action="store_true", help="measure how soon whole searches find what they do"
-    )
-    parser.add_argument("--predict", action="store_true", help="say what an accelerator would be asked for")
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--time-to-score", action="store_true", help="measure how soon whole searches find what they do")
+    other.add_argument("--predict", action="store_true", help="say what an accelerator would be asked for")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the searches of --time-to-score")
     parser.add_argument(
         "--halving-trials",

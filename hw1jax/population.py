@@ -78,7 +78,7 @@ CACHED_BYTES = 2**21  # of members' state that a CPU core trains at once; more f
 FEW_EPOCHS = 10  # of a call of the program: Ctrl-C is heard between calls
 FEW_INDICES = 2**14  # places in its minibatches that make a call long enough, however few its epochs
 MANY_INDICES = 2**19  # that make it too long
-NEW_AT_ONCE = 8  # members whose initial parameters are made together
+NEW_AT_ONCE = 32  # members whose initial parameters are made together: each call takes milliseconds
 NUM_EMPTY = 3  # places that a batch is filled up with, to see whether they count
 STATE_COPIES = 3  # the parameters and an optimizer's two moments
 

@@ -59,6 +59,15 @@ def study_of(name: str) -> "Study":
     return import_module(name).STUDY
 
 
+def data_of(study: "Study", data_dir: Path | None, *, synthetic: bool) -> "Dataset":
+    """The study's data, images from that folder if there is one; or noise instead of images."""
+    from hw1jax.study import load_data
+
+    if synthetic and study.classes:
+        return noise_images()
+    return load_data(study, {file: data_dir if file == "data_dir" else None for file in study.inputs})
+
+
 def with_lax_convolutions(study: "Study") -> "Study":
     """The convolutional study, computed by XLA's own convolutions."""
     import fashion_cnn

@@ -61,15 +61,13 @@ def table(results: dict[str, Any]) -> list[str]:
 
 def measure(options: argparse.Namespace) -> None:
     """Writes prediction.json and prediction.md, and prints the table."""
-    from hw1jax import record, storage, study
+    from hw1jax import record, storage
 
     machine, found = record.describe(), {}
     for name in options.studies:
         forms.say(name, "lowered for", PLATFORM)
         asked = forms.study_of(name)
-        inputs = {file: options.data_dir if file == "data_dir" else None for file in asked.inputs}
-        data = forms.noise_images() if options.synthetic and asked.classes else study.load_data(asked, inputs)
-        found[name] = predict(asked, data)
+        found[name] = predict(asked, forms.data_of(asked, options.data_dir, synthetic=options.synthetic))
     packages = machine["packages"]
     origin = f"Lowered for {PLATFORM} by jax {packages['jax']} on {machine['date'][:10]}; no such device was there."
     storage.write_json(options.out / "prediction.json", {"environment": machine, "studies": found})

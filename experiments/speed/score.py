@@ -10,8 +10,9 @@ Reading the data, imports and compiling are in the clock of every side. All side
 the samples, the folds and the first random draws of the space for the seed. A side ends where its search does, without
 a refit.
 
-- Ours is the search of the experiment itself (`hw1jax.run`), with an empty compilation cache. It is told the losses
-  after each call of its program: 50 epochs of the regression, one epoch of the image studies.
+- Ours is the search of the experiment itself (`hw1jax.run`), with an empty compilation cache; with halving its
+  parameters are averaged too (`homework.HALVING`). It is told the losses after each call of its program: 50 epochs of
+  the regression, one epoch of the image studies.
 - Optuna prunes with HyperbandPruner on the mean over the folds: all folds of a trial advance epoch by epoch. Two
   processes share a journal. PyTorch trains in the strongest of the eager forms of peers.py, and sees the losses after
   each epoch; the mean is reported to Optuna at multiples of the least resource, as it can prune nowhere else and each

@@ -24,11 +24,10 @@ def search_work(name: str, seed: int, options: argparse.Namespace) -> tuple[Work
     """A study's data, folds and first draws for a seed -> (work, each side's trials)."""
     import homework
 
-    from hw1jax import space, study
+    from hw1jax import space
 
     asked = forms.study_of(name)
-    inputs = {file: options.data_dir if file == "data_dir" else None for file in asked.inputs}
-    data = forms.noise_images() if options.synthetic and asked.classes else study.load_data(asked, inputs)
+    data = forms.data_of(asked, options.data_dir, synthetic=options.synthetic)
     few = {"regression": 60, "fashion_mlp": 3, "fashion_cnn": 2} if options.quick else {name: asked.num_epochs}
     halving_trials = homework.HALVING_TRIALS | options.halving_trials
     num_trials, halving = (4, 6) if options.quick else (asked.num_trials, halving_trials[name])
