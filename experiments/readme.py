@@ -22,6 +22,7 @@ import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 from PIL import Image
@@ -83,7 +84,7 @@ WAYS = {
 NUMBERS = {"val_loss": "{:.3f}", "seconds": "{:.0f} s"}
 
 
-COLUMNS = ("seeds", "validation loss", "test loss", "ensemble's", "accuracy", "ensemble's", "wall time", "machine")
+COLUMNS = ("seeds", "validation loss", "test loss", "ensemble's", "accuracy", "ensemble's", "wall time")
 
 
 def found_rows(seeds: dict[str, Any], study: Study, *, each: bool) -> list[list[str]]:
@@ -91,9 +92,10 @@ def found_rows(seeds: dict[str, Any], study: Study, *, each: bool) -> list[list[
     assert study.reference is not None
     values, reported = _each_value if each else _median, study.reference.test
     theirs = [f"{reported['loss']:.2f}", "-", f"{reported['accuracy']:.0%}" if "accuracy" in reported else "-", "-"]
-    rows = [["**the report**", "-", "-", *theirs, "-", "-"]]
+    rows = [["**the report**", "-", "-", *theirs, "-"]]
     ways = {"the report's best, refitted": [{"seed": run["seed"], "test": run} for run in seeds[study.name]["refit"]]}
     ways |= {what: seeds[study.name].get(way) or [] for way, what in WAYS.items()}
+    letters = _machines(seeds)
     for what, runs in ((what, runs) for what, runs in ways.items() if runs):
         scores = [
             values([run.get(part, {}).get(name) for run in runs], form)
@@ -101,20 +103,21 @@ def found_rows(seeds: dict[str, Any], study: Study, *, each: bool) -> list[list[
             for part in ("test", "ensemble")
         ]
         val, seconds = (values([run.get(name) for run in runs], form) for name, form in NUMBERS.items())
+        where = ", ".join(sorted({letters[run["machine"]] for run in runs if "machine" in run}))
         named = what + (f", {runs[0]['trials']} trials" if "trials" in runs[0] else "")
-        rows.append([named, _seeds(runs), val, *scores, seconds, _machines(runs)])
+        rows.append([named, _seeds(runs), val, *scores, f"{seconds}, {where}" if each and where else seconds])
     return rows
 
 
 def results_table(seeds: dict[str, Any]) -> str:
     """Medians, all studies in one table."""
     rows = [
-        [study.title, *row[:-1]]
+        [study.title, *row]
         for study in STUDIES.values()
         if study.name in seeds
         for row in found_rows(seeds, study, each=False)
     ]
-    return "\n".join([*table(["study", "what", *COLUMNS[:-1]], rows), "", origin(seeds)])
+    return "\n".join([*table(["study", "what", *COLUMNS], rows), "", origin(seeds)])
 
 
 def seeds_tables(seeds: dict[str, Any]) -> str:
@@ -129,7 +132,7 @@ def seeds_tables(seeds: dict[str, Any]) -> str:
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of Markdown; what has no words is set to the right."""
-    sides = ["---" if head in ("study", "what", "seeds", "machine") else "--:" for head in heads]
+    sides = ["---" if head in ("study", "what", "seeds") else "--:" for head in heads]
     return [f"| {' | '.join(row)} |" for row in (heads, sides, *rows)]
 
 
@@ -137,9 +140,9 @@ def origin(seeds: dict[str, Any]) -> str:
     """Where and when the numbers were found."""
     where = seeds["environment"]
     packages = where["packages"]
-    runs = [run for study in STUDIES for way in WAYS for run in seeds.get(study, {}).get(way, [])]
+    machines = "; ".join(f"{letter}: {machine}" for machine, letter in _machines(seeds).items())
     return (
-        f"From `experiments/seeds.py` on {where['date'][:10]}: {_machines(runs)}, "
+        f"From `experiments/seeds.py` on {where['date'][:10]}. Machine {machines}. "
         f"Python {where['python']}, jax {packages['jax']}, flax {packages['flax']}, optax {packages['optax']}, "
         f"optuna {packages['optuna']}. Wall time is a study's whole run with its data, compiling, refit and test."
     )
@@ -150,8 +153,10 @@ def _seeds(runs: list[dict[str, Any]]) -> str:
     return f"{first}-{last}" if first != last else f"{first}"
 
 
-def _machines(runs: list[dict[str, Any]]) -> str:
-    return " and ".join(sorted({run["machine"] for run in runs if "machine" in run})) or "-"
+def _machines(seeds: dict[str, Any]) -> dict[str, str]:
+    """Those on which there was a search, each with a letter."""
+    runs = [run for study in STUDIES for way in WAYS for run in seeds.get(study, {}).get(way, [])]
+    return dict(zip(sorted({run["machine"] for run in runs}), ascii_uppercase, strict=False))
 
 
 def _median(values: list[float | None], form: str) -> str:
