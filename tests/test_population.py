@@ -231,9 +231,8 @@ def test_one_program_makes_the_members_of_populations_of_all_sizes():
 
 
 def test_members_with_keys_in_their_state_begin():
-    noisy = toy_task()._replace(
-        optimizer=lambda h: optax.chain(optax.add_noise(0.1, 0.5, jax.random.key(1)), optax.sgd(0.1))
-    )
+    with_key = optax.GradientTransformation(lambda _: jax.random.key(1), lambda updates, state, _: (updates, state))
+    noisy = toy_task()._replace(optimizer=lambda h: optax.chain(with_key, optax.sgd(0.1)))
     placed = place(Plan(4), Spec(2, 20, (0,)))._replace(task=noisy)
     state = population.start(placed, Trials(KEY, np.arange(4), as_arrays(draws(4))))
     assert {leaf.shape[:2] for leaf in jax.tree.leaves(state)} == {(4, 3)}
