@@ -6,9 +6,9 @@ On a rung, trials with the same key share a program: the key is what shapes it, 
 each trial has its own widths, these too.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from itertools import cycle, pairwise, product
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from hw1jax.folds import Fold
 from hw1jax.folds import num_steps as num_steps_of
 from hw1jax.layout import Layout
 from hw1jax.population import Plan, Population, Spec
+from hw1jax.programs import KEPT_PROGRAMS
 from hw1jax.space import Choice, Draw, Float, Int
 from hw1jax.study import Program, Search, Study
 from hw1jax.training import Data, Task
@@ -32,8 +33,8 @@ SHARE_OF_MEMORY = 0.9  # of what is free, that a program may need
 MOST_SLOTS = 100  # trials a program on a CPU: bounds the memory, and what a stopped search loses
 TPE_BRACKETS = 5  # that a TPE search has at least
 EARLIER_RUNGS = 3  # of halving, before the last, where nobody says how long the first is
-# Measured on two CPU cores: what one computes, the share of it that padding is, and what a program takes to compile.
-FLOPS_A_SECOND, SHARE_SAVED, PROGRAM_SECONDS = 8e10, 0.4, 2
+# Measured on two CPU cores: what one computes, and what a program takes to compile.
+FLOPS_A_SECOND, PROGRAM_SECONDS = 8e10, 2
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,21 @@ class Rung:
     Attributes:
       num_epochs: that a trial has trained on it, in all.
       program: the layout of a program, whichever trials it trains.
-      own_widths: whether each trial has a program of its own, so that the program's slots, one a device, stand side by
-        side.
+      own_widths: whether each trial trains alone, so that the program's slots, one a device, stand side by side.
+      groups: then, of each width, into how many even parts its range is cut: a network is as wide as the widest of its
+        part, so that those of a part share a program. None: just as wide as it was drawn.
     """
 
     num_epochs: int
     program: Plan
     own_widths: bool = False
+    groups: tuple[int, ...] | None = None
+
+    def widths(self, space: space_.Space, draw: Draw) -> Draw:
+        """The draw with the widths that its network has here."""
+        if not self.own_widths:
+            return draw | {name: space_.widest(space)[name] for name in space_.widths(space)}
+        return draw if self.groups is None else space_.widened(space, draw, self.groups)
 
 
 @dataclass(frozen=True)
@@ -106,21 +115,18 @@ class SearchPlan:
 
     def num_kept(self, num_trials: int) -> int:
         """Of so many trials on a rung, how many go on to the next."""
-        return num_trials if self.factor is None else -(-num_trials // self.factor)
+        return _num_kept(num_trials, self.factor)
 
     def work(self, stretch: Stretch) -> int:
         """Epochs of all trials of a bracket together, if none fails."""
-        total, done, left = 0, 0, len(stretch.numbers)
-        for rung in stretch.bracket.rungs:
-            total += left * (rung.num_epochs - done)
-            done, left = rung.num_epochs, self.num_kept(left)
-        return total
+        return _work(len(stretch.numbers), [rung.num_epochs for rung in stretch.bracket.rungs], self.factor)
 
     def to_json(self) -> dict[str, Any]:
         """As a search's configuration holds it."""
 
         def rung(rung: Rung) -> dict[str, Any]:
-            return asdict(rung) | {"program": asdict(rung.program) | {"layout": rung.program.layout._asdict()}}
+            program = asdict(rung.program) | {"layout": rung.program.layout._asdict()}
+            return asdict(rung) | {"program": program, "groups": None if rung.groups is None else list(rung.groups)}
 
         brackets = [{"num_trials": b.num_trials, "rungs": list(map(rung, b.rungs))} for b in self.brackets]
         return {"brackets": brackets, "factor": self.factor}
@@ -130,8 +136,9 @@ class SearchPlan:
         """What `to_json` gave."""
 
         def rung(values: Mapping[str, Any]) -> Rung:
-            program = values["program"]
-            return Rung(**{**values, "program": Plan(**{**program, "layout": Layout(**program["layout"])})})
+            program, groups = values["program"], values.get("groups")  # a plan of an earlier version has none
+            laid_out = Plan(**{**program, "layout": Layout(**program["layout"])})
+            return Rung(**{**values, "program": laid_out, "groups": None if groups is None else tuple(groups)})
 
         brackets = [Bracket(b["num_trials"], tuple(map(rung, b["rungs"]))) for b in values["brackets"]]
         return cls(tuple(brackets), values["factor"])
@@ -183,20 +190,22 @@ def make_plan(
                 plan = plan_for(wanted)
         return wanted, plan
 
-    def alone(plan: Plan) -> Plan:
-        return Plan(plan.num_devices, plan.num_devices, 1, layout)
+    exact = not can_be_padded or (program.widths == "exact" and bool(space_.widths(study_.space)))
+    own_widths = exact or (program.widths == "auto" and _trains_best_alone(shapes, layout, len(splits)))
+    groups = None
+    if own_widths and not exact:
+        groups = _groups(study_, data, len(splits), num_trials, _work_of(num_trials, search))
 
-    share = _share_saved(study_, program)
-    seconds = _seconds_of_an_epoch(study_, data, len(splits)) if 0 < share < np.inf else 1  # else it doesn't matter
-    first_own = partial(_first_own, seconds=seconds, share=share)
+    def alone(num_trials: int, num_epochs: int) -> Rung:
+        num_devices = plan_for(num_trials).num_devices
+        return Rung(num_epochs, Plan(num_devices, num_devices, 1, layout), own_widths=True, groups=groups)
+
     if search.halving is None:
         wanted = min(num_trials, most)
         if search.sampler == "tpe":  # it learns from one bracket for the next, so there must be several
             wanted = -(-wanted // TPE_BRACKETS)
-        plan = plan_for(wanted)
-        num_slots = plan.slots * num_programs
-        if not can_be_padded or first_own([(num_slots, num_slots, search.num_epochs)]) == 0:
-            return SearchPlan((Bracket(wanted, (Rung(search.num_epochs, alone(plan), own_widths=True),)),))
+        if own_widths:
+            return SearchPlan((Bracket(wanted, (alone(wanted, search.num_epochs),)),))
         wanted, plan = fit(wanted)
         num_trials = plan.slots if num_programs == 1 else wanted
         return SearchPlan((Bracket(num_trials, (Rung(search.num_epochs, plan),)),))
@@ -204,21 +213,32 @@ def make_plan(
     brackets = []
     least = len(jax.devices()) if hosts.are_several() else 1  # all processes have their part in every program
     for size, ends in _bracket_sizes(num_trials, search):
-        padded, counts, left = [], [], size
-        for before, end in pairwise([0, *ends]):
-            num_jobs = -(-left // most)
-            padded.append(Rung(end, fit(-(-left // num_jobs), least)[1]))
-            counts.append((left, padded[-1].program.slots * num_jobs * num_programs, end - before))
+        rungs, left = [], size
+        for end in ends:
+            padded = None if own_widths else fit(-(-left // -(-left // most)), least)[1]
+            rungs.append(alone(left, end) if padded is None else Rung(end, padded))
             left = -(-left // search.halving)
-        first = first_own(counts) if can_be_padded else 0
-        if first > 0 and not _may_be_narrowed(study_):
-            first = len(ends)
-        exact = [
-            Rung(rung.num_epochs, alone(plan_for(count)), own_widths=True)
-            for rung, (count, _, _) in zip(padded, counts, strict=True)
-        ]
-        brackets.append(Bracket(size, (*padded[:first], *exact[first:])))
+        brackets.append(Bracket(size, tuple(rungs)))
     return SearchPlan(tuple(brackets), search.halving)
+
+
+def _num_kept(num_trials: int, factor: int | None) -> int:
+    return num_trials if factor is None else -(-num_trials // factor)
+
+
+def _work(num_trials: int, ends: Sequence[int], factor: int | None) -> int:
+    """Epochs of a bracket's trials together; `ends`: of its rungs."""
+    total, left = 0, num_trials
+    for before, end in pairwise([0, *ends]):
+        total += left * (end - before)
+        left = _num_kept(left, factor)
+    return total
+
+
+def _work_of(num_trials: int, search: Search) -> int:
+    """Epochs of all trials of a search together."""
+    sizes = _bracket_sizes(num_trials, search) if search.halving else [(num_trials, [search.num_epochs])]
+    return sum(_work(size, ends, search.halving) for size, ends in sizes)
 
 
 def rung_ends(search: Search) -> list[int]:
@@ -253,12 +273,6 @@ def _bracket_sizes(num_trials: int, search: Search) -> list[tuple[int, list[int]
     edges = np.round(np.cumsum(shares) * (num_trials - len(kinds))).astype(int)  # beside one for each
     sizes = 1 + np.diff([0, *edges])
     return [(int(size), ends) for size, ends in zip(sizes, kinds, strict=True)]
-
-
-def _may_be_narrowed(study_: Study) -> bool:
-    """Whether a network that was padded can go on at its own widths: what isn't trained may have another order."""
-    widest = space_.widest(study_.space)
-    return not training.has_state(study.make_task(study_, space_.fixed(study_.space, widest, widest=True)))
 
 
 def takes_padding(study_: Study, x: Any) -> bool:
@@ -334,7 +348,7 @@ def jobs_of(study_: Study, rung: Rung, draws: Mapping[int, Draw]) -> list[Job]:
     """A rung's trials as jobs; those with programs of their own the longest first."""
     groups: dict[Any, Job] = {}
     for number in sorted(draws):
-        fixed = space_.fixed(study_.space, draws[number], widest=not rung.own_widths)
+        fixed = space_.fixed(study_.space, rung.widths(study_.space, draws[number]), widest=False)
         key = (number if rung.own_widths else space_.key_of(fixed),)
         groups.setdefault(key, Job(fixed, [])).numbers.append(number)
     if rung.own_widths:
@@ -395,45 +409,72 @@ def _free_bytes() -> int | None:
     return limit and limit - statistics.get("bytes_in_use", 0)
 
 
-def _share_saved(study_: Study, program: Program) -> float:
-    """Of a padded program's time, what programs at own widths save: on accelerators nothing, nor without widths.
+def _trains_best_alone(params: Any, layout: Layout, num_folds: int) -> bool:
+    """Whether trials gain nothing by training beside others on a device, so that each can be almost as narrow as it is.
 
-    Infinite where somebody asks for such programs.
+    So it is on a CPU, where no two fit its cache or they follow one another in any case. One accelerator, or those of
+    several hosts, are better filled by all trials in one program.
     """
-    if not space_.widths(study_.space):
-        return 0
-    if program.widths != "auto" or jax.devices()[0].platform != "cpu":
-        return np.inf if program.widths == "exact" else 0
-    return SHARE_SAVED
+    if jax.devices()[0].platform != "cpu" or hosts.are_several():
+        return False
+    return layout.one_by_one or population.trials_that_fit(params, num_folds) == 1
 
 
-def _seconds_of_an_epoch(study_: Study, data: Dataset, num_folds: int) -> float:
-    """What an epoch of the widest network takes on two CPU cores, all its folds."""
-    widest = space_.widest(study_.space)
-    task = study.make_task(study_, space_.fixed(study_.space, widest, widest=True))
-    x, y = jax.tree.map(lambda a: a[:200], (data.x_train, data.y_train))
-    some, num_samples = len(jax.tree.leaves(x)[0]), len(jax.tree.leaves(data.x_train)[0])
-    flops = population.flops(task, Data(x, y), study.one_trial(study_, widest))
-    return (num_folds - 1) * num_samples * flops / some / FLOPS_A_SECOND
+def _groups(study_: Study, data: Dataset, num_folds: int, num_trials: int, num_epochs: int) -> tuple[int, ...] | None:
+    """Into how many groups each width is best cut, for compiling and training together; None: each at its own widths.
+
+    `num_epochs`: of all trials together.
+    """
+    sizes = [r.high - r.low + 1 for r in space_.width_ranges(study_.space)]
+    seconds, saved = _seconds_of_an_epoch(study_, data, num_folds)
+    return _best_groups(sizes, saved, seconds * num_epochs, num_trials, space_.num_programs(study_.space))
 
 
-def _first_own(counts: Sequence[tuple[int, int, int]], seconds: float, share: float) -> int:
-    """The rung from which on each trial has a program of its own, as its compiling pays; after the last: none.
+def _best_groups(
+    sizes: Sequence[int], saved: Sequence[float], seconds: float, num_trials: int, num_programs: int
+) -> tuple[int, ...] | None:
+    """As `_groups`.
 
     Args:
-      counts: (trials, slots of padded programs, epochs that each trains) of each rung.
-      seconds: that an epoch of a trial takes in a padded program.
-      share: of these seconds, what is saved at own widths.
+      sizes: how many values each width can have.
+      saved: of the time that the widest network takes, the share that the lowest value of each width saves.
+      seconds: that all takes if all networks are the widest.
+      num_trials: that are drawn.
+      num_programs: that static hyperparameters ask for.
     """
-    if not share:
-        return len(counts)
-    gains = [
-        sum((slots - trials * (1 - share)) * epochs for trials, slots, epochs in counts[i:]) * seconds
-        - PROGRAM_SECONDS * counts[i][0]
-        for i in range(len(counts))
-    ]
-    best = int(np.argmax(gains))
-    return best if gains[best] > 0 else len(counts)
+
+    def total(groups: Sequence[int]) -> float:
+        narrowed = map(space_.share_narrowed, sizes, groups)
+        left = math.prod(1 - share * part for share, part in zip(saved, narrowed, strict=True))
+        count = math.prod(groups) * num_programs
+        return left * seconds + PROGRAM_SECONDS * count * (1 - (1 - 1 / count) ** num_trials)
+
+    groups = [1] * len(sizes)
+    while True:  # one more of the width that gains most by it
+        finer = [[n + (i == j) for j, n in enumerate(groups)] for i in range(len(groups)) if groups[i] < sizes[i]]
+        kept = [more for more in finer if math.prod(more) * num_programs <= KEPT_PROGRAMS]
+        best = min(kept, key=total, default=groups)
+        if total(best) >= total(groups):
+            break
+        groups = best
+    return None if total(sizes) < total(groups) else tuple(groups)
+
+
+def _seconds_of_an_epoch(study_: Study, data: Dataset, num_folds: int) -> tuple[float, list[float]]:
+    """What an epoch of the widest network takes on two CPU cores, all its folds; the share of it that the lowest value
+    of each width saves."""
+    x, y = jax.tree.map(lambda a: a[:200], (data.x_train, data.y_train))
+    num_samples = len(jax.tree.leaves(data.x_train)[0])
+
+    def flops(draw: Draw) -> float:
+        task = study.make_task(study_, space_.fixed(study_.space, draw, widest=False))
+        return population.flops(task, Data(x, y), study.one_trial(study_, draw)) / len(jax.tree.leaves(x)[0])
+
+    widest = space_.widest(study_.space)
+    flat, most = space_.flatten(widest), flops(widest)
+    lowest = {column: r.low for column, r in space_.columns(study_.space).items() if isinstance(r, Int) and r.width}
+    saved = [1 - flops(space_.unflatten(study_.space, flat | {column: low})) / most for column, low in lowest.items()]
+    return (num_folds - 1) * num_samples * most / FLOPS_A_SECOND, saved
 
 
 def narrower(plan: Plan, num_trials: int) -> Plan:

@@ -96,11 +96,16 @@ def make_plan(num_trials: int, num_folds: int, params: Params, layout: Layout, n
     devices = jax.devices()[:num_devices]
     num_devices = min(len(devices), num_trials)
     a_device = -(-num_trials // num_devices)
-    trial_bytes = STATE_COPIES * num_folds * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
-    fit = max(1, CACHED_BYTES // trial_bytes) if devices[0].platform == "cpu" else a_device
+    fit = trials_that_fit(params, num_folds) if devices[0].platform == "cpu" else a_device
     num_groups = -(-a_device // fit)
     at_once = -(-a_device // num_groups)
     return Plan(num_devices * num_groups * at_once, num_devices, at_once, layout)
+
+
+def trials_that_fit(params: Params, num_folds: int) -> int:
+    """How many trials a CPU core trains at once, as its cache holds them; at least one."""
+    trial_bytes = STATE_COPIES * num_folds * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    return max(1, CACHED_BYTES // trial_bytes)
 
 
 def enough_epochs(num_epochs: int, num_indices: int) -> int:
@@ -341,14 +346,15 @@ def start_narrow(wide: Population, narrow: Population, trials: Trials) -> State:
 def flops(task: Task, data: Data, hyperparameters: Hyperparameters) -> float:
     """Floating-point operations of the loss and gradient of one member on these samples, by XLA's own count."""
     num_samples = len(jax.tree.leaves(data.x)[0])
+    init = partial(training.init_variables, task)
+    params, state = jax.eval_shape(init, jax.random.key(0), hyperparameters)
 
-    def compute(key, data, hyperparameters):
+    def compute(params, state, key, data, hyperparameters):
         index: Any = np.arange(num_samples)
         batch = training.gather(task, data, index, num_samples)
-        params, state = training.init_variables(task, key, hyperparameters)
         return training.loss_and_gradient(task, params, batch, hyperparameters, state, key)
 
-    costs: Any = jax.jit(compute).lower(jax.random.key(0), data, hyperparameters).cost_analysis()
+    costs: Any = jax.jit(compute).lower(params, state, jax.random.key(0), data, hyperparameters).cost_analysis()
     return costs["flops"]
 
 

@@ -6,6 +6,7 @@ task is traced, and if what it comes to has been compiled before, with all const
 """
 
 import hashlib
+import threading
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
@@ -31,7 +32,7 @@ def for_each_task(*static: int, **options: Any) -> Callable[[Callable[..., Any]]
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[[Any], Program]:
-        compiled = lru_cache(KEPT_PROGRAMS)(_compile)
+        compiled = _Compiled()
         return lru_cache(KEPT_TASKS)(lambda task: Program(partial(function, task), compiled, static, options))
 
     return decorate
@@ -43,7 +44,7 @@ class Program:
     def __init__(
         self,
         function: Callable[..., Any],
-        compiled: Callable[["_Lowered"], Compiled],
+        compiled: "_Compiled",
         static: tuple[int, ...],
         options: dict[str, Any],
     ):
@@ -87,6 +88,21 @@ def _says_all(text: str, lowered: Lowered) -> bool:
     _, _, main = text.partition("@main(")
     num_arguments = main.partition("\n")[0].count("%arg")
     return "callback" not in text and num_arguments == lowered.in_tree.num_leaves
+
+
+class _Compiled:
+    """Compiles programs, each once, however many threads ask for it at a time; keeps those used last."""
+
+    def __init__(self):
+        self._compile = lru_cache(KEPT_PROGRAMS)(_compile)
+        self._lock_of = lru_cache(KEPT_PROGRAMS)(lambda _: threading.Lock())
+        self._lock = threading.Lock()
+
+    def __call__(self, program: _Lowered) -> Compiled:
+        with self._lock:
+            own = self._lock_of(program)
+        with own:
+            return self._compile(program)
 
 
 def _compile(program: _Lowered) -> Compiled:

@@ -201,6 +201,41 @@ def fixed(space: Space, draw: Mapping[str, Any], *, widest: bool) -> dict[str, A
     return {name: draw[name] for name in static} | {name: at_most[name] for name in widths(space)}
 
 
+def width_ranges(space: Space) -> list[Int]:
+    """The ranges of the layers' widths, name after name."""
+    return [r for name in widths(space) for r in ranges_of(space)[name] if isinstance(r, Int)]
+
+
+def widened(space: Space, draw: Mapping[str, Any], num_groups: Sequence[int]) -> Draw:
+    """The draw with each width as wide as the widest of its group.
+
+    `num_groups`: of each width, in the order of `width_ranges`, into how many even parts its range is cut.
+    """
+    cut = iter(num_groups)
+
+    def top(r: Any, value: int) -> int:
+        return r.low + _top_of_group(value - r.low, r.high - r.low + 1, next(cut))
+
+    own = {}
+    for name in widths(space):
+        ranges, values = space[name], draw[name]
+        several = isinstance(ranges, Sequence)
+        own[name] = tuple(map(top, ranges, values)) if several else top(ranges, values)
+    return dict(draw) | own
+
+
+def share_narrowed(num_values: int, num_groups: int) -> float:
+    """By how much of a width's range its groups make layers narrower than the widest, on average over the values."""
+    tops = [_top_of_group(i, num_values, num_groups) for i in range(num_values)]
+    return 1 - sum(tops) / (num_values - 1) / num_values if num_values > 1 else 0.0
+
+
+def _top_of_group(i: int, num_values: int, num_groups: int) -> int:
+    """The last of the values 0, 1, .. that are in one of so many even groups with the value i."""
+    group = i * num_groups // num_values
+    return -(-(group + 1) * num_values // num_groups) - 1
+
+
 def key_of(fixed: Mapping[str, Any]) -> Hashable:
     """Trials whose `fixed` have the same key share a program."""
     return tuple(sorted((name, type(value).__name__, value) for name, value in fixed.items()))

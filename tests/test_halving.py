@@ -27,6 +27,7 @@ from hw1jax import Halving, brackets, checkpoint, evaluation, models, plan, popu
 from hw1jax import space as space_
 from hw1jax.losses import squared_error
 from hw1jax.observer import Observer
+from hw1jax.plan import Rung
 from hw1jax.population import Plan
 from hw1jax.run import run_study
 from hw1jax.space import Float, Int
@@ -232,19 +233,42 @@ def float64():
     jax.config.update("jax_enable_x64", False)
 
 
-@pytest.mark.parametrize("first_own", [3, 1], ids=["padded", "then at own widths"])
-def test_compacted_into_smaller_programs_a_history_is_that_of_the_trial_to_rounding(
-    tmp_path, monkeypatch, float64, first_own
-):
+# How wide the networks are on each rung: padded, at their own widths (None), or in so many groups of each width.
+WIDTHS = {
+    "padded": ("padded", "padded", "padded"),
+    "in groups": ((1,), (1,), (1,)),
+    "then at own widths": ("padded", None, None),  # as plans of earlier versions have it
+}
+
+
+@pytest.fixture(params=WIDTHS)
+def widths(request, monkeypatch):
+    """Plans of halving have such widths on their three rungs."""
+    make_plan = plan.make_plan
+
+    def with_widths(*args):
+        planned = make_plan(*args)
+        if planned.factor is None:
+            return planned
+        [bracket] = planned.brackets
+        rungs = [
+            rung if own == "padded" else Rung(rung.num_epochs, Plan(2, 2), own_widths=True, groups=own)
+            for rung, own in zip(bracket.rungs, WIDTHS[request.param], strict=True)
+        ]
+        return replace(planned, brackets=(replace(bracket, rungs=tuple(rungs)),))
+
+    monkeypatch.setattr(plan, "make_plan", with_widths)
+    return request.param
+
+
+def test_compacted_into_smaller_programs_a_history_is_that_of_the_trial_to_rounding(tmp_path, float64, widths):
     exact = replace(STUDY, data=jax.tree.map(lambda a: np.asarray(a, np.float64), toy.DATA),
                     space=STUDY.space | {"rate": Float(1e-3, 1e-2, log=True)})  # fmt: skip
     full = run_study(exact, out=tmp_path / "full", seed=NARROW, **COMPACTED)
-    monkeypatch.setattr(plan, "_first_own", lambda counts, **_: first_own)
     found = halved(tmp_path / "halved", exact, seed=NARROW)
     units = found.trials.params["units"]
     assert units[found.trials.epochs > ENDS[0]].min() < units.max()
-    own = [rung["own_widths"] for rung in found.record["config"]["plan"]["brackets"][0]["rungs"]]
-    assert own == [i >= first_own for i in range(3)]
+    assert found.record["num_programs"] == (2 if widths == "then at own widths" else 1)
     assert found.histories["val_loss"].dtype == np.float64
     for name in ("train_loss", "val_loss"):
         for i, epochs in enumerate(found.trials.epochs):
@@ -253,8 +277,7 @@ def test_compacted_into_smaller_programs_a_history_is_that_of_the_trial_to_round
             )
 
 
-@pytest.mark.parametrize("first_own", [3, 1], ids=["padded", "then at own widths"])
-def test_state_is_carried_over_exactly_and_what_is_cut_off_is_zero(tmp_path, monkeypatch, first_own):
+def test_state_is_carried_over_exactly_and_what_is_cut_off_is_zero(tmp_path, monkeypatch, widths):
     begun, ended, resume = {}, {}, population.resume  # {(trial, epoch): leaves of its state}
 
     def kept(state, trials):
@@ -271,7 +294,6 @@ def test_state_is_carried_over_exactly_and_what_is_cut_off_is_zero(tmp_path, mon
             yield step
 
     monkeypatch.setattr(population, "resume", recording)
-    monkeypatch.setattr(plan, "_first_own", lambda counts, **_: first_own)
     found, cut = halved(tmp_path, seed=NARROW), set()
     compared = [(n, end) for end in ENDS[:-1] for n in np.flatnonzero(found.trials.epochs > end).tolist()]
     assert len(compared) == 4
@@ -287,7 +309,7 @@ def test_state_is_carried_over_exactly_and_what_is_cut_off_is_zero(tmp_path, mon
             cut.add(old.size - new.size)
             if i < num_params:
                 assert not outside.any()
-    assert (max(cut) > 0) == (first_own == 1), "at own widths, some trial has been cut to its own"
+    assert (max(cut) > 0) == (widths == "then at own widths"), "some trial has been cut to its own"
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import toy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hw1jax import plan, population
+from hw1jax import plan, population, programs
 from hw1jax import space as space_
 from hw1jax.layout import Layout
 from hw1jax.plan import Bracket, Rung, SearchPlan, Stretch
@@ -115,7 +115,7 @@ def test_fewer_members_to_a_program_than_a_trial_has_folds_are_refused_in_one_li
 
 @pytest.mark.parametrize("layout", [Layout(), Layout(20, 20, one_by_one=True)])
 def test_a_plan_comes_back_from_json_as_it_was(layout):
-    rungs = Rung(3, Plan(6, 2, 3, layout)), Rung(9, Plan(2, 2), own_widths=True)
+    rungs = Rung(3, Plan(6, 2, 3, layout)), Rung(9, Plan(2, 2), own_widths=True, groups=(3, 1))
     planned = SearchPlan((Bracket(12, rungs), Bracket(4, rungs[1:])), factor=3)
     assert SearchPlan.from_json(json.loads(json.dumps(planned.to_json()))) == planned
 
@@ -257,42 +257,52 @@ def test_hyperband_and_a_sampler_that_learns_have_several_brackets(brackets, sam
 
 
 @given(
-    st.lists(st.tuples(st.integers(1, 100), st.integers(0, 9), st.integers(1, 500)), min_size=1, max_size=5),
-    st.floats(1e-3, 1),
-    st.floats(0.1, 0.9),
+    st.lists(st.tuples(st.integers(1, 40), st.floats(0, 0.9)), max_size=4),
+    st.floats(1e-2, 1e5),
+    st.integers(1, 100),
+    st.integers(1, 16),
 )
 @settings(max_examples=200, deadline=None)
-def test_own_widths_begin_at_the_rung_from_which_they_save_most(rungs, seconds, share):
-    """What is compiled once for a trial serves all its later rungs."""
-    counts = [(trials, trials + empty, epochs) for trials, empty, epochs in rungs]
+def test_groups_take_no_longer_than_one_program_for_all_or_one_for_each(widths, seconds, num_trials, num_programs):
+    sizes, saved = [size for size, _ in widths], [share for _, share in widths]
 
-    def total(first):
-        padded = sum(slots * epochs for _, slots, epochs in counts[:first])
-        own = sum(trials * (1 - share) * epochs for trials, _, epochs in counts[first:])
-        return seconds * (padded + own) + (plan.PROGRAM_SECONDS * counts[first][0] if first < len(counts) else 0)
+    def total(groups):
+        left = [1 - share * space_.share_narrowed(size, n) for share, size, n in zip(saved, sizes, groups, strict=True)]
+        count = math.prod(groups) * num_programs
+        return seconds * math.prod(left) + plan.PROGRAM_SECONDS * count * (1 - (1 - 1 / count) ** num_trials)
 
-    least = min(map(total, range(len(counts) + 1)))
-    assert total(plan._first_own(counts, seconds, share)) == pytest.approx(least)
-    assert plan._first_own(counts, seconds, np.inf) == 0, "asked for"
-    assert plan._first_own(counts, seconds, 0) == len(counts)
+    found = plan._best_groups(sizes, saved, seconds, num_trials, num_programs)
+    taken = total(sizes if found is None else found)
+    assert taken <= total(sizes) + 1e-9 and taken <= total([1] * len(sizes)) + 1e-9
+    if found is not None:
+        assert all(1 <= n <= size for n, size in zip(found, sizes, strict=True))
+        assert math.prod(found) * num_programs <= programs.KEPT_PROGRAMS
 
 
-@pytest.mark.parametrize(
-    "seconds, share, expected",
-    [(1, 0, [False] * 3), (0.01, 0.4, [False] * 3), (0.8, 0.4, [False, False, True]), (1e-3, np.inf, [True] * 3)],
-)
-def test_late_rungs_have_own_widths_where_these_pay(monkeypatch, seconds, share, expected):
-    monkeypatch.setattr(plan, "_seconds_of_an_epoch", lambda *_: seconds)
-    monkeypatch.setattr(plan, "_share_saved", lambda *_: share)
-    settings_ = {"num_trials": 24, "num_epochs": 9, "halving": 3, "num_devices": 2}
-    planned, *_ = laid_out(toy.STUDY, **settings_)
-    assert [rung.own_widths for rung in planned.rungs] == expected
-    for rung in planned.rungs:
-        if rung.own_widths:
-            assert (rung.program.slots, rung.program.num_devices) == (2, 2)
-    # What isn't trained can't be narrowed: such a network has one kind of program from its first epoch to its last.
-    monkeypatch.setattr(plan, "_may_be_narrowed", lambda *_: False)
-    assert {rung.own_widths for rung in laid_out(toy.STUDY, **settings_)[0].rungs} == {share == np.inf}
+@pytest.mark.parametrize("seconds, num_trials, expected", [(0.1, 50, (1, 1)), (60, 50, (3, 1)), (1e6, 2, None)])
+def test_the_longer_a_search_trains_the_narrower_its_groups(seconds, num_trials, expected):
+    """The first width of a dense net on images has most of the weights."""
+    assert plan._best_groups([41, 41], [0.7, 0.05], seconds, num_trials, 1) == expected
+
+
+@pytest.mark.parametrize("fit, halving", [(1, 3), (1, None), (2, 3)])
+def test_trials_that_fill_a_cores_cache_train_alone_in_groups_of_like_widths(monkeypatch, fit, halving):
+    """So one program serves all rungs; and smaller ones gain more by company."""
+    monkeypatch.setattr(population, "trials_that_fit", lambda *_: fit)
+    monkeypatch.setattr(plan, "_seconds_of_an_epoch", lambda *_: (1.0, [0.5, 0.1]))
+    planned, *_ = laid_out(toy.STUDY, num_trials=24, num_epochs=9, halving=halving, num_devices=2)
+    assert {rung.own_widths for rung in planned.rungs} == {fit == 1}
+    if fit == 1:
+        assert {(rung.program.slots, rung.program.num_devices) for rung in planned.rungs} <= {(2, 2), (1, 1)}
+        assert len({rung.groups for rung in planned.rungs}) == 1
+    assert SearchPlan.from_json(json.loads(json.dumps(planned.to_json()))) == planned
+
+
+def test_a_plan_of_an_earlier_version_has_networks_just_as_wide_as_drawn():
+    planned = SearchPlan((Bracket(4, (Rung(3, Plan(2, 2), own_widths=True),)),))
+    stored = planned.to_json()
+    del stored["brackets"][0]["rungs"][0]["groups"]
+    assert SearchPlan.from_json(stored) == planned
 
 
 def test_without_halving_there_is_one_rung_the_last_epoch():
@@ -380,3 +390,11 @@ def test_a_network_that_only_one_static_value_makes_wrong_is_found_beforehand():
 def test_the_bytes_that_are_free_are_unknown_on_a_cpu():
     assert jax.default_backend() == "cpu"
     assert plan._free_bytes() is None
+
+
+def test_trials_in_groups_are_a_job_each_and_their_widths_those_of_the_widest_of_the_group():
+    draws = drawn(toy.STUDY, 20)
+    for job in plan.jobs_of(toy.STUDY, Rung(4, Plan(2, 2), own_widths=True, groups=(2, 1)), draws):
+        [number] = job.numbers
+        first, _ = draws[number]["hidden_units"]  # of 2-6 and of 2-4
+        assert job.fixed == {"hidden_units": (4 if first <= 4 else 6, 4)}

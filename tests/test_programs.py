@@ -5,8 +5,11 @@ import gc
 import os
 import subprocess
 import sys
+import threading
+import time
 import types
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import flax.linen as nn
 import jax
@@ -182,6 +185,24 @@ def test_the_same_function_is_not_even_traced_again():
 @programs.for_each_task()
 def of_two(task, values):
     return task(values)
+
+
+def test_threads_that_ask_for_the_same_program_at_the_same_time_have_it_compiled_once(monkeypatch):
+    counts, both, compile_ = [], threading.Barrier(2), programs._compile
+    monkeypatch.setattr(programs, "_compile", lambda program: counts.append(1) or time.sleep(0.5) or compile_(program))
+
+    @programs.for_each_task()
+    def scaled(task, x):
+        return task * x
+
+    def ask(_):
+        both.wait()
+        return scaled(3.25)(X)
+
+    with ThreadPoolExecutor(2) as threads:
+        for found in threads.map(ask, range(2)):
+            np.testing.assert_array_equal(found, 3.25 * X)
+    assert len(counts) == 1
 
 
 def test_functions_that_use_different_arguments_of_the_same_shape_are_told_apart():

@@ -255,6 +255,26 @@ def test_trials_share_a_program_where_what_is_fixed_is_the_same():
     assert len({space_.key_of({"a": value}) for value in (1, 1.0, True)}) == 3
 
 
+@given(st.integers(1, 60), st.data())
+@settings(max_examples=100, deadline=None)
+def test_a_width_is_as_wide_as_the_widest_of_its_group(num_values, data):
+    """The groups are as many as asked for, of as many values but for one, and the last has the widest."""
+    num_groups = data.draw(st.integers(1, num_values))
+    space = {"units": (Int(7, 6 + num_values, width=True),), "n": Int(1, 2, width=True), "rate": Float(1, 2)}
+    groups = {}
+    for value in range(7, 7 + num_values):
+        draw = space_.widened(space, {"units": (value,), "n": 1, "rate": 1.5}, [num_groups, 1])
+        assert draw["n"] == 2 and draw["rate"] == 1.5
+        groups.setdefault(draw["units"][0], []).append(value)
+    assert len(groups) == num_groups and max(groups) == 6 + num_values
+    assert all(top == max(values) for top, values in groups.items())
+    sizes = set(map(len, groups.values()))
+    assert max(sizes) - min(sizes) <= 1
+    narrowed = [(6 + num_values - top) * len(values) for top, values in groups.items()]
+    expected = sum(narrowed) / num_values / max(1, num_values - 1)
+    assert space_.share_narrowed(num_values, num_groups) == pytest.approx(expected, abs=1e-12)
+
+
 def test_the_widest_draw_has_the_widest_layers_and_the_first_of_all_else():
     assert space_.widths(EVERYTHING) == ["units"]
     assert space_.widest(EVERYTHING) == {
