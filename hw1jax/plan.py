@@ -154,7 +154,7 @@ class Job(NamedTuple):
 def make_plan(
     study_: Study, num_trials: int, search: Search, program: Program, data: Dataset, splits: list[Fold]
 ) -> SearchPlan:
-    """As many trials to a program as can be, padded to the same widths; or each at its own, where that pays."""
+    """As many trials to a program as can be, padded to the same widths; or one by one at hardly more than their own."""
     most = MOST_SLOTS if jax.default_backend() == "cpu" else num_trials
     if program.members_per_program is not None:
         most = program.members_per_program // len(splits)
@@ -215,8 +215,8 @@ def make_plan(
     for size, ends in _bracket_sizes(num_trials, search):
         rungs, left = [], size
         for end in ends:
-            padded = None if own_widths else fit(-(-left // -(-left // most)), least)[1]
-            rungs.append(alone(left, end) if padded is None else Rung(end, padded))
+            in_a_job = -(-left // -(-left // most))
+            rungs.append(alone(left, end) if own_widths else Rung(end, fit(in_a_job, least)[1]))
             left = -(-left // search.halving)
         brackets.append(Bracket(size, tuple(rungs)))
     return SearchPlan(tuple(brackets), search.halving)

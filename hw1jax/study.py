@@ -168,8 +168,8 @@ class Program:
     """How a search is laid out on the devices."""
 
     widths: Literal["auto", "padded", "exact"] = "auto"
-    """Networks padded to the same widths in one program, or each at its own widths in its own program; auto: by cost, and
-    between these in groups of like widths."""
+    """Networks padded to the same widths in one program, or each at its own widths in its own program; auto takes what
+    is sooner done, also a program for those of like widths."""
     members_per_program: int | None = None
     """Networks (trials x folds) that one program trains at most; as many as there are, if not given."""
     num_devices: int | None = None
