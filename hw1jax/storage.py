@@ -6,6 +6,7 @@ import io
 import json
 import os
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -15,6 +16,10 @@ import numpy as np
 
 # Of results.json, histories.npz, model.msgpack and a search's configuration with its plan.
 FORMAT = 5
+
+# numpy reads an array's header with Python's `ast`, which counts its depth for all threads together and, where two of
+# them are at it, may say that the counts don't match (Python issue 106905).
+_one_reader = threading.Lock()
 
 
 class FormatError(ValueError):
@@ -80,7 +85,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """
     try:
         # From memory: on a file that is no zip, np.load leaves the file open.
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+        with _one_reader, np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
             return dict(arrays)
     except OSError:
         raise
