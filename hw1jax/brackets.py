@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -102,6 +103,10 @@ class Brackets:
         self.splits = 0  # how often a job was too large for the memory, and was trained in halves
         self.programs: set[Any] = set()  # the keys of those that were needed
         self._seconds: dict[Path, tuple[int, float]] = {}  # of what was read: {file: (end of its rung, spent on it)}
+
+    @cached_property
+    def _in_corners(self) -> bool:
+        return _can_be_in_corners(self._study, self._wide)
 
     @property
     def work(self) -> int:
@@ -305,7 +310,8 @@ class Brackets:
         if part.i:
             state = self._selected(part, members, trials, slots)
         else:
-            state = _new(self._study, part.job, draws, members, trials, own_widths=part.rung.own_widths)
+            in_corners = part.rung.own_widths and self._in_corners
+            state = _new(self._study, part.job, draws, members, trials, in_corners=in_corners)
         # Named by its trials: a job that more trials fill up must not go on with the dummies that held their slots.
         kind = f"{place.plan.slots}.{len(numbers)}.checkpoint"
         checkpoint = Checkpoint(self._path(part, kind))
@@ -338,6 +344,8 @@ class Brackets:
         """
         rows: dict[int, list[np.ndarray]] = {}
         for job in part.before:
+            if set(job.numbers).isdisjoint(slots):
+                continue
             earlier = Part(job, part.bracket, part.i - 1, [])
             path = self._path(earlier, MEMBERS)
             try:
@@ -410,7 +418,8 @@ def begin(
 ) -> tuple[Population, Trials, State]:
     """A job before its first epoch: (the place with the job's task, its trials one a slot, their new members)."""
     members, trials, _ = _in_slots(study_, key, job, draws, place)
-    return members, trials, _new(study_, job, draws, members, trials, own_widths=own_widths)
+    in_corners = own_widths and _can_be_in_corners(study_, place)
+    return members, trials, _new(study_, job, draws, members, trials, in_corners=in_corners)
 
 
 def _in_slots(
@@ -423,11 +432,16 @@ def _in_slots(
     return place._replace(task=study.make_task(study_, job.fixed)), trials, slots
 
 
+def _can_be_in_corners(study_: Study, place: Population) -> bool:
+    """Whether a narrow network can begin in a corner of the widest one's parameters."""
+    return not training.has_state(place.task) and plan.takes_padding(study_, place.data.x)
+
+
 def _new(
-    study_: Study, job: Job, draws: Mapping[int, Draw], members: Population, trials: Trials, *, own_widths: bool
+    study_: Study, job: Job, draws: Mapping[int, Draw], members: Population, trials: Trials, *, in_corners: bool
 ) -> State:
     """New members of a job."""
-    if own_widths and not training.has_state(members.task) and plan.takes_padding(study_, members.data.x):
+    if in_corners:
         wide = space_.fixed(study_.space, draws[job.numbers[0]], widest=True)
         widened = members._replace(task=study.make_task(study_, wide))
         return population.start_narrow(widened, members, trials)

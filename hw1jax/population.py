@@ -78,7 +78,7 @@ CACHED_BYTES = 2**21  # of members' state that a CPU core trains at once; more f
 FEW_EPOCHS = 10  # of a call of the program: Ctrl-C is heard between calls
 FEW_INDICES = 2**14  # places in its minibatches that make a call long enough, however few its epochs
 MANY_INDICES = 2**19  # that make it too long
-NEW_AT_ONCE = 32  # members whose initial parameters are made together: each call takes milliseconds
+NEW_AT_ONCE, NEW_PARAMETERS = 32, 2**17  # members made together, at most, and their parameters: a call's milliseconds
 NUM_EMPTY = 3  # places that a batch is filled up with, to see whether they count
 STATE_COPIES = 3  # the parameters and an optimizer's two moments
 
@@ -205,7 +205,10 @@ def start(population: Population, trials: Trials) -> State:
     num_folds = len(population.folds)
     numbers, folds = np.repeat(trials.numbers, num_folds), np.tile(_fold_numbers(population), len(trials.numbers))
     members = numbers, folds, jax.tree.map(lambda a: np.repeat(np.asarray(a), num_folds, 0), trials.hyperparameters)
-    few = np.arange(-(-len(numbers) // NEW_AT_ONCE) * NEW_AT_ONCE).reshape(-1, NEW_AT_ONCE) % len(numbers)
+    one = jax.tree.map(lambda a: np.asarray(a)[0], trials.hyperparameters)
+    size = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(population.task.init, trials.key, one)))
+    at_once = max(1, min(NEW_AT_ONCE, NEW_PARAMETERS // max(1, size)))
+    few = np.arange(-(-len(numbers) // at_once) * at_once).reshape(-1, at_once) % len(numbers)
     pieces = [jax.tree.map(lambda a: a[index], members) for index in few]  # noqa: B023
     made = [_init(population.task)(*_key(trials.key), population.num_steps, *piece) for piece in pieces]
 
