@@ -41,7 +41,7 @@ SEARCH = {
     "hosts": set(),
     "record": set(),
     "observer": {"study"},
-    "plan": {"checks", "data", "folds", "hosts", "layout", "population", "space", "study", "training"},
+    "plan": {"checks", "data", "folds", "hosts", "layout", "population", "programs", "space", "study", "training"},
     "checkpoint": {"population", "storage", "training"},
     "brackets": {"checkpoint", "hosts", "observer", "plan", "population"}
     | {"record", "space", "storage", "study", "training"},
@@ -286,14 +286,14 @@ def test_the_core_stays_small_enough_to_be_read():
     The aim was 700 lines from the folds to the population. They were 513 when a member had a loss and nothing else, and
     were 812 since it may have randomness, state, masks and weights, metrics and early stopping, trees for data, and
     programs that are recognised. They are 869 since members that go on are selected into a smaller population, laid out
-    anew, and since their parameters may be averaged, and 883 since one program makes new members of populations of all
-    sizes; `checks` and `cross_validation` made 1,279, and 1,440 since what
+    anew, and since their parameters may be averaged, 883 since one program makes new members of populations of all
+    sizes, and 900 since threads that ask for one program at a time have it compiled once; `checks` and `cross_validation` made 1,279, and 1,440 since what
     people get wrong first is told in a line each, and by `failures` how their own functions fail. Who needs more room
     here moves something out, or changes these numbers and says what came.
     """
     sizes = {name: lines_of_code(SOURCES[name]) for name in (*PURE, "cross_validation", "checks", "failures")}
-    assert sum(sizes[name] for name in PURE) <= 885, sizes
-    assert sum(sizes.values()) <= 1450, sizes
+    assert sum(sizes[name] for name in PURE) <= 900, sizes
+    assert sum(sizes.values()) <= 1470, sizes
 
 
 def test_nothing_imports_the_experiments():
