@@ -98,23 +98,31 @@ def test_loss_gradient_and_update_equal_the_plain_network_over_the_search_space(
     x, y, batch = batch_of(task, study, num, layout)
     compute = jax.jit(lambda state, h: (training.loss_and_gradient(task, state.params, batch, h), one_step(state, h)))
 
+    new = jax.jit(lambda h: training.init(task, jax.random.key(3), h))
+
     def one_step(state, h):
         return training.step(task, state, batch, h)[0].params
 
+    def plain_step(rule):
+        def step(params):
+            value, gradient = jax.value_and_grad(lambda p: LOSSES[study.name](reference.forward(p, x), y))(params)
+            updates, _ = rule.update(gradient, rule.init(params), params)
+            return value, gradient, optax.apply_updates(params, updates)
+
+        return step  # compiled as a whole, as operations one by one are compiled too, each of them
+
     for draw in corners(study):
         hyperparameters = in_float64(one_trial(study, draw))
-        state = training.init(task, jax.random.key(3), hyperparameters)
-        ((total, _), gradient), updated = compute(state, hyperparameters)
+        state = new(hyperparameters)
+        ((total, _), gradient), updated = jax.tree.map(np.asarray, compute(state, hyperparameters))
 
         shapes = own_shapes(study, draw)
-        small = reference.crop(state.params, shapes)
-        loss = LOSSES[study.name]
-        value, plain_gradient = jax.jit(jax.value_and_grad(lambda p: loss(reference.forward(p, x), y)))(small)  # noqa: B023
+        small = reference.crop(jax.tree.map(np.asarray, state.params), shapes)
+        rule = reference.optimizer(draw["optimizer"], draw["learning_rate"], draw["l2"])
+        value, plain_gradient, plain = jax.tree.map(np.asarray, jax.jit(plain_step(rule))(small))
         assert_close(total / num, value, 1e-10)
         assert_close(jax.tree.map(lambda g: g / num, reference.crop(gradient, shapes)), plain_gradient, 1e-10)
 
-        rule = reference.optimizer(draw["optimizer"], draw["learning_rate"], draw["l2"])
-        plain = optax.apply_updates(small, rule.update(plain_gradient, rule.init(small), small)[0])
         # Where a gradient is rounding alone, Adam's and RMSprop's first step is its sign times the learning rate.
         noise = jax.tree.map(lambda g: np.abs(g) < 1e-12, plain_gradient)
         shown = jax.tree.map(lambda a, b, n: np.where(n, b, a), reference.crop(updated, shapes), plain, noise)

@@ -135,9 +135,11 @@ def alone(members, asked, draw, number, fold):
     """(validation loss, parameters) by a plain loop over the batches as they are, none filled up."""
     task, spec, key = members.task, members.spec, jax.random.key(0)
     h = jax.tree.map(jnp.asarray, study.one_trial(asked, draw))
-    params, state = training.init_variables(task, jax.random.fold_in(jax.random.fold_in(key, number), fold), h)
+    first_key = jax.random.fold_in(jax.random.fold_in(key, number), fold)
+    # Compiled, as operations one by one are compiled too, each of them.
+    params, state = jax.jit(lambda key: training.init_variables(task, key, h))(first_key)
     rule = training.optimizer_of(task, h, members.num_steps)
-    opt_state = rule.init(params)
+    opt_state = jax.jit(rule.init)(params)
     for word in (population.TRAINING, number, fold):
         key = jax.random.fold_in(key, word)
     x, y, weights = jax.tree.map(jnp.asarray, tuple(members.data))
@@ -151,7 +153,12 @@ def alone(members, asked, draw, number, fold):
         w = jnp.ones(len(index)) if weights is None else weights[index]
         return jnp.sum(values * w) / jnp.sum(w), state
 
-    update = jax.jit(jax.value_and_grad(mean_loss, has_aux=True), static_argnums=4)
+    @jax.jit
+    def update(params, state, opt_state, index, key):
+        (value, state), gradient = jax.value_and_grad(mean_loss, has_aux=True)(params, state, index, key, True)
+        updates, opt_state = rule.update(gradient, opt_state, params, value=value)
+        return optax.apply_updates(params, updates), state, opt_state
+
     order = folds.minibatches(members.folds, range(spec.num_epochs), batch_size=spec.batch_size, seed=spec.seed)[fold]
     for epoch, batches in enumerate(order):
         epoch_key = jax.random.fold_in(key, epoch)
@@ -159,10 +166,9 @@ def alone(members, asked, draw, number, fold):
             index = jnp.asarray(index[index >= 0])
             if len(index):
                 step_key = jax.random.fold_in(epoch_key, step) if training.wants_key(task) else None
-                (value, state), gradient = update(params, state, index, step_key, True)
-                updates, opt_state = rule.update(gradient, opt_state, params, value=value)
-                params = optax.apply_updates(params, updates)
-    loss, _ = mean_loss(params, state, jnp.asarray(members.folds[fold].validation), None, False)
+                params, state, opt_state = update(params, state, opt_state, index, step_key)
+    held_out = jnp.asarray(members.folds[fold].validation)
+    loss, _ = jax.jit(lambda params, state: mean_loss(params, state, held_out, None, False))(params, state)
     return loss, params
 
 
