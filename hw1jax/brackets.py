@@ -97,6 +97,7 @@ class Brackets:
         self._key, self._curve_x, self._observer = jax.random.key(seed), curve_x, observer
         self._stretches = plan.stretches(num_trials)
         self._places: dict[tuple[Bracket, int], list[Population]] = {}
+        self._jobs: dict[tuple[Rung, tuple[int, ...]], list[Job]] = {}
         self._lock = threading.Lock()
         self._done: dict[int, tuple[int, np.ndarray]] = {}  # of a bracket {trial: (epochs done, scores [fold])}
         self._left: list[int] = []  # of its trials, those that train on the rung it is at
@@ -191,7 +192,7 @@ class Brackets:
         left = draws
         for i, rung in enumerate(bracket.rungs):
             before = [part.job for part in rungs[-1]] if rungs else []
-            parts = [Part(job, bracket, i, before) for job in plan.jobs_of(self._study, rung, left)]
+            parts = [Part(job, bracket, i, before) for job in self._jobs_of(rung, left)]
             self._left = list(left)
             try:
                 side_by_side(lambda part, place: self._do(part, draws, place), parts, self._places_of(bracket, i))
@@ -210,6 +211,13 @@ class Brackets:
             if not left:
                 break
         return rungs
+
+    def _jobs_of(self, rung: Rung, left: dict[int, Draw]) -> list[Job]:
+        """Those of a rung, looked up once: their order asks for the size of each network."""
+        key = rung, tuple(left)
+        if key not in self._jobs:
+            self._jobs[key] = plan.jobs_of(self._study, rung, left)
+        return self._jobs[key]
 
     def _survivors(self, parts: list[Part], left: dict[int, Draw]) -> dict[int, Draw]:
         """Who goes on after a rung: the best by the mean over the folds (the first of equals), none that diverged."""

@@ -352,7 +352,11 @@ def jobs_of(study_: Study, rung: Rung, draws: Mapping[int, Draw]) -> list[Job]:
         key = (number if rung.own_widths else space_.key_of(fixed),)
         groups.setdefault(key, Job(fixed, [])).numbers.append(number)
     if rung.own_widths:
-        return sorted(groups.values(), key=lambda job: -study.num_parameters(study_, draws[job.numbers[0]]))
+        sizes: dict[Any, int] = {}  # of each program's network, looked at once
+        for job in groups.values():
+            if (key := space_.key_of(job.fixed)) not in sizes:
+                sizes[key] = study.num_parameters(study_, draws[job.numbers[0]] | job.fixed)
+        return sorted(groups.values(), key=lambda job: -sizes[space_.key_of(job.fixed)])
     size = rung.program.slots
     return [
         Job(job.fixed, job.numbers[first : first + size])

@@ -62,16 +62,16 @@ def crop(params, shapes):
 
 def train(params, loss, rule, x, y, batches):
     """-> (params, loss of each step); `batches` lists index arrays."""
-    state, x, y = rule.init(params), jnp.asarray(x), jnp.asarray(y)
+    state, x, y = jax.jit(rule.init)(params), jnp.asarray(x), jnp.asarray(y)
 
-    def objective(params, index):
-        return loss(forward(params, x[index]), y[index])
+    @jax.jit  # as a whole: operations one by one are compiled too, each of them
+    def step(params, state, index):
+        value, gradient = jax.value_and_grad(lambda p: loss(forward(p, x[index]), y[index]))(params)
+        updates, state = rule.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state, value
 
-    value_and_gradient = jax.jit(jax.value_and_grad(objective))
     values = []
     for index in batches:
-        value, gradient = value_and_gradient(params, jnp.asarray(index))
-        updates, state = rule.update(gradient, state, params)
-        params = optax.apply_updates(params, updates)
+        params, state, value = step(params, state, jnp.asarray(index))
         values.append(float(value))
     return params, np.array(values)
