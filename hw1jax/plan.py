@@ -416,8 +416,8 @@ def _free_bytes() -> int | None:
 def _trains_best_alone(params: Any, layout: Layout, num_folds: int) -> bool:
     """Whether trials gain nothing by training beside others on a device, so that each can be almost as narrow as it is.
 
-    So it is on a CPU, where no two fit its cache or they follow one another in any case. One accelerator, or those of
-    several hosts, are better filled by all trials in one program.
+    So it is on a CPU, where no two fit its cache or they follow one another in any case. An accelerator is better
+    filled by all trials in one program, and several hosts share each program.
     """
     if jax.devices()[0].platform != "cpu" or hosts.are_several():
         return False
@@ -429,8 +429,8 @@ def _groups(study_: Study, data: Dataset, num_folds: int, num_trials: int, num_e
 
     `num_epochs`: of all trials together.
     """
-    sizes = [r.high - r.low + 1 for r in space_.width_ranges(study_.space)]
-    seconds, saved = _seconds_of_an_epoch(study_, data, num_folds)
+    sizes = [r.high - r.low + 1 for r in space_.width_columns(study_.space).values()]
+    seconds, saved = _cost_of_an_epoch(study_, data, num_folds)
     return _best_groups(sizes, saved, seconds * num_epochs, num_trials, space_.num_programs(study_.space))
 
 
@@ -464,9 +464,9 @@ def _best_groups(
     return None if total(sizes) < total(groups) else tuple(groups)
 
 
-def _seconds_of_an_epoch(study_: Study, data: Dataset, num_folds: int) -> tuple[float, list[float]]:
-    """What an epoch of the widest network takes on two CPU cores, all its folds; the share of it that the lowest value
-    of each width saves."""
+def _cost_of_an_epoch(study_: Study, data: Dataset, num_folds: int) -> tuple[float, list[float]]:
+    """(seconds that an epoch of the widest network takes on two CPU cores, all its folds; of these, the share that the
+    lowest value of each width saves)."""
     x, y = jax.tree.map(lambda a: a[:200], (data.x_train, data.y_train))
     num_samples = len(jax.tree.leaves(data.x_train)[0])
 
@@ -476,8 +476,8 @@ def _seconds_of_an_epoch(study_: Study, data: Dataset, num_folds: int) -> tuple[
 
     widest = space_.widest(study_.space)
     flat, most = space_.flatten(widest), flops(widest)
-    lowest = {column: r.low for column, r in space_.columns(study_.space).items() if isinstance(r, Int) and r.width}
-    saved = [1 - flops(space_.unflatten(study_.space, flat | {column: low})) / most for column, low in lowest.items()]
+    narrow = [flat | {column: r.low} for column, r in space_.width_columns(study_.space).items()]
+    saved = [1 - flops(space_.unflatten(study_.space, draw)) / most for draw in narrow]
     return (num_folds - 1) * num_samples * most / FLOPS_A_SECOND, saved
 
 

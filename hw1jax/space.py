@@ -201,39 +201,31 @@ def fixed(space: Space, draw: Mapping[str, Any], *, widest: bool) -> dict[str, A
     return {name: draw[name] for name in static} | {name: at_most[name] for name in widths(space)}
 
 
-def width_ranges(space: Space) -> list[Int]:
-    """The ranges of the layers' widths, name after name."""
-    return [r for name in widths(space) for r in ranges_of(space)[name] if isinstance(r, Int)]
+def width_columns(space: Space) -> dict[str, Int]:
+    """The ranges of the layers' widths, as `columns` has them."""
+    return {column: r for column, r in columns(space).items() if isinstance(r, Int) and r.width}
 
 
 def widened(space: Space, draw: Mapping[str, Any], num_groups: Sequence[int]) -> Draw:
     """The draw with each width as wide as the widest of its group.
 
-    `num_groups`: of each width, in the order of `width_ranges`, into how many even parts its range is cut.
+    `num_groups`: of each width, in the order of `width_columns`, into how many even parts its range is cut.
     """
-    cut = iter(num_groups)
-
-    def top(r: Any, value: int) -> int:
-        return r.low + _top_of_group(value - r.low, r.high - r.low + 1, next(cut))
-
-    own = {}
-    for name in widths(space):
-        ranges, values = space[name], draw[name]
-        several = isinstance(ranges, Sequence)
-        own[name] = tuple(map(top, ranges, values)) if several else top(ranges, values)
-    return dict(draw) | own
+    flat = flatten(draw)
+    for (column, r), n in zip(width_columns(space).items(), num_groups, strict=True):
+        flat[column] = r.low + int(_tops_of_groups(r.high - r.low + 1, n)[flat[column] - r.low])
+    return unflatten(space, flat)
 
 
 def share_narrowed(num_values: int, num_groups: int) -> float:
     """By how much of a width's range its groups make layers narrower than the widest, on average over the values."""
-    tops = [_top_of_group(i, num_values, num_groups) for i in range(num_values)]
-    return 1 - sum(tops) / (num_values - 1) / num_values if num_values > 1 else 0.0
+    return 1 - float(np.mean(_tops_of_groups(num_values, num_groups))) / (num_values - 1) if num_values > 1 else 0.0
 
 
-def _top_of_group(i: int, num_values: int, num_groups: int) -> int:
-    """The last of the values 0, 1, .. that are in one of so many even groups with the value i."""
-    group = i * num_groups // num_values
-    return -(-(group + 1) * num_values // num_groups) - 1
+def _tops_of_groups(num_values: int, num_groups: int) -> np.ndarray:
+    """Of each of the values 0, 1, .., the last in its group, if there are so many even groups."""
+    groups = np.arange(num_values) * num_groups // num_values
+    return -(-(groups + 1) * num_values // num_groups) - 1
 
 
 def key_of(fixed: Mapping[str, Any]) -> Hashable:

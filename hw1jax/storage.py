@@ -17,8 +17,8 @@ import numpy as np
 # Of results.json, histories.npz, model.msgpack and a search's configuration with its plan.
 FORMAT = 5
 
-# numpy reads an array's header with Python's `ast`, which counts its depth for all threads together and, where two of
-# them are at it, may say that the counts don't match (Python issue 106905).
+# numpy reads an array's header with Python's `ast`, whose count of depth all threads share (in 3.11): if garbage is
+# collected in its middle, JAX's callback lets another thread at it, and the counts don't match (a SystemError).
 _one_reader = threading.Lock()
 
 

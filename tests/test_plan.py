@@ -289,7 +289,7 @@ def test_the_longer_a_search_trains_the_narrower_its_groups(seconds, num_trials,
 def test_trials_that_fill_a_cores_cache_train_alone_in_groups_of_like_widths(monkeypatch, fit, halving):
     """So one program serves all rungs; and smaller ones gain more by company."""
     monkeypatch.setattr(population, "trials_that_fit", lambda *_: fit)
-    monkeypatch.setattr(plan, "_seconds_of_an_epoch", lambda *_: (1.0, [0.5, 0.1]))
+    monkeypatch.setattr(plan, "_cost_of_an_epoch", lambda *_: (1.0, [0.5, 0.1]))
     planned, *_ = laid_out(toy.STUDY, num_trials=24, num_epochs=9, halving=halving, num_devices=2)
     assert {rung.own_widths for rung in planned.rungs} == {fit == 1}
     if fit == 1:

@@ -1,11 +1,13 @@
 """Files appear whole or not at all, are as readable as any other, and hold nothing that could execute."""
 
 import errno
+import gc
 import json
 import os
 import pickle
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +185,25 @@ def test_a_damaged_file_of_arrays_is_refused_by_name(tmp_path):
         with pytest.raises(ValueError, match="batch.npz") as caught:
             storage.read_arrays(path)
         assert "\n" not in str(caught.value)
+
+
+def test_threads_that_read_at_once_find_nothing_damaged(tmp_path):
+    """Whatever runs where garbage is collected, as a callback of JAX's does, and lets another thread in."""
+    path, threshold = tmp_path / "arrays.npz", gc.get_threshold()
+    storage.write_arrays(path, {f"leaf_{i}": np.zeros((3, 4)) for i in range(20)})
+
+    def let_others_in(*_):
+        time.sleep(1e-6)
+
+    gc.callbacks.append(let_others_in)
+    gc.set_threshold(5)
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            for arrays in threads.map(storage.read_arrays, [path] * 800):
+                assert len(arrays) == 20
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(let_others_in)
 
 
 def test_content_of_this_version_is_read_be_the_number_pythons_or_an_arrays():
