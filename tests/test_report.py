@@ -163,6 +163,8 @@ def test_a_run_says_where_it_did_less_than_the_report(tmp_path, tmp_path_factory
         path = write_report(folder, replace(STUDIES["regression"], num_trials=num_trials))
         assert (notice is None) == ("Not the report's amount of work" not in Page(path).text)
         assert notice is None or f"Not the report's amount of work: {notice}" in Page(path).text
+    path = write_report(folder, replace(STUDIES["regression"], num_trials=5, averaging=0.9))
+    assert "Not the report's amount of work: averaging none instead of 0.9." in Page(path).text
 
 
 def test_errors_inside_and_outside_the_gaps_add_up_to_the_test_loss(runs):

@@ -248,7 +248,7 @@ def _cards(results: Results) -> Markup:
 def _smaller(results: Results) -> str:
     """Says how the run differs from the reference's amount of work; empty where it does not, or there is none."""
     config, study = results.record["config"], results.study
-    names = ("num_trials", "num_folds", "num_epochs", "batch_size")
+    names = ("num_trials", "num_folds", "num_epochs", "batch_size", "averaging")
     own = {name: getattr(study, name) for name in names} | {"halving": halving_settings(study.halving)["halving"]}
     other = [
         f"{words(n)} {config[n] or 'none'} instead of {value or 'none'}"
