@@ -80,9 +80,10 @@ def first_conv_pool(x: jax.Array, weights: jax.Array) -> jax.Array:
     x = _pad(x, (rows, columns), patch - 1)
     below, right = 2 * rows - 1, 2 * columns - 1
     taken = [x[:, dy : dy + below : 2, dx : dx + right : 2] for dy in range(patch) for dx in range(patch)]
-    patches = jnp.stack(taken).reshape(-1, rows, columns, x.shape[-1])  # [(dy, dx, input), row, column, image]
-    blocks = _blocks(kernel).transpose(0, 1, 3, 4, 2).reshape(-1, len(patches))
-    return _product_and_pool(blocks, patches, weights[:, 0])
+    patches = _with_ones(taken)  # [(dy, dx, input) and 1, (row, column, image)]
+    blocks = _blocks(kernel).transpose(0, 1, 3, 4, 2).reshape(4 * len(kernel), -1)
+    outputs = _with_bias(blocks, weights) @ patches
+    return relu_of_maximum(outputs.reshape(4, len(kernel), rows, columns, -1))
 
 
 def conv_pool(x: jax.Array, weights: jax.Array) -> jax.Array:
@@ -111,7 +112,8 @@ def conv_pool(x: jax.Array, weights: jax.Array) -> jax.Array:
     phases = x.reshape(4 * num_inputs, half_rows, half_columns, -1)
     blocks = _blocks(kernel).reshape(4 * num_channels, num_inputs, shifts, 2, shifts, 2)
     blocks = blocks.transpose(0, 2, 4, 3, 5, 1).reshape(4 * num_channels, -1)
-    return _product_and_pool(blocks, _shifted(phases, shifts, (rows, columns)), weights[:, 0])
+    outputs = _product_with_shifted(_with_bias(blocks, weights), phases, shifts, (rows, columns))
+    return relu_of_maximum(outputs.reshape(4, num_channels, rows, columns, -1))
 
 
 def lax_conv_pool(x: jax.Array, weights: jax.Array) -> jax.Array:
@@ -168,54 +170,70 @@ def _blocks(kernel: jax.Array) -> jax.Array:
     return jnp.stack([jnp.pad(kernel, pad) for pad in pads])
 
 
-def _product_and_pool(blocks: jax.Array, patches: jax.Array, bias: jax.Array) -> jax.Array:
-    """[4 * channel, rows] x [rows, cell row, cell column, image] -> [channel, cell row, cell column, image]."""
-    num_rows, *cells = patches.shape
-    # The bias is the weight of one more row, of ones: its gradient comes out of the product, not of a reduction.
-    blocks = jnp.concatenate([blocks, jnp.tile(bias, 4)[:, None]], axis=1)
-    columns = jnp.concatenate([patches.reshape(num_rows, -1), jnp.ones((1, math.prod(cells)), patches.dtype)])
-    return relu_of_maximum((blocks @ columns).reshape(4, -1, *cells))
+# The bias is the weight of one more row, of ones: its gradient comes out of the product, not of a reduction.
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _shifted(phases: jax.Array, shifts: int, cells: tuple[int, int]) -> jax.Array:
-    """The patches: [(shift, shift, phase), cell row, cell column, image] of [phase, row, column, image]."""
+def _with_bias(blocks: jax.Array, weights: jax.Array) -> jax.Array:
+    """[4 * channel, rows] -> [4 * channel, rows + 1]."""
+    return jnp.concatenate([blocks, jnp.tile(weights[:, 0], 4)[:, None]], axis=1)
+
+
+def _with_ones(pieces: list[jax.Array]) -> jax.Array:
+    """Pieces [row, cell row, cell column, image] -> [rows + 1, (cell row, cell column, image)]."""
+    # One concatenation of whole images: each further one copies them all, and flat pieces divide for each index.
+    together = jnp.concatenate([*pieces, jnp.ones_like(pieces[0][:1])])
+    return together.reshape(len(together), -1)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _product_with_shifted(blocks: jax.Array, phases: jax.Array, shifts: int, cells: tuple[int, int]) -> jax.Array:
+    """Blocks x patches, these the [(shift, shift, phase) and 1, cell] of phases [phase, row, column, image]."""
+    return _product_with_shifted_forward(blocks, phases, shifts, cells)[0]
+
+
+def _product_with_shifted_forward(
+    blocks: jax.Array, phases: jax.Array, shifts: int, cells: tuple[int, int]
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     rows, columns = cells
-    return jnp.concatenate([phases[:, a : a + rows, b : b + columns] for a in range(shifts) for b in range(shifts)])
+    patches = _with_ones([phases[:, a : a + rows, b : b + columns] for a in range(shifts) for b in range(shifts)])
+    return blocks @ patches, (blocks, patches)
 
 
-def _shifted_forward(phases: jax.Array, shifts: int, cells: tuple[int, int]) -> tuple[jax.Array, None]:
-    return _shifted(phases, shifts, cells), None
-
-
-def _shifted_backward(shifts: int, cells: tuple[int, int], _: None, gradient: jax.Array) -> tuple[jax.Array]:
-    gradient = gradient.reshape(shifts * shifts, -1, *cells, gradient.shape[-1])
+def _product_with_shifted_backward(
+    shifts: int, cells: tuple[int, int], kept: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    blocks, patches = kept
+    pieces = (blocks.T @ gradient).reshape(len(patches), *cells, -1)  # the ones' too: to cut it off would be a copy
     fold_back = {"cpu": partial(_fold_back_one_by_one, shifts), "default": partial(_fold_back_at_once, shifts)}
-    return (lax.platform_dependent(gradient, **fold_back),)
+    return gradient @ patches.T, lax.platform_dependent(pieces, **fold_back)
 
 
-def _fold_back_at_once(shifts: int, gradient: jax.Array) -> jax.Array:
-    """The sum of the pieces [shift * shift, phase, row, column, image], each padded to its place."""
-    pads = [((0, 0), (a, shifts - 1 - a), (b, shifts - 1 - b), (0, 0)) for a in range(shifts) for b in range(shifts)]
-    return reduce(jnp.add, (jnp.pad(piece, pad) for piece, pad in zip(gradient, pads, strict=True)))
+def _fold_back_at_once(shifts: int, pieces: jax.Array) -> jax.Array:
+    """The sum of [(shift, shift, phase) and 1, cell row, cell column, image], each shift's padded to its place."""
+    pieces = pieces[:-1].reshape(shifts, shifts, -1, *pieces.shape[1:])
+    pads = [[((0, 0), (a, shifts - 1 - a), (b, shifts - 1 - b), (0, 0)) for b in range(shifts)] for a in range(shifts)]
+    return reduce(jnp.add, (jnp.pad(pieces[a, b], pads[a][b]) for a in range(shifts) for b in range(shifts)))
 
 
-def _fold_back_one_by_one(shifts: int, gradient: jax.Array) -> jax.Array:
+def _fold_back_one_by_one(shifts: int, pieces: jax.Array) -> jax.Array:
     # The plain sum is right, but XLA:CPU recomputes it for each of the four outputs of the pooling before (15 times
-    # slower). A loop's result is computed once.
-    _, num_phases, rows, columns, num_images = gradient.shape
+    # slower). A loop's result is computed once. A row's columns and images are one axis, as long loops are fast ones.
+    num_rows, rows, columns, num_images = pieces.shape
+    num_phases = (num_rows - 1) // shifts**2
+    pieces = pieces.reshape(num_rows, rows, -1)
 
-    def fold_back(total: jax.Array, piece_and_number: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        piece, number = piece_and_number
-        place = (0, number // shifts, number % shifts, 0)
+    def fold_back(total: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
+        piece = lax.dynamic_slice_in_dim(pieces, number * num_phases, num_phases)
+        place = (0, number // shifts, number % shifts * num_images)
         before = lax.dynamic_slice(total, place, piece.shape)
         return lax.dynamic_update_slice(total, before + piece, place), None
 
-    total = jnp.zeros((num_phases, rows + shifts - 1, columns + shifts - 1, num_images), gradient.dtype)
-    return lax.scan(fold_back, total, (gradient, jnp.arange(shifts * shifts)))[0]
+    total = jnp.zeros((num_phases, rows + shifts - 1, (columns + shifts - 1) * num_images), pieces.dtype)
+    total = lax.scan(fold_back, total, jnp.arange(shifts * shifts))[0]
+    return total.reshape(num_phases, rows + shifts - 1, columns + shifts - 1, num_images)
 
 
-_shifted.defvjp(_shifted_forward, _shifted_backward)
+_product_with_shifted.defvjp(_product_with_shifted_forward, _product_with_shifted_backward)
 
 
 @jax.custom_vjp
@@ -238,8 +256,12 @@ def _relu_of_maximum_backward(winner: jax.Array, gradient: jax.Array) -> tuple[j
         return jnp.where(winner[None] == places, gradient[None], 0)
 
     def one_by_one(winner: jax.Array, gradient: jax.Array) -> jax.Array:
-        # A loop over the four, as its operands are computed once: see `_fold_back_one_by_one`.
-        return lax.map(lambda place: jnp.where(winner == place, gradient, 0), jnp.arange(4))
+        # Loops, as what they take and give is computed once (see `_fold_back_one_by_one`): the first, which changes
+        # nothing, lets the second run along flat rows, where each index would be divided for otherwise.
+        gradient = lax.map(lambda channel: channel, gradient).reshape(len(gradient), -1)
+        flat = winner.reshape(gradient.shape)
+        places = lax.map(lambda place: jnp.where(flat == place, gradient, 0), jnp.arange(4))
+        return places.reshape(4, *winner.shape)
 
     return (lax.platform_dependent(winner, gradient, cpu=one_by_one, default=to_winners),)
 
