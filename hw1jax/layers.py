@@ -256,11 +256,12 @@ def _relu_of_maximum_backward(winner: jax.Array, gradient: jax.Array) -> tuple[j
         return jnp.where(winner[None] == places, gradient[None], 0)
 
     def one_by_one(winner: jax.Array, gradient: jax.Array) -> jax.Array:
-        # Loops, as what they take and give is computed once (see `_fold_back_one_by_one`): the first, which changes
-        # nothing, lets the second run along flat rows, where each index would be divided for otherwise.
-        gradient = lax.map(lambda channel: channel, gradient).reshape(len(gradient), -1)
-        flat = winner.reshape(gradient.shape)
-        places = lax.map(lambda place: jnp.where(flat == place, gradient, 0), jnp.arange(4))
+        # A loop over the four, as its operands are computed once: see `_fold_back_one_by_one`. Its rows are flat as
+        # long loops are fast ones, and made so within it: before it, each pixel's place would be a division.
+        rows = (len(winner), -1)
+        places = lax.map(
+            lambda place: jnp.where(winner.reshape(rows) == place, gradient.reshape(rows), 0), jnp.arange(4)
+        )
         return places.reshape(4, *winner.shape)
 
     return (lax.platform_dependent(winner, gradient, cpu=one_by_one, default=to_winners),)
