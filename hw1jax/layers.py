@@ -12,6 +12,7 @@ are one layer: a column of the product is one pooling cell, and what pooling wou
 
 import math
 from functools import partial, reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -112,7 +113,7 @@ def conv_pool(x: jax.Array, weights: jax.Array) -> jax.Array:
     phases = x.reshape(4 * num_inputs, half_rows, half_columns, -1)
     blocks = _blocks(kernel).reshape(4 * num_channels, num_inputs, shifts, 2, shifts, 2)
     blocks = blocks.transpose(0, 2, 4, 3, 5, 1).reshape(4 * num_channels, -1)
-    outputs = _product_with_shifted(_with_bias(blocks, weights), phases, shifts, (rows, columns))
+    outputs: Any = _product_with_shifted(_with_bias(blocks, weights), phases, shifts, (rows, columns))
     return relu_of_maximum(outputs.reshape(4, num_channels, rows, columns, -1))
 
 
