@@ -171,16 +171,16 @@ def _blocks(kernel: jax.Array) -> jax.Array:
     return jnp.stack([jnp.pad(kernel, pad) for pad in pads])
 
 
-# The bias is the weight of one more row, of ones: its gradient comes out of the product, not of a reduction.
-
-
 def _with_bias(blocks: jax.Array, weights: jax.Array) -> jax.Array:
-    """[4 * channel, rows] -> [4 * channel, rows + 1]."""
+    """[4 * channel, row] -> [4 * channel, row + 1]: the bias, whose row of the patches is ones (`_with_ones`).
+
+    Its gradient comes out of the product that way, not of a reduction.
+    """
     return jnp.concatenate([blocks, jnp.tile(weights[:, 0], 4)[:, None]], axis=1)
 
 
 def _with_ones(pieces: list[jax.Array]) -> jax.Array:
-    """Pieces [row, cell row, cell column, image] -> [rows + 1, (cell row, cell column, image)]."""
+    """Pieces [row, cell row, cell column, image] -> [all their rows + 1, (cell row, cell column, image)]."""
     # One concatenation of whole images: each further one copies them all, and flat pieces divide for each index.
     together = jnp.concatenate([*pieces, jnp.ones_like(pieces[0][:1])])
     return together.reshape(len(together), -1)
