@@ -166,7 +166,7 @@ def _median(values: list[float | None], form: str) -> str:
 
 def _each_value(values: list[float | None], form: str) -> str:
     """The median, and all of them."""
-    found = [form.format(value).removesuffix(" s") for value in values if value is not None]
+    found = [form.format(value).removesuffix(" s").removesuffix("%") for value in values if value is not None]
     return f"**{_median(values, form)}** ({', '.join(found)})" if len(found) > 1 else _median(values, form)
 
 

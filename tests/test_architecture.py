@@ -60,12 +60,13 @@ EDGE = {
     "report": {"report.page"},
     "report.plots": set(),
     "report.items": {"lines", "report.plots"},
-    "report.sections": {"evaluation", "lines", "report.items", "report.plots", "results", "search", "space"},
-    "report.figures": {"report.items", "report.plots", "report.sections", "results"},
+    "report.search": {"evaluation", "lines", "report.items", "report.plots", "results", "search", "space"},
+    "report.sections": {"evaluation", "lines", "report.items", "report.plots", "report.search", "results", "space"},
+    "report.figures": {"report.items", "report.plots", "report.search", "report.sections", "results"},
     "report.network": {"layers", "report.items", "report.plots", "report.sections", "results"},
     "report.comparison": {"lines", "report.items", "report.plots", "results"},
-    "report.page": {*ASKED, "report.comparison", "report.items", "report.network", "report.plots", "report.sections"}
-    | {"results", "storage"},
+    "report.page": {*ASKED, "report.comparison", "report.items", "report.network", "report.plots", "report.search"}
+    | {"report.sections", "results", "storage"},
     "progress": {"lines", "observer", "results", "space", "study"},
     "notebook": {"lines", "observer", "progress", "study"},
     "cli": {*ASKED, *SEARCH, "checks", "failures", "progress", "report", "results", "run", "signals"},
@@ -201,7 +202,17 @@ def test_the_package_imports_nothing_by_its_own_public_door():
 
 
 def test_no_room_that_any_study_goes_through_knows_the_homeworks_networks_and_data():
-    for name in (*NAMELESS, "results", "run", "cli", "progress", "report.page", "report.items", "report.sections"):
+    for name in (
+        *NAMELESS,
+        "results",
+        "run",
+        "cli",
+        "progress",
+        "report.page",
+        "report.items",
+        "report.search",
+        "report.sections",
+    ):
         assert not ARROWS[name] & {"models", "layers", "optimizers", "data.regression", "data.fashion_mnist"}, name
 
 

@@ -20,7 +20,7 @@ import toy
 
 from hw1jax import evaluation, run_study, storage
 from hw1jax.data import Dataset
-from hw1jax.report import plots, sections, write_comparison, write_overview, write_report
+from hw1jax.report import plots, search, sections, write_comparison, write_overview, write_report
 from hw1jax.report.items import Markup, Picture, grid
 from hw1jax.results import load_results, read_record
 from hw1jax.space import Choice, Float, Int
@@ -329,7 +329,7 @@ def test_rungs_are_a_figure_and_a_table_with_their_numbers(halved, runs):
 
 def test_no_trial_of_a_rung_is_lost(halved):
     results = load_results(halved, finished.HALVING)
-    ax = named(sections.search(results), "rungs").draw().axes[0]
+    ax = named(search.all_trials(results), "rungs").draw().axes[0]
     assert sum(patch.get_width() for patch in ax.patches) == sum(r["num_trials"] for r in results.record["rungs"])
     ended = [patch.get_width() for bars in ax.containers for patch in bars if bars.get_label() in ("pruned", "failed")]
     assert sum(ended) == len(results.trials.rows) - results.trials.complete.sum()
@@ -350,7 +350,7 @@ def test_pruned_trials_are_counted_shown_and_never_the_best(halved):
     low = results.trials.means["loss"].copy()
     low[results.trials.pruned] = 0.001
     trials = changed(results.trials, mean_val_loss=low)
-    slices = named(sections.search(results._replace(trials=trials)), "slices").draw().axes[0]
+    slices = named(search.all_trials(results._replace(trials=trials)), "slices").draw().axes[0]
     assert slices.collections[-1].get_offsets()[0, 1] == pytest.approx(low[results.row])
 
 
@@ -360,12 +360,12 @@ def test_trials_that_never_learned_are_counted_pruned_ones_too(halved):
     for low, text in ((2 * constant, "never learned"), (0.5 * constant, "All trials learned")):
         means = np.where(results.trials.states == "failed", np.nan, low)
         trials = changed(results.trials, mean_val_loss=means)
-        assert text in named(sections.search(results._replace(trials=trials)), "trial_scores").caption
+        assert text in named(search.all_trials(results._replace(trials=trials)), "trial_scores").caption
         num_scored = np.isfinite(means).sum()
         assert (
             low < constant
             or f"{num_scored} of {num_scored} trials"
-            in named(sections.search(results._replace(trials=trials)), "trial_scores").caption
+            in named(search.all_trials(results._replace(trials=trials)), "trial_scores").caption
         )
 
 
@@ -535,7 +535,7 @@ def named(items, name):
 
 
 def test_hyperparameters_of_all_kinds_are_drawn(own):
-    rate, factor, decay, depth = named(sections.search(load_results(own, OWN)), "slices").draw().axes
+    rate, factor, decay, depth = named(search.all_trials(load_results(own, OWN)), "slices").draw().axes
     assert [ax.get_xlabel() for ax in (rate, factor, decay, depth)] == ["rate", "factor", "decay", "depth"]
     assert [tick.get_text() for tick in factor.get_xticklabels()] == ["0.5", "1", "2"]
     assert [tick.get_text() for tick in decay.get_xticklabels()] == ["True", "False"]
@@ -548,10 +548,10 @@ def test_where_no_constant_is_known_to_compare_with_the_median_is(own):
     row = (results.row + 1) % len(far)
     far[row] = 1e6
     trials = changed(results.trials, mean_val_distance=far)
-    found = named(sections.search(results._replace(trials=trials)), "trial_scores")
+    found = named(search.all_trials(results._replace(trials=trials)), "trial_scores")
     assert "Crosses: 0 failed, 1 beyond 5 times the median." in found.caption and "dashed line" not in found.caption
     highest = results._replace(trials=trials, study=replace(results.study, maximize="distance"))
-    assert "Crosses" not in named(sections.search(highest), "trial_scores").caption  # no value is too good
+    assert "Crosses" not in named(search.all_trials(highest), "trial_scores").caption  # no value is too good
 
 
 def repeated(results, times: int):
@@ -566,9 +566,9 @@ def repeated(results, times: int):
 
 def test_what_matters_is_shown_where_there_are_trials_enough(own, runs):
     few = load_results(own, OWN)
-    assert sections.what_matters(few) == []
+    assert search.what_matters(few) == []
     many = repeated(few, 4)
-    lines, shares = sections.what_matters(many)
+    lines, shares = search.what_matters(many)
     assert [lines.name, shares.name] == ["parallel_coordinates", "importances"]
     ax = lines.draw().axes[0]
     axes = len(few.trials.params) + 1
@@ -580,7 +580,7 @@ def test_what_matters_is_shown_where_there_are_trials_enough(own, runs):
     assert "16 complete trials" in shares.caption and set(shares.alt.split(": ")[0]) <= set("ratefcodpyhn")
     assert len(shares.draw().axes[0].patches) == 4
     failing = repeated(load_results(runs / "regression", STUDIES["regression"]), 3)
-    assert "3 failed or off the scale are left out" in sections.what_matters(failing)[0].caption
+    assert "3 failed or off the scale are left out" in search.what_matters(failing)[0].caption
 
 
 def test_without_scikit_learn_a_line_says_what_to_install(own, monkeypatch):
@@ -588,7 +588,7 @@ def test_without_scikit_learn_a_line_says_what_to_install(own, monkeypatch):
         raise ImportError("importances need scikit-learn: pip install scikit-learn")
 
     monkeypatch.setattr("hw1jax.search.importances", missing)
-    _, said = sections.what_matters(repeated(load_results(own, OWN), 4))
+    _, said = search.what_matters(repeated(load_results(own, OWN), 4))
     assert said == "No importances of hyperparameters: importances need scikit-learn: pip install scikit-learn."
 
 

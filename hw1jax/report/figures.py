@@ -7,7 +7,7 @@ import base64
 
 import numpy as np
 
-from hw1jax.report import plots, sections
+from hw1jax.report import plots, search, sections
 from hw1jax.report.items import Item, Picture, escape, grid, table, words
 from hw1jax.results import Results
 
@@ -21,17 +21,17 @@ def learning_curves(results: Results) -> plots.Drawing:
 
 def trials(results: Results) -> plots.Drawing:
     """The score of every trial with its folds."""
-    return _drawn(_named(sections.search(results), "trial_scores"))
+    return _drawn(_named(search.all_trials(results), "trial_scores"))
 
 
 def parallel_coordinates(results: Results) -> plots.Drawing:
     """Each trial a line through its hyperparameters to its score."""
-    return _drawn(sections.parallel_coordinates(results))
+    return _drawn(search.parallel_coordinates(results))
 
 
 def importances(results: Results) -> plots.Drawing:
     """The share of the score's variance that each hyperparameter explains."""
-    return _drawn(sections.importances(results))
+    return _drawn(search.importances(results))
 
 
 def fit(results: Results) -> plots.Drawing:

@@ -116,6 +116,11 @@ def label(name: str) -> str:
     return {"l2": "L2 coefficient"}.get(name, words(name))
 
 
+def capital(text: str) -> str:
+    """With a capital first."""
+    return text[:1].upper() + text[1:]
+
+
 def escape(text: str) -> Markup:
     """Any text as HTML."""
     return Markup(html.escape(text, quote=True))

@@ -10,7 +10,7 @@ import jax
 
 from hw1jax import results as results_
 from hw1jax import storage
-from hw1jax.report import comparison, network, plots, sections
+from hw1jax.report import comparison, network, plots, search, sections
 from hw1jax.report.items import Item, Markup, Picture, duration, escape, number, score, spread, table, theirs, words
 from hw1jax.results import Results
 from hw1jax.study import Reference, Study, halving_settings
@@ -150,8 +150,8 @@ def _sections(results: Results) -> list[Section]:
             "Data": [sections.data],
             "Learning": [sections.learning],
             "Test set": [sections.test_set],
-            "All trials": [sections.search],
-            "What matters": [sections.what_matters],
+            "All trials": [search.all_trials],
+            "What matters": [search.what_matters],
             "Inside the network": [network.weights],
         }
         last = {BEFORE: [sections.timing], "How to repeat it": [sections.repeat]}
