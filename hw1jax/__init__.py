@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from hw1jax.report import write_comparison as write_comparison
     from hw1jax.report import write_report as write_report
     from hw1jax.results import Results as Results
-    from hw1jax.results import load_model as load_model
     from hw1jax.results import load_results as load_results
     from hw1jax.run import run_study as run_study
     from hw1jax.space import Choice as Choice
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from hw1jax.study import Halving as Halving
     from hw1jax.study import Reference as Reference
     from hw1jax.study import Study as Study
+    from hw1jax.trained import load_model as load_model
     from hw1jax.training import Task as Task
 
 _ROOMS = {
@@ -50,10 +50,11 @@ _ROOMS = {
     "losses": ("accuracy", "cross_entropy", "squared_error"),
     "optimizers": ("adam_l2", "chosen_l2", "rmsprop_l2", "sgd_l2"),
     "report": ("write_comparison", "write_report"),
-    "results": ("Results", "load_model", "load_results"),
+    "results": ("Results", "load_results"),
     "run": ("run_study",),
     "space": ("Choice", "Float", "Int"),
     "study": ("Halving", "Reference", "Study"),
+    "trained": ("load_model",),
     "training": ("Task",),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}

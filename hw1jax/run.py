@@ -23,9 +23,10 @@ from hw1jax.observer import Observer
 from hw1jax.plan import Job, SearchPlan, Stretch
 from hw1jax.population import Plan
 from hw1jax.record import Clock
-from hw1jax.results import Model, Results
+from hw1jax.results import Results
 from hw1jax.space import Draw
 from hw1jax.study import Order, Study, TrialScore
+from hw1jax.trained import Model
 
 CURVE_POINTS = 400  # where the fitted curve of a scalar regression is drawn
 Function = TypeVar("Function", bound=Callable[..., Any])

@@ -51,19 +51,20 @@ LEFT = {
     "evaluation": {"losses"},
     "record_checks": set(),
     "trials": {"record_checks", "space", "study"},
-    "results": {"data", "space", "study", "training", "evaluation", "population", "record_checks", "storage", "trials"},
+    "trained": {"evaluation", "population", "space", "storage", "study", "training"},
+    "results": {"data", "evaluation", "record_checks", "space", "storage", "study", "trained", "training", "trials"},
 }
 # Nothing that computes needs these.
 EDGE = {
     "signals": set(),
-    "run": {*ASKED, *SEARCH, "folds", "notebook", "population", "results", "training"},
+    "run": {*ASKED, *SEARCH, "folds", "notebook", "population", "results", "trained", "training"},
     "report": {"report.page"},
     "report.plots": set(),
     "report.items": {"lines", "report.plots"},
     "report.search": {"evaluation", "lines", "report.items", "report.plots", "results", "search", "space"},
     "report.sections": {"evaluation", "lines", "report.items", "report.plots", "report.search", "results", "space"},
     "report.figures": {"report.items", "report.plots", "report.search", "report.sections", "results"},
-    "report.network": {"layers", "report.items", "report.plots", "report.sections", "results"},
+    "report.network": {"layers", "report.items", "report.plots", "report.sections", "results", "trained"},
     "report.comparison": {"lines", "report.items", "report.plots", "results"},
     "report.page": {*ASKED, "report.comparison", "report.items", "report.network", "report.plots", "report.search"}
     | {"report.sections", "results", "storage"},

@@ -28,7 +28,7 @@ import numpy as np
 import pytest
 from regression import STUDY
 
-from hw1jax import cli, report, results, search, storage
+from hw1jax import cli, report, search, storage, trained
 from hw1jax.data import fashion_mnist, regression
 from hw1jax.report import plots
 
@@ -188,7 +188,7 @@ def read_journal(path: Path) -> None:
 
 
 def read_model(path: Path) -> None:
-    model = results.load_model(path, STUDY)
+    model = trained.load_model(path, STUDY)
     for ensemble in (False, True) if model.folds else (False,):
         assert model.predict(np.zeros((1, 1), np.float32), ensemble=ensemble).shape == (1, 1)
 

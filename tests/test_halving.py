@@ -23,7 +23,7 @@ import toy
 from optuna.trial import TrialState
 from processes import complete, finish, lasting, start, wait_for
 
-from hw1jax import Halving, brackets, checkpoint, evaluation, models, plan, population, results, run, search, study
+from hw1jax import Halving, brackets, checkpoint, evaluation, models, plan, population, run, search, study, trained
 from hw1jax import space as space_
 from hw1jax.losses import squared_error
 from hw1jax.observer import Observer
@@ -359,7 +359,7 @@ def test_the_fold_models_of_the_best_trial_are_its_networks_trained_alone(usual)
 
 def test_the_ensemble_is_the_mean_of_what_the_folds_say_and_is_the_same_once_loaded(usual):
     x, y = usual.data.x_test, usual.data.y_test
-    loaded = results.load_model(usual.folder / "model.msgpack", STUDY)
+    loaded = trained.load_model(usual.folder / "model.msgpack", STUDY)
     own = [loaded._replace(params=params, state=state, folds=()).predict(x) for params, state in loaded.folds]
     np.testing.assert_allclose(loaded.predict(x, ensemble=True), np.mean(own, axis=0), rtol=1e-6)
     np.testing.assert_array_equal(loaded.predict(x, ensemble=True), usual.histories["ensemble_outputs"])

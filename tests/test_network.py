@@ -13,7 +13,8 @@ import toy
 
 from hw1jax import layers, models, study
 from hw1jax.report import network, plots
-from hw1jax.results import Model, Results
+from hw1jax.results import Results
+from hw1jax.trained import Model
 
 REST = {"learning_rate": 0.01, "l2": 0.001, "optimizer": "adam"}
 

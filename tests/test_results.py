@@ -25,9 +25,10 @@ from hypothesis import strategies as st
 from hw1jax import evaluation, results, space, storage, study
 from hw1jax.data import sha256
 from hw1jax.losses import accuracy
-from hw1jax.results import Model, load_model, load_results, save_model
+from hw1jax.results import load_results
 from hw1jax.space import Choice, Float, Int
 from hw1jax.study import Reference, TrialScore
+from hw1jax.trained import Model, load_model, save_model
 
 STUDIES = {s.name: s for s in (regression.STUDY, fashion_mlp.STUDY, fashion_cnn.STUDY)}
 DRAWS = {

@@ -17,7 +17,7 @@ import regression
 import reproduce
 import toy
 
-from hw1jax import brackets, checkpoint, cli, optimizers, plan, record, results, run, search, storage
+from hw1jax import brackets, checkpoint, cli, optimizers, plan, record, results, run, search, storage, trained
 from hw1jax import space as space_
 from hw1jax.brackets import Brackets
 from hw1jax.checkpoint import Checkpoint
@@ -105,7 +105,7 @@ def test_run_leaves_consistent_files_behind(name, tmp_path):
     assert first["rank"] == "1"
     assert int(first["number"]) == found["best"]["number"]
 
-    data, model = load_data(study, {}), results.load_model(tmp_path / "model.msgpack", study)
+    data, model = load_data(study, {}), trained.load_model(tmp_path / "model.msgpack", study)
     np.testing.assert_array_equal(model.predict(data.x_test), arrays["test_outputs"])
     assert found["test"] == results.score(model, arrays["test_outputs"], data.y_test)
     np.testing.assert_array_equal(model.predict(data.x_test, ensemble=True), arrays["ensemble_outputs"])
@@ -361,7 +361,7 @@ def test_test_labels_too_large_for_a_finite_loss_leave_a_model_and_no_test_loss(
     assert found["test"]["loss"] is None
     assert found["refit"]["state"] == "complete"
     assert found["refit"]["failure"] == "the test loss is not finite: outputs or labels are too large"
-    results.load_model(tmp_path / "model.msgpack", REGRESSION)
+    trained.load_model(tmp_path / "model.msgpack", REGRESSION)
 
 
 def test_batch_larger_than_a_training_fold_is_refused_before_anything_is_written(tmp_path):
@@ -568,7 +568,7 @@ def test_a_study_of_the_homework_under_another_name_runs_to_its_end(name, tmp_pa
     found = run_study(other, out=tmp_path)
     assert found.record["study"] == "other" and found.record["reference"] is None
     assert found.test["loss"] is not None
-    assert results.load_model(tmp_path / "model.msgpack", other).draw == found.best.params
+    assert trained.load_model(tmp_path / "model.msgpack", other).draw == found.best.params
     assert reproduce.report.write_report(tmp_path, other).exists()
 
 

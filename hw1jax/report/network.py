@@ -12,7 +12,8 @@ from hw1jax import layers
 from hw1jax.report import plots
 from hw1jax.report.items import Cell, Item, Picture, grid
 from hw1jax.report.sections import has_images, picture
-from hw1jax.results import Model, Results
+from hw1jax.results import Results
+from hw1jax.trained import Model
 
 MOST_ARRAYS = 24  # of parameters, whose histograms are shown
 LAYER = re.compile(r"conv\d+|dense\d+|output")  # of the networks in `hw1jax.models`

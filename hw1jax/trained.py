@@ -1,0 +1,181 @@
+"""A trained network with those of its folds: it predicts, and is kept as a file that is checked before it is used."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.serialization
+import jax
+import numpy as np
+
+from hw1jax import evaluation, population, storage
+from hw1jax import space as space_
+from hw1jax import study as study_
+from hw1jax.space import Draw
+from hw1jax.study import Study
+from hw1jax.training import Task
+
+
+class Model(NamedTuple):
+    """A trained network at its own widths, without padding.
+
+    Attributes:
+      study: that it belongs to.
+      draw: its hyperparameters.
+      params: a tree of arrays, as the study's task makes them.
+      state: the same of what isn't trained.
+      folds: (params, state) of the networks that cross-validation has trained with these hyperparameters, one a fold.
+    """
+
+    study: Study
+    draw: Draw
+    params: Any
+    state: Any = None
+    folds: tuple[tuple[Any, Any], ...] = ()
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """What shapes its program: what the study's `task` and `activations` take."""
+        return space_.fixed(self.study.space, self.draw, widest=False)
+
+    @property
+    def task(self) -> Task:
+        """The study's task for this network."""
+        return study_.make_task(self.study, self.fixed)
+
+    @property
+    def hyperparameters(self) -> dict[str, np.ndarray]:
+        """Its hyperparameters as arrays: what the task's functions take."""
+        return study_.one_trial(self.study, self.draw)
+
+    @property
+    def is_finite(self) -> bool:
+        """False for a network whose training has diverged: `load_model` refuses it."""
+        return _all_finite((self.params, self.state))
+
+    @property
+    def has_ensemble(self) -> bool:
+        """Whether the networks of its folds are there, and are finite."""
+        return bool(self.folds) and _all_finite(self.folds)
+
+    def predict(self, x: Any, *, ensemble: bool = False) -> Any:
+        """Outputs [example, ...] of examples as the study's data have them.
+
+        With `ensemble`, what the networks of the folds say together, without the refitted one: the logarithm of their
+        mean probabilities where the task's loss is `hw1jax.losses.cross_entropy`, else the mean of their outputs.
+
+        Raises:
+          ValueError: an ensemble of a model without fold models.
+        """
+        if ensemble and not self.folds:
+            raise ValueError("ensemble=True: this model has no fold models")
+        task, h = self.task, self.hyperparameters
+        networks = self.folds if ensemble else ((self.params, self.state),)
+        outputs = [population.predict(task, params, h, x, state=state) for params, state in networks]
+        return evaluation.ensemble(task.loss, outputs) if ensemble else outputs[0]
+
+    def named_parameters(self) -> dict[str, np.ndarray]:
+        """Its parameters by their places in the tree, as "dense1/weights"; those of its state begin with "state/".
+
+        Raises:
+          ValueError: two would have the same name.
+        """
+        named = [*_by_name(self.params, ""), *_by_name(self.state, "state/")]
+        found = dict(named)
+        if len(found) < len(named):
+            raise ValueError("parameters: two have the same name; rename a part of the tree that is called state")
+        return found
+
+    def __repr__(self) -> str:
+        size = sum(np.size(leaf) for leaf in jax.tree.leaves(self.params))
+        folds = f"; {len(self.folds)} fold models" if self.folds else ""
+        return f"Model({self.study.name}: {size:,} parameters, {space_.in_words(self.draw)}{folds})"
+
+
+def _all_finite(tree: Any) -> bool:
+    return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
+
+
+def save_model(path: Path, model: Model) -> None:
+    """Writes a model as MessagePack; the file appears whole or not at all."""
+    content = {
+        "format": storage.FORMAT,
+        "study": model.study.name,
+        "hyperparameters": space_.draw_to_json(model.draw),
+        **_network_to_file(model.params, model.state),
+        "folds": [_network_to_file(*network) for network in model.folds],
+    }
+    storage.write_bytes(path, flax.serialization.msgpack_serialize(content))
+
+
+def load_model(path: Path | str, study: Study) -> Model:
+    """Reads a model that `save_model` wrote, checked before it is trusted.
+
+    `study` is the one that it was trained in; ranges of its space may be others by now.
+
+    Raises:
+      ValueError: the file is damaged, of another format or study, or its arrays don't fit its hyperparameters.
+    """
+    try:
+        content: Any = flax.serialization.msgpack_restore(Path(path).read_bytes())
+        if content["format"] != storage.FORMAT:
+            raise ValueError(f"format {content['format']}, expected {storage.FORMAT}")
+        if content["study"] != study.name:
+            raise ValueError(f"of the study {content['study']!r}, not {study.name!r}")
+        draw = space_.draw_from_json(study.space, content["hyperparameters"])
+        model = Model(_with_layers_of(study, draw), draw, {})
+        shapes = study_.variable_shapes(model.task, model.hyperparameters)
+        if not isinstance(content["folds"], list):
+            raise ValueError("fold models that are no list")
+        params, state = _network_from_file(content, shapes)
+        folds = tuple(_network_from_file(network, shapes) for network in content["folds"])
+        model = model._replace(params=params, state=state, folds=folds)
+        if not _all_finite((params, state, folds)):
+            raise ValueError("parameters that are not finite")
+    except OSError:
+        raise
+    except Exception as error:  # whatever MessagePack or the checks choke on, the file is not a model
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path} is not a model of hw1jax ({reason}); run its study again") from error
+    return model
+
+
+def _with_layers_of(study: Study, draw: Draw) -> Study:
+    """The study with as many ranges of each name as the draw has values: it may have been asked for more layers."""
+    several = {name: r for name, r in study.space.items() if isinstance(r, Sequence) and len(r) != len(draw[name])}
+    as_many = {name: tuple(r[min(i, len(r) - 1)] for i in range(len(draw[name]))) for name, r in several.items()}
+    return study_.narrow(study, **as_many) if as_many else study
+
+
+def _network_to_file(params: Any, state: Any) -> dict[str, dict[str, np.ndarray]]:
+    return {"params": by_path(params), "state": by_path(state)}
+
+
+def _network_from_file(content: Any, shapes: tuple[Any, Any]) -> tuple[Any, Any]:
+    """(params, state); `shapes`: of these two."""
+    return _from_paths(content["params"], shapes[0]), _from_paths(content["state"], shapes[1])
+
+
+def by_path(tree: Any) -> dict[str, np.ndarray]:
+    """A tree's arrays by their places in it, whatever it is made of."""
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def _by_name(tree: Any, prefix: str) -> list[tuple[str, np.ndarray]]:
+    """A tree's arrays by their places in it, as people say them: the tree of one array alone is called "parameters"."""
+    leaves = jax.tree.leaves_with_path(tree)
+    return [
+        (prefix + (jax.tree_util.keystr(path, simple=True, separator="/") or "parameters"), np.asarray(leaf))
+        for path, leaf in leaves
+    ]
+
+
+def _from_paths(arrays: Any, shapes: Any) -> Any:
+    """The tree that `by_path` took apart; a ValueError unless it has these shapes and dtypes."""
+    if not isinstance(arrays, dict):
+        raise ValueError(f"arrays by name, got {type(arrays).__name__}")
+    expected = {jax.tree_util.keystr(path): f"{a.dtype} {a.shape}" for path, a in jax.tree.leaves_with_path(shapes)}
+    found = {n: f"{a.dtype} {a.shape}" if isinstance(a, np.ndarray) else str(type(a)) for n, a in arrays.items()}
+    if found != expected:
+        raise ValueError(f"parameters {found}, expected {expected}")
+    return jax.tree.unflatten(jax.tree.structure(shapes), [arrays[name] for name in expected])
