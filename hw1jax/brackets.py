@@ -241,9 +241,9 @@ class Brackets:
     def _places_of(self, bracket: Bracket, i: int) -> list[Population]:
         """Where jobs of a rung train side by side."""
         if (bracket, i) not in self._places:
-            place = _place(self._study, self._wide, bracket, i)
-            own = bracket.rungs[i].own_widths
-            self._places[bracket, i] = population.one_trial_each(place) if own else [place]
+            rung = bracket.rungs[i]
+            place = population.rearranged(self._wide, rung.program)
+            self._places[bracket, i] = population.one_trial_each(place) if rung.own_widths else [place]
         return self._places[bracket, i]
 
     def _path(self, part: Part, kind: str) -> Path:
@@ -456,13 +456,6 @@ def _new(
     return population.start(members, trials)
 
 
-def _place(study_: Study, wide: Population, bracket: Bracket, i: int) -> Population:
-    """The program of a rung, with the study's widest networks."""
-    first, rung = bracket.rungs[i - 1].num_epochs if i else 0, bracket.rungs[i]
-    per_call = plan.epochs_per_call(study_, rung.num_epochs - first, wide.folds)
-    return population.rearranged(wide, rung.program, per_call)
-
-
 def _on_host(state: State, is_last: bool) -> Members:
     """What is kept of members, [trial, fold, ...]: all that training needs to go on, or the networks alone."""
     leaves = jax.tree.leaves((state.trained, state.model_state) if is_last else state)
@@ -486,7 +479,8 @@ def follow(study_: Study, searched: SearchPlan, wide: Population, seed: int, cur
             bracket, i = searched.brackets[message["bracket"]], message["rung"]
             draws = [space_.draw_from_json(study_.space, values) for values in message["draws"]]
             fixed = space_.fixed(study_.space, draws[0], widest=True)
-            members = _place(study_, wide, bracket, i)._replace(task=study.make_task(study_, fixed))
+            place = population.rearranged(wide, bracket.rungs[i].program)
+            members = place._replace(task=study.make_task(study_, fixed))
             trials = trials_of(study_, jax.random.key(seed), message["numbers"], draws)
             state = population.empty(members, trials) if i else population.start(members, trials)
             done, last = hosts.receive()["first_epoch"], bracket.rungs[i].num_epochs

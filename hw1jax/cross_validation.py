@@ -256,7 +256,7 @@ def cross_validate(
 
     layout = population.choose_layout(task, params, state, x, first, batch_size=batch_size)
     plan = population.make_plan(_num_slots(num_trials), len(splits), params, layout)
-    per_call = population.enough_epochs(num_epochs, len(splits) * steps * batch_size)
+    per_call = population.epochs_of_a_call([num_epochs], population.enough_epochs(len(splits) * steps * batch_size))
     spec = population.Spec(num_epochs, batch_size, seed, per_call, patience=early_stopping)
     slots = np.arange(plan.slots) % num_trials  # slots that are left over train some trials twice
     trials = population.Trials(key, slots, jax.tree.map(lambda a: a[slots], hyperparameters))

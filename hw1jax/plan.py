@@ -9,7 +9,7 @@ each trial has its own widths, these too.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import cycle, pairwise, product
+from itertools import chain, cycle, pairwise, product
 from typing import Any, NamedTuple
 
 import jax
@@ -35,6 +35,7 @@ TPE_BRACKETS = 5  # that a TPE search has at least
 EARLIER_RUNGS = 3  # of halving, before the last, where nobody says how long the first is
 # Measured on two CPU cores: what one computes, and what a program takes to compile.
 FLOPS_A_SECOND, PROGRAM_SECONDS = 8e10, 2
+SMALL_FLOPS_A_SECOND, JOB_SECONDS = 1e10, 0.04  # where small networks train side by side; what a job takes beside
 
 
 @dataclass(frozen=True)
@@ -210,29 +211,78 @@ def make_plan(
         num_trials = plan.slots if num_programs == 1 else wanted
         return SearchPlan((Bracket(num_trials, (Rung(search.num_epochs, plan),)),))
 
-    brackets = []
     least = len(jax.devices()) if hosts.are_several() else 1  # all processes have their part in every program
-    for size, ends in _bracket_sizes(num_trials, search):
-        rungs, left = [], size
-        for end in ends:
-            in_a_job = -(-left // -(-left // most))
-            rungs.append(alone(left, end) if own_widths else Rung(end, fit(in_a_job, least)[1]))
-            left = -(-left // search.halving)
-        brackets.append(Bracket(size, tuple(rungs)))
-    return SearchPlan(tuple(brackets), search.halving)
+
+    def rung(stage: Stage) -> Rung:
+        if own_widths:
+            return alone(stage.num_trials, stage.last_epoch)
+        in_a_job = -(-stage.num_trials // -(-stage.num_trials // most))
+        return Rung(stage.last_epoch, programs.get(stage) or fit(in_a_job, least)[1])
+
+    brackets = [_stages(size, ends, search.halving) for size, ends in _bracket_sizes(num_trials, search)]
+    programs: dict[Stage, Plan] = {}
+    if jax.default_backend() == "cpu" and not hosts.are_several() and not own_widths:
+        plans = [population.make_plan(n, len(splits), shapes, layout, program.num_devices) for n in range(1, most + 1)]
+        small_enough = [plan for plan in plans if plan.slots <= most] or plans[:1]
+        flops = _flops_of_an_epoch(study_, data, len(splits), space_.widest(study_.space))
+        programs = _shared_programs(small_enough, list(chain(*brackets)), num_programs, flops / SMALL_FLOPS_A_SECOND)
+    laid_out = [Bracket(stages[0].num_trials, tuple(map(rung, stages))) for stages in brackets]
+    return SearchPlan(tuple(laid_out), search.halving)
 
 
 def _num_kept(num_trials: int, factor: int | None) -> int:
     return num_trials if factor is None else -(-num_trials // factor)
 
 
+class Stage(NamedTuple):
+    """What a bracket has to train on a rung."""
+
+    num_trials: int
+    first_epoch: int
+    last_epoch: int
+
+    @property
+    def num_epochs(self) -> int:
+        return self.last_epoch - self.first_epoch
+
+
+def _stages(num_trials: int, ends: Sequence[int], factor: int | None) -> list[Stage]:
+    """Those of a bracket of so many trials; `ends`: of its rungs."""
+    stages, left = [], num_trials
+    for before, end in pairwise([0, *ends]):
+        stages.append(Stage(left, before, end))
+        left = _num_kept(left, factor)
+    return stages
+
+
 def _work(num_trials: int, ends: Sequence[int], factor: int | None) -> int:
     """Epochs of a bracket's trials together; `ends`: of its rungs."""
-    total, left = 0, num_trials
-    for before, end in pairwise([0, *ends]):
-        total += left * (end - before)
-        left = _num_kept(left, factor)
-    return total
+    return sum(stage.num_trials * stage.num_epochs for stage in _stages(num_trials, ends, factor))
+
+
+def _shared_programs(
+    plans: Sequence[Plan], stages: Sequence[Stage], num_programs: int, seconds: float
+) -> dict[Stage, Plan]:
+    """The program of each stage: as few as pay for being compiled.
+
+    Args:
+      plans: those there may be.
+      stages: all of a search.
+      num_programs: that static hyperparameters ask for; trials are shared by them.
+      seconds: that a trial's epoch takes.
+    """
+
+    def spent(plan: Plan, stage: Stage) -> float:
+        num_jobs = -(-stage.num_trials // (plan.slots * num_programs))
+        return num_jobs * (JOB_SECONDS + plan.slots * stage.num_epochs * seconds)
+
+    def total(plans: Sequence[Plan]) -> float:
+        return PROGRAM_SECONDS * len(plans) + sum(min(spent(plan, stage) for plan in plans) for stage in stages)
+
+    chosen = [min(plans, key=lambda plan: total([plan]))]
+    while total(more := [*chosen, min(plans, key=lambda plan: total([*chosen, plan]))]) < total(chosen):
+        chosen = more
+    return {stage: min(chosen, key=lambda plan: spent(plan, stage)) for stage in stages}
 
 
 def _work_of(num_trials: int, search: Search) -> int:
@@ -254,6 +304,17 @@ def rung_ends(search: Search) -> list[int]:
     return ends
 
 
+def _kinds(search: Search) -> list[list[int]]:
+    """The epochs at which rungs end, of each kind of bracket."""
+    ends = rung_ends(search)
+    return [ends[first:] for first in range(len(ends))] if search.brackets else [ends]
+
+
+def _epochs_at_a_go(search: Search) -> list[int]:
+    """How many epochs trials train from the start or from a rung to the next, all there are."""
+    return sorted({end - before for ends in _kinds(search) for before, end in pairwise([0, *ends])})
+
+
 def _bracket_sizes(num_trials: int, search: Search) -> list[tuple[int, list[int]]]:
     """(trials, the epochs at which rungs end) of each bracket of a search with halving.
 
@@ -261,8 +322,7 @@ def _bracket_sizes(num_trials: int, search: Search) -> list[tuple[int, list[int]
       ValueError: too few trials for the brackets.
     """
     assert search.halving is not None
-    ends = rung_ends(search)
-    kinds = [ends[first:] for first in range(len(ends))] if search.brackets else [ends]
+    ends, kinds = rung_ends(search), _kinds(search)
     if search.sampler == "tpe" and not search.brackets:  # it learns from one bracket for the next
         kinds = [ends] * min(TPE_BRACKETS, num_trials)
     # Hyperband (Li et al. 2018): brackets cost the same, so one whose trials train longer from the first has fewer.
@@ -332,16 +392,11 @@ def make_population(
 ) -> Population:
     """The study's members of one program, with these static hyperparameters and widths."""
     task = study.make_task(study_, fixed)
-    per_call = epochs_per_call(study_, search.num_epochs, splits)
+    num_indices = len(splits) * max(len(fold.train) for fold in splits)
+    most = study_.epochs_per_call or population.enough_epochs(num_indices)
+    per_call = population.epochs_of_a_call(_epochs_at_a_go(search), most)
     spec = Spec(search.num_epochs, search.batch_size, (search.seed,), per_call, first_fold)
     return population.place(task, plan, spec, Data(data.x_train, data.y_train, data.weights), splits)
-
-
-def epochs_per_call(study_: Study, num_epochs: int, splits: list[Fold]) -> int:
-    """Epochs that a call of the program trains, of so many: a divisor, worth the call, and no more than are asked."""
-    num_indices = len(splits) * max(len(fold.train) for fold in splits)
-    most = study_.epochs_per_call or population.enough_epochs(num_epochs, num_indices)
-    return max(n for n in range(1, most + 1) if num_epochs % n == 0)
 
 
 def jobs_of(study_: Study, rung: Rung, draws: Mapping[int, Draw]) -> list[Job]:
@@ -467,18 +522,21 @@ def _best_groups(
 def _cost_of_an_epoch(study_: Study, data: Dataset, num_folds: int) -> tuple[float, list[float]]:
     """(seconds that an epoch of the widest network takes on two CPU cores, all its folds; of these, the share that the
     lowest value of each width saves)."""
-    x, y = jax.tree.map(lambda a: a[:200], (data.x_train, data.y_train))
-    num_samples = len(jax.tree.leaves(data.x_train)[0])
-
-    def flops(draw: Draw) -> float:
-        task = study.make_task(study_, space_.fixed(study_.space, draw, widest=False))
-        return population.flops(task, Data(x, y), study.one_trial(study_, draw)) / len(jax.tree.leaves(x)[0])
-
     widest = space_.widest(study_.space)
-    flat, most = space_.flatten(widest), flops(widest)
+    flat, most = space_.flatten(widest), _flops_of_an_epoch(study_, data, num_folds, widest)
     narrow = [flat | {column: r.low} for column, r in space_.width_columns(study_.space).items()]
-    saved = [1 - flops(space_.unflatten(study_.space, draw)) / most for draw in narrow]
-    return (num_folds - 1) * num_samples * most / FLOPS_A_SECOND, saved
+    saved = [
+        1 - _flops_of_an_epoch(study_, data, num_folds, space_.unflatten(study_.space, draw)) / most for draw in narrow
+    ]
+    return most / FLOPS_A_SECOND, saved
+
+
+def _flops_of_an_epoch(study_: Study, data: Dataset, num_folds: int, draw: Draw) -> float:
+    """Of all folds of a network with these widths."""
+    x, y = jax.tree.map(lambda a: a[:200], (data.x_train, data.y_train))
+    task = study.make_task(study_, space_.fixed(study_.space, draw, widest=False))
+    of_a_sample = population.flops(task, Data(x, y), study.one_trial(study_, draw)) / len(jax.tree.leaves(x)[0])
+    return of_a_sample * (num_folds - 1) * len(jax.tree.leaves(data.x_train)[0])
 
 
 def narrower(plan: Plan, num_trials: int) -> Plan:

@@ -5,7 +5,7 @@ The only file that says vmap or mesh; what it compiles is kept by `programs`. A 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -60,7 +60,7 @@ class Spec:
       num_epochs: epochs of a member.
       batch_size: samples a step.
       seed: of the folds and the minibatches, non-negative integers.
-      epochs_per_call: epochs that a call of the program advances by; a divisor of those that are trained in one go.
+      epochs_per_call: epochs that a call of the program advances by; the last call by fewer, if they don't divide.
       first_fold: the number of the first fold (k for the refit after k-fold cross-validation).
       patience: epochs without a lower validation loss after which a member's best counts; None: its last.
     """
@@ -108,14 +108,23 @@ def trials_that_fit(params: Params, num_folds: int) -> int:
     return max(1, CACHED_BYTES // trial_bytes)
 
 
-def enough_epochs(num_epochs: int, num_indices: int) -> int:
+def enough_epochs(num_indices: int) -> int:
     """Epochs that make a call of the program worth its own time, about a millisecond; nobody can interrupt it.
 
     `num_indices`: places in an epoch's minibatches, of all folds.
     """
-    divisors = [n for n in range(1, num_epochs + 1) if num_epochs % n == 0]
-    enough = next((n for n in divisors if n >= FEW_EPOCHS or n * num_indices >= FEW_INDICES), num_epochs)
-    return max(n for n in divisors if n == 1 or (n <= enough and n * num_indices <= MANY_INDICES))
+    enough = min(FEW_EPOCHS, -(-FEW_INDICES // num_indices))
+    return max(1, min(enough, MANY_INDICES // num_indices))
+
+
+def epochs_of_a_call(lengths: Sequence[int], most: int) -> int:
+    """Epochs that calls of one program best advance by, at most so many, to train as many as each of `lengths` at a go.
+
+    All calls are as long, so the last may end with epochs of nothing: as few as can be, and then as few calls.
+    """
+    most = min(most, max(lengths))
+    spent = {n: sum(-(-length // n) * n / length for length in lengths) for n in range(most // 2 + 1, most + 1)}
+    return min(spent, key=lambda n: (round(spent[n], 9), -n))
 
 
 def choose_layout(
@@ -193,11 +202,10 @@ def place(task: Task, plan: Plan, spec: Spec, data: Data, folds: list[Fold]) -> 
     return Population(task, plan, spec, folds, jax.device_put(data, everywhere), pieces)
 
 
-def rearranged(population: Population, plan: Plan, epochs_per_call: int) -> Population:
+def rearranged(population: Population, plan: Plan) -> Population:
     """The same population laid out in another program; its data stay where they are if the devices do."""
     data, pieces = jax.device_put((population.data, population.pieces), NamedSharding(_mesh(plan), P()))
-    spec = replace(population.spec, epochs_per_call=epochs_per_call)
-    return population._replace(plan=plan, spec=spec, data=data, pieces=pieces)
+    return population._replace(plan=plan, data=data, pieces=pieces)
 
 
 def start(population: Population, trials: Trials) -> State:
@@ -241,12 +249,16 @@ def resume(
     hyperparameters = _over_devices(plan, trials.hyperparameters)
     keys = _training_keys(population, trials) if training.wants_key(task) else None
     best = None if spec.patience is None else put(population, _no_best(state))
-    for done in range(first_epoch, last_epoch or spec.num_epochs, spec.epochs_per_call):
-        epochs = range(done, done + spec.epochs_per_call)
+    last_epoch = last_epoch or spec.num_epochs
+    for done in range(first_epoch, last_epoch, spec.epochs_per_call):
+        epochs = range(done, min(done + spec.epochs_per_call, last_epoch))
         batches = folds_.minibatches(
             folds, epochs, batch_size=spec.batch_size, seed=spec.seed, first_fold=spec.first_fold
         )
-        numbers = None if keys is None and best is None else np.arange(epochs.start, epochs.stop, dtype=np.int32)
+        # All calls are of the same program: the last one ends with epochs of empty batches, which change nothing.
+        num_empty = spec.epochs_per_call - len(epochs)
+        batches = np.pad(batches, ((0, 0), (0, num_empty), (0, 0), (0, 0)), constant_values=folds_.PADDING)
+        numbers = None if keys is None and best is None else np.arange(done, done + batches.shape[1], dtype=np.int32)
         (state, best), train_loss, val = _fit(task)(
             plan,
             (population.num_steps, spec.patience),
@@ -258,8 +270,8 @@ def resume(
             pieces,
             numbers,
         )
-        val = None if val is None else {name: on_host(values) for name, values in val.items()}
-        yield Progress(epochs.stop, state, on_host(train_loss), val, best)
+        train_loss, val = jax.tree.map(lambda values: on_host(values)[:, :, : len(epochs)], (train_loss, val))  # noqa: B023
+        yield Progress(epochs.stop, state, train_loss, val, best)
 
 
 def select(population: Population, states: Sequence[Sequence[np.ndarray]], trials: Trials) -> State:

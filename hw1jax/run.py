@@ -5,7 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial, wraps
 from typing import Any, TypeVar
 
@@ -238,7 +238,8 @@ def refit(
     everything = Fold(np.arange(len(jax.tree.leaves(data.x_train)[0])), np.arange(0))
     fixed = space_.fixed(asked.space, draw, widest=False)
     alone = Plan(slots=1, layout=plan.make_layout(asked, order.search, data))
-    place = plan.make_population(asked, order.search, alone, data, [everything], fixed, first_fold=num_folds)
+    without_rungs = replace(order.search, halving=None)
+    place = plan.make_population(asked, without_rungs, alone, data, [everything], fixed, first_fold=num_folds)
     key, job = jax.random.key(order.search.seed), Job(fixed, [0])
     members, trials, state = brackets.begin(asked, key, job, {0: draw}, place, own_widths=True)
     state, done, losses = checkpoint.read(state) if checkpoint else (state, 0, [])

@@ -9,6 +9,7 @@ import deep
 import jax
 import numpy as np
 import pytest
+import regression
 import toy
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -231,7 +232,8 @@ def test_a_part_of_a_bracket_with_rungs_is_refused_and_the_numbers_that_can_be_h
             assert planned.stretches(number)[-1].numbers.stop == number
 
 
-def test_a_rungs_program_has_slots_for_those_who_go_on():
+def test_on_an_accelerator_a_rungs_program_has_slots_for_those_who_go_on(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     planned, *_ = laid_out(toy.STUDY, num_trials=24, num_epochs=9, halving=3, widths="padded", num_devices=2)
     (bracket,) = planned.brackets
     assert (bracket.num_trials, planned.factor) == (24, 3)
@@ -241,10 +243,61 @@ def test_a_rungs_program_has_slots_for_those_who_go_on():
     assert SearchPlan.from_json(json.loads(json.dumps(planned.to_json()))) == planned
 
 
-def test_a_rung_has_programs_of_no_more_members_than_asked_for_and_they_share_its_trials_evenly():
+@pytest.mark.parametrize("platform, slots", [("gpu", [6, 4, 3]), ("cpu", [6, 6, 6])])
+def test_a_rung_has_programs_of_no_more_members_than_asked_for_and_they_share_its_trials_evenly(
+    monkeypatch, platform, slots
+):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
     common = {"num_epochs": 9, "halving": 3, "widths": "padded", "num_devices": 1}
     planned, *_ = laid_out(toy.STUDY, num_trials=24, members_per_program=21, **common)
-    assert [rung.program.slots for rung in planned.rungs] == [6, 4, 3]
+    assert [rung.program.slots for rung in planned.rungs] == slots
+
+
+def test_on_a_cpu_all_rungs_share_a_program_that_is_compiled_once():
+    planned, *_ = laid_out(regression.STUDY, halving=3, num_trials=180, num_devices=2)
+    assert len({rung.program for rung in planned.rungs}) == 1
+
+
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=20, unique=True),
+    st.lists(st.tuples(st.integers(1, 300), st.integers(0, 50), st.integers(1, 1000)), min_size=1, max_size=6),
+    st.integers(1, 4),
+    st.floats(1e-7, 10),
+)
+@settings(max_examples=200, deadline=None)
+def test_rungs_share_programs_unless_others_save_more_than_compiling_them_costs(sizes, stages, num_programs, seconds):
+    plans = [Plan(size) for size in sizes]
+    stages = [plan.Stage(n, first, first + more) for n, first, more in stages]
+    programs = plan._shared_programs(plans, stages, num_programs, seconds)
+    assert set(programs) == set(stages) and set(programs.values()) <= set(plans)
+
+    def spent(of_stage):
+        total = plan.PROGRAM_SECONDS * len(set(of_stage.values()))
+        for stage in stages:
+            slots = of_stage[stage].slots
+            num_jobs = math.ceil(stage.num_trials / (slots * num_programs))
+            total += num_jobs * (plan.JOB_SECONDS + slots * stage.num_epochs * seconds)
+        return total
+
+    for one in plans:
+        assert spent(programs) <= spent(dict.fromkeys(stages, one)) * (1 + 1e-9)
+
+
+@given(st.lists(st.integers(1, 1000), min_size=1, max_size=5), st.integers(1, 60))
+@settings(max_examples=200, deadline=None)
+def test_calls_of_one_program_are_as_long_as_wanted_and_waste_little(lengths, most):
+    found = population.epochs_of_a_call(lengths, most)
+    most = min(most, max(lengths))
+    assert most / 2 < found <= most
+    wasted = sum(-length % found / length for length in lengths)
+    assert wasted <= sum(-length % most / length for length in lengths) + 1e-6
+    if len(lengths) == 1 and lengths[0] % most == 0:
+        assert found == most
+
+
+def test_calls_of_the_regressions_rungs_waste_hardly_anything():
+    found = population.epochs_of_a_call([38, 74, 222, 666], 50)
+    assert found == 38 and sum(-n % found for n in (38, 74, 222, 666)) / 1000 < 0.03
 
 
 @pytest.mark.parametrize("brackets, sampler, sizes", [(False, "random", [20]), (False, "tpe", [4] * 5),

@@ -1,5 +1,7 @@
 """What holds for a population whatever it trains: independence, one compilation, plans, unequal folds."""
 
+from dataclasses import replace
+
 import compilations
 import jax
 import jax.numpy as jnp
@@ -167,8 +169,43 @@ def after_two_epochs(num_trials=4):
     return placed, trials, state, np.concatenate(steps, axis=2)
 
 
+@pytest.mark.parametrize("patience", [None, 2])
+@pytest.mark.parametrize("per_call", [2, 3, 4])
+def test_a_last_call_with_fewer_epochs_ends_where_calls_of_one_epoch_do(per_call, patience):
+    """What is random in training, a state, an average and the best epoch know nothing of the epochs that are empty."""
+
+    def noisy(params, x, h, key, train, state, mask):
+        noise = 0.1 * jax.random.normal(key, x.shape) if train else 0.0
+        return x @ params + noise, state + jnp.sum(mask) if train else state
+
+    task = Task(
+        lambda key, h: (jax.random.normal(key, (1, 1)), jnp.zeros(())),
+        noisy,
+        squared_error,
+        lambda h: optax.adam(h["learning_rate"]),
+        averaging=0.9,
+    )
+    trials = Trials(KEY, np.arange(2), {"learning_rate": np.array([0.1, 0.01])})
+
+    def ended(per_call):
+        members = place(Plan(2), Spec(7, 20, (0,), per_call, patience=patience), task=task)
+        steps = list(population.train(members, trials))
+        assert [step.num_epochs for step in steps] == [*range(per_call, 7, per_call), 7]
+        train_loss, val = (
+            np.concatenate([get(s) for s in steps], axis=2) for get in (lambda s: s.train_loss, lambda s: s.val["loss"])
+        )
+        assert train_loss.shape == val.shape == (2, 3, 7)
+        return jax.tree.map(np.asarray, (train_loss, val, steps[-1].state, steps[-1].best))
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), ended(per_call), ended(1))
+
+
 def rows_of(state, numbers):
     return [[np.asarray(leaf)[number] for leaf in jax.tree.leaves(state)] for number in numbers]
+
+
+def in_calls_of(num_epochs, members):
+    return members._replace(spec=replace(members.spec, epochs_per_call=num_epochs))
 
 
 def narrow(number):
@@ -178,7 +215,7 @@ def narrow(number):
 
 def test_trials_that_go_on_in_a_smaller_program_have_their_state_exactly_and_the_losses_they_would_have_had():
     placed, _, state, expected = after_two_epochs()
-    smaller, chosen = population.rearranged(placed, Plan(2, 2), 4), [3, 1]
+    smaller, chosen = in_calls_of(4, population.rearranged(placed, Plan(2, 2))), [3, 1]
     trials = Trials(KEY, np.array(chosen), as_arrays([draws(4)[number] for number in chosen]))
     selected = population.select(smaller, rows_of(state, chosen), trials)
     for before, after in zip(jax.tree.leaves(state), jax.tree.leaves(selected), strict=True):
@@ -190,7 +227,7 @@ def test_trials_that_go_on_in_a_smaller_program_have_their_state_exactly_and_the
 
 def test_a_trial_that_goes_on_at_its_own_widths_has_the_corners_and_the_losses_it_would_have_had():
     placed, _, state, expected = after_two_epochs()
-    own = population.rearranged(placed, Plan(1), 4)._replace(task=narrow(1))
+    own = in_calls_of(4, population.rearranged(placed, Plan(1)))._replace(task=narrow(1))
     trials = Trials(KEY, np.array([1]), as_arrays(draws(2)[1:]))
     selected = population.select(own, rows_of(state, [1]), trials)
     for before, after in zip(jax.tree.leaves(state), jax.tree.leaves(selected), strict=True):
@@ -204,7 +241,7 @@ def test_a_trial_that_goes_on_at_its_own_widths_has_the_corners_and_the_losses_i
 
 def test_states_of_narrower_networks_are_refused():
     placed, trials, _, _ = after_two_epochs()
-    own = population.rearranged(placed, Plan(1), 1)._replace(task=narrow(1))
+    own = population.rearranged(placed, Plan(1))._replace(task=narrow(1))
     one = trials._replace(numbers=np.array([1]), hyperparameters=as_arrays(draws(2)[1:]))
     small = population.start(own, one)
     with pytest.raises(ValueError, match="arrays of .*, expected "):
