@@ -222,10 +222,11 @@ def make_plan(
     brackets = [_stages(size, ends, search.halving) for size, ends in _bracket_sizes(num_trials, search)]
     programs: dict[Stage, Plan] = {}
     if jax.default_backend() == "cpu" and not hosts.are_several() and not own_widths:
-        plans = [population.make_plan(n, len(splits), shapes, layout, program.num_devices) for n in range(1, most + 1)]
-        small_enough = [plan for plan in plans if plan.slots <= most] or plans[:1]
-        flops = _flops_of_an_epoch(study_, data, len(splits), space_.widest(study_.space))
-        programs = _shared_programs(small_enough, list(chain(*brackets)), num_programs, flops / SMALL_FLOPS_A_SECOND)
+        stages = list(chain(*brackets))
+        plans = [plan_for(n) for n in range(1, min(most, max(stage.num_trials for stage in stages)) + 1)]
+        small_enough = {plan.slots: plan for plan in plans if plan.slots <= most}
+        seconds = _flops_of_an_epoch(study_, data, len(splits), space_.widest(study_.space)) / SMALL_FLOPS_A_SECOND
+        programs = _shared_programs(list(small_enough.values()), stages, num_programs, seconds)
     laid_out = [Bracket(stages[0].num_trials, tuple(map(rung, stages))) for stages in brackets]
     return SearchPlan(tuple(laid_out), search.halving)
 
