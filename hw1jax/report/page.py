@@ -326,8 +326,8 @@ def _image(picture: Picture, png: bytes) -> str:
     width, height = struct.unpack(">2I", png[16:24])  # of the PNG's header
     data = base64.b64encode(png).decode()
     return (
-        f'<figure><img alt="{escape(picture.alt)}" width="{width}" height="{height}" '
-        f'src="data:image/png;base64,{data}"><figcaption>{escape(picture.caption)}</figcaption></figure>'
+        f'<figure><div class="scroll" tabindex="0"><img alt="{escape(picture.alt)}" width="{width}" height="{height}" '
+        f'src="data:image/png;base64,{data}"></div><figcaption>{escape(picture.caption)}</figcaption></figure>'
     )
 
 
@@ -367,7 +367,8 @@ nav ul { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; list-style: none; 
 .cards small { display: block; color: var(--soft); font-size: .85rem; font-weight: 400; }
 figure { margin: 0; min-width: 0; background: var(--card); border: 1px solid var(--line); border-radius: 8px;
   padding: .6rem; align-self: start; }
-figure img { display: block; width: 100%; height: auto; background: #fff; border-radius: 4px; }
+figure .scroll { margin: 0; }
+figure img { display: block; width: 100%; min-width: 32rem; height: auto; background: #fff; border-radius: 4px; }
 figcaption { color: var(--soft); font-size: .9rem; padding: .5rem .2rem 0; }
 .scroll { overflow-x: auto; margin: .5rem 0; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
@@ -384,6 +385,7 @@ caption { text-align: left; font-weight: 600; padding: .6rem 0 .2rem; }
   --notice: #fff; }
   body { font-size: 10pt; } main { max-width: none; padding: 0; } nav { display: none; }
   .items { display: block; } figure { break-inside: avoid; margin: 0 0 1rem; max-width: 6.5in; border: 0; padding: 0; }
+  figure img { min-width: 0; }
   h2, h3, h4 { break-after: avoid; } tr { break-inside: avoid; } .scroll { overflow: visible; }
   table { font-size: 7.5pt; } th, td, .wide th, .wide td { font-size: 7.5pt; padding-right: .4rem; }
   .cards { grid-template-columns: repeat(5, 1fr); } .cards dd { font-size: 1.2rem; } }
