@@ -81,6 +81,7 @@ def make_work(name: str, data_dir: Path | None, *, quick: bool, synthetic: bool 
         num_folds=asked.num_folds,
         num_epochs=epochs,
         batch_size=asked.batch_size,
+        search_epochs=asked.num_epochs * len(data.x_train) // count,
     )
     return work, asked.num_trials * asked.num_epochs * (asked.num_folds - 1) * len(data.x_train)
 
@@ -106,9 +107,9 @@ def measure_study(name: str, options: argparse.Namespace, folder: Path, peak: fl
     peers.save_work(file, work)
     flags = ["--work", str(file), "--repeats", str(options.repeats), "--seconds", str(options.seconds)]
     rows = []
-    own = [] if name == "regression" else [forms.OWN]
+    searched = [] if name == "regression" else [forms.SEARCH]  # which trains all in one program as it is
     lax = [forms.LAX] if name == "fashion_cnn" and options.platform != "cpu" else []
-    for form in (forms.ONE_FOLD, forms.FOLDS, forms.ALL, *own, *lax):
+    for form in (forms.ONE_FOLD, forms.FOLDS, forms.ALL, *searched, *lax):
         forms.say(name, form)
         rows.append({"ours": True, "name": form, **run_form(["--form", form, *flags])})
     for peer in [] if options.no_peers else peers.list_peers(name):

@@ -75,8 +75,8 @@ def test_forms_end_with_the_same_losses(regression):
 
 
 @pytest.mark.slow
-def test_forms_end_with_the_same_losses_on_images_at_own_widths_too(images):
-    check_agreement([final(form, images) for form in (forms.ALL, forms.OWN)])
+def test_forms_end_with_the_same_losses_on_images_as_a_search_trains_them_too(images):
+    check_agreement([final(form, images) for form in (forms.ALL, forms.SEARCH)])
 
 
 @pytest.mark.slow
@@ -85,14 +85,18 @@ def test_convolutions_end_with_the_same_losses_by_xlas_own(small_images):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("form", "widths"), [(forms.ALL, "padded"), (forms.OWN, "exact")])
-def test_a_form_trains_what_the_search_trains_to_the_bit(form, widths, regression, tmp_path):
-    study = forms.study_of("regression")
-    study = replace(study, data=Dataset(regression.x, regression.y, regression.x, regression.y))
-    settings = {"num_trials": 3, "num_folds": 3, "num_epochs": 4, "batch_size": 8, "seed": forms.SEED}
-    searched = run_study(study, **settings, widths=widths, out=tmp_path).trials
+@pytest.mark.parametrize(
+    ("form", "widths", "name"),
+    [(forms.ALL, "padded", "regression"), (forms.SEARCH, "auto", "regression"), (forms.SEARCH, "auto", "images")],
+)
+def test_a_form_trains_what_the_search_trains_to_the_bit(form, widths, name, request, tmp_path):
+    work = request.getfixturevalue(name)
+    num_folds, num_epochs, _, batch_size = work.train_order.shape
+    study = replace(forms.study_of(work.study), data=Dataset(work.x, work.y, work.x, work.y))
+    settings = {"num_folds": num_folds, "num_epochs": num_epochs, "batch_size": batch_size, "seed": forms.SEED}
+    searched = run_study(study, num_trials=3, **settings, widths=widths, out=tmp_path).trials
     trials = [space.draw_to_json(space.random_draw(study.space, forms.SEED, number)) for number in searched.numbers]
-    np.testing.assert_array_equal(final(form, regression._replace(trials=trials)), searched.folds["loss"])
+    np.testing.assert_array_equal(final(form, work._replace(trials=trials)), searched.folds["loss"])
 
 
 @pytest.mark.slow

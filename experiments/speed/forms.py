@@ -6,9 +6,9 @@ prints one line of JSON (`run_form` says what is in it), as peers.py does for a 
 device a core.
 
 Plan, programs and threads are those of a search (`hw1jax.plan`, `hw1jax.brackets`): with `--widths padded` for all
-trials in one program, by XLA's own convolutions as well for a CNN on an accelerator; with `--widths exact` for own
-widths. Two weaker forms stand side by side as own widths do, but padded to the widest that the study can draw: a
-program a trial, or a member.
+trials in one program, by XLA's own convolutions as well for a CNN on an accelerator; and as the search lays them out
+that the work is a part of. Two weaker forms have a program a trial, or a member, padded to the widest that the study
+can draw.
 """
 
 from hw1jax import signals
@@ -43,11 +43,11 @@ if TYPE_CHECKING:  # they import JAX, which the benchmark does without until it 
     from hw1jax.study import Study
 
 SEED = 0
-ONE_FOLD, FOLDS, ALL, OWN, LAX = FORMS = (
+ONE_FOLD, FOLDS, ALL, SEARCH, LAX = FORMS = (
     "one fold after another",
     "folds in parallel",
     "folds x trials in parallel",
-    "own widths",
+    "as a search trains them",
     "folds x trials, lax.conv",
 )
 SIZES = {"cpu": (512, 1024, 2048), "gpu": (4096, 8192), "tpu": (4096, 8192)}  # of the matrix products
@@ -96,14 +96,19 @@ def order_work(
     num_epochs: int,
     batch_size: int,
     seed: int = SEED,
+    search_epochs: int | None = None,
 ) -> Work:
-    """The search of these trials on x and y, with the folds and the minibatches that hw1jax takes for the seed."""
+    """The search of these trials on x and y, with the folds and the minibatches that hw1jax takes for the seed.
+
+    `search_epochs`: see `Work`.
+    """
     from hw1jax import folds
 
     splits = folds.k_fold(len(x), num_folds, (seed,))
     train_order = folds.minibatches(splits, range(num_epochs), batch_size=batch_size, seed=(seed,))
     parts = [fold.validation for fold in splits]
-    return Work(name, x, y, train_order, folds.pieces(parts, max(map(len, parts)))[:, 0], trials)
+    val_order = folds.pieces(parts, max(map(len, parts)))[:, 0]
+    return Work(name, x, y, train_order, val_order, trials, search_epochs)
 
 
 def folds_of(work: Work) -> "list[Fold]":
@@ -142,6 +147,7 @@ class Part(NamedTuple):
 
     job: "Job"
     fold: int | None  # of the job's trials; None: all folds
+    own_widths: bool  # whether its program is hardly wider than its trial
 
     @property
     def members(self) -> tuple[list[int], slice]:
@@ -167,17 +173,21 @@ def lay_out(
     num_folds, num_epochs, _, batch_size = work.train_order.shape
     search, splits = Search(num_epochs, batch_size, num_folds, SEED), folds_of(work)
     data, in_one = Dataset(work.x, work.y, work.x[:0], work.y[:0]), form in (ALL, LAX)
-    program = Program(widths="exact", num_devices=num_devices)
+    program = Program(num_devices=num_devices)
     if in_one:  # however many trials there are
         program = Program(widths="padded", members_per_program=sys.maxsize, num_devices=num_devices)
-    [rung] = plan.make_plan(asked, len(draws), search, program, data, splits).rungs
+    if form in (ONE_FOLD, FOLDS):
+        program = Program(widths="exact", num_devices=num_devices)
+    whole = replace(search, num_epochs=work.search_epochs or num_epochs)
+    [rung] = plan.make_plan(asked, len(draws), whole, program, data, splits).rungs
     widest = space.fixed(asked.space, space.widest(asked.space), widest=True)
     wide = plan.make_population(asked, search, rung.program, data, splits, widest)
     jobs = plan.jobs_of(asked, rung, draws)
-    if form in (ONE_FOLD, FOLDS):  # a program a trial as well, but the same for all
+    if form in (ONE_FOLD, FOLDS):  # a program a trial, but the same for all
         jobs = [job._replace(fixed=widest) for job in jobs]
-    parts = [Part(job, fold) for job in jobs for fold in (range(num_folds) if form == ONE_FOLD else [None])]
-    return parts, [wide] if in_one else population.one_trial_each(wide)
+    each = range(num_folds) if form == ONE_FOLD else [None]
+    parts = [Part(job, fold, form == SEARCH and rung.own_widths) for job in jobs for fold in each]
+    return parts, population.one_trial_each(wide) if rung.own_widths else [wide]
 
 
 def train(form: str, work: Work, *, num_devices: int | None = None, endless: bool = False) -> Iterator[Round]:
@@ -200,15 +210,15 @@ def train(form: str, work: Work, *, num_devices: int | None = None, endless: boo
         part = parts[number]
         if number not in calls:
             place = place if part.fold is None else of_fold(place, part.fold)
-            members, trials, state = brackets.begin(asked, key, part.job, draws, place, own_widths=form == OWN)
+            members, trials, state = brackets.begin(asked, key, part.job, draws, place, own_widths=part.own_widths)
             calls[number] = population.resume(members, state, trials, first_epoch=0)
         val = next(calls[number]).val
         assert val is not None  # every fold has a validation part
         val_loss[part.members] = val["loss"][: len(part.job.numbers), :, -1]
 
-    for _ in range(0, spec.num_epochs, spec.epochs_per_call):
+    for done in range(0, spec.num_epochs, spec.epochs_per_call):
         brackets.side_by_side(advance, range(len(parts)), places)
-        yield Round(spec.epochs_per_call, val_loss.copy())
+        yield Round(min(spec.epochs_per_call, spec.num_epochs - done), val_loss.copy())
 
 
 def of_fold(place: "Population", fold: int) -> "Population":

@@ -60,6 +60,7 @@ class Work(NamedTuple):
     train_order: np.ndarray  # int32 [fold, epoch, step, batch], indices into x
     val_order: np.ndarray  # int32 [fold, n_val_max]
     trials: list[dict[str, Any]]  # hidden_units, channels (CNN only), learning_rate, l2, optimizer: adam, sgd, rmsprop
+    search_epochs: int | None = None  # a trial's in the whole search, in epochs of this work; None: as many as these
 
 
 class Peer(NamedTuple):
@@ -95,7 +96,7 @@ class Skip(Exception):
 
 def save_work(path: str | os.PathLike, work: Work) -> None:
     """Write `work` as one .npz file: the arrays, and the rest as JSON text."""
-    text = json.dumps({"study": work.study, "trials": work.trials})
+    text = json.dumps({name: getattr(work, name) for name in ("study", "trials", "search_epochs")})
     arrays = {name: getattr(work, name) for name in ("x", "y", "train_order", "val_order")}
     with open(path, "wb") as file:
         np.savez(file, text=np.array(text), **arrays)
