@@ -6,7 +6,7 @@ The only file that says vmap or mesh; what it compiles is kept by `programs`. A 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -213,8 +213,8 @@ def start(population: Population, trials: Trials) -> State:
     num_folds = len(population.folds)
     numbers, folds = np.repeat(trials.numbers, num_folds), np.tile(_fold_numbers(population), len(trials.numbers))
     members = numbers, folds, jax.tree.map(lambda a: np.repeat(np.asarray(a), num_folds, 0), trials.hyperparameters)
-    one = jax.tree.map(lambda a: np.asarray(a)[0], trials.hyperparameters)
-    size = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(population.task.init, trials.key, one)))
+    shapes = member_shapes(population, trials)
+    size = sum(leaf.size for leaf in jax.tree.leaves((shapes.params, shapes.model_state)))
     at_once = max(1, min(NEW_AT_ONCE, NEW_PARAMETERS // max(1, size)))
     few = np.arange(-(-len(numbers) // at_once) * at_once).reshape(-1, at_once) % len(numbers)
     pieces = [jax.tree.map(lambda a: a[index], members) for index in few]  # noqa: B023
@@ -309,9 +309,13 @@ def corner(array: np.ndarray, shape: Sequence[int], *, num_leading: int) -> np.n
 def member_shapes(population: Population, trials: Trials) -> State:
     """A member's state as shapes and dtypes."""
     one = jax.tree.map(lambda a: a[0], trials.hyperparameters)
-    return jax.eval_shape(
-        lambda key, h: training.init(population.task, key, h, num_steps=population.num_steps), trials.key, one
-    )
+    return _initial(population.task, population.num_steps).eval_shape(trials.key, one)
+
+
+@lru_cache(programs.KEPT_TASKS)
+def _initial(task: Task, num_steps: int | None) -> Any:
+    """What makes a member: never run, but JAX keeps what it comes to, and need not trace the network each time."""
+    return jax.jit(partial(training.init, task, num_steps=num_steps))
 
 
 def empty(population: Population, trials: Trials) -> State:
