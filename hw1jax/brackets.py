@@ -48,7 +48,6 @@ class Trained(NamedTuple):
 
     train_loss: np.ndarray  # float32 [trial, fold, epoch]
     val: dict[str, np.ndarray]  # "loss" and metrics by name: float32 [trial, fold, epoch]
-    curves: np.ndarray  # float32 [trial, fold, point]: what a scalar regression predicts along its inputs
     seconds: np.ndarray  # float [trial], each its share of what its program took
 
 
@@ -86,15 +85,14 @@ class Brackets:
         plan: SearchPlan,
         wide: Population,
         seed: int,
-        curve_x: np.ndarray,
         observer: Observer,
         stop: threading.Event,
         *,
         num_trials: int,
     ):
-        """`wide`: the study's widest networks, whose program and task become each job's; `curve_x`: [point]."""
+        """`wide`: the study's widest networks, whose program and task become each job's."""
         self._folder, self._study, self._plan, self._wide, self._stop = folder, study, plan, wide, stop
-        self._key, self._curve_x, self._observer = jax.random.key(seed), curve_x, observer
+        self._key, self._observer = jax.random.key(seed), observer
         self._stretches = plan.stretches(num_trials)
         self._places: dict[tuple[Bracket, int], list[Population]] = {}
         self._jobs: dict[tuple[Rung, tuple[int, ...]], list[Job]] = {}
@@ -147,14 +145,13 @@ class Brackets:
         first = self._read(rungs[0][0])
         num_epochs = self._wide.spec.num_epochs
         train_loss, val = jax.tree.map(lambda a: empty(a, num_epochs), (first.train_loss, first.val))
-        whole = Trained(train_loss, val, empty(first.curves, first.curves.shape[2]), np.zeros(len(draws)))
+        whole = Trained(train_loss, val, np.zeros(len(draws)))
         for part in chain(*rungs):
             self.programs.add(space_.key_of(part.job.fixed))
             own = [rows[number] for number in part.job.numbers]
             trained = self._read(part)
             for to, new in zip(jax.tree.leaves(whole[:2]), jax.tree.leaves(trained[:2]), strict=True):
                 to[own, :, part.first_epoch : part.rung.num_epochs] = new
-            whole.curves[own] = trained.curves
             whole.seconds[own] += trained.seconds
             side_by_side = part.rung.program.num_devices if part.rung.own_widths else 1
             spent = float(trained.seconds.sum()) / side_by_side
@@ -254,12 +251,12 @@ class Brackets:
         path = self._path(part, LOSSES)
         arrays = storage.read_arrays(path)
         names = ("loss", *self._study.metrics)
-        expected = {"train_loss", "curves", "seconds", *(f"val_{name}" for name in names)}
+        expected = {"train_loss", "seconds", *(f"val_{name}" for name in names)}
         if set(arrays) != expected or len({len(a) for a in arrays.values()}) != 1:
             raise damaged(path, "not the losses of trials")
         arrays = {name: array[: len(part.job.numbers)] for name, array in arrays.items()}
         val = {name: arrays[f"val_{name}"] for name in names}
-        return Trained(arrays["train_loss"], val, arrays["curves"], arrays["seconds"])
+        return Trained(arrays["train_loss"], val, arrays["seconds"])
 
     def _is_kept(self, part: Part) -> bool:
         """Whether the job is done. A last one that was smaller is trained again when more trials are asked for."""
@@ -280,7 +277,7 @@ class Brackets:
                 members = self._best_of(part, trained, members)
             storage.write_arrays(self._path(part, MEMBERS), members, compressed=False)  # first, as they are needed
             named = {f"val_{name}": values for name, values in trained.val.items()}
-            kept = {name: getattr(trained, name) for name in ("train_loss", "curves", "seconds")} | named
+            kept = {"train_loss": trained.train_loss, "seconds": trained.seconds} | named
             storage.write_arrays(self._path(part, LOSSES), kept)
             for left_over in (*self._folder.glob(self._path(part, "*.checkpoint").name), lock):
                 left_over.unlink(missing_ok=True)
@@ -339,9 +336,8 @@ class Brackets:
             if stopped:
                 raise Stopped
         train_loss, val = in_one(losses)
-        curves = fold_curves(members, state, trials, self._curve_x)
         share = (time.perf_counter() - begun) / len(numbers)
-        whole = Trained(train_loss, val, curves, np.full(len(curves), share))
+        whole = Trained(train_loss, val, np.full(len(train_loss), share))
         return jax.tree.map(lambda a: a[: len(numbers)], (whole, _on_host(state, part.is_last)))
 
     def _selected(self, part: Part, members: Population, trials: Trials, slots: list[int]) -> State:
@@ -472,7 +468,7 @@ def joined(parts: list[Trained]) -> Trained:
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
 
-def follow(study_: Study, searched: SearchPlan, wide: Population, seed: int, curve_x: np.ndarray) -> None:
+def follow(study_: Study, searched: SearchPlan, wide: Population, seed: int) -> None:
     """What the other processes do while process 0 searches: their part of each job."""
     try:
         while message := hosts.receive():
@@ -489,7 +485,6 @@ def follow(study_: Study, searched: SearchPlan, wide: Population, seed: int, cur
                 state = step.state
                 if step.num_epochs < last and hosts.receive()["checkpoint"]:
                     jax.tree.map(population.on_host, state)  # process 0 writes it
-            fold_curves(members, state, trials, curve_x)
             _on_host(state, i == len(bracket.rungs) - 1)
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         raise hosts.LostError(f"training with the other processes has failed: {error}") from error
@@ -501,11 +496,3 @@ def _resumed(members: Population, state: State, first_epoch: int) -> State:
     if first_epoch and hosts.are_several():
         state = hosts.share(state)
     return population.put(members, state)
-
-
-def fold_curves(members: Population, state: State, trials: Trials, x: np.ndarray) -> np.ndarray:
-    """What each member of a scalar regression predicts along x [point]: float32 [trial, fold, point]."""
-    if not len(x):
-        return np.zeros((*jax.tree.leaves(state)[0].shape[:2], 0), np.float32)
-    outputs = population.predict_all(members.task, state, trials.hyperparameters, x[:, None])
-    return population.on_host(outputs[..., 0])

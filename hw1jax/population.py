@@ -636,19 +636,3 @@ def predict(
 @programs.for_each_task()
 def _predict(task: Task, params: Params, state: Any, hyperparameters: Hyperparameters, pieces: Any):
     return lax.map(lambda x: training.evaluated(task, params, state, x, hyperparameters), pieces)
-
-
-def predict_all(task: Task, state: State, hyperparameters: Hyperparameters, x: Any) -> Any:
-    """Outputs [trial, fold, example, ...] of a population on the same few examples."""
-    return _predict_all(task)((state.trained, state.model_state), hyperparameters, x)
-
-
-@programs.for_each_task()
-def _predict_all(task: Task, variables: tuple[Params, Any], hyperparameters: Hyperparameters, x: Any):
-    prepared = task.prepare(x)
-    mask = jnp.ones(len(jax.tree.leaves(x)[0]), bool)
-
-    def member(variables: tuple[Params, Any], hyperparameters: Hyperparameters) -> Any:
-        return training.outputs_of(task, *variables, prepared, hyperparameters, mask=mask)[0]
-
-    return jax.vmap(jax.vmap(member, (0, None)))(variables, hyperparameters)

@@ -501,7 +501,7 @@ def _read_histories(
     shapes = dict.fromkeys(names, (*members, num_epochs)) | {"refit_train_loss": (num_epochs,)}
     if "curve_x" in arrays:
         num_points = len(arrays["curve_x"])
-        shapes |= {"curve_outputs": (num_points,), "curve_fold_outputs": (*members, num_points)}
+        shapes |= {"curve_outputs": (num_points,), "curve_fold_outputs": (members[1], num_points)}
     if "test_outputs" in arrays:  # else they are a tree
         shapes["test_outputs"] = (num_test, *arrays["test_outputs"].shape[1:])
     if record["ensemble"] is not None:  # its outputs are as those of the refit, one array or several

@@ -101,11 +101,10 @@ def run(
     plan.check_networks(asked, order.search, data, splits)
     config = _config(order, data, splits)
     hosts.agree(config | {"devices of this process": jax.local_device_count()})
-    curve_x = _curve_inputs(data)
     if hosts.follows():
         if told := hosts.receive():
             planned = _plan_of(told)
-            brackets.follow(asked, planned, _wide(order, planned, data, splits), order.search.seed, curve_x)
+            brackets.follow(asked, planned, _wide(order, planned, data, splits), order.search.seed)
         return {}
     clock = Clock()
     lock = partial(storage.lock, folder / ".search.lock")
@@ -125,9 +124,7 @@ def run(
         hosts.send(config)  # before the data are put on the devices of all
         wide = _wide(order, planned, data, splits)
         place = folder / "brackets" / _digest(config)
-        trained = Brackets(
-            place, asked, planned, wide, order.search.seed, curve_x, observer, stop, num_trials=order.num_trials
-        )
+        trained = Brackets(place, asked, planned, wide, order.search.seed, observer, stop, num_trials=order.num_trials)
         observer.start(asked, order.num_trials, len(splits), order.search.num_epochs, trained.work)
         if order.program.reproducible and jax.default_backend() != "cpu" and not record.is_reproducible():
             observer.note("not reproducible: XLA_FLAGS must say so before JAX starts (record.make_reproducible)")
@@ -175,9 +172,9 @@ def run(
             test_outputs = model.predict(data.x_test)
         arrays = {"refit_number": np.array(best.number), "refit_train_loss": refit_train_loss}
         arrays["test_outputs"] = test_outputs
-        if len(curve_x):
+        if len(curve_x := _curve_inputs(data)):
             arrays |= {"curve_x": curve_x, "curve_outputs": model.predict(curve_x[:, None])[:, 0]}
-            arrays["curve_fold_outputs"] = history.curves
+            arrays["curve_fold_outputs"] = np.stack(model.fold_outputs(curve_x[:, None]))[:, :, 0]
         test, ensemble = results.score(model, test_outputs, data.y_test), None
         if model.is_finite and model.has_ensemble:
             arrays["ensemble_outputs"] = model.predict(data.x_test, ensemble=True)

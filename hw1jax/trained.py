@@ -69,10 +69,17 @@ class Model(NamedTuple):
         """
         if ensemble and not self.folds:
             raise ValueError("ensemble=True: this model has no fold models")
+        if ensemble:
+            return evaluation.ensemble(self.task.loss, self.fold_outputs(x))
+        return self._outputs([(self.params, self.state)], x)[0]
+
+    def fold_outputs(self, x: Any) -> list[Any]:
+        """Outputs [example, ...] of the network of each fold."""
+        return self._outputs(self.folds, x)
+
+    def _outputs(self, networks: Sequence[tuple[Any, Any]], x: Any) -> list[Any]:
         task, h = self.task, self.hyperparameters
-        networks = self.folds if ensemble else ((self.params, self.state),)
-        outputs = [population.predict(task, params, h, x, state=state) for params, state in networks]
-        return evaluation.ensemble(task.loss, outputs) if ensemble else outputs[0]
+        return [population.predict(task, params, h, x, state=state) for params, state in networks]
 
     def named_parameters(self) -> dict[str, np.ndarray]:
         """Its parameters by their places in the tree, as "dense1/weights"; those of its state begin with "state/".

@@ -23,12 +23,11 @@ from hw1jax.space import Float, Int
 from hw1jax.study import Study, narrow
 from hw1jax.training import Task
 
-NO_CURVE = np.zeros(0, np.float32)
 # The same for all tests, so that a program is compiled once: two slots, and six trials of three depths a bracket.
 USUAL = {"num_devices": 2, "widths": "padded", "members_per_program": 18, "num_trials": 9}
 
 
-def training_of(folder, study, *, curve_x=NO_CURVE, observer=None, stop=None, **settings):
+def training_of(folder, study, *, observer=None, stop=None, **settings):
     """(brackets, plan) of a search in a folder."""
     order = study_.order(study, **USUAL | settings)
     data = study_.load_data(study, order.inputs)
@@ -37,7 +36,7 @@ def training_of(folder, study, *, curve_x=NO_CURVE, observer=None, stop=None, **
     fixed = space_.fixed(study.space, space_.widest(study.space), widest=True)
     wide = plan.make_population(study, order.search, planned.rungs[0].program, data, splits, fixed)
     observer, stop = observer or Observer(), stop or threading.Event()
-    made = Brackets(folder, study, planned, wide, 0, curve_x, observer, stop, num_trials=order.num_trials)
+    made = Brackets(folder, study, planned, wide, 0, observer, stop, num_trials=order.num_trials)
     return made, planned
 
 
@@ -92,18 +91,13 @@ def test_as_many_programs_as_a_study_may_have_are_each_compiled_once(tmp_path, c
     """Each bracket needs all of them again."""
     most = study_.MOST_PROGRAMS
     study = replace(toy.STUDY, task=of_any_size, space={"size": Int(1, most, static=True)})
-    x = np.linspace(-1, 1, 3, dtype=np.float32)
-    made, _ = training_of(tmp_path, study, curve_x=x, num_trials=3 * most, members_per_program=3, num_epochs=1)
+    made, _ = training_of(tmp_path, study, num_trials=3 * most, members_per_program=3, num_epochs=1)
     for first in range(0, 3 * most, most):
         draws = {first + i: {"size": 1 + i} for i in range(most)}
         made.train(draws)
         made.read(draws)
     assert len(made.programs) == most
-    assert {name: Counter(compiled)[f"jit({name})"] for name in ("_init", "_fit", "_predict_all")} == {
-        "_init": most,
-        "_fit": most,
-        "_predict_all": most,
-    }
+    assert {name: Counter(compiled)[f"jit({name})"] for name in ("_init", "_fit")} == {"_init": most, "_fit": most}
 
 
 def of_any_size(fixed):
@@ -247,15 +241,7 @@ def test_a_checkpoint_gives_back_any_state_as_it_was(tmp_path, dtype):
         Checkpoint(tmp_path / "a").read(start._replace(model_state={"mean": jnp.ones((2, 3, 1))}))
 
 
-# The curve of a scalar regression, and what a person is shown.
-
-
-def test_curves_are_what_each_member_predicts(tmp_path):
-    x = np.linspace(-5, 5, 7, dtype=np.float32)
-    made, _ = training_of(tmp_path, toy.STUDY, curve_x=x)
-    draws = drawn(toy.STUDY, *range(4))
-    made.train(draws)
-    assert made.read(draws).curves.shape == (4, 3, 7)
+# What a person is shown.
 
 
 def test_an_observer_is_shown_the_scores_that_count(tmp_path):

@@ -221,7 +221,7 @@ def test_in_programs_of_the_same_shape_a_history_is_that_of_the_trial_without_ha
     assert found.trials.epochs.max() == 9
     assert_histories_are_those_of_full_trials(found, full)
     number = found.best.number
-    for name in ("val_loss", "train_loss", "curve_fold_outputs"):
+    for name in ("val_loss", "train_loss"):
         np.testing.assert_array_equal(found.histories[name][number], full.histories[name][number])
 
 
@@ -356,7 +356,8 @@ def test_the_fold_models_of_the_best_trial_are_its_networks_trained_alone(usual)
         assert state is None
         own = jax.tree.map(lambda a: a[0, fold], last.state.params)  # noqa: B023
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), params, own)
-    outputs = population.predict_all(members.task, last.state, trials.hyperparameters, data.x_test)[0]
+    outputs = usual.model.fold_outputs(data.x_test)
+    assert len(outputs) == 3
     np.testing.assert_allclose(usual.histories["ensemble_outputs"], np.mean(outputs, axis=0), rtol=1e-3, atol=1e-5)
 
 

@@ -307,7 +307,9 @@ def test_metrics_stand_beside_the_loss_by_name():
     *_, end = population.train(placed, trials)
     assert set(end.val) == {"loss", "absolute", "square"}
     np.testing.assert_array_equal(end.val["square"], end.val["loss"])
-    outputs = population.predict_all(task, end.state, trials.hyperparameters, X)
+    outputs = jax.vmap(jax.vmap(task.apply, (0, None, None)), (0, None, 0))(
+        end.state.params, X, trials.hyperparameters
+    )  # [trial, fold, example, 1]
     for f, fold in enumerate(placed.folds):
         errors = np.abs(np.asarray(outputs)[:, f, fold.validation] - Y[fold.validation])  # [trial, example, 1]
         np.testing.assert_allclose(end.val["absolute"][:, f, -1], errors.mean(axis=(1, 2)), rtol=1e-5)

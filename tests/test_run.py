@@ -120,6 +120,10 @@ def test_run_leaves_consistent_files_behind(name, tmp_path):
     assert arrays["refit_train_loss"].shape == (epochs,)
     if study.classes:
         assert np.sum(found["test"]["confusion"]) == len(data.y_test)
+    else:
+        for name, outputs in (("outputs", model.predict), ("fold_outputs", model.fold_outputs)):
+            curve = np.asarray(outputs(arrays["curve_x"][:, None]))[..., 0]
+            np.testing.assert_array_equal(arrays[f"curve_{name}"], curve)
     assert min(found["timing"].values()) >= 0
 
 

@@ -216,7 +216,7 @@ def fit(results: Results, gaps: Gaps = ()) -> list[Item]:
     """The curve that a scalar regression has learned, and its errors; `gaps` as of `points`."""
     gaps = _gaps(results, gaps)
     h, loss_name = results.histories, results.study.loss_name
-    folds = h["curve_fold_outputs"][results.row]  # [fold, point]
+    folds = h["curve_fold_outputs"]  # [fold, point]
     spread = {"low": folds.min(axis=0), "high": folds.max(axis=0), "mean": folds.mean(axis=0)}
     curve = {"x": h["curve_x"], "y": h["curve_outputs"], **spread}
 
