@@ -180,7 +180,9 @@ def draw_scores(results: dict[str, Any], out: Path) -> None:
             last = [row["loss"][-1] for row in rows]
             room = max(last) - min(last) or 0.1 * min(last)
             ax.set_ylim(min(last) - 0.1 * room, max(last) + 1.5 * room)  # beginnings, far above, say little
-            ax.legend(loc="upper right")
+        # Once, above: within a panel it would hide lines.
+        lines = {line.get_label(): line for ax in axes.flat for line in ax.get_legend_handles_labels()[0]}
+        figure.legend(list(lines.values()), list(lines), loc="outside upper left", ncols=2)
         storage.write_bytes(out / "time_to_score.png", plots.png(figure))
 
 
