@@ -67,11 +67,11 @@ class Model(NamedTuple):
         Raises:
           ValueError: an ensemble of a model without fold models.
         """
-        if ensemble and not self.folds:
+        if not ensemble:
+            return self._outputs([(self.params, self.state)], x)[0]
+        if not self.folds:
             raise ValueError("ensemble=True: this model has no fold models")
-        if ensemble:
-            return evaluation.ensemble(self.task.loss, self.fold_outputs(x))
-        return self._outputs([(self.params, self.state)], x)[0]
+        return evaluation.ensemble(self.task.loss, self.fold_outputs(x))
 
     def fold_outputs(self, x: Any) -> list[Any]:
         """Outputs [example, ...] of the network of each fold."""
