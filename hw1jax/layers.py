@@ -20,6 +20,8 @@ from jax import lax
 
 Width = int | jax.Array  # a number of units or channels, Python's or traced
 
+FEW_INPUTS = 2**12  # numbers in a dense layer's batch: so few that copies of them cost as much as their product
+
 
 def uniform_by_fan_in(key: jax.Array, shape: tuple[int, int], fan_in: Width, width: Width) -> jax.Array:
     """A layer's initial weights, U(-1/sqrt(fan_in), 1/sqrt(fan_in)) as torch's, whatever the padding.
@@ -56,8 +58,40 @@ def mask_units(x: jax.Array, width: Width) -> jax.Array:
 
 
 def dense(x: jax.Array, weights: jax.Array) -> jax.Array:
-    """x [batch, inputs], weights [units, 1 + inputs] -> [batch, units]."""
-    return x @ weights[:, 1:].T + weights[None, :, 0]
+    """x [batch, inputs], weights [units, 1 + inputs] -> [batch, units].
+
+    Few inputs have a gradient of their own, which JAX differentiates in reverse alone.
+    """
+    if x.size > FEW_INPUTS:
+        return _dense(x, weights)
+    return lax.platform_dependent(x, weights, cpu=_dense_of_few, default=_dense)
+
+
+def _dense(x: jax.Array, weights: jax.Array) -> jax.Array:
+    # Examples last, as there are many: XLA:CPU's product is up to twice as slow where its last axis is narrow and odd.
+    return (weights[:, 1:] @ x.T).T + weights[None, :, 0]
+
+
+@jax.custom_vjp
+def _dense_of_few(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """As `dense`, where the products are so small that copies beside them count: the bias is a column of theirs."""
+    return _dense_of_few_forward(x, weights)[0]
+
+
+def _dense_of_few_forward(x: jax.Array, weights: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    x = jnp.concatenate([jnp.ones_like(x[:, :1]), x], axis=1)
+    return x @ weights.T, (x, weights)
+
+
+def _dense_of_few_backward(kept: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, weights = kept
+    # XLA:CPU has a slow routine for a product over the first axes, and makes it of one with a transposed copy, if it
+    # sees it.
+    transposed = lax.optimization_barrier(gradient.T)
+    return (gradient @ weights)[:, 1:], transposed @ x
+
+
+_dense_of_few.defvjp(_dense_of_few_forward, _dense_of_few_backward)
 
 
 def pooled_size(size: int, kernel_size: int) -> int:
