@@ -81,6 +81,9 @@ PEERS = {
     "torch eager channels_last 2 threads": Peer("ChannelsLast", 1, 2, EAGER, ("fashion_cnn",)),
     "torch eager channels_last 2 processes x 1 thread": Peer("ChannelsLast", 2, 1, EAGER, ("fashion_cnn",)),
     "torch.compile": Peer("Compiled", 2, 1, COMPILED),
+    "torch.compile channels_last": Peer(
+        "ChannelsLastCompiled", 2, 1, "static widths: a compilation a trial; fused optimizers", ("fashion_cnn",)
+    ),
     "torch.func vmap over folds": Peer("Vmapped", 2, 1, "the folds of a trial stacked, fused optimizers"),
     "torch.compile of vmap over folds": Peer("CompiledFolds", 2, 1, COMPILED + "; the folds of a trial stacked"),
     "scikit-learn MLP": Peer(
@@ -224,6 +227,19 @@ def gather(x, y, index):
 
 
 @functools.cache
+def compiled_loss():
+    def loss(params, x, y):
+        return mean_loss(forward(params, x), y)
+
+    allow_many_graphs()
+    return torch.compile(loss, fullgraph=True, dynamic=False)
+
+
+def allow_many_graphs():
+    torch._dynamo.config.recompile_limit = 64  # 8 otherwise, fewer than a search has trials
+
+
+@functools.cache
 def compiled_losses():
     return torch.compile(stacked_losses, fullgraph=True, dynamic=True)
 
@@ -248,7 +264,7 @@ def compiled_step(optimizer: str):
                 param.sub_(learning_rate / (1 - 0.9**count) * m / ((v / (1 - 0.999**count)).sqrt() + 1e-8))
         return losses
 
-    torch._dynamo.config.recompile_limit = 64  # widths that happen to be equal get a graph of their own
+    allow_many_graphs()  # widths that happen to be equal get one of their own
     # Static widths are a fifth faster in the regression, and cost 8 s of compiling a trial, more than its training.
     return torch.compile(step, fullgraph=True, dynamic=True)
 
@@ -266,7 +282,7 @@ def make_optimizer(params, settings: dict[str, Any], *, fast: bool):
 class Eager:
     """One member at a time in PyTorch's eager mode."""
 
-    optimizers, folds_together = ("adam", "sgd", "rmsprop"), False
+    optimizers, folds_together, compiles = ("adam", "sgd", "rmsprop"), False, False
 
     @staticmethod
     def prepare(work: Work):
@@ -290,7 +306,7 @@ class Eager:
         # One gather for all steps is best for the regression's short rows; images are best gathered step by step.
         for rows in index.split(len(index) if self.work.study == "regression" else batch):
             for x, y in zip(*(part.index_select(0, rows).split(batch) for part in self.data), strict=True):
-                loss = mean_loss(forward(self.params, x), y)
+                loss = self.loss(x, y)
                 loss.backward()
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=True)
@@ -302,8 +318,11 @@ class Eager:
         with torch.inference_mode():
             for rows in on_device(order[order >= 0]).split(VALIDATION_BATCH[self.work.study]):
                 x, y = (part.index_select(0, rows) for part in self.data)
-                total.add_(mean_loss(forward(self.params, x), y), alpha=len(rows))
+                total.add_(self.loss(x, y), alpha=len(rows))
         return total
+
+    def loss(self, x, y):
+        return mean_loss(forward(self.params, x), y)
 
 
 class ChannelsLast(Eager):
@@ -311,6 +330,15 @@ class ChannelsLast(Eager):
 
     def parameters(self, networks):
         return list(networks[0].to(memory_format=torch.channels_last).parameters())
+
+
+class ChannelsLastCompiled(ChannelsLast):
+    """torch.compile of the loss, and so of its gradient, for each trial's own widths."""
+
+    compiles = True
+
+    def loss(self, x, y):
+        return compiled_loss()(self.params, x, y)
 
 
 class Vmapped(Eager):
@@ -350,6 +378,8 @@ class Vmapped(Eager):
 class CompiledFolds(Vmapped):
     """torch.compile of the whole step, and of the validation, of stacked folds."""
 
+    compiles = True
+
     def __init__(self, work: Work, data, trial: int, folds: list[int]):
         super().__init__(work, data, trial, folds)
         settings = work.trials[trial]
@@ -376,7 +406,7 @@ class Compiled(CompiledFolds):
 class ScikitLearn:
     """MLPRegressor or MLPClassifier with `partial_fit` in the given order, set so that its gradients are ours."""
 
-    optimizers, folds_together = ("adam", "sgd"), False
+    optimizers, folds_together, compiles = ("adam", "sgd"), False, False
 
     @staticmethod
     def prepare(work: Work):
@@ -446,7 +476,7 @@ class Samples:
 class Homework:
     """The loop of a notebook."""
 
-    optimizers, folds_together = ("adam", "sgd", "rmsprop"), False
+    optimizers, folds_together, compiles = ("adam", "sgd", "rmsprop"), False, False
 
     @staticmethod
     def prepare(work: Work) -> None:
@@ -546,7 +576,7 @@ def measure(options: argparse.Namespace, counter, barrier) -> dict[str, Any]:
         spans.append((start, time.monotonic(), samples))
         barrier.wait()
     return {
-        "compile_seconds": first_seconds if issubclass(trainer_class, CompiledFolds) else 0.0,
+        "compile_seconds": first_seconds if trainer_class.compiles else 0.0,
         "spans": spans if options.full else spans[1:],
         "losses": losses,
         "peak_rss_mb": peak_rss_mb(),
