@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from hw1jax import failures, losses, population, training
+from hw1jax import failures, losses, probe, training
 from hw1jax.folds import Fold
-from hw1jax.population import Alike
+from hw1jax.probe import Alike
 from hw1jax.training import Data, Hyperparameters, Params, Task
 
 NUM_EXAMPLES = 4  # tried alone and together
@@ -309,7 +309,7 @@ def check_examples(task: Task, key: jax.Array, hyperparameters: Hyperparameters,
     count = min(NUM_LABELS, num_samples) if is_labels else 0
     tried = labels[np.linspace(0, len(labels) - 1, count).astype(int)] if is_labels else labels
     with jax.default_matmul_precision("float32"):
-        found = population.try_out(task, key, hyperparameters, few, tried)
+        found = probe.try_out(task, key, hyperparameters, few, tried)
     if not _equal(found.outputs):
         raise ValueError(
             "apply mixes examples: in evaluation an example's outputs change with the others of its batch. Statistics "

@@ -79,7 +79,6 @@ FEW_EPOCHS = 10  # of a call of the program: Ctrl-C is heard between calls
 FEW_INDICES = 2**14  # places in its minibatches that make a call long enough, however few its epochs
 MANY_INDICES = 2**19  # that make it too long
 NEW_AT_ONCE, NEW_PARAMETERS = 32, 2**17  # members made together, at most, and their parameters: a call's milliseconds
-NUM_EMPTY = 3  # places that a batch is filled up with, to see whether they count
 STATE_COPIES = 3  # the parameters and an optimizer's two moments
 
 
@@ -218,7 +217,7 @@ def start(population: Population, trials: Trials) -> State:
     at_once = max(1, min(NEW_AT_ONCE, NEW_PARAMETERS // max(1, size)))
     few = np.arange(-(-len(numbers) // at_once) * at_once).reshape(-1, at_once) % len(numbers)
     pieces = [jax.tree.map(lambda a: a[index], members) for index in few]  # noqa: B023
-    made = [_init(population.task)(*_key(trials.key), population.num_steps, *piece) for piece in pieces]
+    made = [_init(population.task)(*programs.key_parts(trials.key), population.num_steps, *piece) for piece in pieces]
 
     def join(*parts: jax.Array) -> Any:
         # On the host, as each shape would be a program; but there are no keys of JAX's on it.
@@ -407,11 +406,6 @@ def _over_devices(plan: Plan, tree: Any) -> Any:
     return jax.device_put(tree, NamedSharding(_mesh(plan), P("trial")))
 
 
-def _key(key: jax.Array) -> tuple[Any, np.ndarray]:
-    """(kind, numbers) of a key: numbers may be held by all processes."""
-    return jax.random.key_impl(key), np.asarray(jax.random.key_data(key))
-
-
 def _fold_numbers(population: Population) -> np.ndarray:
     return population.spec.first_fold + np.arange(len(population.folds))
 
@@ -419,7 +413,7 @@ def _fold_numbers(population: Population) -> np.ndarray:
 def _training_keys(population: Population, trials: Trials) -> jax.Array:
     """The members' keys for what is random in training, [trial, fold]."""
     numbers = _over_devices(population.plan, trials.numbers)
-    kind, key_data = _key(trials.key)
+    kind, key_data = programs.key_parts(trials.key)
     made = _make_training_keys(kind)(key_data, numbers, _fold_numbers(population))
     # As numbers: JAX shares no array of keys between processes.
     return jax.random.wrap_key_data(put(population, made), impl=kind)
@@ -439,11 +433,7 @@ def _mesh(plan: Plan) -> Mesh:
     return jax.make_mesh((plan.num_devices,), ("trial",), (AxisType.Auto,), devices=devices)
 
 
-# These run once, for a moment: compiling them with care would take longer than anything else that a study compiles.
-_compiled_quickly = partial(programs.for_each_task, compiler_options={"xla_backend_optimization_level": 0})
-
-
-@_compiled_quickly(0, 2)
+@programs.quickly_for_each_task(0, 2)
 def _init(task: Task, kind, key_data, num_steps, numbers, folds, hyperparameters: Hyperparameters) -> State:
     """New members; numbers and folds int [member], hyperparameters [member, ...]."""
     key = jax.random.wrap_key_data(key_data, impl=kind)
@@ -455,7 +445,7 @@ def _init(task: Task, kind, key_data, num_steps, numbers, folds, hyperparameters
     return jax.vmap(member)(numbers, folds, hyperparameters)
 
 
-@_compiled_quickly()
+@programs.quickly_for_each_task()
 def _make_training_keys(kind, key_data, numbers, fold_numbers) -> jax.Array:
     """The keys' numbers, [trial, fold, ...]."""
     # Another branch of the tree of keys than the trials' own, whose numbers are smaller.
@@ -464,7 +454,7 @@ def _make_training_keys(kind, key_data, numbers, fold_numbers) -> jax.Array:
     return jax.random.key_data(jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(of_trial, fold_numbers))
 
 
-@_compiled_quickly(0)
+@programs.quickly_for_each_task(0)
 def _init_optimizer(task: Task, num_steps, params: Params, hyperparameters: Hyperparameters) -> optax.OptState:
     def member(params: Params, hyperparameters: Hyperparameters) -> optax.OptState:
         return training.optimizer_of(task, hyperparameters, num_steps).init(params)
@@ -547,79 +537,6 @@ def _in_groups(function, members: Any, size: int) -> Any:
         return function(members)
     grouped = jax.tree.map(lambda a: a.reshape(num_members // size, size, *a.shape[1:]), members)
     return jax.tree.map(lambda a: a.reshape(num_members, *a.shape[2:]), lax.map(function, grouped))
-
-
-class Alike(NamedTuple):
-    """What each of a few examples gives in company and alone, [example, ...]."""
-
-    together: Any
-    alone: Any
-
-
-class Trial(NamedTuple):
-    """What a task makes of a few examples, for those who want to know whether it keeps its promises."""
-
-    outputs: Alike  # in evaluation
-    losses: Alike  # of the outputs together
-    metrics: dict[str, Alike]
-    of_labels: jax.Array  # [label, 2]: losses on the first example's outputs and on outputs that are all the same
-    padding: Alike | None  # outputs and state in training, in two batches that differ in what fills them up alone
-
-
-def try_out(task: Task, key: jax.Array, hyperparameters: Hyperparameters, data: Data, labels: np.ndarray) -> Trial:
-    """What shows whether a task mixes examples, lets padding in, and which labels its loss takes.
-
-    Args:
-      task: what is trained.
-      key: of a new member's initial parameters.
-      hyperparameters: one trial's.
-      data: a few examples.
-      labels: values of `y` to try, [label, ...].
-    """
-    return _try_out(task)(*_key(key), hyperparameters, data, labels)
-
-
-@_compiled_quickly(0)
-def _try_out(task: Task, kind, key_data, hyperparameters: Hyperparameters, data: Data, labels) -> Trial:
-    key = jax.random.wrap_key_data(key_data, impl=kind)
-    params, state = training.init_variables(task, key, hyperparameters)
-    # Away from where they begin: a last layer of zeros would hide what those before it do.
-    params = jax.tree.map(lambda p: p + 0.01 * jnp.cos(jnp.arange(p.size, dtype=p.dtype)).reshape(p.shape), params)
-    x, y = data.x, data.y
-    num_examples = len(jax.tree.leaves(x)[0])
-
-    def one_by_one(function: Callable[..., Any], *arrays: Any) -> Any:
-        alone = lax.map(lambda one: function(*jax.tree.map(lambda a: a[None], one)), arrays)
-        return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), alone)
-
-    def in_evaluation(x: Any) -> Any:
-        return training.evaluated(task, params, state, x, hyperparameters)
-
-    def in_training(filler: Any) -> Any:
-        filled = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), x, filler)
-        mask = jnp.arange(len(jax.tree.leaves(filled)[0])) < num_examples
-        made, new_state = training.outputs_of(
-            task, params, state, task.prepare(filled), hyperparameters, mask=mask, key=key, train=True
-        )
-        return jax.tree.map(lambda a: a[:num_examples], made), new_state
-
-    def with_other_padding() -> Alike:
-        # What is drawn for a batch may depend on its size: a task that draws gets other padding, any other task none.
-        num_other = NUM_EMPTY if training.wants_key(task) else 0
-        first = jax.tree.map(lambda a: jnp.repeat(a[:1], NUM_EMPTY, axis=0), x)
-        return Alike(in_training(first), in_training(jax.tree.map(lambda a: jnp.repeat(a[-1:], num_other, axis=0), x)))
-
-    outputs = in_evaluation(x)
-    even = jax.tree.map(lambda a: jnp.full_like(a[0], 1 / max(1, a[0].size)), outputs)
-    two = jax.tree.map(lambda a, even: jnp.stack([a[0], even]), outputs, even)
-    of_labels = lax.map(lambda label: task.loss(two, jax.tree.map(lambda a: jnp.stack([a, a]), label)), labels)
-    values = {
-        name: Alike(function(outputs, y), one_by_one(function, outputs, y))
-        for name, function in (("loss", task.loss), *task.metrics)
-    }
-    losses = values.pop("loss")
-    padding = with_other_padding() if training.takes_whole_batches(task) else None
-    return Trial(Alike(outputs, one_by_one(in_evaluation, x)), losses, values, of_labels, padding)
 
 
 def predict(

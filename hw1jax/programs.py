@@ -12,6 +12,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 import jax
+import numpy as np
 from jax.stages import Compiled, Lowered, Traced
 
 # Whose functions are kept, with all that they close over; those of the task not used for longest go. As many as static
@@ -36,6 +37,15 @@ def for_each_task(*static: int, **options: Any) -> Callable[[Callable[..., Any]]
         return lru_cache(KEPT_TASKS)(lambda task: Program(partial(function, task), compiled, static, options))
 
     return decorate
+
+
+# For what runs once, for a moment: compiling it with care would take longer than anything else that a study compiles.
+quickly_for_each_task = partial(for_each_task, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def key_parts(key: jax.Array) -> tuple[Any, np.ndarray]:
+    """(kind, numbers) of a PRNG key, as programs take it: numbers may be held by all processes."""
+    return jax.random.key_impl(key), np.asarray(jax.random.key_data(key))
 
 
 class Program:

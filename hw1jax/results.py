@@ -75,6 +75,21 @@ def refit_warning(refit_train_loss: float, folds_train_loss: Sequence[float] | n
     )
 
 
+def test_warning(test_loss: float | None, folds_val_loss: Sequence[float]) -> str | None:
+    """That the refit's test loss is more than twice the highest that its folds have found; None if it is not.
+
+    A refit of few epochs can end at chance with a training loss like the folds', which is the mean over an epoch.
+    """
+    highest = max(folds_val_loss)
+    if test_loss is None or not test_loss > highest + abs(highest):
+        return None
+    return (
+        f"the refit's loss on the test set is {test_loss:.3g}, where its folds had {np.mean(folds_val_loss):.3g} on "
+        f"average and {highest:.3g} at most on what they held out: its training has not settled, or the test set is "
+        "of another kind"
+    )
+
+
 def score(model: Model, outputs: Any, y: Any) -> dict[str, Any]:
     """Mean loss and metrics, by name, of a model's outputs [example, ...] on y.
 

@@ -180,6 +180,10 @@ def run(
             arrays["ensemble_outputs"] = model.predict(data.x_test, ensemble=True)
             ensemble = results.score(model, arrays["ensemble_outputs"], data.y_test)
         own = history.train_loss[[trial.number for trial in trials].index(best.number), :, -1]  # [fold]
+        warning = None
+        if model.is_finite:
+            warning = results.refit_warning(float(refit_train_loss[-1]), own)
+            warning = warning or results.test_warning(test["loss"], best.scores["loss"])
         written = {
             "format": storage.FORMAT,
             "study": asked.name,
@@ -196,7 +200,7 @@ def run(
                 "failure": _failure(model, test),
                 "train_loss": results.finite(refit_train_loss[-1]),
                 "folds_train_loss": results.finite(own.mean()),
-                "warning": results.refit_warning(float(refit_train_loss[-1]), own) if model.is_finite else None,
+                "warning": warning,
             },
             "test": test,
             "ensemble": ensemble,

@@ -32,7 +32,8 @@ CORE = {
     "training": {"layout", "losses"},
     "population": {"folds", "layout", "losses", "programs", "training"},
     "failures": {"losses", "training"},
-    "checks": {"failures", "folds", "losses", "population", "training"},
+    "probe": {"programs", "training"},
+    "checks": {"failures", "folds", "losses", "probe", "training"},
     "cross_validation": {"checks", "folds", "lines", "losses", "population", "training"},
 }
 ASKED = {"data": set(), "space": set(), "study": {"checks", "data", "failures", "folds", "space", "training"}}
@@ -99,7 +100,7 @@ DOORS = {  # the only modules that import a library
 }
 # The rooms that any study goes through: they name none of what the homework's have.
 NAMELESS = {"folds", "losses", "layout", "programs", "training", "population", "checks", "cross_validation", "space"}
-NAMELESS |= {"failures", "study", "plan", "brackets", "search"}
+NAMELESS |= {"failures", "probe", "study", "plan", "brackets", "search"}
 HYPERPARAMETERS = {"learning_rate", "l2", "hidden_units", "channels", "momentum", "weight_decay", "dropout"}
 OPTIMIZERS = {"adam", "sgd", "rmsprop", "adamw"}
 STUDIES = {"regression", "fashion", "fashion_mlp", "fashion_cnn", "fashion_mnist"}
@@ -289,7 +290,7 @@ def lines_of_code(source: str) -> int:
     return len(lines - texts)
 
 
-PURE = ("folds", "losses", "optimizers", "layout", "programs", "training", "population")
+PURE = ("folds", "losses", "optimizers", "layout", "programs", "training", "population", "probe")
 
 
 def test_the_core_stays_small_enough_to_be_read():
@@ -299,13 +300,13 @@ def test_the_core_stays_small_enough_to_be_read():
     were 812 since it may have randomness, state, masks and weights, metrics and early stopping, trees for data, and
     programs that are recognised. They are 869 since members that go on are selected into a smaller population, laid out
     anew, and since their parameters may be averaged, 883 since one program makes new members of populations of all
-    sizes, and 900 since threads that ask for one program at a time have it compiled once; `checks` and
-    `cross_validation` made 1,279, and 1,440 since what people get wrong first is told in a line each, and by `failures`
-    how their own functions fail. Who needs more room
-    here moves something out, or changes these numbers and says what came.
+    sizes, 900 since threads that ask for one program at a time have it compiled once, and 906 since `probe` is a room
+    of its own, with its imports; `checks` and `cross_validation` made 1,279, and 1,440 since what people get wrong
+    first is told in a line each, and by `failures` how their own functions fail. Who needs more room here moves
+    something out, or changes these numbers and says what came.
     """
     sizes = {name: lines_of_code(SOURCES[name]) for name in (*PURE, "cross_validation", "checks", "failures")}
-    assert sum(sizes[name] for name in PURE) <= 900, sizes
+    assert sum(sizes[name] for name in PURE) <= 910, sizes
     assert sum(sizes.values()) <= 1470, sizes
 
 

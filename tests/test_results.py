@@ -202,6 +202,26 @@ def test_a_refit_far_above_its_folds_is_told_in_a_sentence(refit, folds, far):
         assert "\n" not in found and not found.endswith(".")
 
 
+@pytest.mark.parametrize(
+    ("test", "folds", "far"),
+    [
+        (2.3, (0.72, 0.8), True),  # at chance
+        (1.5, (0.72, 0.8), False),
+        (0.1, (0.72, 0.8), False),  # lower is better
+        (-0.4, (-1.0, -1.1), False),  # a likelihood
+        (0.1, (-1.0, -1.1), True),
+        (None, (0.4,), False),  # a failure, told elsewhere
+        (0.4, (0.4, np.inf), False),
+    ],
+)
+def test_a_refit_that_fails_the_test_set_alone_is_told_in_a_sentence(test, folds, far):
+    found = results.test_warning(test, folds)
+    assert (found is not None) == far
+    if found:
+        assert f"{test:.3g}" in found and f"{max(folds):.3g}" in found
+        assert "\n" not in found and not found.endswith(".")
+
+
 positive = st.floats(1e-3, 1e3)
 
 
