@@ -49,19 +49,16 @@ def choose(
     """
     if platform != "cpu":
         return Layout(None, max(2 * batch_size, PIECE_SIZE))  # evaluating takes less memory than training
-
-    def computed(num_examples: int) -> list[tuple[core.Primitive, int]]:
-        some = jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct((num_examples, *a.shape[1:]), jax.dtypes.canonicalize_dtype(a.dtype)), x
-        )
-        jaxpr = jax.make_jaxpr(apply)(params, some, hyperparameters).jaxpr
-        return list(_computed(jaxpr, set(jaxpr.invars[: len(jax.tree.leaves(params))])))
-
-    values = computed(batch_size)
-    if any(primitive is conv_general_dilated_p for primitive, _ in values):
+    some = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct((batch_size, *a.shape[1:]), jax.dtypes.canonicalize_dtype(a.dtype)), x
+    )
+    jaxpr = jax.make_jaxpr(apply)(params, some, hyperparameters).jaxpr
+    num_params, num_arrays = len(jax.tree.leaves(params)), len(jax.tree.leaves(x))
+    of_params, of_x = jaxpr.invars[:num_params], jaxpr.invars[num_params:][:num_arrays]
+    activations = list(_activations(jaxpr, set(of_params), set(of_x)))
+    if any(primitive is conv_general_dilated_p for primitive, _ in activations):
         return Layout(None, PIECE_SIZE, one_by_one=True)
-    # What a batch more adds, as parameters are no activations.
-    sizes = [more - once for (_, once), (_, more) in zip(values, computed(2 * batch_size), strict=True)]
+    sizes = [size for _, size in activations]
     num_chunks = max(1, -(-max(sizes, default=0) // CACHED_BYTES))
     chunk_size = -(-batch_size // num_chunks)
     if num_chunks > 1 and chunk_size <= LONGEST_CHUNK:
@@ -69,16 +66,26 @@ def choose(
     return Layout(None, PIECE_SIZE)
 
 
-def _computed(jaxpr: core.Jaxpr, members: set[core.Var]) -> Iterator[tuple[core.Primitive, int]]:
-    """(operation, bytes of its largest result) of all that depends on `members`, the variables of a member's own."""
-    members = set(members)
+def _activations(
+    jaxpr: core.Jaxpr, of_params: set[core.Var], of_x: set[core.Var]
+) -> Iterator[tuple[core.Primitive, int]]:
+    """(operation, bytes of its largest result) of all that depends on parameters and on examples, variables both."""
+    of_params, of_x = set(of_params), set(of_x)
     for equation in jaxpr.eqns:
-        if not members.isdisjoint(v for v in equation.invars if isinstance(v, core.Var)):
-            members.update(equation.outvars)
-            results: list[Any] = [variable.aval for variable in equation.outvars]
-            yield equation.primitive, max((a.size * a.dtype.itemsize for a in results), default=0)
-            for inner in functions_in(equation):
-                yield from _computed(inner, set(inner.invars))
+        inputs = [variable if isinstance(variable, core.Var) else None for variable in equation.invars]
+        for dependent in (of_params, of_x):
+            if not dependent.isdisjoint(inputs):
+                dependent.update(equation.outvars)
+        if of_params.isdisjoint(inputs) or of_x.isdisjoint(inputs):
+            continue
+        results: list[Any] = [variable.aval for variable in equation.outvars]
+        yield equation.primitive, max((a.size * a.dtype.itemsize for a in results), default=0)
+        for inner in functions_in(equation):
+            # Its arguments are the operation's last: a condition's first is which of its branches is taken.
+            own = dict(zip(reversed(inner.invars), reversed(inputs), strict=False))
+            yield from _activations(
+                inner, *({v for v in own if own[v] in dependent} for dependent in (of_params, of_x))
+            )
 
 
 def functions_in(equation: core.JaxprEqn) -> Iterator[core.Jaxpr]:

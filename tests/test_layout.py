@@ -24,18 +24,44 @@ class ConvNet(nn.Module):
         return nn.Dense(3)(nn.Conv(4, (3, 3))(x).reshape(len(x), -1))
 
 
-def chosen(net, x, platform):
+def chosen(net, x, platform, batch_size=20):
     def apply(params, x, hyperparameters):
         return net.apply(params, x)
 
     params = jax.eval_shape(net.init, jax.random.key(0), x[:1])
-    return layout.choose(apply, params, x, None, 20, platform)
+    return layout.choose(apply, params, x, None, batch_size, platform)
 
 
 def test_a_cpu_takes_members_with_convolutions_one_by_one_and_dense_ones_all_at_once():
     images, rows = np.zeros((30, 8, 8, 1), np.float32), np.zeros((30, 5), np.float32)
     assert chosen(ConvNet(), images, "cpu") == Layout(None, 500, one_by_one=True)
     assert chosen(nn.Dense(3), rows, "cpu") == Layout(None, 500)
+
+
+def test_what_is_computed_may_depend_on_the_size_of_a_batch():
+    """As in `hw1jax.layers.dense`, which takes few inputs in another way."""
+
+    class OneWayOrTheOther(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Dense(2000)(x)
+            return nn.Dense(3)(x if len(x) < 150 else jnp.maximum(x, 0) + 1)
+
+    rows = np.zeros((30, 5), np.float32)
+    assert chosen(OneWayOrTheOther(), rows, "cpu", 20) == Layout(None, 500)
+    assert chosen(OneWayOrTheOther(), rows, "cpu", 100) == Layout(50, 50, one_by_one=True)
+
+
+def test_large_parameters_are_no_activations():
+    """Transposed or cut, as before a product, they are no larger in a larger batch."""
+
+    class Wide(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            weights = self.param("weights", nn.initializers.zeros, (1000, 1000))  # 4 MB
+            return jax.jit(lambda x, w: x @ (w.T + 1)[:5])(x, weights)
+
+    assert chosen(Wide(), np.zeros((30, 5), np.float32), "cpu") == Layout(None, 500)
 
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
