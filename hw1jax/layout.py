@@ -53,39 +53,34 @@ def choose(
         lambda a: jax.ShapeDtypeStruct((batch_size, *a.shape[1:]), jax.dtypes.canonicalize_dtype(a.dtype)), x
     )
     jaxpr = jax.make_jaxpr(apply)(params, some, hyperparameters).jaxpr
-    num_params, num_arrays = len(jax.tree.leaves(params)), len(jax.tree.leaves(x))
-    of_params, of_x = jaxpr.invars[:num_params], jaxpr.invars[num_params:][:num_arrays]
-    activations = list(_activations(jaxpr, set(of_params), set(of_x)))
+    sources = [{"params"}] * len(jax.tree.leaves(params)) + [{"x"}] * len(jax.tree.leaves(x))
+    activations = list(_activations(jaxpr, dict(zip(jaxpr.invars, sources, strict=False))))
     if any(primitive is conv_general_dilated_p for primitive, _ in activations):
         return Layout(None, PIECE_SIZE, one_by_one=True)
-    sizes = [size for _, size in activations]
-    num_chunks = max(1, -(-max(sizes, default=0) // CACHED_BYTES))
+    num_chunks = max(1, -(-max((size for _, size in activations), default=0) // CACHED_BYTES))
     chunk_size = -(-batch_size // num_chunks)
     if num_chunks > 1 and chunk_size <= LONGEST_CHUNK:
         return Layout(chunk_size, chunk_size, one_by_one=True)
     return Layout(None, PIECE_SIZE)
 
 
-def _activations(
-    jaxpr: core.Jaxpr, of_params: set[core.Var], of_x: set[core.Var]
-) -> Iterator[tuple[core.Primitive, int]]:
-    """(operation, bytes of its largest result) of all that depends on parameters and on examples, variables both."""
-    of_params, of_x = set(of_params), set(of_x)
+def _activations(jaxpr: core.Jaxpr, sources: dict[core.Var, set[str]]) -> Iterator[tuple[core.Primitive, int]]:
+    """(operation, bytes of its largest result) of all that depends on both "params" and "x".
+
+    `sources`: which of them each variable depends on; those that are not there on neither.
+    """
+    sources = dict(sources)
     for equation in jaxpr.eqns:
-        inputs = [variable if isinstance(variable, core.Var) else None for variable in equation.invars]
-        for dependent in (of_params, of_x):
-            if not dependent.isdisjoint(inputs):
-                dependent.update(equation.outvars)
-        if of_params.isdisjoint(inputs) or of_x.isdisjoint(inputs):
+        inputs = [sources.get(v, set()) if isinstance(v, core.Var) else set() for v in equation.invars]
+        both = set().union(*inputs)
+        sources |= dict.fromkeys(equation.outvars, both)
+        if len(both) < 2:
             continue
         results: list[Any] = [variable.aval for variable in equation.outvars]
         yield equation.primitive, max((a.size * a.dtype.itemsize for a in results), default=0)
         for inner in functions_in(equation):
             # Its arguments are the operation's last: a condition's first is which of its branches is taken.
-            own = dict(zip(reversed(inner.invars), reversed(inputs), strict=False))
-            yield from _activations(
-                inner, *({v for v in own if own[v] in dependent} for dependent in (of_params, of_x))
-            )
+            yield from _activations(inner, dict(zip(reversed(inner.invars), reversed(inputs), strict=False)))
 
 
 def functions_in(equation: core.JaxprEqn) -> Iterator[core.Jaxpr]:
