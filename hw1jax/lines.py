@@ -1,4 +1,4 @@
-"""What is said in a line: how long work takes, how many trials have come to what.
+"""What is said in a line: numbers of any size, how long work takes, how many trials have come to what.
 
 `teller` says it now and then on standard error: what `cross_validate(progress=True)` says.
 """
@@ -36,6 +36,13 @@ def teller(what: str) -> Callable[[int, int, np.ndarray], None]:
             last_line = now
 
     return tell
+
+
+def number(value: float, decimals: int = 3) -> str:
+    """With so many decimals: 0.171, 23.400; a smaller one with two digits, a huge one with four: 0.00035, 1.2e+07."""
+    if 0 < abs(value) < 10.0 ** (1 - decimals):
+        return f"{value:.2g}"
+    return f"{value:.{decimals}f}" if abs(value) < 1e6 else f"{value:.4g}"
 
 
 def duration(seconds: float) -> str:

@@ -185,8 +185,8 @@ def print_summary(all_results: Sequence[dict[str, Any]], folder: Path) -> None:
     console = Console(width=None if sys.stdout.isatty() else 110)
     console.print(table)
     for r in all_results:
-        if r["test"]["loss"] is None:
-            console.print(f"{r['title']}: {r['refit']['failure']}", markup=False, highlight=False, soft_wrap=True)
+        if wrong := r["refit"]["failure"] or r["refit"]["warning"]:
+            console.print(f"{r['title']}: {wrong}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"Files: {folder}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -214,6 +214,4 @@ def _shown(value: float | None, name: str) -> str:
 
 
 def _number(value: float | None, decimals: int = 4) -> str:
-    if value is None:
-        return "none"
-    return f"{value:.{decimals}f}" if abs(value) < 1e6 else f"{value:.4g}"
+    return "none" if value is None else lines.number(value, decimals)

@@ -8,7 +8,7 @@ import pytest
 import toy
 
 from hw1jax import notebook
-from hw1jax.lines import counts, duration
+from hw1jax.lines import counts, duration, number
 from hw1jax.losses import accuracy
 from hw1jax.notebook import NotebookObserver, usual_observer
 from hw1jax.observer import Observer
@@ -130,7 +130,7 @@ def test_counts_name_what_was_pruned_where_anything_was():
     assert counts({"complete": 25, "pruned": 0, "failed": 0}) == "25 + 0 failed"
 
 
-def record(title, test, *, reference=None, score="loss", ensemble=None, **best):
+def record(title, test, *, reference=None, score="loss", ensemble=None, warning=None, **best):
     """What results.json holds, as far as the summary needs it."""
     return {
         "title": title,
@@ -139,7 +139,7 @@ def record(title, test, *, reference=None, score="loss", ensemble=None, **best):
         "test": {"loss": None, "accuracy": None, "confusion": None} | test,
         "ensemble": ensemble,
         "reference": reference,
-        "refit": {"failure": None if "loss" in test else "the refit diverged"},
+        "refit": {"failure": None if "loss" in test else "the refit diverged", "warning": warning},
         "trials": {"complete": 3, "pruned": 0, "failed": 1},
         "timing": {"total_seconds": 12.3},
     }
@@ -160,6 +160,24 @@ def test_the_summary_has_a_references_numbers_in_brackets(capsys):
     assert found[4] == "│ Mine │ 0.5000 ± 0.2500 │ 0.171 (0.27) │ 3 + 1 failed │ 12 s │"
     assert found[5] == "│ Other │ 0.5000 ± 0.2500 │ 1.000 │ 3 + 1 failed │ 12 s │"
     assert found[-1] == "Files: somewhere"
+
+
+def test_the_summary_shows_small_losses_and_tells_what_is_wrong_with_a_refit(capsys):
+    values = {"mean_val_loss": 0.00088, "std_val_loss": 0.00047, "ensemble": {"loss": 0.000349}}
+    found = summary(capsys, record("Sine", {"loss": 0.00334}, warning="the refit has jumped", **values))
+    assert found[4] == "│ Sine │ 0.00088 ± 0.00047 │ 0.0033 │ 3 + 1 failed │ 12 s │"
+    assert "0.00035" in found[5]
+    assert "Sine: the refit has jumped" in found
+
+
+@pytest.mark.parametrize(
+    ("value", "decimals", "text"),
+    [(0.1707, 3, "0.171"), (1.0, 3, "1.000"), (0.0, 3, "0.000"), (0.0123, 3, "0.012"), (0.00349, 3, "0.0035"),
+     (-0.00349, 3, "-0.0035"), (0.00349, 4, "0.0035"), (0.000349, 4, "0.00035"), (3.5e-9, 4, "3.5e-09"),
+     (12_345_678.0, 3, "1.235e+07"), (float("nan"), 3, "nan"), (float("inf"), 3, "inf")],
+)  # fmt: skip
+def test_numbers_of_any_size_can_be_read(value, decimals, text):
+    assert number(value, decimals) == text
 
 
 def test_the_summary_of_a_classifier_has_percentages(capsys):

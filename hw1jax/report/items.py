@@ -70,13 +70,12 @@ def cell(value: Any) -> Markup:
     return value if isinstance(value, Markup) else escape(str(value))
 
 
-def number(value: float | None, form: str = "{:.3f}") -> Markup:
+def number(value: float | None, form: str | None = None) -> Markup:
     """A number as people read it, and exactly for programs; a loss that is missing is not finite."""
     if value is None:
         return Markup("none")
-    if form == "{:.3f}" and abs(value) >= 1e6:
-        form = "{:.4g}"
-    return Markup(f'<data value="{escape(repr(value))}">{escape(form.format(value))}</data>')
+    shown = lines.number(value) if form is None else form.format(value)
+    return Markup(f'<data value="{escape(repr(value))}">{escape(shown)}</data>')
 
 
 def duration(seconds: float) -> Markup:
@@ -91,7 +90,7 @@ def spread(mean: float | None, std: float | None, name: str = "loss") -> Markup:
 
 def score(name: str, value: float | None) -> Markup:
     """A loss or metric; accuracies are percentages."""
-    return number(value, "{:.1%}" if name == "accuracy" else "{:.3f}")
+    return number(value, "{:.1%}" if name == "accuracy" else None)
 
 
 def theirs(name: str, test: Mapping[str, float]) -> str:
