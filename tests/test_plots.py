@@ -2,12 +2,14 @@
 
 import ast
 import inspect
+import io
 
 import matplotlib
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from PIL import Image
 
 from hw1jax.report import plots
 
@@ -65,7 +67,12 @@ def test_residuals_inside_the_gaps_have_a_colour_of_their_own(ax):
     np.testing.assert_array_equal(line(ax, "inside"), [[0, 3], [1, -2]])
     np.testing.assert_array_equal(line(ax, "outside the gaps"), [[1, 2], [-1, 2]])
     colors = {line.get_label(): line.get_color() for line in ax.lines}
-    assert colors["inside"] != colors["outside the gaps"]
+    assert colors["inside"] != colors["outside the gaps"] and ax.get_legend()
+
+
+def test_residuals_of_data_without_gaps_have_no_legend(ax):
+    plots.residuals(ax, np.arange(2.0), np.ones(2), np.zeros(2, bool))
+    assert ax.get_legend() is None
 
 
 def test_bars_carry_their_numbers_the_first_on_top(ax):
@@ -464,6 +471,8 @@ def test_a_figure_is_a_page_wide_and_its_png_the_same_every_time():
         assert first[1].shape == (2, 3) and tuple(first[0].get_size_inches()) == (plots.WIDTH, 1.5)
         content = plots.png(first[0])
         assert content == plots.png(second[0])
+        with Image.open(io.BytesIO(content)) as image:
+            assert image.mode == "P" and image.info["dpi"] == pytest.approx((plots.DOTS_PER_INCH,) * 2, rel=1e-3)
     assert content.startswith(b"\x89PNG")
     assert int.from_bytes(content[16:20]) == pytest.approx(plots.WIDTH * plots.DOTS_PER_INCH, abs=1)
 

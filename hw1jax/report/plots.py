@@ -62,12 +62,18 @@ class Drawing(Figure):
             canvas = FigureCanvasAgg(self)
             with style():
                 canvas.draw()
-            pixels = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+            return _with_colours(128, canvas), {"width": round(96 * self.get_figwidth())}
         finally:
             self.dpi = dots
-        buffer = io.BytesIO()
-        pixels.quantize(128, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
-        return buffer.getvalue(), {"width": round(96 * self.get_figwidth())}
+
+
+def _with_colours(most: int, canvas: FigureCanvasAgg) -> bytes:
+    """What is drawn, as a PNG file of so many colours, a third as large as one of all."""
+    pixels, buffer, dots = Image.fromarray(np.asarray(canvas.buffer_rgba())), io.BytesIO(), canvas.figure.dpi
+    pixels.convert("RGB").quantize(most, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+        buffer, "PNG", optimize=True, dpi=(dots, dots)
+    )
+    return buffer.getvalue()
 
 
 def style() -> AbstractContextManager[None]:
@@ -83,9 +89,9 @@ def figure(num_rows: int = 1, num_columns: int = 1, *, height: float, **options)
 
 def png(figure: Figure) -> bytes:
     """The figure as a PNG file; the same figure gives the same bytes."""
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})  # `savefig` would draw twice
-    return buffer.getvalue()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return _with_colours(256, canvas)
 
 
 # The data and the fit of a regression
@@ -132,14 +138,18 @@ def fitted_curve(ax: Axes, x: Array, y: Array, low: Array, high: Array, mean: Ar
 
 
 def residuals(ax: Axes, x: Array, residual: Array, inside: Array, *, gaps: Sequence[tuple[float, float]] = ()) -> Axes:
-    """Prediction minus label of the test points ([example] each); those `inside` a gap have a colour of their own."""
+    """Prediction minus label of the test points ([example] each); those `inside` a gap have a colour of their own.
+
+    Where there are no gaps nothing is told apart.
+    """
     shade_gaps(ax, gaps)
     ax.axhline(0, color=GREY, linewidth=0.8)
     for mask, color, marker, label in ((~inside, BLUE, "o", "outside the gaps"), (inside, ORANGE, "s", "inside")):
         at, error = _thinned(x[mask]), _thinned(residual[mask])
         ax.plot(at, error, marker, color=color, markersize=3.5, markeredgewidth=0, label=label)
     ax.set(title="Error on the test points", xlabel="input x", ylabel="prediction - label")
-    ax.legend()
+    if gaps:
+        ax.legend()
     return ax
 
 

@@ -91,7 +91,7 @@ def points(results: Results, gaps: Gaps = ()) -> Picture:
     """The points of a scalar regression. `gaps`: intervals of the usual data's inputs without training points."""
     gaps = _gaps(results, gaps)
     x_train, _, x_test, *_ = results.data
-    caption = f"{len(x_train)} noisy training points and {len(x_test)} test points."
+    caption = f"{len(x_train)} training points and {len(x_test)} test points."
     if gaps:
         caption += " The shaded intervals hold no training input: there the fit has to guess."
     alt = "Training and test points of the regression in one plane"
@@ -230,10 +230,17 @@ def fit(results: Results, gaps: Gaps = ()) -> list[Item]:
     columns = {"refit": parts}
     if results.ensemble:
         columns[_ensemble(results)] = errors_by_part(results, gaps, "ensemble_outputs")
-    cells = [
-        partial(plots.residuals, x=x, residual=residual, inside=inside_gaps(x, gaps), gaps=gaps),
-        partial(plots.bars, values=errors, title="By part of the test set", label=loss_name),
-    ]
+    cells = [partial(plots.residuals, x=x, residual=residual, inside=inside_gaps(x, gaps), gaps=gaps)]
+    by_part = []
+    if gaps:
+        cells.append(
+            partial(plots.bars, values=errors, title="By part of the test set", label=loss_name, form=lines.number)
+        )
+        rows = [
+            [name, count, *(items.number(errors[name][1]) for errors in columns.values())]
+            for name, (count, _) in parts.items()
+        ]
+        by_part.append(table(["part of the test set", "points", *columns], rows, caption=items.capital(loss_name)))
     return [
         Picture(
             "fitted_curve",
@@ -246,17 +253,10 @@ def fit(results: Results, gaps: Gaps = ()) -> list[Item]:
             "test_errors",
             "; ".join(f"{loss_name} of {name}: {error:.3g}" for name, error in errors.items()),
             "Errors of the refitted best model on the test points.",
-            grid(cells, 2, height=2.8, width_ratios=[3, 2]),
+            grid(cells, len(cells), height=2.8, width_ratios=[3, 2][: len(cells)]),
         ),
         scores(results),
-        table(
-            ["part of the test set", "points", *columns],
-            [
-                [name, count, *(items.number(errors[name][1]) for errors in columns.values())]
-                for name, (count, _) in parts.items()
-            ],
-            caption=items.capital(loss_name),
-        ),
+        *by_part,
     ]
 
 
