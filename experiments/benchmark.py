@@ -100,6 +100,11 @@ def run_form(arguments: Sequence[str], **environment_variables: str) -> dict[str
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def in_short(row: dict[str, Any]) -> str:
+    """A row of the table for a person who waits for it."""
+    return f"  skipped: {row['skipped']}" if "skipped" in row else f"  {speed(row):.3g} µs a sample"
+
+
 def measure_study(name: str, options: argparse.Namespace, folder: Path, peak: float) -> dict[str, Any]:
     """Everything about one study, as benchmark.json holds it."""
     work, search_samples = make_work(name, options.data_dir, quick=options.quick, synthetic=options.synthetic)
@@ -112,9 +117,11 @@ def measure_study(name: str, options: argparse.Namespace, folder: Path, peak: fl
     for form in (forms.ONE_FOLD, forms.FOLDS, forms.ALL, *searched, *lax):
         forms.say(name, form)
         rows.append({"ours": True, "name": form, **run_form(["--form", form, *flags])})
+        forms.say(in_short(rows[-1]))
     for peer in [] if options.no_peers else peers.list_peers(name):
         forms.say(name, peer)
         rows.append({"ours": False, "name": peer, **peers.run_peer(file, peer, python=options.peers_python, **clock)})
+        forms.say(in_short(rows[-1]))
 
     forms.say(name, "quality")
     ours = next((row for row in reversed(rows) if row["ours"] and "skipped" not in row), None)
