@@ -64,7 +64,8 @@ def dense(x: jax.Array, weights: jax.Array) -> jax.Array:
     """
     if x.size > FEW_INPUTS:
         return _dense(x, weights)
-    return lax.platform_dependent(x, weights, cpu=_dense_of_few, default=_dense)
+    dtype = jnp.result_type(x, weights)  # of both, so that each one's gradient has its own
+    return lax.platform_dependent(x.astype(dtype), weights.astype(dtype), cpu=_dense_of_few, default=_dense)
 
 
 def _dense(x: jax.Array, weights: jax.Array) -> jax.Array:

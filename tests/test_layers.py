@@ -224,6 +224,14 @@ def test_dense_equals_product_plus_bias(dtype, tolerance, batch, inputs, units):
         assert_close(found, expected, tolerance)
 
 
+@pytest.mark.parametrize("batch", [6, 1000])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_gradients_of_a_dense_layer_are_of_the_types_of_what_they_are_of(dtype, batch, float64):
+    x, weights = jnp.ones((batch, 7), dtype), jnp.ones((3, 8), "float32")
+    of_x, of_weights = jax.grad(lambda x, weights: layers.dense(x, weights).sum(), (0, 1))(x, weights)
+    assert (of_x.dtype, of_weights.dtype) == (x.dtype, weights.dtype)
+
+
 @pytest.mark.parametrize("inputs", [7, 784])
 def test_dense_under_vmap_equals_each_member_alone(inputs, float64):
     x, weights, cotangent = random_arrays([(5, inputs), (3, 4, 1 + inputs), (3, 5, 4)], np.float64)
