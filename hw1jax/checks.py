@@ -295,7 +295,9 @@ def _check_state(before: Any, after: Any) -> None:
         raise ValueError("apply returns its state as another kind of tree than init")
 
 
-def check_examples(task: Task, key: jax.Array, hyperparameters: Hyperparameters, data: Data) -> None:
+def check_examples(
+    task: Task, key: jax.Array, hyperparameters: Hyperparameters, data: Data, num_steps: int | None = None
+) -> None:
     """A ValueError where examples are mixed, padding is let in, or `y` has a label that the loss doesn't take."""
     num_samples = len(jax.tree.leaves(data.x)[0])
     some = np.linspace(0, num_samples - 1, min(NUM_EXAMPLES, num_samples)).astype(int)
@@ -308,8 +310,7 @@ def check_examples(task: Task, key: jax.Array, hyperparameters: Hyperparameters,
     # As many whatever the labels: another number would be another program. The lowest and the highest are among them.
     count = min(NUM_LABELS, num_samples) if is_labels else 0
     tried = labels[np.linspace(0, len(labels) - 1, count).astype(int)] if is_labels else labels
-    with jax.default_matmul_precision("float32"):
-        found = probe.try_out(task, key, hyperparameters, few, tried)
+    found = probe.try_out(task, key, hyperparameters, few, tried, num_steps=num_steps)
     if not _equal(found.outputs):
         raise ValueError(
             "apply mixes examples: in evaluation an example's outputs change with the others of its batch. Statistics "

@@ -251,8 +251,9 @@ def cross_validate(
     task = Task(init, apply, loss, optimizer, metrics=tuple((metrics or {}).items()), averaging=averaging)
     data, first = Data(x, y, weights), jax.tree.map(lambda a: a[0], hyperparameters)
     steps = folds_.num_steps(splits, batch_size)
-    params, state = checks.check_task(task, first, data, num_epochs * steps if training.wants_num_steps(task) else None)
-    checks.check_examples(task, key, first, data)
+    all_steps = num_epochs * steps if training.wants_num_steps(task) else None
+    params, state = checks.check_task(task, first, data, all_steps)
+    checks.check_examples(task, key, first, data, all_steps)
 
     layout = population.choose_layout(task, params, state, x, first, batch_size=batch_size)
     plan = population.make_plan(_num_slots(num_trials), len(splits), params, layout)

@@ -427,12 +427,17 @@ def check_networks(study_: Study, search: Search, data: Dataset, splits: list[Fo
     if search.batch_size > shortest:
         raise ValueError(f"batch_size={search.batch_size} is more than a fold's {shortest} training samples")
     checks.check_weights(data.weights, splits)
-    samples, num_steps = Data(data.x_train, data.y_train), search.num_epochs * num_steps_of(splits, search.batch_size)
+    samples, all_steps = Data(data.x_train, data.y_train), search.num_epochs * num_steps_of(splits, search.batch_size)
+
+    def num_steps(task: Task) -> int | None:
+        return all_steps if training.wants_num_steps(task) else None
+
     for draw in statics(study_):
         task, one = _of_widest(study_, draw)
-        checks.check_task(task, one, samples, num_steps if training.wants_num_steps(task) else None)
+        checks.check_task(task, one, samples, num_steps(task))
     task, one = _of_widest(study_, space_.widest(study_.space))
-    checks.check_examples(task, jax.random.key(search.seed), one, samples)  # of one of them, as it is compiled
+    key = jax.random.key(search.seed)
+    checks.check_examples(task, key, one, samples, num_steps(task))  # of one of them, as it is compiled
 
 
 def _of_widest(study_: Study, draw: Draw) -> tuple[Task, dict[str, Any]]:

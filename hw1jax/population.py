@@ -208,23 +208,47 @@ def rearranged(population: Population, plan: Plan) -> Population:
 
 
 def start(population: Population, trials: Trials) -> State:
-    """New members, made a few at a time: one program makes those of populations of any size."""
+    """New members."""
     num_folds = len(population.folds)
     numbers, folds = np.repeat(trials.numbers, num_folds), np.tile(_fold_numbers(population), len(trials.numbers))
-    members = numbers, folds, jax.tree.map(lambda a: np.repeat(np.asarray(a), num_folds, 0), trials.hyperparameters)
-    shapes = member_shapes(population, trials)
+    hyperparameters = jax.tree.map(lambda a: np.repeat(np.asarray(a), num_folds, 0), trials.hyperparameters)
+    made = new_members(population.task, trials.key, numbers, folds, hyperparameters, num_steps=population.num_steps)
+    return put(population, jax.tree.map(lambda a: a.reshape(-1, num_folds, *a.shape[1:]), made))
+
+
+def new_members(
+    task: Task,
+    key: jax.Array,
+    numbers: np.ndarray,
+    folds: np.ndarray,
+    hyperparameters: Hyperparameters,
+    *,
+    num_steps: int | None = None,
+) -> State:
+    """New members [member, ...], made a few at a time: one program makes any number of them.
+
+    Args:
+      task: what is trained.
+      key: of the whole search.
+      numbers: int [member], of each one's trial.
+      folds: int [member], of each one's fold.
+      hyperparameters: a tree of arrays [member, ...].
+      num_steps: for an optimizer that asks for it, see `training.Task`.
+    """
+    members = numbers, folds, hyperparameters
+    shapes = _shapes(task, num_steps, key, hyperparameters)
     size = sum(leaf.size for leaf in jax.tree.leaves((shapes.params, shapes.model_state)))
     at_once = max(1, min(NEW_AT_ONCE, NEW_PARAMETERS // max(1, size)))
     few = np.arange(-(-len(numbers) // at_once) * at_once).reshape(-1, at_once) % len(numbers)
     pieces = [jax.tree.map(lambda a: a[index], members) for index in few]  # noqa: B023
-    made = [_init(population.task)(*programs.key_parts(trials.key), population.num_steps, *piece) for piece in pieces]
+    made = [_init(task)(*programs.key_parts(key), num_steps, *piece) for piece in pieces]
 
     def join(*parts: jax.Array) -> Any:
         # On the host, as each shape would be a program; but there are no keys of JAX's on it.
         on = jnp if jnp.issubdtype(parts[0].dtype, jax.dtypes.prng_key) else np
-        return on.concatenate(parts)[: len(numbers)].reshape(-1, num_folds, *parts[0].shape[1:])
+        return on.concatenate(parts)[: len(numbers)]
 
-    return put(population, jax.tree.map(join, *made))
+    return jax.tree.map(join, *made)
 
 
 def put(population: Population, state: Any) -> Any:
@@ -307,8 +331,12 @@ def corner(array: np.ndarray, shape: Sequence[int], *, num_leading: int) -> np.n
 
 def member_shapes(population: Population, trials: Trials) -> State:
     """A member's state as shapes and dtypes."""
-    one = jax.tree.map(lambda a: a[0], trials.hyperparameters)
-    return _initial(population.task, population.num_steps).eval_shape(trials.key, one)
+    return _shapes(population.task, population.num_steps, trials.key, trials.hyperparameters)
+
+
+def _shapes(task: Task, num_steps: int | None, key: jax.Array, hyperparameters: Hyperparameters) -> State:
+    """As `member_shapes`, of hyperparameters with a leading axis."""
+    return _initial(task, num_steps).eval_shape(key, jax.tree.map(lambda a: a[0], hyperparameters))
 
 
 @lru_cache(programs.KEPT_TASKS)

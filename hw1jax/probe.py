@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from hw1jax import programs, training
-from hw1jax.training import Data, Hyperparameters, Task
+from hw1jax import population, programs, training
+from hw1jax.training import Data, Hyperparameters, Params, Task
 
 NUM_EMPTY = 3  # places that a batch is filled up with, to see whether they count
 
@@ -31,7 +31,15 @@ class Found(NamedTuple):
     padding: Alike | None  # outputs and state in training, in two batches that differ in what fills them up alone
 
 
-def try_out(task: Task, key: jax.Array, hyperparameters: Hyperparameters, data: Data, labels: np.ndarray) -> Found:
+def try_out(
+    task: Task,
+    key: jax.Array,
+    hyperparameters: Hyperparameters,
+    data: Data,
+    labels: np.ndarray,
+    *,
+    num_steps: int | None = None,
+) -> Found:
     """What shows whether a task mixes examples, lets padding in, and which labels its loss takes.
 
     Args:
@@ -40,14 +48,21 @@ def try_out(task: Task, key: jax.Array, hyperparameters: Hyperparameters, data: 
       hyperparameters: one trial's.
       data: a few examples.
       labels: values of `y` to try, [label, ...].
+      num_steps: for an optimizer that asks for it, see `training.Task`.
     """
-    return _try_out(task)(*programs.key_parts(key), hyperparameters, data, labels)
+    one, first = jax.tree.map(lambda a: np.asarray(a)[None], hyperparameters), np.zeros(1, int)
+    # By the program that makes all members, which is compiled in any case.
+    member = population.new_members(task, key, first, first, one, num_steps=num_steps)
+    params, state = jax.tree.map(lambda a: a[0], (member.params, member.model_state))
+    with jax.default_matmul_precision("float32"):
+        return _try_out(task)(*programs.key_parts(key), params, state, hyperparameters, data, labels)
 
 
 @programs.quickly_for_each_task(0)
-def _try_out(task: Task, kind, key_data, hyperparameters: Hyperparameters, data: Data, labels) -> Found:
+def _try_out(
+    task: Task, kind, key_data, params: Params, state: Any, hyperparameters: Hyperparameters, data: Data, labels
+) -> Found:
     key = jax.random.wrap_key_data(key_data, impl=kind)
-    params, state = training.init_variables(task, key, hyperparameters)
     # Away from where they begin: a last layer of zeros would hide what those before it do.
     params = jax.tree.map(lambda p: p + 0.01 * jnp.cos(jnp.arange(p.size, dtype=p.dtype)).reshape(p.shape), params)
     x, y = data.x, data.y

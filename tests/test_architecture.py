@@ -32,7 +32,7 @@ CORE = {
     "training": {"layout", "losses"},
     "population": {"folds", "layout", "losses", "programs", "training"},
     "failures": {"losses", "training"},
-    "probe": {"programs", "training"},
+    "probe": {"population", "programs", "training"},
     "checks": {"failures", "folds", "losses", "probe", "training"},
     "cross_validation": {"checks", "folds", "lines", "losses", "population", "training"},
 }
