@@ -310,7 +310,7 @@ def check_examples(
     # As many whatever the labels: another number would be another program. The lowest and the highest are among them.
     count = min(NUM_LABELS, num_samples) if is_labels else 0
     tried = labels[np.linspace(0, len(labels) - 1, count).astype(int)] if is_labels else labels
-    found = probe.try_out(task, key, hyperparameters, few, tried, num_steps=num_steps)
+    found = probe.try_out(task, num_steps, key, hyperparameters, few, tried)
     if not _equal(found.outputs):
         raise ValueError(
             "apply mixes examples: in evaluation an example's outputs change with the others of its batch. Statistics "

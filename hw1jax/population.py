@@ -212,31 +212,23 @@ def start(population: Population, trials: Trials) -> State:
     num_folds = len(population.folds)
     numbers, folds = np.repeat(trials.numbers, num_folds), np.tile(_fold_numbers(population), len(trials.numbers))
     hyperparameters = jax.tree.map(lambda a: np.repeat(np.asarray(a), num_folds, 0), trials.hyperparameters)
-    made = new_members(population.task, trials.key, numbers, folds, hyperparameters, num_steps=population.num_steps)
+    made = new_members(population.task, population.num_steps, trials.key, numbers, folds, hyperparameters)
     return put(population, jax.tree.map(lambda a: a.reshape(-1, num_folds, *a.shape[1:]), made))
 
 
-def new_members(
-    task: Task,
-    key: jax.Array,
-    numbers: np.ndarray,
-    folds: np.ndarray,
-    hyperparameters: Hyperparameters,
-    *,
-    num_steps: int | None = None,
-) -> State:
+def new_members(task: Task, num_steps: int | None, key: jax.Array, numbers, folds, hyperparameters) -> State:
     """New members [member, ...], made a few at a time: one program makes any number of them.
 
     Args:
       task: what is trained.
+      num_steps: for an optimizer that asks for it, see `training.Task`.
       key: of the whole search.
       numbers: int [member], of each one's trial.
       folds: int [member], of each one's fold.
       hyperparameters: a tree of arrays [member, ...].
-      num_steps: for an optimizer that asks for it, see `training.Task`.
     """
     members = numbers, folds, hyperparameters
-    shapes = _shapes(task, num_steps, key, hyperparameters)
+    shapes = _initial(task, num_steps).eval_shape(key, jax.tree.map(lambda a: a[0], hyperparameters))
     size = sum(leaf.size for leaf in jax.tree.leaves((shapes.params, shapes.model_state)))
     at_once = max(1, min(NEW_AT_ONCE, NEW_PARAMETERS // max(1, size)))
     few = np.arange(-(-len(numbers) // at_once) * at_once).reshape(-1, at_once) % len(numbers)
@@ -331,12 +323,8 @@ def corner(array: np.ndarray, shape: Sequence[int], *, num_leading: int) -> np.n
 
 def member_shapes(population: Population, trials: Trials) -> State:
     """A member's state as shapes and dtypes."""
-    return _shapes(population.task, population.num_steps, trials.key, trials.hyperparameters)
-
-
-def _shapes(task: Task, num_steps: int | None, key: jax.Array, hyperparameters: Hyperparameters) -> State:
-    """As `member_shapes`, of hyperparameters with a leading axis."""
-    return _initial(task, num_steps).eval_shape(key, jax.tree.map(lambda a: a[0], hyperparameters))
+    one = jax.tree.map(lambda a: a[0], trials.hyperparameters)
+    return _initial(population.task, population.num_steps).eval_shape(trials.key, one)
 
 
 @lru_cache(programs.KEPT_TASKS)

@@ -32,36 +32,28 @@ class Found(NamedTuple):
 
 
 def try_out(
-    task: Task,
-    key: jax.Array,
-    hyperparameters: Hyperparameters,
-    data: Data,
-    labels: np.ndarray,
-    *,
-    num_steps: int | None = None,
+    task: Task, num_steps: int | None, key: jax.Array, hyperparameters: Hyperparameters, data: Data, labels: np.ndarray
 ) -> Found:
     """What shows whether a task mixes examples, lets padding in, and which labels its loss takes.
 
     Args:
       task: what is trained.
+      num_steps: for an optimizer that asks for it, see `training.Task`.
       key: of a new member's initial parameters.
       hyperparameters: one trial's.
       data: a few examples.
       labels: values of `y` to try, [label, ...].
-      num_steps: for an optimizer that asks for it, see `training.Task`.
     """
     one, first = jax.tree.map(lambda a: np.asarray(a)[None], hyperparameters), np.zeros(1, int)
     # By the program that makes all members, which is compiled in any case.
-    member = population.new_members(task, key, first, first, one, num_steps=num_steps)
+    member = population.new_members(task, num_steps, key, first, first, one)
     params, state = jax.tree.map(lambda a: a[0], (member.params, member.model_state))
     with jax.default_matmul_precision("float32"):
         return _try_out(task)(*programs.key_parts(key), params, state, hyperparameters, data, labels)
 
 
 @programs.quickly_for_each_task(0)
-def _try_out(
-    task: Task, kind, key_data, params: Params, state: Any, hyperparameters: Hyperparameters, data: Data, labels
-) -> Found:
+def _try_out(task: Task, kind, key_data, params: Params, state, hyperparameters, data: Data, labels) -> Found:
     key = jax.random.wrap_key_data(key_data, impl=kind)
     # Away from where they begin: a last layer of zeros would hide what those before it do.
     params = jax.tree.map(lambda p: p + 0.01 * jnp.cos(jnp.arange(p.size, dtype=p.dtype)).reshape(p.shape), params)
