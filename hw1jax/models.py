@@ -8,6 +8,7 @@ where it is not, as in training, nothing more is computed.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -144,9 +145,14 @@ def activations(network: MLP | CNN, params: Any, x: jax.Array, *widths: Any) -> 
     """
     if isinstance(network, CNN):  # a few examples, once: XLA's own convolutions are compiled 30 times sooner
         network = network.clone(first_conv_pool=layers.lax_conv_pool, conv_pool=layers.lax_conv_pool)
-    applied: Any = network.apply({"params": params}, x, *widths, mutable=["intermediates"])
-    found = applied[1]["intermediates"]["activations"]
+    found = _intermediates(network, params, x, *widths)
     return {name: values.transpose(3, 0, 1, 2) if values.ndim == 4 else values for name, values in found.items()}
+
+
+@partial(jax.jit, static_argnums=0)  # one program instead of one for each operation
+def _intermediates(network: MLP | CNN, params: Any, x: jax.Array, *widths: Any) -> dict[str, jax.Array]:
+    applied: Any = network.apply({"params": params}, x, *widths, mutable=["intermediates"])
+    return applied[1]["intermediates"]["activations"]
 
 
 def most_convolutions(image_size: int) -> int:
