@@ -128,7 +128,7 @@ def _dense_layers(
 
 def _leave(network: nn.Module, found: dict[str, jax.Array]) -> None:
     """Leaves what layers have found where that is asked for."""
-    network.sow("intermediates", "activations", found, init_fn=dict, reduce_fn=lambda before, new: before | new)
+    network.sow("intermediates", "activations", found)
 
 
 def activations(network: MLP | CNN, params: Any, x: jax.Array, *widths: Any) -> dict[str, jax.Array]:
@@ -145,12 +145,13 @@ def activations(network: MLP | CNN, params: Any, x: jax.Array, *widths: Any) -> 
     """
     if isinstance(network, CNN):  # a few examples, once: XLA's own convolutions are compiled 30 times sooner
         network = network.clone(first_conv_pool=layers.lax_conv_pool, conv_pool=layers.lax_conv_pool)
-    found = _intermediates(network, params, x, *widths)
+    found = {name: values for layer in _intermediates(network, params, x, *widths) for name, values in layer.items()}
     return {name: values.transpose(3, 0, 1, 2) if values.ndim == 4 else values for name, values in found.items()}
 
 
 @partial(jax.jit, static_argnums=0)  # one program instead of one for each operation
-def _intermediates(network: MLP | CNN, params: Any, x: jax.Array, *widths: Any) -> dict[str, jax.Array]:
+def _intermediates(network: MLP | CNN, params: Any, x: jax.Array, *widths: Any) -> tuple[dict[str, jax.Array], ...]:
+    """What each layer has left, in their order."""
     applied: Any = network.apply({"params": params}, x, *widths, mutable=["intermediates"])
     return applied[1]["intermediates"]["activations"]
 
