@@ -281,6 +281,11 @@ class Results(NamedTuple):
         return self.record["refit"]["failure"]
 
     @property
+    def warning(self) -> str | None:
+        """Why the refitted model is not what its folds are, in a line; None if it is like them."""
+        return self.record["refit"]["warning"]
+
+    @property
     def row(self) -> int:
         """The row of the best trial."""
         return int(np.flatnonzero(self.trials.numbers == self.record["best"]["number"])[0])
@@ -319,8 +324,9 @@ class Results(NamedTuple):
             f"test: {_in_words(self.test) or self.failure}",
             *([f"ensemble of the folds: {_in_words(self.ensemble)}"] if self.ensemble else []),
         ]
-        folder = f"folder: {self.folder})"
-        return "\n  ".join([*(textwrap.shorten(line, 98, placeholder=" ..") for line in lines), _cut(folder, 98)])
+        shown = [textwrap.shorten(line, 98, placeholder=" ..") for line in lines]
+        shown += textwrap.wrap(f"warning: {self.warning}", 98) if self.warning else []
+        return "\n  ".join([*shown, _cut(f"folder: {self.folder})", 98)])
 
     def _repr_html_(self) -> str:
         return _figures().summary(self)

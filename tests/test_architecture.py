@@ -300,10 +300,11 @@ def test_the_core_stays_small_enough_to_be_read():
     were 812 since it may have randomness, state, masks and weights, metrics and early stopping, trees for data, and
     programs that are recognised. They are 869 since members that go on are selected into a smaller population, laid out
     anew, and since their parameters may be averaged, 883 since one program makes new members of populations of all
-    sizes, 900 since threads that ask for one program at a time have it compiled once, 907 since `probe` is a room of its
-    own, with its imports, and 916 since it tries a network that this one program makes; `checks` and `cross_validation` made 1,279, and 1,440 since what people get wrong
-    first is told in a line each, and by `failures` how their own functions fail. Who needs more room here moves
-    something out, or changes these numbers and says what came.
+    sizes, 900 since threads that ask for one program at a time have it compiled once, 907 since `probe` is a room of
+    its own, with its imports, and 916 since it tries a network that this one program makes; `checks` and
+    `cross_validation` made 1,279, and 1,440 since what people get wrong first is told in a line each, and by `failures`
+    how their own functions fail. Who needs more room here moves something out, or changes these numbers and says what
+    came.
     """
     sizes = {name: lines_of_code(SOURCES[name]) for name in (*PURE, "cross_validation", "checks", "failures")}
     assert sum(sizes[name] for name in PURE) <= 916, sizes

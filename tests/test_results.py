@@ -318,6 +318,15 @@ def test_what_a_halving_search_returns_counts_the_pruned_and_names_the_ensemble(
     assert repr(found.trials).startswith("Trials(5, of which 1 are complete and 2 pruned: hidden_units_1, ")
 
 
+def test_results_say_what_is_wrong_with_the_refit(tmp_path):
+    found = load_results(halved(tmp_path), toy.STUDY)
+    assert found.warning is None and "warning" not in repr(found)
+    found.record["refit"]["warning"] = warning = results.test_warning(3.0, [1.0, 1.2, 0.8])
+    lines = repr(found).splitlines()
+    assert max(map(len, lines)) <= 100 and lines[-1].startswith("  folder: ")
+    assert f"warning: {warning}" in " ".join(map(str.strip, lines)) and "warning: the refit" in found._repr_html_()
+
+
 def test_results_without_an_ensemble_are_read_too(tmp_path):
     found = load_results(halved(tmp_path, with_folds=False), toy.STUDY)
     assert found.ensemble is None and not found.model.has_ensemble

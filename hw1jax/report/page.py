@@ -302,8 +302,9 @@ def _study_html(results: Results, content: Sequence[Section], pngs: dict[str, by
         parts.append(f'<p class="notice">{escape(smaller)}</p>')
     if results.failure:
         parts.append(f'<p class="notice"><strong>No test loss:</strong> {escape(results.failure)}.</p>')
-    if warning := results.record["refit"]["warning"]:
-        parts.append(f'<p class="notice"><strong>The model is not what its folds are:</strong> {escape(warning)}.</p>')
+    if results.warning:
+        notice = f"<strong>The model is not what its folds are:</strong> {escape(results.warning)}."
+        parts.append(f'<p class="notice">{notice}</p>')
     parts.append(_cards(results))
     parts.append(f"<nav><ul>{links}</ul></nav>")
     for heading, items in content:
