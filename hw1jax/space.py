@@ -6,6 +6,7 @@ layer; its columns are then `hidden_units_1`, `hidden_units_2`, .. (`columns`, t
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
@@ -129,10 +130,11 @@ def sample(values: Range, seed: int, number: int, name: str) -> Any:
         return values.among[rng.integers(len(values.among))]
     if isinstance(values, Float):
         low, high = values.low, values.high
-        drawn = np.exp(rng.uniform(np.log(low), np.log(high))) if values.log else rng.uniform(low, high)
+        # Python's own functions: NumPy's differ in the last digit from one kind of processor to another.
+        drawn = math.exp(rng.uniform(math.log(low), math.log(high))) if values.log else rng.uniform(low, high)
         return float(np.clip(drawn, low, high))
     if values.log:
-        drawn = np.floor(np.exp(rng.uniform(np.log(values.low), np.log(values.high + 1))))
+        drawn = math.floor(math.exp(rng.uniform(math.log(values.low), math.log(values.high + 1))))
         return int(np.clip(drawn, values.low, values.high))
     return int(rng.integers(values.low, values.high, endpoint=True))
 

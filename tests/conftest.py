@@ -1,6 +1,7 @@
 """All tests: eight virtual CPU devices, rank promotion is an error, no process outlives the test that started it."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -15,9 +16,22 @@ import jax
 import processes
 import pytest
 
+from hw1jax import population
+
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_are_let_go():
+    """After each file: a process that keeps thousands of programs slows down, and dies at 65,530 memory maps."""
+    yield
+    jax.clear_caches()
+    for made in vars(population).values():
+        if hasattr(made, "cache_clear"):
+            made.cache_clear()
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)
