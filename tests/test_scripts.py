@@ -23,7 +23,7 @@ LEFT = ("results.json", "trials.csv", "histories.npz", "model.msgpack", "report.
 NEEDED = {  # flags, and what must be there at the end, below --out
     "regression": (SMALL, LEFT),
     "reproduce": (SMALL, ["report.html", *(f"{study}/{name}" for study in STUDIES for name in LEFT)]),
-    "seeds": (["--quick"], ["seeds.json"]),
+    "seeds": (["--quick", "--studies", "regression"], ["seeds.json"]),
     "benchmark": (
         ["--quick", "--synthetic", "--no-peers", "--seconds", "0", "--studies", "regression"],
         ["benchmark.json", "benchmark.md", "speed.png", "growth.png"],
