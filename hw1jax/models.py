@@ -8,7 +8,6 @@ where it is not, as in training, nothing more is computed.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -128,7 +127,7 @@ def _dense_layers(
 
 def _leave(network: nn.Module, found: dict[str, jax.Array]) -> None:
     """Leaves what layers have found where that is asked for."""
-    network.sow("intermediates", "activations", found)
+    network.sow("intermediates", "activations", found, init_fn=dict, reduce_fn=lambda before, new: before | new)
 
 
 def activations(network: MLP | CNN, params: Any, x: jax.Array, *widths: Any) -> dict[str, jax.Array]:
@@ -145,15 +144,9 @@ def activations(network: MLP | CNN, params: Any, x: jax.Array, *widths: Any) -> 
     """
     if isinstance(network, CNN):  # a few examples, once: XLA's own convolutions are compiled 30 times sooner
         network = network.clone(first_conv_pool=layers.lax_conv_pool, conv_pool=layers.lax_conv_pool)
-    found = {name: values for layer in _intermediates(network, params, x, *widths) for name, values in layer.items()}
-    return {name: values.transpose(3, 0, 1, 2) if values.ndim == 4 else values for name, values in found.items()}
-
-
-@partial(jax.jit, static_argnums=0)  # one program instead of one for each operation
-def _intermediates(network: MLP | CNN, params: Any, x: jax.Array, *widths: Any) -> tuple[dict[str, jax.Array], ...]:
-    """What each layer has left, in their order."""
     applied: Any = network.apply({"params": params}, x, *widths, mutable=["intermediates"])
-    return applied[1]["intermediates"]["activations"]
+    found = applied[1]["intermediates"]["activations"]
+    return {name: values.transpose(3, 0, 1, 2) if values.ndim == 4 else values for name, values in found.items()}
 
 
 def most_convolutions(image_size: int) -> int:

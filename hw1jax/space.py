@@ -130,7 +130,7 @@ def sample(values: Range, seed: int, number: int, name: str) -> Any:
         return values.among[rng.integers(len(values.among))]
     if isinstance(values, Float):
         low, high = values.low, values.high
-        # Python's own functions: NumPy's differ in the last digit from one kind of processor to another.
+        # Python's own functions: NumPy's can differ in the last digit from one kind of processor to another.
         drawn = math.exp(rng.uniform(math.log(low), math.log(high))) if values.log else rng.uniform(low, high)
         return float(np.clip(drawn, low, high))
     if values.log:

@@ -25,7 +25,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 @pytest.fixture(autouse=True, scope="module")
 def programs_are_let_go():
-    """After each file: a process that keeps thousands of programs slows down, and dies at 65,530 memory maps."""
+    """After each file: a process that keeps thousands of programs slows down, and Linux gives it 65,530 memory maps."""
     yield
     jax.clear_caches()
     for made in vars(population).values():

@@ -334,10 +334,9 @@ def test_experiments_leave_the_libraries_to_their_doors():
 
 def test_only_population_spreads_over_devices_and_compiles_with_programs():
     words = {"jit", "pjit", "pmap", "shard_map", "make_mesh", "Mesh", "NamedSharding", "PartitionSpec", "device_put"}
-    compile_too = {"programs", "models"}  # the latter what nobody trains: what layers make of a few inputs
     for name, tree in MODULES.items():
         if name != "population":
-            assert not names_used(tree) & (words - ({"jit"} if name in compile_too else set())), name
+            assert not names_used(tree) & (words - ({"jit"} if name == "programs" else set())), name
 
 
 def test_only_the_core_maps():

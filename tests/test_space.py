@@ -82,7 +82,7 @@ spaces = st.dictionaries(names, st.one_of(one_range, several.map(tuple), several
 
 
 @pytest.mark.parametrize(("seed", "number"), DRAWN)
-def test_draws_from_the_homeworks_ranges_stay_what_they_are_on_every_machine(seed, number):
+def test_draws_from_the_homeworks_ranges_stay_what_they_are(seed, number):
     units, channels, own_units, learning_rate, l2, optimizer = DRAWN[seed, number]
     rest = {"learning_rate": learning_rate, "l2": l2, "optimizer": optimizer}
     assert space_.random_draw(DENSE, seed, number) == {"hidden_units": units, **rest}
