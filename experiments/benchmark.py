@@ -2,6 +2,7 @@
 
     python experiments/benchmark.py [--studies STUDIES] [--peers-python PYTHON] [--cold STUDIES] [--help]
     python experiments/benchmark.py --time-to-score [--studies STUDIES] [--seeds SEEDS] [--halving-trials N ..]
+    python experiments/benchmark.py --growth [--studies STUDIES]
     python experiments/benchmark.py --predict [--studies STUDIES]
 
 Equal work: one file a study (`peers.Work`) with the samples, the folds, the order of all minibatches and the first
@@ -26,8 +27,9 @@ share are those of another mix.
 With --time-to-score it measures something else: whole searches, ours at the study's own settings and with halving and
 averaged parameters (`homework.HALVING`), and those of peers that halve as well (speed/score.py says how,
 speed/time_to_score.py puts them together), one after the other for each seed: the best validation loss against the time
-since the process started. It writes time_to_score.md, .json and .png. With --predict it runs nothing, and says what an
-accelerator would be asked for (speed/prediction.py); it writes prediction.md and .json.
+since the process started. It writes time_to_score.md, .json and .png. With --growth it measures short searches of more
+and more trials and of more folds (speed/growth.py), and writes search_growth.md and .json. With --predict it runs
+nothing, and says what an accelerator would be asked for (speed/prediction.py); it writes prediction.md and .json.
 """
 
 from hw1jax import signals
@@ -51,7 +53,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from speed import forms, peers, prediction, time_to_score
+from speed import forms, growth, peers, prediction, time_to_score
 from speed.peers import Work
 
 STUDIES = peers.STUDIES
@@ -381,6 +383,7 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
     )
     other = parser.add_mutually_exclusive_group()
     other.add_argument("--time-to-score", action="store_true", help="measure how soon whole searches find what they do")
+    other.add_argument("--growth", action="store_true", help="measure searches of more and more trials and folds")
     other.add_argument("--predict", action="store_true", help="say what an accelerator would be asked for")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the searches of --time-to-score")
     parser.add_argument(
@@ -412,6 +415,8 @@ def main() -> None:
     try:
         if options.predict:
             prediction.measure(options)
+        elif options.growth:
+            growth.measure(options, run_form)
         elif options.time_to_score:
             time_to_score.measure(options)
         else:

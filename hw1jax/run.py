@@ -4,9 +4,10 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
-from functools import partial, wraps
+from functools import wraps
 from typing import Any, TypeVar
 
 import jax
@@ -107,11 +108,19 @@ def run(
             brackets.follow(asked, planned, _wide(order, planned, data, splits), order.search.seed)
         return {}
     clock = Clock()
-    lock = partial(storage.lock, folder / ".search.lock")
+    journal = folder / "journal.log"
+
+    @contextmanager
+    def one_at_a_time() -> Iterator[None]:
+        """No other process asks or tells; what was told is on the disk afterwards."""
+        with storage.lock(folder / ".search.lock"):
+            yield
+            storage.sync(journal)
+
     with hosts.leading():
         with storage.new_folder(folder, folder / ".search.lock"):
             opened = search.open_storage(
-                folder / "journal.log",
+                journal,
                 asked,
                 sampler=order.search.sampler,
                 seed=order.search.seed,
@@ -138,7 +147,7 @@ def run(
                 trained.train,
                 brackets=[stretch.numbers for stretch in stretches],
                 num_epochs=order.search.num_epochs,
-                one_at_a_time=lock,
+                one_at_a_time=one_at_a_time,
                 note=observer.note,
             ):
                 trials = sorted([*trials, *bracket], key=lambda trial: trial.number)

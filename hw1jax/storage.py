@@ -56,6 +56,12 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise
 
 
+def sync(path: Path) -> None:
+    """Waits until what was written to a file, by whomever, is on the disk; nothing if there is none."""
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON; numbers that are not finite are refused, as no other program could read them."""
     write_bytes(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())

@@ -13,7 +13,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
 
 import deep
 import regression
-from optuna.storages.journal import JournalFileBackend
 
 from hw1jax import checkpoint, cli, record, report, run, search
 from hw1jax.observer import Observer
@@ -105,7 +104,7 @@ def half_a_record(backend, logs):
 if options.kill_at_rename:
     die_at(options.kill_at_rename, os, "replace", lambda *_: None)
 if options.kill_at_record:
-    die_at(options.kill_at_record, JournalFileBackend, "append_logs", half_a_record)
+    die_at(options.kill_at_record, search.Journal, "append_logs", half_a_record)
 if options.pretend_version:
     record._version = lambda _: options.pretend_version
 if options.largest_file:

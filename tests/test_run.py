@@ -257,6 +257,18 @@ def as_another_version(folder, number):
     journal.write_text("\n".join(lines) + "\n")
 
 
+def test_records_reach_the_disk_together_before_the_results_do(tmp_path, monkeypatch):
+    append, sync, write, events = search.Journal.append_logs, storage.sync, results.write, []
+    monkeypatch.setattr(search.Journal, "append_logs", lambda *args: (events.append("record"), append(*args))[1])
+    monkeypatch.setattr(storage, "sync", lambda path: (events.append(path.name), sync(path))[1])
+    monkeypatch.setattr(results, "write", lambda *args: (events.append("results"), write(*args))[1])
+    execute(REGRESSION, tmp_path)
+    assert events[-2:] == ["journal.log", "results"]
+    assert events.count("journal.log") == 2, "once for what was asked, once for what was told"
+    assert events.count("record") > 50
+    storage.sync(tmp_path / "none")
+
+
 @pytest.mark.parametrize("number", [None, 2, 3, storage.FORMAT + 1])
 def test_a_folder_of_another_version_is_refused_in_one_line_and_left_as_it_is(tmp_path, monkeypatch, number):
     execute(REGRESSION, tmp_path)

@@ -50,6 +50,7 @@ ONE_FOLD, FOLDS, ALL, SEARCH, LAX = FORMS = (
     "as a search trains them",
     "folds x trials, lax.conv",
 )
+WHOLE = "a whole search"
 SIZES = {"cpu": (512, 1024, 2048), "gpu": (4096, 8192), "tpu": (4096, 8192)}  # of the matrix products
 ENDLESS = 10**6  # times the work's epochs
 
@@ -312,6 +313,30 @@ def progress_ratio(repeats: int) -> dict[str, Any]:
     return {"ratio": median(seconds["bar"]) / median(seconds["silent"]), **seconds}
 
 
+def whole_search(work: Work, num_trials: int) -> dict[str, Any]:
+    """A search of so many trials on the work's samples, folds and epochs, in this process."""
+    from hw1jax import run, study
+    from hw1jax.data import Dataset
+    from hw1jax.observer import Observer
+
+    num_folds, num_epochs, _, batch_size = work.train_order.shape
+    few = slice(batch_size)  # of the samples, as a search wants a test set
+    asked = replace(study_of(work.study), data=Dataset(work.x, work.y, work.x[few], work.y[few]))
+    settings = {"num_trials": num_trials, "num_folds": num_folds, "num_epochs": num_epochs, "batch_size": batch_size}
+    with tempfile.TemporaryDirectory() as folder:
+        order = study.order(asked, **settings, seed=SEED, out=Path(folder))
+        results = run.run(order, Observer(), command="", started=time.time())
+        files_mb = sum(file.stat().st_size for file in order.folder.rglob("*") if file.is_file()) / 2**20
+    return {
+        "train_seconds": results["timing"]["train_seconds"],
+        "total_seconds": results["timing"]["total_seconds"],  # planning, the refit and the test set as well
+        "num_programs": results["num_programs"],
+        "samples": int((work.train_order >= 0).sum()) // num_folds,  # of all epochs, for a fold
+        "peak_rss_mb": peers.peak_rss_mb(),
+        "files_mb": files_mb,
+    }
+
+
 def operations_per_sample(work: Work) -> float:
     """Floating-point operations of loss and gradient, mean over the trials, each at its own widths."""
     from hw1jax import population, space, study
@@ -337,6 +362,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.form == "progress bar":
         return progress_ratio(options.repeats)
     work = peers.load_work(options.work)
+    if options.form == WHOLE:
+        return whole_search(work, options.trials)
     if options.trials:  # the same trials again and again: the same mix of widths for any number
         work = work._replace(trials=[work.trials[n % len(work.trials)] for n in range(options.trials)])
     clock = {"repeats": options.repeats, "seconds": options.seconds, "full": options.full}
@@ -345,7 +372,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure one form; prints one line of JSON.")
-    parser.add_argument("--form", required=True, choices=[*FORMS, "matrix products", "progress bar"])
+    parser.add_argument("--form", required=True, choices=[*FORMS, WHOLE, "matrix products", "progress bar"])
     parser.add_argument("--work", help="a file that peers.save_work wrote")
     parser.add_argument("--trials", type=int, help="as many trials, the work's again and again")
     parser.add_argument("--num-devices", type=int, help="at most so many")
