@@ -35,7 +35,7 @@ from hw1jax.study import Study
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "experiments" / "results"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-MEASURED = ("benchmark", "time_to_score", "prediction")  # by benchmark.py, each a block of its own
+MEASURED = ("benchmark", "time_to_score", "search_growth", "prediction")  # by benchmark.py, each a block of its own
 FIGURES = {  # of each block: where in the runs, and what it shows
     "curve figure": {
         "regression/figures/fitted_curve.png": "The regression's refitted best model as a curve over training and test "

@@ -12,7 +12,7 @@ import homework
 import jax
 import numpy as np
 import pytest
-from speed import forms, peers, prediction, score, time_to_score
+from speed import forms, growth, peers, prediction, score, time_to_score
 
 from hw1jax import run_study, space
 from hw1jax.data import Dataset
@@ -208,6 +208,38 @@ def test_importing_the_benchmark_needs_none_of_the_heavy_libraries():
     heavy = ("optuna", "tyro", "rich", "tensorflow_datasets", "torch", "matplotlib", "jax")
     code = f"import sys, benchmark; print(*(name for name in {heavy} if name in sys.modules))"
     assert run_code(code).stdout.split() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "num_folds", "samples"), [("regression", 3, 4 * 62 // 3), ("images", 2, 12)])
+def test_a_whole_search_says_what_it_took(name, num_folds, samples, request):
+    work = request.getfixturevalue(name)
+    found = forms.whole_search(work, 3)
+    assert found["samples"] == samples  # of a fold, all epochs
+    assert found["num_programs"] >= 1
+    assert 0 < found["train_seconds"] < found["total_seconds"]
+    assert found["files_mb"] > 0.01
+    assert found["peak_rss_mb"] > 100
+
+
+def test_growth_has_a_row_for_each_number_of_trials_and_folds(tmp_path):
+    asked = []
+
+    def fake(arguments):
+        work, trials = peers.load_work(arguments[arguments.index("--work") + 1]), int(arguments[-1])
+        asked.append((trials, len(work.train_order), len(work.x), work.train_order.shape[1]))
+        if trials > 3:
+            return {"skipped": "failed: MemoryError"}
+        return {"train_seconds": 0.9, "total_seconds": 2.0, "num_programs": 1, "samples": 100, "peak_rss_mb": 300.0,
+                "files_mb": 0.25}  # fmt: skip
+
+    growth.measure(benchmark.parse(["--growth", "--quick", "--studies", "regression", "--out", str(tmp_path)]), fake)
+    assert asked == [(trials, folds, 100, 5) for folds in growth.NUM_FOLDS for trials in (3, 6)]
+    lines = (tmp_path / "search_growth.md").read_text().splitlines()
+    assert "| 3 | 3 | 9 | 1 | 2.0 | 0.9 | 100 | 1e+03 | 300 | 0.2 |" in lines
+    assert "- skipped: 6 trials of 10 folds: failed: MemoryError" in lines
+    rows = json.loads((tmp_path / "search_growth.json").read_text())["studies"]["regression"]["rows"]
+    assert [(row["trials"], row["folds"]) for row in rows] == [(3, 3), (6, 3), (3, 10), (6, 10)]
 
 
 def line(seconds, loss, epochs=1, process=0):

@@ -1,5 +1,6 @@
 """A member of a population equals the same network trained alone, at its own widths, in the plain way."""
 
+import functools
 import itertools
 
 import fashion_cnn
@@ -129,40 +130,52 @@ def test_loss_gradient_and_update_equal_the_plain_network_over_the_search_space(
         assert_close(shown, plain, 1e-10)
 
 
+KEY, NUM_EPOCHS, BATCH_SIZE = 9, 17, 20  # epochs of 3 steps
+FOLDS = k_fold(65, 3, (5,))  # of 43 and 44 samples: the last batch of an epoch is short
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("study", "layout"), [(study, layout) for study in ALL for layout in LAYOUTS[study.name]],
     ids=lambda value: getattr(value, "name", "one by one" if getattr(value, "one_by_one", False) else "at once"),
 )  # fmt: skip
 def test_population_of_mixed_trials_follows_the_trajectories_of_networks_trained_alone(study, layout):
-    draws = [replace_rate(draw, i) for i, draw in enumerate(list(corners(study))[1::2][:4])]
-    task = widest_task(study)
-    num, batch_size = 65, 20  # folds of 43 and 44 samples: the last batch of an epoch is short
-    x, y = examples(study, num)
-    folds = k_fold(num, 3, (5,))
-    num_epochs = 17  # of 3 steps
-    spec = Spec(num_epochs, batch_size, (5,), epochs_per_call=1)
-    placed = population.place(task, Plan(4, 2, 1, layout), spec, Data(x, y), folds)
-    key = jax.random.key(9)
-    steps = list(population.train(placed, Trials(key, np.arange(4), as_arrays(study, draws))))
+    draws = mixed_draws(study)
+    spec = Spec(NUM_EPOCHS, BATCH_SIZE, (5,), epochs_per_call=1)
+    data = Data(*examples(study, 65))
+    placed = population.place(widest_task(study), Plan(4, 2, 1, layout), spec, data, FOLDS)
+    trials = Trials(jax.random.key(KEY), np.arange(4), as_arrays(study, draws))
+    steps = list(population.train(placed, trials))
     found = steps[-1].state.params
 
-    order = minibatches(folds, range(num_epochs), batch_size=batch_size, seed=(5,))
     for (t, draw), f in itertools.product(enumerate(draws), range(3)):
-        shapes = own_shapes(study, draw)
-        hyperparameters = in_float64(one_trial(study, draw))
-        alone = own_task(study, draw).init(jax.random.fold_in(jax.random.fold_in(key, t), f), hyperparameters)
-        batches = [row[row != PADDING] for row in order[f].reshape(-1, batch_size)]
-        rule = reference.optimizer(draw["optimizer"], draw["learning_rate"], draw["l2"])
-        plain, losses = reference.train(alone, LOSSES[study.name], rule, x, y, batches)
-        assert_close(reference.crop(jax.tree.map(lambda a: a[t, f], found), shapes), plain, 1e-9)  # noqa: B023
+        plain, train_loss, val_loss = trained_alone(study.name, t, f)
+        member = jax.tree.map(lambda a: a[t, f], found)  # noqa: B023
+        assert_close(reference.crop(member, own_shapes(study, draw)), plain, 1e-9)
+        assert_close(np.concatenate([s.train_loss[t, f] for s in steps]), train_loss, 1e-9)
+        assert_close(steps[-1].val["loss"][t, f, -1], val_loss, 1e-9)
 
-        sizes = np.array([len(batch) for batch in batches]).reshape(num_epochs, -1)
-        epochs = (losses.reshape(num_epochs, -1) * sizes).sum(1) / sizes.sum(1)
-        assert_close(np.concatenate([s.train_loss[t, f] for s in steps]), epochs, 1e-9)
-        held_out = folds[f].validation
-        value = LOSSES[study.name](reference.forward(plain, x[held_out]), y[held_out])
-        assert_close(steps[-1].val["loss"][t, f, -1], value, 1e-9)
+
+@functools.cache  # a study's layouts are compared with the same
+def trained_alone(name, t, f):
+    """A network of the population by itself: (parameters, loss of each epoch, validation loss at the end)."""
+    [study] = [study for study in ALL if study.name == name]
+    x, y = examples(study, 65)
+    draw = mixed_draws(study)[t]
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(KEY), t), f)
+    alone = own_task(study, draw).init(key, in_float64(one_trial(study, draw)))
+    order = minibatches(FOLDS, range(NUM_EPOCHS), batch_size=BATCH_SIZE, seed=(5,))[f]
+    batches = [row[row != PADDING] for row in order.reshape(-1, BATCH_SIZE)]
+    rule = reference.optimizer(draw["optimizer"], draw["learning_rate"], draw["l2"])
+    plain, losses = reference.train(alone, LOSSES[name], rule, x, y, batches)
+    sizes = np.array([len(batch) for batch in batches]).reshape(NUM_EPOCHS, -1)
+    train_loss = (losses.reshape(NUM_EPOCHS, -1) * sizes).sum(1) / sizes.sum(1)
+    held_out = FOLDS[f].validation
+    return plain, train_loss, LOSSES[name](reference.forward(plain, x[held_out]), y[held_out])
+
+
+def mixed_draws(study):
+    return [replace_rate(draw, i) for i, draw in enumerate(list(corners(study))[1::2][:4])]
 
 
 def replace_rate(draw, i):

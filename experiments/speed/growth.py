@@ -57,7 +57,7 @@ def report(results: dict[str, Any]) -> str:
     lines = [
         f"{machine['date']}, {machine['device']}, {machine['cores']} cores, Python {machine['python']}, "
         f"jax {machine['packages']['jax']}; each search once, with an empty compilation cache. A network is a fold "
-        "of a trial; its time is of the training, compiling that it waits for included."
+        "of a trial; training leaves compiling out."
     ]
     for name, result in results["studies"].items():
         title = f"### {name}"
