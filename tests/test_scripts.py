@@ -61,6 +61,7 @@ def test_every_script_has_a_test_here():
         *alike,
         "homework",
         "speed/forms",
+        "speed/growth",
         "speed/peers",
         "speed/prediction",
         "speed/score",
