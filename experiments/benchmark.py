@@ -413,6 +413,7 @@ def main() -> None:
     # This process only counts operations: an accelerator's memory is the children's.
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     try:
+        options.out.mkdir(parents=True, exist_ok=True)  # before the minutes of measuring
         if options.predict:
             prediction.measure(options)
         elif options.growth:

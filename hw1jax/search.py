@@ -74,8 +74,8 @@ class Journal(JournalFileBackend):
 
     Optuna's locks are links or files that a killed process leaves behind, and that the next one waits 30 s for; this
     one is freed by the operating system. A process that dies loses no record, and what a machine that does may lose is
-    told again, from the files that trials were trained into: `storage.sync` once for many records is enough. (Each by
-    itself, a trial's three dozen take the disk longer than a small network its training.)
+    told again, from the files that trials were trained into: `storage.sync` once for many records is enough. A trial
+    has three dozen, and a disk may take a millisecond for each.
     """
 
     def __init__(self, path: Path):

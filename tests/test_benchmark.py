@@ -211,10 +211,11 @@ def test_importing_the_benchmark_needs_none_of_the_heavy_libraries():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "num_folds", "samples"), [("regression", 3, 4 * 62 // 3), ("images", 2, 12)])
-def test_a_whole_search_says_what_it_took(name, num_folds, samples, request):
+@pytest.mark.parametrize(("name", "samples"), [("regression", 4 * 62 // 3), ("images", 12)])
+def test_a_whole_search_says_what_it_took(name, samples, request, tmp_path):
     work = request.getfixturevalue(name)
-    found = forms.whole_search(work, 3)
+    found = forms.whole_search(work, 3, tmp_path)
+    assert not list(tmp_path.iterdir())
     assert found["samples"] == samples  # of a fold, all epochs
     assert found["num_programs"] >= 1
     assert 0 < found["train_seconds"] < found["total_seconds"]
@@ -240,6 +241,15 @@ def test_growth_has_a_row_for_each_number_of_trials_and_folds(tmp_path):
     assert "- skipped: 6 trials of 10 folds: failed: MemoryError" in lines
     rows = json.loads((tmp_path / "search_growth.json").read_text())["studies"]["regression"]["rows"]
     assert [(row["trials"], row["folds"]) for row in rows] == [(3, 3), (6, 3), (3, 10), (6, 10)]
+
+
+def test_a_folder_that_cant_be_is_told_before_anything_is_measured(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "--out", str(tmp_path / "file")])
+    monkeypatch.setattr(benchmark, "benchmark", lambda options: pytest.fail("measured"))
+    monkeypatch.setattr(os, "environ", dict(os.environ))  # main sets some
+    with pytest.raises(SystemExit, match="error: .*exists"):
+        benchmark.main()
 
 
 def line(seconds, loss, epochs=1, process=0):

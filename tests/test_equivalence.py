@@ -130,7 +130,7 @@ def test_loss_gradient_and_update_equal_the_plain_network_over_the_search_space(
         assert_close(shown, plain, 1e-10)
 
 
-KEY, NUM_EPOCHS, BATCH_SIZE = 9, 17, 20  # epochs of 3 steps
+SEED, NUM_EPOCHS, BATCH_SIZE = 9, 17, 20  # epochs of 3 steps
 FOLDS = k_fold(65, 3, (5,))  # of 43 and 44 samples: the last batch of an epoch is short
 
 
@@ -144,7 +144,7 @@ def test_population_of_mixed_trials_follows_the_trajectories_of_networks_trained
     spec = Spec(NUM_EPOCHS, BATCH_SIZE, (5,), epochs_per_call=1)
     data = Data(*examples(study, 65))
     placed = population.place(widest_task(study), Plan(4, 2, 1, layout), spec, data, FOLDS)
-    trials = Trials(jax.random.key(KEY), np.arange(4), as_arrays(study, draws))
+    trials = Trials(jax.random.key(SEED), np.arange(4), as_arrays(study, draws))
     steps = list(population.train(placed, trials))
     found = steps[-1].state.params
 
@@ -162,7 +162,7 @@ def trained_alone(name, t, f):
     [study] = [study for study in ALL if study.name == name]
     x, y = examples(study, 65)
     draw = mixed_draws(study)[t]
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(KEY), t), f)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(SEED), t), f)
     alone = own_task(study, draw).init(key, in_float64(one_trial(study, draw)))
     order = minibatches(FOLDS, range(NUM_EPOCHS), batch_size=BATCH_SIZE, seed=(5,))[f]
     batches = [row[row != PADDING] for row in order.reshape(-1, BATCH_SIZE)]

@@ -517,7 +517,7 @@ def rung_of(log):
 @pytest.mark.timeout(1200)
 def test_killed_again_and_again_on_every_rung_it_goes_on_to_the_same_end(tmp_path, in_one_process):
     out, log, hit = tmp_path / "out", tmp_path / "log", []
-    while True:  # its last four files are written one after another: a kill at one of those would be for ever
+    while True:  # to the end, as its last files, which are written together or again, are fewer than six
         code, errors = finish(start(out, *IN_PROCESSES, "--log", log, "--kill-at-rename", 6))
         if code == 0:
             break

@@ -269,6 +269,20 @@ def test_records_reach_the_disk_together_before_the_results_do(tmp_path, monkeyp
     storage.sync(tmp_path / "none")
 
 
+@pytest.mark.parametrize("share", [0.5, 0.75, 0.99])
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_records_that_a_machine_has_lost_are_told_again(tmp_path, monkeypatch, sampler, share):
+    execute(REGRESSION, tmp_path, sampler=sampler)
+    table, journal = (tmp_path / "trials.csv").read_bytes(), tmp_path / "journal.log"
+    content = journal.read_bytes()
+    first_told = content.index(b"\n", content.rindex(b'"param_name"'))  # of the last bracket: those before are synced
+    journal.write_bytes(content[: first_told + int(share * (len(content) - first_told))])
+    (tmp_path / "results.json").unlink()
+    monkeypatch.setattr(brackets.population, "resume", lambda *_, **__: pytest.fail("trained again"))
+    execute(REGRESSION, tmp_path, sampler=sampler)
+    assert (tmp_path / "trials.csv").read_bytes() == table
+
+
 @pytest.mark.parametrize("number", [None, 2, 3, storage.FORMAT + 1])
 def test_a_folder_of_another_version_is_refused_in_one_line_and_left_as_it_is(tmp_path, monkeypatch, number):
     execute(REGRESSION, tmp_path)

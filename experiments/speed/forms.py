@@ -313,8 +313,11 @@ def progress_ratio(repeats: int) -> dict[str, Any]:
     return {"ratio": median(seconds["bar"]) / median(seconds["silent"]), **seconds}
 
 
-def whole_search(work: Work, num_trials: int) -> dict[str, Any]:
-    """A search of so many trials on the work's samples, folds and epochs, in this process."""
+def whole_search(work: Work, num_trials: int, beside: Path) -> dict[str, Any]:
+    """A search of so many trials on the work's samples, folds and epochs, in this process.
+
+    `beside`: where its files are for a while; whoever stops the benchmark removes them with the work's.
+    """
     from hw1jax import run, study
     from hw1jax.data import Dataset
     from hw1jax.observer import Observer
@@ -323,7 +326,7 @@ def whole_search(work: Work, num_trials: int) -> dict[str, Any]:
     few = slice(batch_size)  # of the samples, as a search wants a test set
     asked = replace(study_of(work.study), data=Dataset(work.x, work.y, work.x[few], work.y[few]))
     settings = {"num_trials": num_trials, "num_folds": num_folds, "num_epochs": num_epochs, "batch_size": batch_size}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=beside) as folder:
         order = study.order(asked, **settings, seed=SEED, out=Path(folder))
         results = run.run(order, Observer(), command="", started=time.time())
         files_mb = sum(file.stat().st_size for file in order.folder.rglob("*") if file.is_file()) / 2**20
@@ -363,7 +366,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         return progress_ratio(options.repeats)
     work = peers.load_work(options.work)
     if options.form == WHOLE:
-        return whole_search(work, options.trials)
+        return whole_search(work, options.trials, Path(options.work).parent)
     if options.trials:  # the same trials again and again: the same mix of widths for any number
         work = work._replace(trials=[work.trials[n % len(work.trials)] for n in range(options.trials)])
     clock = {"repeats": options.repeats, "seconds": options.seconds, "full": options.full}

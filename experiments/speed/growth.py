@@ -1,8 +1,8 @@
 """How whole searches grow: more trials, more folds, study by study.
 
-It is `benchmark.py --growth`, which says what is measured. Each search is `hw1jax.run` in a process of its own, with an
-empty compilation cache, on the study's first samples for a few epochs: short, so that what a program takes to compile,
-and a trial to be asked for, trained and kept, is seen beside what its training takes.
+It is `benchmark.py --growth`, which says what is measured. Each search is `hw1jax.run` in a process of its own, without
+a compilation cache, on the study's first samples for a few epochs: short, so that what a program takes to compile, and
+a trial to be asked for and kept, is seen beside what its training takes.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def report(results: dict[str, Any]) -> str:
     machine = results["environment"]
     lines = [
         f"{machine['date']}, {machine['device']}, {machine['cores']} cores, Python {machine['python']}, "
-        f"jax {machine['packages']['jax']}; each search once, with an empty compilation cache. A network is a fold "
+        f"jax {machine['packages']['jax']}; each search once, without a compilation cache. A network is a fold "
         "of a trial; training leaves compiling out."
     ]
     for name, result in results["studies"].items():
@@ -72,7 +72,7 @@ def report(results: dict[str, Any]) -> str:
 def measure_study(
     name: str, options: argparse.Namespace, folder: Path, run_form: Callable[..., dict[str, Any]]
 ) -> dict[str, Any]:
-    """A study's searches, as growth.json holds them."""
+    """A study's searches, as search_growth.json holds them."""
     rows: list[dict[str, Any]] = []
     works = {num_folds: search_work(name, num_folds, options) for num_folds in NUM_FOLDS}
     for num_folds, work in works.items():
