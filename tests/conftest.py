@@ -1,16 +1,18 @@
-"""All tests: eight virtual CPU devices, rank promotion is an error, no process outlives the test that started it."""
+"""All tests: two virtual CPU devices, rank promotion is an error, no process outlives the test that started it.
 
-import atexit
+Compiled programs are kept between sessions, in pytest's own cache folder: a second session compiles hardly anything.
+"""
+
 import gc
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
-# One compilation cache for all tests, their processes and pytest's workers (which inherit it), gone afterwards.
-# Before JAX, which reads it as it is imported.
-if "PYTEST_XDIST_WORKER" not in os.environ:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="hw1jax-compiled-")
-    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ |= {  # processes of tests inherit it, and JAX reads it as it is imported
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
 
 import jax
 import processes
@@ -18,20 +20,46 @@ import pytest
 
 from hw1jax import population
 
-jax.config.update("jax_num_cpu_devices", 8)
+MANY_MEMORY_MAPS = 20_000  # Linux gives a process 65,530, and each compiled program takes a few
+CACHE = "JAX_COMPILATION_CACHE_DIR"  # workers and processes of tests inherit it
+LARGEST_CACHE = 1 << 30  # bytes
+
+jax.config.update("jax_num_cpu_devices", int(os.environ.get("JAX_NUM_CPU_DEVICES", 2)))  # more: test_devices.py
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def programs_are_let_go():
-    """After each file: a process that keeps thousands of programs slows down, and Linux gives it 65,530 memory maps."""
-    yield
+def pytest_configure(config):
+    if CACHE not in os.environ:  # a worker's environment has it
+        kept = config.cache.mkdir("compiled") if hasattr(config, "cache") else Path(tempfile.mkdtemp())
+        if not hasattr(config, "cache"):  # -p no:cacheprovider
+            config.add_cleanup(lambda: shutil.rmtree(kept, ignore_errors=True))
+        if sum(file.stat().st_size for file in kept.iterdir()) > LARGEST_CACHE:
+            shutil.rmtree(kept)
+        os.environ[CACHE] = str(kept)
+    jax.config.update("jax_compilation_cache_dir", os.environ[CACHE])
+
+
+def forget_programs():
+    """The next call of any function traces and compiles it again, or reads it from the cache on the disk."""
     jax.clear_caches()
     for made in vars(population).values():
         if hasattr(made, "cache_clear"):
             made.cache_clear()
     gc.collect()
+
+
+@pytest.fixture
+def no_programs():
+    """For tests that count what is compiled: nothing is compiled yet, whatever ran before."""
+    forget_programs()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_memory_maps():
+    yield
+    maps = Path("/proc/self/maps")
+    if not maps.exists() or maps.read_bytes().count(b"\n") > MANY_MEMORY_MAPS:
+        forget_programs()
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,222 @@
+"""Studies that many tests share, all small: a toy, one unlike the homework's, and the homework's with narrow networks.
+
+`finished_run` and `finished_copy` give folders of finished runs: each is made once a session, then copied.
+"""
+
+import json
+import shutil
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import fashion_cnn
+import fashion_mlp
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import regression
+
+from hw1jax import models, run_study, storage, study
+from hw1jax.data import Dataset
+from hw1jax.losses import accuracy, cross_entropy, squared_error
+from hw1jax.optimizers import OPTIMIZERS, chosen_l2
+from hw1jax.space import Choice, Float, Int
+from hw1jax.study import Halving, Study
+from hw1jax.trained import Model
+from hw1jax.training import Task
+
+# The toy: a dense net of padded layers on a sine, with the three optimizers.
+
+TOY_X = np.random.default_rng(1).uniform(-5, 5, (81, 1)).astype(np.float32)
+TOY_DATA = Dataset(TOY_X[:61], np.sin(TOY_X[:61]), TOY_X[61:], np.sin(TOY_X[61:]))
+
+
+def toy_task(fixed):
+    net = models.MLP(fixed["hidden_units"], num_outputs=1)
+    return Task(
+        init=lambda key, h: net.init(key, jnp.zeros((1, 1)), h["hidden_units"])["params"],
+        apply=lambda params, x, h: net.apply({"params": params}, x, h["hidden_units"]),
+        loss=squared_error,
+        optimizer=lambda h: chosen_l2(h["optimizer"], h["learning_rate"], h["l2"]),
+    )
+
+
+TOY = Study(
+    "toy",
+    task=toy_task,
+    data=TOY_DATA,
+    space={
+        "hidden_units": (Int(2, 6, width=True), Int(2, 4, width=True)),
+        "learning_rate": Float(1e-3, 1e-1, log=True),
+        "l2": Float(1e-4, 1e-1, log=True),
+        "optimizer": Choice(*OPTIMIZERS),
+    },
+    num_trials=4,
+    num_epochs=4,
+    batch_size=20,
+)
+
+# The deep one shares nothing with the homework: static depth, random in training, with state, ranked by accuracy.
+
+DEEP_UNITS = 8
+DEEP_X = np.random.default_rng(2).uniform(-1, 1, (130, 2)).astype(np.float32)
+DEEP_Y = (DEEP_X[:, 0] * DEEP_X[:, 1] > 0).astype(np.int32)
+DEEP_DATA = Dataset(DEEP_X[:90], DEEP_Y[:90], DEEP_X[90:], DEEP_Y[90:])
+
+
+def deep_task(fixed):
+    shapes = [(2, DEEP_UNITS), *[(DEEP_UNITS, DEEP_UNITS)] * fixed["depth"], (DEEP_UNITS, 2)]
+
+    def init(key, h):
+        keys = jax.random.split(key, len(shapes))
+        params = [jax.random.normal(k, shape) / shape[0] ** 0.5 for k, shape in zip(keys, shapes, strict=True)]
+        return params, {"mean": jnp.zeros(DEEP_UNITS)}
+
+    def apply(params, x, h, key, state, mask):
+        if key is not None:
+            x = x + h["noise"] * jax.random.normal(key, x.shape)
+        first, *hidden, last = params
+        x = x @ first
+        if key is not None:
+            now = jnp.sum(jnp.where(mask[:, None], x, 0), axis=0) / jnp.sum(mask)
+            state = {"mean": 0.9 * state["mean"] + 0.1 * now}
+        x = x - state["mean"][None]
+        for weights in hidden:
+            x = x + jnp.where(h["smooth"], jnp.tanh(x @ weights), jax.nn.relu(x @ weights))
+        return x @ last, state
+
+    return Task(init, apply, cross_entropy, lambda h: optax.adam(h["rate"]))
+
+
+DEEP = Study(
+    "deep",
+    task=deep_task,
+    data=DEEP_DATA,
+    space={
+        "rate": Float(1e-3, 1e-1, log=True),
+        "noise": Float(0, 0.5),
+        "depth": Int(1, 3, static=True),
+        "smooth": Choice(True, False),
+    },
+    metrics={"accuracy": accuracy},
+    maximize="accuracy",
+    classes=("no", "yes"),
+    num_trials=9,
+    num_epochs=4,
+    batch_size=20,
+    epochs_per_call=2,
+)
+
+# The homework's three, with narrow networks and little work to do.
+
+UNITS = (Int(2, 9, width=True), Int(2, 9, width=True), Int(3, 5, width=True))
+CHANNELS = (Int(1, 3, width=True), Int(2, 3, width=True))
+
+
+def pixels(num, *shape, seed=0):
+    """Random images uint8 [num, *shape], 28 x 28 if no shape is given."""
+    return np.random.default_rng(seed).integers(0, 256, (num, *(shape or (28, 28))), dtype=np.uint8)
+
+
+def fake_images(num_train=20, num_test=30, **_) -> Dataset:
+    """Instead of Fashion-MNIST: images whose class is the position of their brightest columns."""
+    y = np.arange(num_train + num_test, dtype=np.int32) % 10
+    x = pixels(len(y)) // 4
+    x[np.arange(len(y)), :, 2 * y + 3] += 190
+    return Dataset(x[:num_train], y[:num_train], x[num_train:], y[num_train:])
+
+
+def few_images(**_) -> Dataset:
+    """`fake_images` as a Study's `data`, whatever it may be asked for."""
+    return fake_images()
+
+
+def diverging(fixed):
+    """The regression's task, in which the trial with the highest learning rate of five diverges."""
+    task = regression.task(fixed)
+
+    def optimizer(h):
+        return task.optimizer(h | {"learning_rate": jnp.where(h["learning_rate"] > 0.07, 1e30, h["learning_rate"])})
+
+    return task._replace(optimizer=optimizer)
+
+
+def small(study_: Study, **changes) -> Study:
+    """The study with narrow networks and little work to do."""
+    space = {name: r for name, r in {"hidden_units": UNITS, "channels": CHANNELS}.items() if name in study_.space}
+    little = {"num_trials": 5, "num_epochs": 4, "batch_size": 10, "epochs_per_call": 4}
+    return replace(study_, **little | {"space": {**study_.space, **space}} | changes)
+
+
+SMALL = {
+    "regression": small(regression.STUDY, task=diverging),
+    "fashion_mlp": small(fashion_mlp.STUDY, data=few_images),
+    "fashion_cnn": small(fashion_cnn.STUDY, data=few_images, num_trials=3, num_epochs=1, epochs_per_call=1),
+}
+HALVING = small(regression.STUDY, task=diverging, num_trials=9, halving=Halving(2), epochs_per_call=1)
+FINISHED = SMALL | {"halving": HALVING, "toy": TOY, "deep": DEEP}
+
+
+@cache
+def _run(name: str, base: Path) -> Path:
+    run_study(FINISHED[name], out=base / "finished" / name, num_devices=1, widths="padded")
+    return base / "finished" / name
+
+
+def finished_run(name: str, factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of FINISHED[name], on one device, padded; nobody changes it."""
+    return _run(name, factory.getbasetemp())
+
+
+def finished_copy(name: str, factory: pytest.TempPathFactory, to: Path) -> Path:
+    """A copy of a finished run in the folder `to`, to be changed."""
+    return Path(shutil.copytree(finished_run(name, factory), to / name))
+
+
+def change_record(folder: Path, **changes) -> Path:
+    """Changes entries of results.json."""
+    record = json.loads((folder / "results.json").read_text())
+    storage.write_json(folder / "results.json", record | changes)
+    return folder
+
+
+# Networks of the homework as a run would leave them, with random parameters.
+
+HOMEWORK = {s.name: s for s in (regression.STUDY, fashion_mlp.STUDY, fashion_cnn.STUDY)}
+DRAWS = {
+    "regression": {"hidden_units": (4, 3), "learning_rate": 0.016, "l2": 0.0003, "optimizer": "adam"},
+    "fashion_mlp": {"hidden_units": (3, 5, 2), "learning_rate": 0.002, "l2": 0.0001, "optimizer": "sgd"},
+    "fashion_cnn": {
+        "channels": (2, 3),
+        "hidden_units": (4, 3),
+        "learning_rate": 0.008,
+        "l2": 0.0001,
+        "optimizer": "rmsprop",
+    },
+}
+
+
+def as_deep_as_drawn(name: str) -> Study:
+    """The homework's study with as many hidden layers as its draw has."""
+    asked = HOMEWORK[name]
+    return study.narrow(asked, hidden_units=asked.space["hidden_units"][-1:] * len(DRAWS[name]["hidden_units"]))
+
+
+def make_model(name: str, num_folds: int = 0) -> Model:
+    """A small network of the homework's study with random parameters, and fold models."""
+    rng = np.random.default_rng(0)
+    model = Model(as_deep_as_drawn(name), DRAWS[name], {})
+    shapes = study.parameter_shapes(model.task, model.hyperparameters)
+    networks = [
+        jax.tree.map(lambda a: rng.normal(size=a.shape).astype(np.float32), shapes) for _ in range(1 + num_folds)
+    ]
+    return model._replace(params=networks[0], folds=tuple((params, None) for params in networks[1:]))
+
+
+def examples(name: str) -> np.ndarray:
+    """Seven inputs of the homework's study."""
+    if name == "regression":
+        return np.random.default_rng(1).uniform(-5, 5, (7, 1)).astype(np.float32)
+    return pixels(7, seed=1)
