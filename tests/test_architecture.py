@@ -3,7 +3,10 @@
 import ast
 import inspect
 import re
+import sys
+import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,6 +31,7 @@ MODULES, SCRIPTS = read(PACKAGE, "hw1jax"), read(EXPERIMENTS, "experiments")
 ALL = MODULES | SCRIPTS
 
 
+@cache
 def imported(tree: ast.AST) -> set[str]:
     """Everything a module imports, wherever the import stands, by full name: a.b for `from a import b`."""
     names = set()
@@ -44,6 +48,7 @@ def libraries(tree: ast.AST) -> set[str]:
     return {name.partition(".")[0] for name in imported(tree)}
 
 
+@cache
 def names_used(tree: ast.AST) -> set[str]:
     """Every name and attribute in the code (not in its comments and strings)."""
     used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
@@ -77,6 +82,14 @@ def test_imports_point_one_way_and_each_library_has_one_door(capsys):
     kept = use_cases.lint_imports(str(PACKAGE.parent / "pyproject.toml"), cache_dir=None, no_logo=True)
     said = capsys.readouterr().out
     assert kept and "4 kept, 0 broken" in said, said
+
+
+def test_every_library_is_a_dependency():
+    declared = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]["dependencies"]
+    needs = {re.split(r"[^\w-]", need)[0].replace("-", "_") for need in declared}
+    brought = {"PIL", "sqlalchemy", "IPython"}  # by matplotlib, by Optuna, by a notebook
+    found = set.union(*map(libraries, MODULES.values()))
+    assert found - sys.stdlib_module_names - brought - {"hw1jax"} <= needs
 
 
 def test_no_import_hides_in_a_text_or_goes_by_the_public_door():

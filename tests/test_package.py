@@ -1,12 +1,15 @@
-"""The package as a stranger finds it: its version, what it needs, `python -m hw1jax`, types seen from outside."""
+"""The package as a stranger finds it: its files, what it needs, `python -m hw1jax`, types seen from outside."""
 
+import json
 import re
 import subprocess
 import sys
+import zipfile
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+from hatchling.builders.wheel import WheelBuilder
 
 import hw1jax
 from hw1jax import __main__ as program
@@ -38,15 +41,48 @@ print(result, result.best)
 """
 
 
-def blocked(*packages):
-    """Code after which none of the packages can be found, as where they are not installed."""
-    return f"""
-import sys
+OTHERS = {"flax", "optuna", "matplotlib", "tensorflow_datasets", "tyro", "rich", "chex", "sqlalchemy", "msgpack"}
+HEAVY = OTHERS | {"jax", "jaxlib", "numpy", "optax", "tensorflow", "torch", "sklearn", "pandas", "IPython"}
+MISSING = {"flax": "models", "optuna": "run_study", "matplotlib": "write_report", "tyro": "main"}  # who needs it
+STRANGER = f"""
+import contextlib, json, runpy, sys
+
+blocked, answers = set(), {{}}
+
 class Blocked:
     def find_spec(name, *_):
-        if name.partition(".")[0] in {packages}:
+        if name.partition(".")[0] in blocked:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+def heavy():
+    return sorted({HEAVY} & {{name.partition(".")[0] for name in sys.modules}})
+
+def program(*args):
+    sys.argv = ["hw1jax", *args]
+    runpy.run_module("hw1jax", run_name="__main__")
+
 sys.meta_path.insert(0, Blocked)
+blocked |= set(json.loads(sys.argv[1]))
+import hw1jax
+from hw1jax import signals
+with contextlib.suppress(SystemExit):
+    program()
+answers["package"] = heavy()
+{CROSS_VALIDATED}
+answers["cross-validation"] = heavy()
+for missing, name in {MISSING}.items():
+    blocked.clear()
+    blocked.add(missing)
+    try:
+        getattr(hw1jax, name)
+    except ImportError as error:
+        answers[name] = [str(error), error.name]
+    if name == "run_study":
+        blocked.clear()
+        hw1jax.run_study, hw1jax.Study, hw1jax.Float, hw1jax.load_model
+        answers["study"] = heavy()
+print(json.dumps(answers), flush=True)
+program("small_line")
 """
 
 
@@ -56,43 +92,41 @@ def python(*args, **options):
 
 def of_jax_optax_numpy():
     """What is imported by the names of the distributions that these three bring, themselves included."""
-    found, left = set(), ["jax", "optax", "numpy"]
+    found, left = {"jaxlib"}, ["jax", "optax", "numpy"]
     while left:
         name = re.sub("[-_.]+", "_", left.pop()).lower()
         if name not in found:
             found.add(name)
-            needs = metadata.requires(name) or []
-            left += [re.split(r"[^\w.-]", need)[0] for need in needs if ";" not in need]
+            left += [re.split(r"[^\w.-]", need)[0] for need in metadata.requires(name) or [] if ";" not in need]
     return found
 
 
-OTHERS = {"flax", "optuna", "matplotlib", "tensorflow_datasets", "tyro", "rich", "chex", "sqlalchemy", "msgpack"}
-
-
-def test_cross_validation_needs_jax_optax_and_numpy_alone():
-    """With the others out of reach, but for what the three themselves bring (Optax has brought chex)."""
-    others = sorted(OTHERS - of_jax_optax_numpy())
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory):
+    """A process in which packages are missing -> (what it printed, what it found, how it ended)."""
+    folder = tmp_path_factory.mktemp("stranger")
+    (folder / "small_line.py").write_text(STUDY.lstrip())
+    others = json.dumps(sorted(OTHERS - of_jax_optax_numpy()))
     assert "flax" in others and "optuna" in others
-    tried = python("-c", blocked(*others) + CROSS_VALIDATED)
-    assert tried.returncode == 0, tried.stderr
-    assert "CrossValidation" in tried.stdout
+    tried = python("-W", "error::DeprecationWarning:hw1jax", "-c", STRANGER, others, cwd=folder)
+    assert "{" in tried.stdout, tried.stderr
+    return tried.stdout, json.loads(tried.stdout.splitlines()[-1]), tried
 
 
-@pytest.mark.parametrize(
-    "package, code",
-    [
-        ("optuna", "import hw1jax; hw1jax.run_study"),
-        ("flax", "from hw1jax import models"),
-        ("matplotlib", "from hw1jax import write_report"),
-        ("tyro", "from hw1jax import main"),
-    ],
-)
-def test_a_missing_package_is_named_with_what_to_install(package, code):
-    asked = re.search(r"\w+$", code)[0]
-    line = f"hw1jax.{asked} needs {package}, which is not installed: pip install {package}"
-    code = f"try:\n    {code}\nexcept ImportError as error:\n    print(error, error.name)"
-    tried = python("-c", f"{blocked(package)}\n{code}")
-    assert tried.stdout.splitlines()[:1] == [f"{line} {package}"], tried.stderr
+def test_each_part_imports_what_it_needs_alone(stranger):
+    """Nothing at first, so Ctrl-C is heard from the first lines of a program on; a study draws no page."""
+    printed, answers, _ = stranger
+    assert printed.startswith("hw1jax ") and "CrossValidation" in printed  # with the others out of reach
+    assert answers["package"] == []
+    assert set(answers["cross-validation"]) <= of_jax_optax_numpy()
+    assert set(answers["study"]) & {"optuna", "matplotlib", "tyro", "tensorflow_datasets", "IPython"} == {"optuna"}
+
+
+def test_a_missing_package_is_named_with_what_to_install(stranger):
+    for package, name in MISSING.items():
+        line = f"hw1jax.{name} needs {package}, which is not installed: pip install {package}"
+        assert stranger[1][name] == [line, package]
+    assert (stranger[2].returncode, stranger[2].stderr) == (2, f"error: {line}\n")
 
 
 def test_what_else_is_missing_is_not_said_to_be_the_packages(monkeypatch):
@@ -105,8 +139,16 @@ def test_what_else_is_missing_is_not_said_to_be_the_packages(monkeypatch):
         _ = hw1jax.models
 
 
-def test_the_version_is_the_installed_ones():
-    assert metadata.version("hw1jax") == hw1jax.__version__
+def test_the_wheel_has_every_file_and_says_what_it_is(tmp_path):
+    (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path))
+    with zipfile.ZipFile(wheel) as files:
+        folder = f"hw1jax-{hw1jax.__version__}.dist-info"
+        names = {name for name in files.namelist() if not name.startswith(folder)}
+        described = files.read(f"{folder}/METADATA").decode()
+        assert f"{folder}/licenses/LICENSE" in files.namelist()
+    there = {path for path in (ROOT / "hw1jax").rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    assert names == {str(path.relative_to(ROOT)) for path in there} and "hw1jax/py.typed" in names
+    assert f"\nVersion: {metadata.version('hw1jax')}\n" in described and "\nRequires-Python: >=3.11\n" in described
 
 
 # python -m hw1jax
@@ -208,14 +250,6 @@ def test_a_run_records_the_command_that_repeats_it(folder):
     assert "\"python -m hw1jax small_line --quiet --out 'out here'\"" in (folder / "out here/results.json").read_text()
 
 
-def test_without_the_command_lines_packages_it_says_what_to_install(folder):
-    code = "import sys, runpy; sys.argv = ['hw1jax', *{}]; runpy.run_module('hw1jax', run_name='__main__')"
-    tried = python("-c", blocked("tyro") + code.format(["small_line"]))
-    assert tried.returncode == 2
-    assert tried.stderr == "error: hw1jax.main needs tyro, which is not installed: pip install tyro\n"
-    assert python("-c", blocked(*OTHERS) + code.format([])).stdout.startswith("hw1jax ")
-
-
 # Types, seen from outside.
 
 TYPO = "import hw1jax as hw\n\nhw.cros_validate\nscore: str = hw.run_study\n"
@@ -228,18 +262,13 @@ def shown(name):
 
 
 @pytest.mark.slow
-def test_mypy_finds_nothing_in_the_examples_and_what_is_wrong_elsewhere(tmp_path):
+@pytest.mark.parametrize("checker", [["mypy"], ["pyright", "--pythonpath", sys.executable]], ids=["mypy", "pyright"])
+def test_a_checker_finds_nothing_in_the_examples_and_what_is_wrong_elsewhere(checker, tmp_path):
     """But for Optax, which says nothing of its types."""
     for name in ("study", "example"):
         (tmp_path / f"{name}.py").write_text(shown(name))
     (tmp_path / "typo.py").write_text(TYPO)
-    (tmp_path / "mypy.ini").write_text("[mypy-optax.*]\nignore_missing_imports = True\n")
-    checked = python("-m", "mypy", ".", cwd=tmp_path)
-    assert re.findall(r"^(\w+)\.py:(\d+): error", checked.stdout, re.M) == [("typo", "3"), ("typo", "4")], checked
-
-
-@pytest.mark.slow
-def test_pyright_finds_a_name_that_is_not_there(tmp_path):
-    (tmp_path / "typo.py").write_text(TYPO)
-    checked = python("-m", "pyright", "--pythonpath", sys.executable, "typo.py", cwd=tmp_path)
-    assert re.findall(r"typo.py:(\d+):\d+ - error", checked.stdout) == ["3", "4"], checked.stdout
+    (tmp_path / "mypy.ini").write_text("[mypy]\n[mypy-optax.*]\nignore_missing_imports = True\n")
+    checked = python("-m", *checker, ".", cwd=tmp_path)
+    found = re.findall(r"(\w+)\.py:(\d+):.*error", checked.stdout)
+    assert found == [("typo", "3"), ("typo", "4")], checked
