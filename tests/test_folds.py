@@ -197,7 +197,7 @@ def test_a_bad_split_is_refused_by_its_number_and_in_one_line(splits, message):
 
 
 class Splitter:
-    """What scikit-learn's splitters have, and no more; it tells what it was given."""
+    """What scikit-learn's splitters have, and no more; it tells what it was given. Those themselves: test_study.py."""
 
     def split(self, x, y=None, groups=None):
         self.given = x, y, groups
@@ -214,17 +214,6 @@ def test_an_object_that_splits_gets_the_samples_and_their_groups():
     assert all(isinstance(fold, Fold) for fold in found)
     folds.given(splitter, {"b": x + 1, "a": x}, (y, y + 1), groups)  # of trees, the first array
     assert splitter.given[0] is x and splitter.given[1] is y
-
-
-def test_scikit_learns_splitters_are_taken():
-    selection = pytest.importorskip("sklearn.model_selection")
-    x, y, groups = np.random.default_rng(0).normal(size=(30, 2)), np.arange(30) % 2, np.arange(30) // 3
-    for splitter, given in (
-        (selection.StratifiedKFold(), (x, y, None)),
-        (selection.RepeatedKFold(random_state=0), (x, y, None)),
-        (selection.GroupKFold(), (x, y, groups)),
-    ):
-        assert_equal_folds(folds.given(splitter, *given), splitter.split(*given))
 
 
 @pytest.mark.parametrize("wrong", [5, "k-fold", None, Splitter])

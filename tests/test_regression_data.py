@@ -1,6 +1,7 @@
 """The regression data: the embedded generator's promises, and CSV files good and bad."""
 
-import os
+import errno
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -12,25 +13,19 @@ from hw1jax.data import Dataset, regression
 GOOD = "input,label\n1.0,2.0\n-3.5,4e-1\n"
 BAD = {
     "empty file": (b"", "row 1: expected the header input,label"),
-    "blank lines alone": (b"\n\n\n", "row 1: expected the header input,label"),
-    "no header": (b"1.0,2.0\n3.0,4.0\n", "row 1: expected the header input,label"),
     "another header": (b"x,y\n1.0,2.0\n", "row 1: expected the header input,label"),
     "columns exchanged": (b"label,input\n1.0,2.0\n", "row 1: expected the header input,label"),
     "no rows": (b"input,label\n", "row 2: expected at least one row"),
-    "no rows, no line ending": (b"input,label", "row 2: expected at least one row"),
     "text": (b"input,label\n1.0,2.0\n1.0,two\n", "row 3: expected two finite"),
     "text below a blank line": (b"input,label\n\n1.0,two\n", "row 3: expected two finite"),
     "empty cell": (b"input,label\n1.0,\n", "row 2: expected two finite"),
     "empty cells": (b"input,label\n,\n", "row 2: expected two finite"),
     "NaN": (b"input,label\n1.0,nan\n", "row 2: expected two finite"),
     "infinity": (b"input,label\n-inf,1.0\n", "row 2: expected two finite"),
-    "infinity written out": (b"input,label\n1.0,Infinity\n", "row 2: expected two finite"),
     "infinite in float32": (b"input,label\n1.0,1e39\n", "row 2: expected two finite"),
     "underscore": (b"input,label\n1_0,1.0\n", "row 2: expected two finite"),
     "one column": (b"input,label\n1.0\n", "row 2: expected two finite"),
-    "one column throughout": (b"input\n1.0\n", "row 1: expected the header input,label"),
     "three columns": (b"input,label\n1.0,2.0,3.0\n", "row 2: expected two finite"),
-    "semicolons": (b"input,label\n1.0;2.0\n", "row 2: expected two finite"),
     "decimal commas": (b"input,label\n1,0,2,0\n", "row 2: expected two finite"),
     "open quote": (b'input,label\n"1.0,2.0\n', "row 2: expected two finite"),
     "a giant cell": (b"input,label\n1.0," + b"9" * 200_000 + b"\n", "row 2: expected two"),
@@ -48,24 +43,13 @@ def good_csv(tmp_path):
     return path
 
 
-def in_gaps(x):
-    return np.any([(x > start) & (x < stop) for start, stop in regression.GAPS], axis=0)
-
-
-def test_embedded_data_are_float32_columns():
-    for values in regression.embedded()[:4]:
-        assert values.shape == (100, 1) and values.dtype == np.float32 and np.isfinite(values).all()
-
-
-def test_embedded_data_are_the_same_at_every_call():
-    first, second = regression.embedded()[:4], regression.embedded()[:4]
-    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
-
-
-def test_embedded_data_are_these_very_numbers():
-    first_and_last = [values[[0, -1], 0] for values in regression.embedded()[:4]]
+def test_embedded_data_are_float32_columns_the_same_at_every_call_and_these_very_numbers():
+    data = regression.embedded()[:4]
+    for values, again in zip(data, regression.embedded()[:4], strict=True):
+        assert values.shape == (100, 1) and values.dtype == np.float32
+        np.testing.assert_array_equal(values, again)
     expected = [[1.0597827, 4.4565063], [1.4855535, 4.916770], [-4.9741945, -3.4541156], [-2.9188709, 3.0959532]]
-    np.testing.assert_allclose(first_and_last, expected, rtol=1e-6)
+    np.testing.assert_allclose([values[[0, -1], 0] for values in data], expected, rtol=1e-6)
 
 
 def test_embedded_data_neither_read_nor_change_numpys_global_state():
@@ -73,33 +57,21 @@ def test_embedded_data_neither_read_nor_change_numpys_global_state():
     np.random.seed(7)
     before = np.random.get_state()[1].copy()
     found = regression.embedded()[:4]
-    assert np.array_equal(np.random.get_state()[1], before)
-    assert all(np.array_equal(a, b) for a, b in zip(expected, found, strict=True))
+    np.testing.assert_array_equal(np.random.get_state()[1], before)
+    np.testing.assert_array_equal(found, expected)
 
 
-def test_no_training_input_lies_in_a_gap():
-    assert not in_gaps(regression.embedded().x_train).any()
-
-
-def test_test_inputs_cover_the_gaps_and_the_whole_range():
-    x = regression.embedded().x_test
+def test_training_inputs_reach_every_part_but_the_gaps_and_test_inputs_all_of_the_range():
+    x_train, _, x_test, _ = regression.embedded()[:4]
     for start, stop in regression.GAPS:
-        assert np.sum((x > start) & (x < stop)) >= 5
-    assert np.histogram(x, bins=10, range=(-5, 5))[0].min() >= 3
-
-
-def test_training_inputs_reach_every_part_between_the_gaps():
-    x = regression.embedded().x_train
+        assert not np.any((x_train > start) & (x_train < stop))
+        assert np.sum((x_test > start) & (x_test < stop)) >= 5
     for start, stop in [(-5, -3), (-1, 1.75), (3.1, 5)]:
-        part = x[(x >= start) & (x <= stop)]
+        part = x_train[(x_train >= start) & (x_train <= stop)]
         assert len(part) >= 15 and np.ptp(part) > 0.8 * (stop - start)
-
-
-def test_inputs_stay_in_their_range_and_labels_near_the_curve():
-    x_train, y_train, x_test, y_test = regression.embedded()[:4]
+    assert np.histogram(x_test, bins=10, range=(-5, 5))[0].min() >= 3
     assert max(np.abs(x_train).max(), np.abs(x_test).max()) <= 5
-    assert np.abs(y_train - regression.target(x_train)).max() < 4 * regression.TRAIN_NOISE
-    assert np.abs(y_test - regression.target(x_test)).max() < 4 * regression.TEST_NOISE
+    assert abs(np.corrcoef(x_train[:, 0], np.arange(100))[0, 1]) < 0.3  # in random order
 
 
 def test_noise_has_its_mean_and_standard_deviation():
@@ -109,6 +81,7 @@ def test_noise_has_its_mean_and_standard_deviation():
         residual = y - regression.target(x)
         assert abs(residual.mean()) < 0.3 * noise
         assert abs(residual.std() - noise) < 0.21 * noise
+        assert np.abs(residual).max() < 4 * noise
 
 
 def test_target_has_two_bumps_and_steep_ends():
@@ -117,11 +90,6 @@ def test_target_has_two_bumps_and_steep_ends():
     peaks = x[1:-1][(y[1:-1] > y[:-2]) & (y[1:-1] > y[2:])]
     np.testing.assert_allclose(peaks, [-2.2, 1.9], atol=0.1)
     np.testing.assert_allclose(y[[0, -1]], [-2.9, 7.0], atol=0.1)
-
-
-def test_examples_come_in_random_order():
-    x = regression.embedded().x_train[:, 0]
-    assert abs(np.corrcoef(x, np.arange(100))[0, 1]) < 0.3
 
 
 def test_load_gives_the_embedded_data_or_those_of_both_files(good_csv):
@@ -174,19 +142,13 @@ def test_bad_csv_is_refused_in_one_line_with_file_and_row(tmp_path, good_csv, co
         assert len(text.splitlines()) == 1 and len(text) < len(str(path)) + 160
 
 
-def test_missing_file_is_refused_by_name(tmp_path, good_csv):
+def test_a_file_that_cant_be_read_is_refused_by_name(tmp_path, good_csv, monkeypatch):
     with pytest.raises(ValueError, match=r"nowhere\.csv: expected a CSV file.*No such file"):
         regression.from_csv(good_csv, tmp_path / "nowhere.csv")
-
-
-def test_directory_is_refused_by_name(tmp_path, good_csv):
-    with pytest.raises(ValueError, match="expected a CSV file.*Is a directory"):
+    with pytest.raises(ValueError, match=f"{tmp_path}: expected a CSV file.*Is a directory"):
         regression.from_csv(tmp_path, good_csv)
-
-
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read every file")
-def test_unreadable_file_is_refused_by_name(good_csv):
-    good_csv.chmod(0)
+    error = PermissionError(errno.EACCES, "Permission denied")  # as chmod doesn't keep root from reading
+    monkeypatch.setattr(regression, "open", Mock(side_effect=error), raising=False)
     with pytest.raises(ValueError, match=r"good\.csv: expected a CSV file.*Permission denied"):
         regression.from_csv(good_csv, good_csv)
 
@@ -204,27 +166,19 @@ def test_float32_numbers_survive_csv_exactly(tmp_path_factory, samples):
     np.testing.assert_array_equal(np.hstack([data.x_train, data.y_train]), expected, strict=True)
 
 
+STARTS = st.sampled_from([b"", b"input,label\n", b"input,label\n1.0,2.0\n"])
+LIKE_NUMBERS = st.text(alphabet='0123456789.,-+eEnaif_"\n\r \0\x1c٣', max_size=30).map(str.encode)
+
+
 @settings(max_examples=200, deadline=None)
-@given(st.sampled_from([b"", b"input,label\n", b"input,label\n1.0,2.0\n"]), st.binary(max_size=60))
+@given(STARTS, st.binary(max_size=60) | LIKE_NUMBERS)
 def test_random_bytes_give_data_or_a_one_line_value_error(tmp_path_factory, start, end):
     path = tmp_path_factory.getbasetemp() / "random.csv"
     path.write_bytes(start + end)
     try:
         data = regression.from_csv(path, path)
     except ValueError as error:
-        assert str(error).startswith(f"{path}: ") and len(str(error).splitlines()) == 1
-    else:
-        assert isinstance(data, Dataset) and all(np.isfinite(values).all() for values in data[:4])
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.text(alphabet='0123456789.,-+eEnaif_"\n\r \0\x1c٣', max_size=30))
-def test_random_text_gives_data_or_a_one_line_value_error(tmp_path_factory, text):
-    path = tmp_path_factory.getbasetemp() / "random.csv"
-    path.write_bytes(("input,label\n" + text).encode())
-    try:
-        data = regression.from_csv(path, path)
-    except ValueError as error:
         assert str(error).startswith(f"{path}: row ") and len(str(error).splitlines()) == 1
     else:
+        assert isinstance(data, Dataset)
         assert all(values.dtype == np.float32 and np.isfinite(values).all() for values in data[:4])
