@@ -1,0 +1,549 @@
+"""What a stranger gets wrong first: one line that names what they wrote and says what to do; nothing is written.
+
+Each mistake is made twice: with `cross_validate`, and with a Study of the same functions and data. What is wrong in a
+study alone, in its settings, its space or its data, is in `test_study.py`. What is right beside it is not refused.
+"""
+
+import functools
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from compilations import counted
+
+from hw1jax import (
+    Dataset,
+    Float,
+    Int,
+    Study,
+    Task,
+    accuracy,
+    cross_entropy,
+    cross_validate,
+    k_fold,
+    population,
+    run_study,
+    squared_error,
+    stratified_k_fold,
+)
+
+X = np.linspace(-3, 3, 60, dtype=np.float32)[:, None]
+Y = np.sin(2 * X)
+FLAT_Y = Y[:, 0]
+CLASSES = np.arange(60) % 3
+ONE_HOT = np.eye(3, dtype=np.float32)[CLASSES]
+IMAGES = np.random.default_rng(0).integers(0, 256, (60, 1, 3, 3), dtype=np.uint8)
+HALVES = (np.arange(40), np.arange(40, 60))
+NET, WIDE_NET = nn.Dense(1), nn.Dense(3)
+
+# A linear net over two learning rates.
+PLAIN: dict[str, Any] = {
+    "init": lambda key, h: NET.init(key, X[:1]),
+    "apply": lambda params, x, h: NET.apply(params, x),
+    "loss": squared_error,
+    "optimizer": lambda h: optax.sgd(h["rate"]),
+    "hyperparameters": {"rate": np.array([0.1, 0.01], np.float32), "units": np.array([2, 3])},
+    "x": X,
+    "y": Y,
+    "num_epochs": 1,
+    "batch_size": 20,
+}
+# The same into three classes.
+CLASSIFIER = {
+    "init": lambda key, h: WIDE_NET.init(key, X[:1]),
+    "apply": lambda params, x, h: WIDE_NET.apply(params, x),
+    "loss": cross_entropy,
+    "y": CLASSES,
+}
+
+
+class Splitter:
+    """As scikit-learn has them."""
+
+    def split(self, x, y=None, groups=None):
+        return iter([HALVES, HALVES[::-1]])
+
+
+@dataclass
+class Loss:
+    """Without a hash, as a dataclass with eq has none."""
+
+    scale: float = 1.0
+
+    def __call__(self, outputs, y):
+        return self.scale * squared_error(outputs, y)
+
+
+class Hashed(Loss):
+    def __hash__(self):
+        return id(self)
+
+
+class OnDevice:
+    """An array of another library that NumPy can't read."""
+
+    def __array__(self, dtype=None, copy=None):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy.\nUse Tensor.cpu()")
+
+
+class Normalised(nn.Module):
+    """Its statistics count what fills up a short batch."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        return nn.Dense(1)(nn.BatchNorm(use_running_average=not train)(x))
+
+
+def normalised_init(key, h):
+    variables = Normalised().init(key, X[:1], False)
+    return variables["params"], {"batch_stats": variables["batch_stats"]}
+
+
+def normalised_apply(params, x, h, train, state):
+    return Normalised().apply({"params": params, **state}, x, train, mutable=["batch_stats"])
+
+
+def flat(params, x, h):
+    """Outputs [batch]."""
+    return NET.apply(params, x)[:, 0]
+
+
+def convolution(params, x, h):
+    """It takes no integers."""
+    return jax.lax.conv(x, params["kernel"], (1, 1), "VALID").reshape(len(x), -1)
+
+
+def mean_of_squares(outputs, y):
+    """One value an example, which broadcasts to all pairs of examples where an axis is missing."""
+    return ((outputs - y) ** 2).mean(axis=-1)
+
+
+# Two doors, and what comes out of them.
+
+
+def through_cross_validate(given, out):
+    cross_validate(**{"key": jax.random.key(0)} | PLAIN | given)
+
+
+def through_a_study(given, out):
+    given = PLAIN | given
+    task = Task(*(given.pop(name) for name in ("init", "apply", "loss", "optimizer")))
+    x, y, weights = given.pop("x"), given.pop("y"), given.pop("weights", None)
+    del given["hyperparameters"]
+    space = {"rate": Float(0.01, 0.1), "units": Int(2, 3)}
+    run_study(Study("wrong", task=lambda fixed: task, data=Dataset(x, y, x, y, weights), space=space, **given), out=out)
+
+
+def message_of(call, *args):
+    with pytest.raises((ValueError, TypeError)) as caught:
+        call(*args)
+    return str(caught.value)
+
+
+def assert_told(message, line):
+    """In the line `..` stands for anything, HERE for a place in this file."""
+    pattern = re.escape(line).replace(r"\.\.", ".*").replace("HERE", r"at test_mistakes\.py:\d+")
+    assert re.fullmatch(pattern, message), message
+    assert len(message) <= 450
+
+
+def wrong(line, **change):
+    return change, line
+
+
+def wrong_classes(line, **change):
+    return CLASSIFIER | change, line
+
+
+DECIDES = "in Python (if, and, or, not) HERE, but it is traced: use jnp.where"
+STATIC = "in a Study a size, a range or an index is static=True, or width=True with the layers of hw1jax.models"
+NEEDS = f"as a Python number HERE, but it is traced: leave out float(), int(); {STATIC}"
+NUMPY = "to NumPy HERE, which can't take what is traced: use jax.numpy there"
+GIVEN = "(params: {params}, x: float32[2, 1], hyperparameters: {rate, units})"
+OF_INIT = "init(key: key<fry>[], hyperparameters: {rate, units})"
+OF_OPTIMIZER = "optimizer(hyperparameters: {rate, units})"
+ONE_EACH = "loss must return one value an example, [batch], got"
+MIXES = (
+    "mixes examples: an example's value changes with the others of its batch. Compute it from the example's own "
+    "outputs and y alone (do shapes broadcast? "
+)
+ADD_AXIS = "y is [sample], outputs [batch, 1]; give y[:, None]"
+DROP_AXIS = "y is [sample, 1], outputs [batch]; give y[:, 0]"
+SHAPES = "squared error takes y of the outputs' shape [batch, n], got"
+OF_CLASSES = "cross entropy takes one class an example, got outputs (2, 3), y"
+PAIR = "fold 0 must be a pair (training indices, validation indices)"
+SPLITS = "folds= must be a list of (training indices, validation indices) or a splitter with a method split, got"
+
+WRONG = {
+    # what is traced
+    "if in apply": wrong(
+        f"apply decides by hyperparameters['rate'] {DECIDES}, or in a Study static=True",
+        apply=lambda params, x, h: NET.apply(params, x) if h["rate"] > 0 else x,
+    ),
+    "if in init": wrong(
+        f"init decides by hyperparameters['rate'] {DECIDES}, or in a Study static=True",
+        init=lambda key, h: NET.init(key, X[:1]) if h["rate"] > 0 else {},
+    ),
+    "if in optimizer": wrong(
+        f"optimizer decides by hyperparameters['units'] {DECIDES}, or in a Study static=True",
+        optimizer=lambda h: optax.adam(h["rate"]) if h["units"] == 2 else optax.sgd(h["rate"]),
+    ),
+    "if in loss": wrong(
+        f"loss decides by outputs {DECIDES}",
+        loss=lambda outputs, y: squared_error(outputs, y) if outputs[0, 0] > 0 else y[:, 0],
+    ),
+    "if in a metric": wrong(
+        f"metric own decides by y {DECIDES}",
+        metrics={"own": lambda outputs, y: y[:, 0] if y[0, 0] > 0 else outputs[:, 0]},
+    ),
+    "a size": wrong(
+        f"init needs hyperparameters['units'] {NEEDS}", init=lambda key, h: nn.Dense(h["units"]).init(key, X[:1])
+    ),
+    "int": wrong(
+        f"init needs hyperparameters['units'] {NEEDS}", init=lambda key, h: {"w": jnp.zeros((1, int(h["units"])))}
+    ),
+    "a range": wrong(
+        f"apply needs hyperparameters['units'] {NEEDS}", apply=lambda params, x, h: [x for _ in range(h["units"])][0]
+    ),
+    "an index": wrong(
+        f"apply needs hyperparameters['units'] {NEEDS}",
+        apply=lambda params, x, h: [jnp.sin, jnp.cos][h["units"]](x),
+    ),
+    "a key of a dict": wrong(
+        f"apply needs a traced value {NEEDS}", apply=lambda params, x, h: {2: jnp.sin, 3: jnp.cos}[h["units"]](x)
+    ),
+    "float": wrong(f"optimizer needs hyperparameters['rate'] {NEEDS}", optimizer=lambda h: optax.sgd(float(h["rate"]))),
+    "NumPy in optimizer": wrong(
+        f"optimizer gives hyperparameters['rate'] {NUMPY}", optimizer=lambda h: optax.sgd(np.exp(h["rate"]))
+    ),
+    "NumPy in loss": wrong(
+        f"loss gives outputs and y {NUMPY}", loss=lambda outputs, y: np.square(outputs - y).mean(axis=-1)
+    ),
+    # losses and metrics
+    "y without an axis": wrong(f"{SHAPES} (2, 1), y (2,): {ADD_AXIS}", y=FLAT_Y),
+    "y without an axis in a loss of one's own": wrong(
+        f"{ONE_EACH} shape (2, 2) for a batch of 2: {ADD_AXIS}", y=FLAT_Y, loss=lambda outputs, y: (outputs - y) ** 2
+    ),
+    "y without an axis, silently": wrong(
+        f"loss {MIXES}(4, 1) outputs, y (4,)): {ADD_AXIS}", y=np.float32(np.arange(60) == 7), loss=mean_of_squares
+    ),
+    "outputs without an axis": wrong(f"{SHAPES} (2,), y (2, 1): {DROP_AXIS}", apply=flat),
+    "outputs without an axis, silently": wrong(
+        f"loss {MIXES}(4,) outputs, y (4, 1)): {DROP_AXIS}", apply=flat, loss=mean_of_squares
+    ),
+    "neither has an axis": wrong(f"{SHAPES} (2,), y (2,)", apply=flat, y=FLAT_Y),
+    "a metric that broadcasts": wrong(
+        f"metric own {MIXES}(4, 1) outputs, y (4, 1))",
+        metrics={"own": lambda outputs, y: jnp.abs(outputs - y[:, 0]).mean(axis=1)},
+    ),
+    "a metric of each output": wrong(
+        "metric own must return one value an example, [batch], got shape (2, 1) for a batch of 2: average over the ..",
+        metrics={"own": lambda outputs, y: outputs - y},
+    ),
+    "a mean": wrong(
+        f"{ONE_EACH} shape () for a batch of 2: don't average over the batch",
+        loss=lambda outputs, y: jnp.mean((outputs - y) ** 2),
+    ),
+    "a loss of each output": wrong(
+        f"{ONE_EACH} shape (2, 1) for a batch of 2: average over the other axes, as .mean(axis=-1)",
+        loss=optax.losses.l2_loss,
+    ),
+    "a loss without return": wrong(f"{ONE_EACH} NoneType", loss=lambda outputs, y: None),
+    "a loss of whole numbers": wrong(
+        "loss must return floating-point numbers, got int32", loss=lambda outputs, y: jnp.argmax(outputs, axis=-1)
+    ),
+    "a loss of three arguments": wrong(
+        "loss(outputs: float32[2, 1], y: float32[2, 1]) fails: TypeError: .. missing 1 required positional argument: "
+        "'y'",
+        loss=lambda params, x, y: y,
+    ),
+    "a loss that can't be hashed": wrong(
+        "loss= must be hashable, which Loss is not: wrap it in a function, or make the class a dataclass with eq=False",
+        loss=Loss(),
+    ),
+    "one-hot": wrong_classes(f"{OF_CLASSES} (2, 3), one-hot: give y.argmax(axis=-1)", y=ONE_HOT),
+    "labels in a column": wrong_classes(
+        f"{OF_CLASSES} (2, 1): y is [sample, 1], outputs [batch, 3]; give y[:, 0]", y=CLASSES[:, None]
+    ),
+    "truth values": wrong_classes(
+        "cross entropy takes classes as integers, got y of bool: give y.astype(int)", y=CLASSES == 0
+    ),
+    "floats": wrong_classes("cross entropy takes classes as integers, got y of float32..", y=np.float32(CLASSES)),
+    "labels from 1": wrong_classes("y has labels 1 to 3, 3 outputs take 0 to 2", y=CLASSES + 1),
+    "labels for a loss of one-hot": wrong_classes(
+        "loss(outputs: float32[2, 3], y: int32[2]) fails: ValueError: Incompatible shapes for ..",
+        loss=optax.losses.softmax_cross_entropy,
+    ),
+    "metrics in a list": wrong("metrics= must be a dict of functions by name, got list", metrics=[accuracy]),
+    "a metric that is none": wrong("metrics['off']= must be a function, got float", metrics={"off": 1.0}),
+    # init, apply, optimizer
+    "init of a net": wrong(
+        f"{OF_INIT} fails: ..; a method of a net doesn't take hyperparameters: give lambda key, h: "
+        "net.init(key, x[:1])",
+        init=NET.init,
+    ),
+    "apply of a net": wrong(
+        f"apply{GIVEN} fails: TypeError: ..; a method of a net doesn't take hyperparameters: give lambda params, x, h: "
+        "net.apply(params, x)",
+        apply=NET.apply,
+    ),
+    "init of the key alone": wrong(
+        f"{OF_INIT} fails: TypeError: .. takes 1 positional argument but 2 were given",
+        init=lambda key: NET.init(key, X[:1]),
+    ),
+    "init, its arguments the other way round": wrong(
+        f"{OF_INIT} fails HERE: ..", init=lambda h, key: NET.init(key, X[:1])
+    ),
+    "apply without hyperparameters": wrong(
+        f"apply{GIVEN} fails: TypeError: .. takes 2 positional arguments but 3 were given",
+        apply=lambda params, x: NET.apply(params, x),
+    ),
+    "apply that asks for what nobody gives": wrong(
+        "apply asks for rng, which nobody gives it; it may ask for key, train, state, mask",
+        apply=lambda params, x, h, rng: x,
+    ),
+    "apply on inputs of another size": wrong(
+        f"apply{GIVEN} fails HERE: TypeError: dot_general requires ..", apply=lambda params, x, h: x @ jnp.zeros((5, 1))
+    ),
+    "apply without return": wrong("apply returns no outputs: is there a return?", apply=lambda params, x, h: None),
+    "apply of two outputs": wrong(
+        "loss(outputs: tuple, y: float32[2, 1]) fails: AttributeError: ..", apply=lambda params, x, h: (x, x)
+    ),
+    "apply that mixes examples": wrong(
+        "apply mixes examples: in evaluation an example's outputs change with the others of its batch. ..",
+        apply=lambda params, x, h: x - x.mean(),
+    ),
+    "padding in the statistics": wrong(
+        "apply lets padding into its statistics: ..", init=normalised_init, apply=normalised_apply
+    ),
+    "a name that isn't there": wrong(
+        f"{OF_OPTIMIZER} fails HERE: KeyError: 'learning_rate'", optimizer=lambda h: optax.sgd(h["learning_rate"])
+    ),
+    "statistics beside the parameters": wrong(
+        "init returns batch_stats beside params, all of which would be trained: return (params, state), and let apply "
+        "take state by name",
+        init=lambda key, h: {"params": jnp.zeros((1, 1)), "batch_stats": jnp.zeros(1)},
+    ),
+    "whole numbers among the parameters": wrong(
+        "init returns ['n'] of int32: parameters are trained, so all must be floating-point",
+        init=lambda key, h: {"w": jnp.zeros((1, 1)), "n": jnp.arange(3)},
+    ),
+    "a function among the parameters": wrong(
+        "init returns a function as ['act'], where arrays are expected: of an Equinox module, return eqx.filter(net, "
+        "eqx.is_array), and eqx.combine it in apply",
+        init=lambda key, h: {"w": jnp.zeros(1), "act": jnp.tanh},
+    ),
+    "a Python number among the parameters": wrong(
+        "init returns a float as ['w'], where arrays are expected: give jnp.asarray", init=lambda key, h: {"w": 0.5}
+    ),
+    "a name among the parameters": wrong(
+        "init returns a str as ['kind'], where arrays are expected",
+        init=lambda key, h: {"w": jnp.zeros(1), "kind": "dense"},
+    ),
+    "an optimizer that is made": wrong(
+        "optimizer= must be a function of the hyperparameters that returns an optax transformation, got "
+        "GradientTransformation..: give lambda h: optax.adam(h['learning_rate']), say",
+        optimizer=optax.adam(1e-3),
+    ),
+    "optax's own function": wrong(
+        f"{OF_OPTIMIZER} fails: TypeError: ..; give lambda h: optax.adam(h['learning_rate']), say", optimizer=optax.adam
+    ),
+    "an optimizer of nothing": wrong(
+        f"{OF_OPTIMIZER} fails: TypeError: .. takes 0 positional arguments but 1 was given",
+        optimizer=lambda: optax.sgd(0.1),
+    ),
+    # data and folds
+    "images that apply can't take": wrong_classes(
+        "apply(params: {kernel}, x: uint8[2, 1, 3, 3], ..) fails HERE: TypeError: ..; x is uint8: make it "
+        "floating-point there, as x / 255",
+        x=IMAGES,
+        init=lambda key, h: {"kernel": jax.random.normal(key, (3, 1, 3, 3))},
+        apply=convolution,
+    ),
+    "lists": wrong("x= must be an array, or a dict or tuple of arrays, not a list: give np.asarray(x)", x=X.tolist()),
+    "not a number": wrong("x= must be finite, got 10 of 60 values ..", x=np.where(X > 2, np.nan, X)),
+    "infinite": wrong("y= must be finite, got 10 of 60 values ..", y=np.where(X > 2, np.inf, Y)),
+    "an array that NumPy can't read": wrong(
+        "x= can't be made an array by np.asarray: can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu()",
+        x=OnDevice(),
+    ),
+    "fewer labels": wrong(
+        "x and y must have the same leading sample axis, at least 1 long, got shapes [(60, 1), (50, 1)]", y=Y[:50]
+    ),
+    "weights of nothing": wrong(
+        "weights= must be one number of at least 0 a sample, not all 0, ..", weights=0 * FLAT_Y
+    ),
+    "too few samples": wrong("the number of folds must lie between 2 and the 2 samples, got 3", x=X[:2], y=Y[:2]),
+    "a number for splits": wrong(f"{SPLITS} int; their number is num_folds=", folds=5),
+    "a splitter's class": wrong(f"{SPLITS} <class '..Splitter'>; their number is num_folds=", folds=Splitter),
+    "one split without a list": wrong(PAIR, folds=HALVES),
+    "a fold's number for each sample": wrong(PAIR, folds=CLASSES),
+    "splits as truth values": wrong(
+        "fold 0: train indices must be a non-empty list of integers, got bool",
+        folds=[(np.arange(60) < 40, np.arange(60) >= 40)],
+    ),
+}
+
+
+# What only `cross_validate` asks for.
+LIST_INDICES = "give the index of each in a list of them"
+NO_TRIAL_AXIS = "give one a trial, on a leading trial axis"
+WHOLE = "num_folds= must be a whole number, got"
+ALONE = {
+    "no trial axis": wrong(f"hyperparameters['rate'] has one value: {NO_TRIAL_AXIS}", hyperparameters={"rate": 0.1}),
+    "no trial axis in one": wrong(
+        f"hyperparameters['units'] has one value, others 2: {NO_TRIAL_AXIS}",
+        hyperparameters={"rate": [0.1, 0.2], "units": 3},
+    ),
+    "ranges": wrong(
+        "hyperparameters['rate'] must be numbers, got an array of object (Float)",
+        hyperparameters={"rate": Float(0.1, 1)},
+    ),
+    "names": wrong(
+        f"hyperparameters['kind'] must be numbers, got names: {LIST_INDICES}",
+        hyperparameters={"rate": [0.1, 0.1], "kind": ["relu", "tanh"]},
+    ),
+    "functions among them": wrong(
+        f"hyperparameters['kind'] must be numbers, got functions: {LIST_INDICES}",
+        hyperparameters={"rate": [0.1, 0.1], "kind": [nn.relu, nn.tanh]},
+    ),
+    "a list of dicts": wrong(
+        "hyperparameters= must be a dict of lists, one value a trial each, not a list of dicts",
+        hyperparameters=[{"rate": 0.1}, {"rate": 0.2}],
+    ),
+    "a splitter for a number": wrong(f"{WHOLE} Splitter: splits are given as folds=", num_folds=Splitter()),
+    "splits for a number": wrong(f"{WHOLE} list: splits are given as folds=", num_folds=[HALVES]),
+    "a number for a key": wrong("key= must be a PRNG key, such as jax.random.key(0), got int", key=0),
+    "a name for progress": wrong("progress= must be True, False or a function, got str", progress="bar"),
+}
+
+
+@pytest.fixture(autouse=True)
+def shapes_broadcast():
+    """As they do where nobody forbids it."""
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("what", "door"),
+    [(what, through_cross_validate) for what in WRONG | ALONE] + [(what, through_a_study) for what in WRONG],
+)
+@pytest.mark.filterwarnings("ignore:shape requires ndarray")  # JAX's, of a net that is given hyperparameters for inputs
+def test_a_mistake_is_told_in_one_line_and_nothing_is_written(what, door, tmp_path):
+    given, line = (WRONG | ALONE)[what]
+    message = message_of(door, given, tmp_path / "out")
+    assert_told(re.sub(r"\b([xy])_train\b", r"\1", message), line)
+    assert not (tmp_path / "out").exists()
+
+
+def call(**given):
+    return through_cross_validate(given, None)
+
+
+@pytest.mark.parametrize(
+    "within",
+    [
+        lambda: jax.jit(lambda x: call(x=x))(X),
+        lambda: jax.jit(lambda: call())(),
+        lambda: jax.vmap(lambda key: call(key=key))(jax.random.split(jax.random.key(0))),
+    ],
+    ids=["jit", "jit without an argument", "vmap"],
+)
+def test_a_call_within_a_transformation_is_told(within):
+    assert_told(message_of(within), "cross_validate can't be called within jax.jit, vmap or grad: it compiles a ..")
+
+
+@pytest.mark.parametrize("make", [lambda seed: k_fold(60, 3, seed), lambda seed: stratified_k_fold(CLASSES, 3, seed)])
+def test_a_number_for_the_seed_of_folds_is_told(make):
+    assert_told(message_of(make, 0), "seed= must be a tuple of whole numbers, such as (0,), got int")
+
+
+@pytest.mark.parametrize(
+    ("what", "cause"),
+    [
+        ("if in apply", jax.errors.TracerBoolConversionError),
+        ("a name that isn't there", KeyError),
+        ("a loss that can't be hashed", TypeError),
+    ],
+)
+def test_what_was_raised_first_is_the_cause(what, cause):
+    with pytest.raises((ValueError, TypeError)) as caught:
+        call(**WRONG[what][0])
+    assert isinstance(caught.value.__cause__, cause)
+
+
+def test_nothing_is_compiled_before_what_is_wrong_with_a_function_is_told():
+    message_of(through_cross_validate, WRONG["float"][0], None)  # the folds and the key, which every call asks for
+    with counted() as compiled:
+        for what in ("if in apply", "a size", "a mean", "init of the key alone"):
+            message_of(through_cross_validate, WRONG[what][0], None)
+    assert not compiled
+
+
+class Own:
+    """A net of one's own, with methods of the names that Flax has; what it decides by may be traced."""
+
+    def init(self, key, hyperparameters):
+        return {"w": jax.random.normal(key, (1, 1))}
+
+    def apply(self, params, x, hyperparameters):
+        if x.shape[1] == 1:  # which is known
+            x = jax.lax.switch(hyperparameters["units"] - 2, (jnp.sin, jnp.cos), x)
+        return jnp.where(hyperparameters["rate"] > 0.05, 1, 2) * (x @ params["w"])
+
+
+# Several things in each that are right beside what is wrong above.
+RIGHT = {
+    "functions": {
+        "init": Own().init,
+        "apply": Own().apply,
+        "loss": functools.partial(lambda outputs, y, scale: scale[0] * squared_error(outputs, y), scale=[2]),
+        "folds": Splitter(),
+    },
+    "numbers": {
+        "x": (10 * X).astype(np.int32),
+        "y": X > 0,
+        "loss": lambda outputs, y: optax.losses.sigmoid_binary_cross_entropy(outputs, y)[:, 0],
+        "apply": jax.jit(lambda params, x, h: NET.apply(params, x)),
+        "hyperparameters": {"rate": [1e-4, 1e-5]},
+        "num_folds": np.int64(2),
+    },
+    "neither has an axis": {"apply": flat, "y": FLAT_Y, "loss": lambda outputs, y: (outputs - y) ** 2},
+    "y without an axis, taken so": {"y": FLAT_Y, "loss": lambda outputs, y: (outputs[:, 0] - y) ** 2},
+    "a loss with a hash": {"loss": Hashed()},
+    "one-hot": CLASSIFIER | {"y": ONE_HOT, "loss": optax.losses.softmax_cross_entropy},
+    "small labels, and a metric of truth values": CLASSIFIER
+    | {
+        "y": CLASSES.astype(np.uint8),
+        "metrics": {"accuracy": accuracy, "right": lambda outputs, y: jnp.argmax(outputs, axis=-1) == y},
+    },
+    "labels that are all the same": CLASSIFIER | {"y": np.zeros(60, int)},
+}
+
+
+class CheckedError(Exception):
+    """All checks are behind it."""
+
+
+@pytest.mark.parametrize("what", RIGHT)
+def test_what_is_right_beside_it_is_not_refused(what, monkeypatch):
+    def stop(*_, **__):
+        raise CheckedError
+
+    monkeypatch.setattr(population, "choose_layout", stop)  # what comes first after them
+    with pytest.raises(CheckedError):
+        call(**RIGHT[what])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", RIGHT)
+def test_what_is_right_is_trained(what):
+    made = cross_validate(**{"key": jax.random.key(0)} | PLAIN | RIGHT[what])
+    assert np.isfinite(made.val_loss).all()
