@@ -1,0 +1,381 @@
+"""Forty faults that a user would suffer from, planted one at a time in a copy: which of them do the tests catch?
+
+    python tests/planted.py [NAME-PATTERN ...] [--tests DIR_OF_CHECKOUT] [--slow] [--all-tests]
+
+For each fault the checkout is copied to a temporary folder, one line of the package is changed there, and the quick
+tests of a few files run, those that should notice. It takes a while: this is no part of the tests.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ENOUGH = 38  # faults that the tests must catch
+
+
+class Fault(NamedTuple):
+    """One line of the package that is wrong."""
+
+    name: str  # what a user suffers
+    file: str  # of the package
+    old: str  # occurs once
+    new: str
+    tests: tuple[str, ...]  # files that should notice, the most likely first
+
+
+FAULTS = [
+    # Optimizers.
+    Fault(
+        "L2 shrinks the weights beside the gradient, as in adamw, and not through the optimizer",
+        "optimizers.py",
+        "optax.chain(optax.stateless(decay), rule, ",
+        "optax.chain(rule, optax.stateless(decay), ",
+        ("test_optimizers.py",),
+    ),
+    Fault(
+        "Adam and RMSprop of a search have eps inside the root, so small gradients take smaller steps",
+        "optimizers.py",
+        "jnp.sqrt(s / square_correction) + 1e-8)",
+        "jnp.sqrt(s / square_correction + 1e-8))",
+        ("test_optimizers.py",),
+    ),
+    Fault(
+        "RMSprop forgets ten times sooner than torch's",
+        "optimizers.py",
+        "(0.999, 0.0, 0.99)",
+        "(0.999, 0.0, 0.9)",
+        ("test_optimizers.py",),
+    ),
+    # Networks.
+    Fault(
+        "Padded units of a narrow network stay at sigmoid(0) and their weights learn",
+        "models.py",
+        "x, num_inputs = layers.mask_units(x, widths[i]), widths[i]",
+        "num_inputs = widths[i]",
+        ("test_models.py", "test_equivalence.py"),
+    ),
+    Fault(
+        "The gradient of max-pooling goes to the last winner of a tie",
+        "layers.py",
+        "better = z[i] > best",
+        "better = z[i] >= best",
+        ("test_layers.py",),
+    ),
+    Fault(
+        "A convolution has its padding after the image alone",
+        "layers.py",
+        "((1, 2 * (n - 1) + kernel_size - m, 0)",
+        "((0, 2 * (n - 1) + kernel_size - m + 1, 0)",
+        ("test_layers.py", "test_models.py"),
+    ),
+    # Folds and batches.
+    Fault(
+        "The last fold holds out all that the division leaves over",
+        "folds.py",
+        "_hold_out(np.arange(num_samples) % num_folds, order, num_folds)",
+        "_hold_out(np.minimum(np.arange(num_samples) // (num_samples // num_folds), num_folds - 1), order, num_folds)",
+        ("test_folds.py",),
+    ),
+    Fault(
+        "The examples of a short last batch count less than those of a full one",
+        "training.py",
+        "divisor = jnp.where(weight > 0, weight, 1)",
+        "divisor = jnp.asarray(batch.real.size)",
+        ("test_plain_loop.py", "test_trees.py"),
+    ),
+    Fault(
+        "Sample weights count in training and not in validation",
+        "training.py",
+        "piece = gather(task, data, index, len(index))",
+        "piece = gather(task, data._replace(weights=None), index, len(index))",
+        ("test_plain_loop.py",),
+    ),
+    Fault(
+        "A moving average of the parameters keeps the short memory of its first update",
+        "training.py",
+        ", average.num_updates + 1)",
+        ", average.num_updates)",
+        ("test_averaging.py",),
+    ),
+    Fault(
+        "A member stops early one epoch before its patience ends",
+        "training.py",
+        "number - best.epoch <= patience",
+        "number - best.epoch < patience",
+        ("test_plain_loop.py", "test_cross_validation.py"),
+    ),
+    # Keys.
+    Fault(
+        "All folds of a trial begin with the same parameters",
+        "population.py",
+        "jax.random.fold_in(jax.random.fold_in(key, number), fold)",
+        "jax.random.fold_in(key, number)",
+        ("test_plain_loop.py", "test_trees.py", "test_cross_validation.py", "test_population.py"),
+    ),
+    Fault(
+        "All trials of a fold drop out the same units",
+        "population.py",
+        "jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)",
+        "jax.vmap(jax.random.fold_in, (None, 0))(key, 0 * numbers)",
+        ("test_randomness_and_state.py", "test_halving.py", "test_examples.py"),
+    ),
+    Fault(
+        "Another seed changes the folds and not the order of the minibatches",
+        "plan.py",
+        "(search.seed,), per_call",
+        "(0,), per_call",
+        ("test_halving.py", "test_averaging.py", "test_brackets.py", "test_run.py"),
+    ),
+    # Rungs.
+    Fault(
+        "Halving keeps the trials with the lowest loss where an accuracy is to be maximized",
+        "brackets.py",
+        "(study.place(trial, self._study), trial.number)",
+        '(trial.mean("loss"), trial.number)',
+        ("test_halving.py", "test_run.py"),
+    ),
+    Fault(
+        "Each rung begins with a new optimizer, and forgets the moments that it had",
+        "population.py",
+        "return jax.tree.unflatten(tree, selected)",
+        "return jax.tree.unflatten(tree, selected)._replace(opt_state=start(population, trials).opt_state)",
+        ("test_population.py", "test_halving.py"),
+    ),
+    Fault(
+        "All trials of a search are trained with the first value of a static hyperparameter",
+        "brackets.py",
+        "return place._replace(task=study.make_task(study_, job.fixed)), trials, slots",
+        "return place, trials, slots",
+        ("test_brackets.py", "test_run.py", "test_halving.py"),
+    ),
+    Fault(
+        "The ensemble has the network of the first fold as often as there are folds",
+        "brackets.py",
+        "np.array(a[fold])",
+        "np.array(a[0])",
+        ("test_halving.py", "test_averaging.py"),
+    ),
+    # Devices.
+    Fault(
+        "A search takes all devices though fewer are asked for",
+        "population.py",
+        "jax.devices()[:num_devices]\n",
+        "jax.devices()\n",
+        ("test_plan.py", "test_brackets.py"),
+    ),
+    Fault(
+        "On a GPU trials train in its default TF32 where float32 is asked for",
+        "brackets.py",
+        "precision = record.matmul_precision()",
+        "precision = None",
+        ("test_brackets.py", "test_run.py"),
+    ),
+    # Files.
+    Fault(
+        "A result may be empty after the machine has crashed: it got its name before it was on the disk",
+        "storage.py",
+        "file.flush()\n            os.fsync(file.fileno())",
+        "file.flush()",
+        ("test_storage.py",),
+    ),
+    Fault(
+        "Two runs write their results into one folder at the same time",
+        "storage.py",
+        "fcntl.flock(file, fcntl.LOCK_EX)",
+        "fcntl.flock(file, fcntl.LOCK_SH)",
+        ("test_storage.py", "test_search.py", "test_recovery.py"),
+    ),
+    Fault(
+        "After a kill in the middle of a record the next record of the journal goes on with the line before",
+        "search.py",
+        "os.truncate(journal, len(content) - len(rest))",
+        "os.truncate(journal, len(content) - len(rest) - 1)",
+        ("test_search.py",),
+    ),
+    Fault(
+        "A job that goes on from its checkpoint has its losses and epochs, and new networks",
+        "checkpoint.py",
+        "return jax.tree.unflatten(tree, saved), num_epochs, [(train_loss, val)]",
+        "return start, num_epochs, [(train_loss, val)]",
+        ("test_brackets.py",),
+    ),
+    # Wrong input and how a command ends.
+    Fault(
+        "A NaN among the data is trained on",
+        "checks.py",
+        'array.dtype.kind in "fc" and not np.isfinite(array).all():',
+        'array.dtype.kind in "fc" and np.isinf(array).any():',
+        ("test_cross_validation.py", "test_study.py", "test_first_errors.py"),
+    ),
+    Fault(
+        "A script that calls an experiment can't tell a wrong flag's exit code from a crash",
+        "cli.py",
+        "    return 2\n",
+        "    return 1\n",
+        ("test_cli.py",),
+    ),
+    Fault(
+        "Text of a study shows as HTML in the tables of the page",
+        "report/items.py",
+        "return value if isinstance(value, Markup) else escape(str(value))",
+        "return value if isinstance(value, str) else escape(str(value))",
+        ("test_report.py", "test_plots.py"),
+    ),
+    # Tables and ranks.
+    Fault(
+        "The column of an accuracy's deviation in trials.csv is the loss's",
+        "results.py",
+        'f"std_val_{name}": trial.std(name)}',
+        'f"std_val_{name}": trial.std("loss")}',
+        ("test_results.py", "test_run.py"),
+    ),
+    Fault(
+        "The worst trial is the best where a metric is to be maximized",
+        "study.py",
+        "-mean if study.maximize else mean",
+        "mean",
+        ("test_results.py", "test_search.py", "test_study.py"),
+    ),
+    Fault(
+        "A trial of which one fold diverged is complete",
+        "study.py",
+        'np.isfinite(last["loss"]).all() and np.isfinite(last[study.score]).all()',
+        'np.isfinite(last["loss"]).any() and np.isfinite(last[study.score]).any()',
+        ("test_search.py", "test_halving.py", "test_run.py"),
+    ),
+    # The refit and the test set.
+    Fault(
+        "The refit leaves out the last training sample",
+        "run.py",
+        "np.arange(len(jax.tree.leaves(data.x_train)[0])), np.arange(0)",
+        "np.arange(len(jax.tree.leaves(data.x_train)[0]) - 1), np.arange(0)",
+        ("test_averaging.py", "test_run.py", "test_experiments.py"),
+    ),
+    Fault(
+        "The refit has the initial parameters and the key of the first fold, and not those of fold k",
+        "run.py",
+        "first_fold=num_folds)",
+        "first_fold=0)",
+        ("test_averaging.py", "test_run.py", "test_experiments.py"),
+    ),
+    Fault(
+        "The ensemble's loss and accuracy on the test set are the refit's",
+        "run.py",
+        'results.score(model, arrays["ensemble_outputs"], data.y_test)',
+        "results.score(model, test_outputs, data.y_test)",
+        ("test_halving.py", "test_run.py", "test_results.py"),
+    ),
+    Fault(
+        "The confusion matrix has a row for each predicted class",
+        "evaluation.py",
+        "np.add.at(counts, (y, np.argmax(outputs, axis=1)), 1)",
+        "np.add.at(counts, (np.argmax(outputs, axis=1), y), 1)",
+        ("test_evaluation.py",),
+    ),
+    # What is asked, and drawn.
+    Fault(
+        "A search has as many folds as the study says, whatever num_folds is given",
+        "study.py",
+        "search.num_folds, (search.seed,)",
+        "study.num_folds, (search.seed,)",
+        ("test_study.py",),
+    ),
+    Fault(
+        "A splitter that keeps groups together is not given them",
+        "study.py",
+        "folds_.given(study.folds, data.x_train, data.y_train, data.groups)",
+        "folds_.given(study.folds, data.x_train, data.y_train)",
+        ("test_study.py",),
+    ),
+    Fault(
+        "A choice narrowed to sgd and rmsprop trains adam and sgd",
+        "space.py",
+        "r.values.index(value)",
+        "r.among.index(value)",
+        ("test_space.py", "test_search.py"),
+    ),
+    Fault(
+        "A learning rate whose range is narrowed is no longer drawn on its logarithmic scale",
+        "space.py",
+        "return replace(declared, low=low, high=high)",
+        "return type(declared)(low, high)",
+        ("test_space.py", "test_cli.py"),
+    ),
+    # The homework's data.
+    Fault(
+        "A file of Fashion-MNIST that was edited is taken where it is not gzipped",
+        "data/fashion_mnist.py",
+        "if (sha256 := hashlib.sha256(data).hexdigest()) != file.sha256:",
+        "if is_gzip and (sha256 := hashlib.sha256(data).hexdigest()) != file.sha256:",
+        ("test_fashion_mnist.py",),
+    ),
+    Fault(
+        "A 1_0 in a CSV file is read as 10",
+        "data/regression.py",
+        ' or "_" in "".join(row):',
+        ":",
+        ("test_regression_data.py",),
+    ),
+]
+
+
+def main() -> None:
+    """Plants the faults whose names have one of the patterns in them, all if there is none."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("patterns", nargs="*", metavar="NAME-PATTERN")
+    parser.add_argument("--tests", type=Path, default=Path(__file__).parent.parent, help="the checkout to copy")
+    parser.add_argument("--slow", action="store_true", help="then also the slow tests of a fault's files")
+    parser.add_argument("--all-tests", action="store_true", help="then also the quick tests of all files")
+    asked = parser.parse_args()
+    chosen = [f for f in FAULTS if not asked.patterns or any(re.search(p, f.name, re.I) for p in asked.patterns)]
+    for fault in chosen:
+        if (count := (asked.tests / "hw1jax" / fault.file).read_text().count(fault.old)) != 1:
+            sys.exit(f"error: hw1jax/{fault.file} has {fault.old!r} {count} times, not once ({fault.name})")
+    caught = 0
+    for fault in chosen:
+        with tempfile.TemporaryDirectory(prefix="planted-") as folder:
+            begin, test = time.monotonic(), first_failure(fault, asked, Path(folder))
+        caught += test is not None
+        print(f"{fault.name}: {f'caught by {test}' if test else 'NOT CAUGHT'} in {time.monotonic() - begin:.0f} s")
+        sys.stdout.flush()
+    print(f"{caught} of {len(chosen)} faults are caught")
+    sys.exit(caught < min(ENOUGH, len(chosen)))
+
+
+def first_failure(fault: Fault, asked: argparse.Namespace, copy: Path) -> str | None:
+    """The test that fails in a copy of the checkout with the fault; None if all pass."""
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=asked.tests, check=True, capture_output=True, text=True).stdout.split("\0")
+    for name in filter(None, names):
+        if (asked.tests / name).is_file():  # else it was removed since the last commit
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(asked.tests / name, copy / name)
+    changed = copy / "hw1jax" / fault.file
+    changed.write_text(changed.read_text().replace(fault.old, fault.new))
+    environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    where = [sys.executable, "-c", "import hw1jax; print(hw1jax.__file__)"]
+    found = subprocess.run(where, cwd=copy / "tests", env=environment, check=True, capture_output=True, text=True)
+    if not Path(found.stdout).is_relative_to(copy):
+        sys.exit(f"error: the tests would import {found.stdout.strip()}, which has no fault")
+    files = [f"tests/{name}" for name in fault.tests if (copy / "tests" / name).exists()]
+    runs = [(files, "not slow")] if files else []
+    runs += [(files, "slow")] if files and asked.slow else []
+    runs += [([], "not slow")] if asked.all_tests else []
+    for paths, marked in runs:
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-rfE", "-m", marked, "-n", "0", *paths]
+        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
+        if done.returncode not in (0, 5):  # 5: no test is chosen
+            failed = re.search(r"^(?:FAILED|ERROR) (.*?)(?: - |$)", done.stdout, re.MULTILINE)
+            return failed[1] if failed else f"pytest, which ends with {done.returncode}: {done.stderr[-200:]}"
+    return None
+
+
+if __name__ == "__main__":
+    main()
