@@ -11,11 +11,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from hw1jax.folds import PADDING, k_fold, minibatches
 from hw1jax.population import TRAINING
 
 compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # it runs a few times
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    """Of each file that imports it. Programs are compiled without care, in half the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    with jax.enable_x64(True):
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 class Net(NamedTuple):
@@ -38,9 +48,21 @@ class Found(NamedTuple):
 
 
 def cross_validate(
-    net, hyperparameters, x, y, *, key, num_folds=3, num_epochs, batch_size, weights=None, patience=None, folds=None
+    net,
+    hyperparameters,
+    x,
+    y,
+    *,
+    key,
+    num_folds=3,
+    num_epochs,
+    batch_size,
+    weights=None,
+    early_stopping=None,
+    folds=None,
+    averaging=None,
 ) -> Found:
-    """Trains the members; `patience` is how many epochs without a lower validation loss one goes on."""
+    """Trains the members; the options are those of `hw1jax.cross_validate`, with weights as an array."""
     num_samples = len(jax.tree.leaves(y)[0])
     weights = np.ones(num_samples) if weights is None else weights
     seed = tuple(int(word) for word in jax.random.key_data(key))
@@ -73,10 +95,10 @@ def cross_validate(
         *np.full((2, num_trials, len(folds), num_epochs), np.nan), {}, {}, np.full((num_trials, len(folds)), -1)
     )
     for t, f in np.ndindex(found.epoch.shape):
-        h = jax.tree.map(lambda a: jnp.asarray(a)[t], hyperparameters)  # noqa: B023
+        h = jax.tree.map(lambda a: a[t], hyperparameters)  # noqa: B023
         (params, state), opt_state = init(jax.random.fold_in(jax.random.fold_in(key, t), f), h)
         random = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, TRAINING), t), f)
-        lowest, since = np.inf, 0
+        lowest, since, average, num_updates = np.inf, 0, params, 0
         for e in range(num_epochs):
             totals = []
             for s, padded in enumerate(order[f, e]):
@@ -85,14 +107,21 @@ def cross_validate(
                     continue
                 step_key = jax.random.fold_in(jax.random.fold_in(random, e), s)
                 params, opt_state, state, value = step(params, opt_state, state, at(index), h, step_key)
+                decay = min(np.float32(averaging or 0), np.float32(1 + num_updates) / np.float32(10 + num_updates))
+                average = jax.tree.map(
+                    lambda a, p: decay * np.asarray(a) + (1 - decay) * np.asarray(p),  # noqa: B023
+                    average,
+                    params,
+                )
+                num_updates += 1
                 totals.append((float(value) * weights[index].sum(), weights[index].sum()))
             found.train_loss[t, f, e] = np.divide(*np.sum(totals, axis=0))
-            found.val_loss[t, f, e] = validate(params, state, at(folds[f].validation), h)
+            found.val_loss[t, f, e] = validate(average, state, at(folds[f].validation), h)
             since += 1
-            if patience is None or found.val_loss[t, f, e] < lowest:
+            if early_stopping is None or found.val_loss[t, f, e] < lowest:
                 lowest, since, found.epoch[t, f] = found.val_loss[t, f, e], 0, e
-                found.params[t, f], found.state[t, f] = params, state
-            if since == patience:
+                found.params[t, f], found.state[t, f] = average, state
+            if since == early_stopping:
                 break
     return found
 
@@ -100,9 +129,9 @@ def cross_validate(
 def exact(key, tree):
     """Parameters of these shapes that are multiples of 1/64, which no way to compile rounds."""
     leaves, structure = jax.tree.flatten(tree)
-    keys = jax.random.split(key, len(leaves))
-    drawn = [jax.random.randint(k, leaf.shape, -32, 32) / 64.0 for k, leaf in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(structure, drawn)
+    ends = np.cumsum([leaf.size for leaf in leaves])
+    drawn = jnp.split((jax.random.bits(key, (ends[-1],), np.uint8) >> 2).astype(float) / 64 - 0.5, ends[:-1])
+    return jax.tree.unflatten(structure, [d.reshape(leaf.shape) for d, leaf in zip(drawn, leaves, strict=True)])
 
 
 def assert_close(found, expected, tolerance=1e-10):

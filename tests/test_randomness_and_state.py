@@ -1,7 +1,6 @@
 """What is random in training, and state that is not trained: a member equals the plain loop with the same keys."""
 
 import re
-from functools import partial
 
 import flax.linen as nn
 import jax
@@ -10,6 +9,8 @@ import numpy as np
 import optax
 import plain
 import pytest
+from compilations import counted
+from plain import float64  # noqa: F401
 
 from hw1jax import Task, cross_validate, layout, population, squared_error, training
 from hw1jax.folds import Fold, k_fold
@@ -20,212 +21,121 @@ KEY = jax.random.key(11)
 RNG = np.random.default_rng(3)
 X = RNG.normal(size=(24, 3))
 Y = np.sin(X).sum(axis=1, keepdims=True)
-SETTINGS = {"key": KEY, "num_folds": 3, "num_epochs": 4, "batch_size": 6}  # 16 train: the last batch is short
-HYPERPARAMETERS = {"learning_rate": np.array([2**-4, 2**-6]), "dropout": np.array([0.25, 0.5])}
+# The first has three steps an epoch, the last short; the second one: its two empty batches must change nothing.
+FOLDS = [Fold(np.arange(16), np.arange(16, 24)), Fold(np.arange(20, 24), np.arange(3, 11))]
+SETTINGS = {"key": KEY, "num_epochs": 3, "batch_size": 6, "folds": FOLDS}
+# Trials 0 and 2 have the same hyperparameters: they differ by what is drawn.
+HYPERPARAMETERS = {"learning_rate": np.array([2**-4, 2**-6, 2**-4]), "dropout": np.array([0.25, 0.5, 0.25])}
 
 
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
+class Net(nn.Module):
+    """Flax's batch norm, and dropout before and after it: Flax's own, and one whose rate differs by trial."""
 
-
-class Dropping(nn.Module):
-    """Flax's own dropout, of a rate that is fixed, and one of a rate that differs by trial."""
+    drops: bool = True
 
     @nn.compact
-    def __call__(self, x, rate, key, train):
-        x = nn.tanh(nn.Dense(8)(x))
-        x = nn.Dropout(0.25, deterministic=not train)(x)
-        x = nn.tanh(nn.Dense(6)(x))
-        if train:
+    def __call__(self, x, rate, key, train, mask):
+        x = nn.Dense(6)(x)
+        x = nn.Dropout(0.25, deterministic=not (train and self.drops))(x)
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.8)(x, mask=None if mask is None else mask[:, None])
+        x = nn.tanh(x)
+        if train and self.drops:
             x = jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
         return nn.Dense(1)(x)
 
 
-class Normalising(nn.Module):
-    """Flax's own batch norm; with or without dropout before it, whose rows must not reach the statistics either."""
-
-    drops: bool = False
-
-    @nn.compact
-    def __call__(self, x, train, mask):
-        x = nn.Dense(8, use_bias=False)(x)  # its gradient would be rounding alone, which Adam makes a step of
-        if self.drops:
-            x = nn.Dropout(0.25, deterministic=not train)(x)
-        x = nn.BatchNorm(use_running_average=not train, momentum=0.8)(x, mask=None if mask is None else mask[:, None])
-        return nn.Dense(1)(nn.tanh(x))
+def init(key, h):
+    made = jax.eval_shape(lambda key: Net().init(key, X[:1], 0.5, None, False, None), key)
+    return plain.exact(key, made["params"]), {"BatchNorm_0": {"mean": jnp.zeros(6), "var": jnp.ones(6)}}
 
 
-def optimizer(h, num_steps=None):
-    return optax.adam(h["learning_rate"])
-
-
-def dropping_init(key, h):
-    made = jax.eval_shape(partial(Dropping().init, train=False), key, X[:1], 0.0, None)
-    return plain.exact(key, made["params"])
-
-
-def dropping_apply(params, x, h, key):
-    rngs = {} if key is None else {"dropout": key}
-    return Dropping().apply({"params": params}, x, h["dropout"], key, key is not None, rngs=rngs)
-
-
-def normalising_init(key, h, drops=False):
-    made = jax.eval_shape(partial(Normalising(drops).init, train=False, mask=None), key, X[:1])
-    params, stats = plain.exact(key, made["params"]), made["batch_stats"]["BatchNorm_0"]
-    return params, {"BatchNorm_0": {"mean": jnp.zeros(stats["mean"].shape), "var": jnp.ones(stats["var"].shape)}}
-
-
-def normalising_apply(params, x, h, state, train, mask, key=None, drops=False):
-    rngs = {} if key is None else {"dropout": key}
-    outputs, new = Normalising(drops).apply(
-        {"params": params, "batch_stats": state}, x, train, mask, rngs=rngs, mutable=["batch_stats"]
-    )
+def call(params, state, x, h, key, train, mask, drops=True):
+    outputs, new = Net(drops).apply(
+        {"params": params, "batch_stats": state}, x, h["dropout"], key, train, mask,
+        rngs={"dropout": key} if key is not None else {}, mutable=["batch_stats"],
+    )  # fmt: skip
     return outputs, new["batch_stats"]
 
 
-@pytest.mark.slow
-def test_members_with_flax_dropout_equal_the_plain_loop():
-    net = plain.Net(
-        lambda key, h: (dropping_init(key, h), None),
-        lambda params, state, x, h, key, train: (dropping_apply(params, x, h, key), None),
-        squared_error,
-        optimizer,
-    )
-    found = cross_validate(
-        dropping_init, dropping_apply, squared_error, optimizer, HYPERPARAMETERS, X, Y, return_params=True, **SETTINGS
-    )
-    plain.assert_equal(found, plain.cross_validate(net, HYPERPARAMETERS, X, Y, **SETTINGS))
+def apply(params, x, h, key, state, train, mask):
+    assert (key is None) == (not train), "evaluation draws nothing"
+    return call(params, state, x, h, key, train, mask)
+
+
+def without_mask(params, x, h, key, state, train):
+    return call(params, state, x, h, key, train, None)
+
+
+def without_mask_and_key(params, x, h, state, train):
+    return call(params, state, x, h, None, train, None, drops=False)
+
+
+def over_the_batch_in_evaluation(params, x, h, state, mask):
+    return call(params, state, x, h, None, True, mask, drops=False)
+
+
+def optimizer(h, num_steps):
+    assert num_steps == 3 * 3  # epochs x batches of the longer fold
+    return optax.sgd(optax.cosine_decay_schedule(h["learning_rate"], num_steps), momentum=0.5)
+
+
+GIVEN = {"init": init, "apply": apply, "loss": squared_error, "optimizer": optimizer, "x": X, "y": Y} | SETTINGS
+
+
+def test_members_with_dropout_and_batch_norm_equal_the_plain_loop_whatever_fills_up_short_batches():
+    def forward(params, state, x, h, key, train):
+        return call(params, state, x, h, key, train, None)
+
+    with counted() as compiled:
+        found = cross_validate(**GIVEN, hyperparameters=HYPERPARAMETERS, averaging=0.5, return_params=True)
+    for name in ("jit(_fit)", "jit(_init)", "jit(_make_training_keys)"):
+        assert compiled.count(name) <= 1, "all members share it"  # none where they are kept from an earlier call
+    net = plain.Net(init, forward, squared_error, optimizer)
+    plain.assert_equal(found, plain.cross_validate(net, HYPERPARAMETERS, X, Y, averaging=0.5, **SETTINGS))
+    # What predicts draws nothing, and has the statistics of its fold.
+    np.testing.assert_array_equal(found.predict(X), found.predict(X))
+    outputs = found.out_of_fold(0)[16:]
+    plain.assert_close(np.mean((outputs - Y[16:]) ** 2), found.val_loss[0, 0, -1])
+    halved = {name: values / 2 for name, values in HYPERPARAMETERS.items()}
+    with counted() as compiled:
+        other = cross_validate(**GIVEN, hyperparameters=halved, averaging=0.5, return_params=True)
+    assert not compiled
+    assert not np.isclose(other.val_loss, found.val_loss).any()
 
 
 @pytest.mark.parametrize(
-    "drops",
-    [pytest.param(False, id="batch norm", marks=pytest.mark.slow), pytest.param(True, id="dropout and batch norm")],
+    ("wrong", "message"),
+    [
+        (without_mask, "^apply lets padding into its statistics: .* take mask by name"),
+        (without_mask_and_key, "^apply lets padding into its statistics: .* take mask by name"),
+        (over_the_batch_in_evaluation, "^apply mixes examples: in evaluation"),
+    ],
 )
-def test_members_with_flax_batch_norm_equal_the_plain_loop_whatever_fills_up_short_batches(drops):
-    def forward(params, state, x, h, key, train):
-        return normalising_apply(params, x, h, state, train, None, key if train else None, drops)
-
-    def apply(params, x, h, state, train, mask):
-        return normalising_apply(params, x, h, state, train, mask)
-
-    def apply_and_drop(params, x, h, key, state, train, mask):
-        return normalising_apply(params, x, h, state, train, mask, key, drops=True)
-
-    init = partial(normalising_init, drops=drops)
-    chosen = apply_and_drop if drops else apply
-    net = plain.Net(init, forward, squared_error, optimizer)
-    found = cross_validate(
-        init, chosen, squared_error, optimizer, HYPERPARAMETERS, X, Y, return_params=True, **SETTINGS
-    )
-    plain.assert_equal(found, plain.cross_validate(net, HYPERPARAMETERS, X, Y, **SETTINGS))
-
-
-def both_init(key, h):
-    return normalising_init(key, h, drops=True)
-
-
-def both(params, x, h, key, state, train, mask):
-    return normalising_apply(params, x, h, state, train, mask, key, drops=True)
-
-
-GIVEN = {"init": both_init, "apply": both, "loss": squared_error, "optimizer": optimizer, "x": X, "y": Y} | SETTINGS
-
-
-@pytest.mark.slow
-def test_members_in_company_equal_members_alone_and_all_differ():
-    five = {name: np.resize(values, 5) for name, values in HYPERPARAMETERS.items()}
-    together = cross_validate(**GIVEN, hyperparameters=five)
-    alone = cross_validate(**GIVEN, hyperparameters={name: values[:1] for name, values in five.items()})
-    plain.assert_close(together.val_loss[:1], alone.val_loss)
-    one_fold = cross_validate(
-        **GIVEN, hyperparameters={name: values[:1] for name, values in five.items()}, folds=together.folds[:1]
-    )
-    plain.assert_close(together.val_loss[:1, :1], one_fold.val_loss)
-    assert (
-        len(np.unique(together.val_loss)) == together.val_loss.size
-    )  # trials 0, 2 and 4 have the same hyperparameters
-
-
-@pytest.mark.slow
-def test_another_key_draws_something_else_and_the_same_key_the_same():
-    fixed = GIVEN | {"folds": [(np.arange(16), np.arange(16, 24))], "init": lambda key, h: both_init(KEY, h)}
-    given = fixed | {"batch_size": 16, "hyperparameters": HYPERPARAMETERS}
-    one, same, other = (cross_validate(**given | {"key": jax.random.key(n)}).val_loss for n in (1, 1, 2))
-    np.testing.assert_array_equal(one, same)
-    assert not np.isclose(one, other).any()  # full batches and the same start: only what is dropped differs
-
-
-@pytest.mark.slow
-def test_evaluation_draws_nothing():
-    def apply(params, x, h, key, train):
-        assert (key is None) == (not train)
-        return dropping_apply(params, x, h, key)
-
-    result = cross_validate(
-        **GIVEN | {"init": dropping_init, "apply": apply}, hyperparameters=HYPERPARAMETERS, return_params=True
-    )
-    np.testing.assert_array_equal(result.predict(X), result.predict(X))
-    outputs = result.out_of_fold(0)
-    for f, fold in enumerate(result.folds):
-        plain.assert_close(np.mean((outputs - Y)[fold.validation] ** 2), result.val_loss[0, f, -1])
-
-
-@pytest.mark.parametrize("drops", [False, True], ids=["batch norm", "dropout and batch norm"])
-def test_batch_norm_without_a_mask_is_refused(drops):
-    def apply(params, x, h, state, train):
-        return normalising_apply(params, x, h, state, train, None)
-
-    def apply_and_drop(params, x, h, key, state, train):
-        return normalising_apply(params, x, h, state, train, None, key, drops=True)
-
-    given = GIVEN | {"init": partial(normalising_init, drops=drops), "apply": apply_and_drop if drops else apply}
-    with pytest.raises(ValueError, match="^apply lets padding into its statistics: .* take mask by name") as error:
-        cross_validate(**given, hyperparameters=HYPERPARAMETERS)
+def test_batch_norm_over_what_is_no_part_of_the_batch_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message) as error:
+        cross_validate(**GIVEN | {"apply": wrong}, hyperparameters=HYPERPARAMETERS)
     assert "\n" not in str(error.value)
 
 
-def test_batch_norm_that_normalises_over_the_batch_in_evaluation_is_refused():
-    def apply(params, x, h, state, mask):
-        return normalising_apply(params, x, h, state, True, mask)
-
-    with pytest.raises(ValueError, match="^apply mixes examples: in evaluation"):
-        cross_validate(**GIVEN | {"init": normalising_init, "apply": apply}, hyperparameters=HYPERPARAMETERS)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["rbg", "unsafe_rbg"])
+@pytest.mark.parametrize("kind", ["rbg", pytest.param("unsafe_rbg", marks=pytest.mark.slow)])
 def test_other_kinds_of_keys_whose_draws_depend_on_the_batchs_size_are_no_obstacle(kind):
-    given = GIVEN | {"key": jax.random.key(0, impl=kind)}
-    result = cross_validate(**given, hyperparameters=HYPERPARAMETERS)
+    def noisy(params, x, h, key):
+        return x @ params["w"] + (0 if key is None else h * jax.random.normal(key, (len(x), 1)))
+
+    noises, settings = np.array([0.25, 0.5]), SETTINGS | {"key": jax.random.key(0, impl=kind)}
+    made = {"init": lambda key, h: {"w": jax.random.normal(key, (3, 1))}, "optimizer": lambda h: optax.sgd(0.125)}
+    result = cross_validate(**GIVEN | settings | made | {"apply": noisy}, hyperparameters=noises)
     assert np.isfinite(result.val_loss).all()
+    assert len(np.unique(result.val_loss)) == result.val_loss.size
 
 
-@pytest.mark.slow
-def test_a_fold_that_ends_with_empty_batches_keeps_its_statistics():
-    # The first has three steps an epoch, the second one: its empty batches must change nothing.
-    splits = [(np.arange(16), np.arange(16, 24)), (np.arange(5), np.arange(5, 24))]
-    together = cross_validate(**GIVEN | {"folds": splits}, hyperparameters=HYPERPARAMETERS, return_params=True)
-    assert np.isfinite(together.train_loss).all()
-    net = plain.Net(
-        both_init,
-        lambda params, state, x, h, key, train: both(params, x, h, key if train else None, state, train, None),
-        squared_error,
-        optimizer,
-    )
-    settings = {name: value for name, value in SETTINGS.items() if name != "num_folds"}
-    folds = [Fold(*split) for split in splits]
-    plain.assert_equal(together, plain.cross_validate(net, HYPERPARAMETERS, X, Y, folds=folds, **settings))
-
-
-@pytest.mark.parametrize("platform", ["cuda", pytest.param("tpu", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_an_accelerator_trains_all_members_at_once_whatever_they_draw_and_keep(platform):
     trials, folds = 5, k_fold(len(X), 3, (0,))
     hyperparameters = {name: np.resize(values, trials) for name, values in HYPERPARAMETERS.items()}
     one = jax.tree.map(lambda a: a[0], hyperparameters)
-    task = Task(both_init, both, squared_error, optimizer)
-    params, state = jax.eval_shape(both_init, KEY, one)
+    task = Task(init, apply, squared_error, lambda h: optax.sgd(h["learning_rate"]))
+    params, state = jax.eval_shape(init, KEY, one)
 
     def evaluated(params, x, rest):
         return training.evaluated(task, params, rest[0], x, rest[1])
