@@ -26,7 +26,7 @@ from hw1jax.observer import Observer
 from hw1jax.plan import Bracket, Job, Rung, SearchPlan
 from hw1jax.population import Population, Progress, Trials
 from hw1jax.space import Draw
-from hw1jax.study import Study, TrialScore
+from hw1jax.study import Search, Study, TrialScore
 from hw1jax.training import State
 
 SECONDS_BETWEEN_LOOKS = 0.5  # at what another process is training
@@ -338,7 +338,8 @@ class Brackets:
         train_loss, val = in_one(losses)
         share = (time.perf_counter() - begun) / len(numbers)
         whole = Trained(train_loss, val, np.full(len(train_loss), share))
-        return jax.tree.map(lambda a: a[: len(numbers)], (whole, _on_host(state, part.is_last)))
+        kept = population.final_variables(members.task, state) if part.is_last else state
+        return jax.tree.map(lambda a: a[: len(numbers)], (whole, _on_host(kept)))
 
     def _selected(self, part: Part, members: Population, trials: Trials, slots: list[int]) -> State:
         """The state of trials that go on, from the files of the rung before.
@@ -438,7 +439,10 @@ def _in_slots(
 
 def _can_be_in_corners(study_: Study, place: Population) -> bool:
     """Whether a narrow network can begin in a corner of the widest one's parameters."""
-    return not training.has_state(place.task) and plan.takes_padding(study_, place.data.x)
+    if training.has_state(place.task):
+        return False
+    search = Search(place.spec.num_epochs, place.spec.batch_size, seed=place.spec.seed[0])
+    return plan.changed_by_padding(study_, search, place.data, place.folds) is None
 
 
 def _new(
@@ -452,10 +456,9 @@ def _new(
     return population.start(members, trials)
 
 
-def _on_host(state: State, is_last: bool) -> Members:
+def _on_host(kept: Any) -> Members:
     """What is kept of members, [trial, fold, ...]: all that training needs to go on, or the networks alone."""
-    leaves = jax.tree.leaves((state.trained, state.model_state) if is_last else state)
-    return {f"leaf_{i}": population.on_host(leaf) for i, leaf in enumerate(leaves)}
+    return {f"leaf_{i}": population.on_host(leaf) for i, leaf in enumerate(jax.tree.leaves(kept))}
 
 
 def trials_of(study_: Study, key: jax.Array, numbers: list[int], draws: list[Draw]) -> Trials:
@@ -485,7 +488,8 @@ def follow(study_: Study, searched: SearchPlan, wide: Population, seed: int) -> 
                 state = step.state
                 if step.num_epochs < last and hosts.receive()["checkpoint"]:
                     jax.tree.map(population.on_host, state)  # process 0 writes it
-            _on_host(state, i == len(bracket.rungs) - 1)
+            is_last = i == len(bracket.rungs) - 1
+            _on_host(population.final_variables(members.task, state) if is_last else state)
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         raise hosts.LostError(f"training with the other processes has failed: {error}") from error
 

@@ -2,20 +2,24 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.core import Tracer
+from optax.contrib import ScheduleFreeState
 
 from hw1jax import failures, losses, probe, training
 from hw1jax.folds import Fold
 from hw1jax.probe import Alike
-from hw1jax.training import Data, Hyperparameters, Params, Task
+from hw1jax.training import Data, Hyperparameters, NumSteps, Params, Task
 
 NUM_EXAMPLES = 4  # tried alone and together
 NUM_LABELS = 1000  # tried at most
+LARGEST_ROUNDING = 0.01  # of values' standard deviation, by the type in which JAX computes
 NUMBERS = "biufcV"  # kinds of numpy's types; V: bfloat16 and its like
 
 
@@ -24,13 +28,11 @@ def as_arrays(tree: Any, name: str) -> Any:
 
     Raises:
       TypeError: lists, which are trees of their own, or what holds no numbers.
-      ValueError: values that are not finite, or a dict or tuple without any.
+      ValueError: values that are not finite, that are masked, or that the type in which JAX computes can't hold; a dict
+        or tuple without any.
     """
     if not isinstance(tree, np.ndarray | jax.Array) and hasattr(tree, "to_numpy"):
-        table = np.asarray(tree.to_numpy())
-        for column in getattr(tree, "columns", ()) if table.dtype.kind not in NUMBERS else ():
-            _numbers(tree[column].to_numpy(), f"{name}[{column!r}]")
-        return _numbers(table, f"{name}=")
+        return _table(tree, name)
     if isinstance(tree, list) or _is_tuple_of_scalars(tree):
         raise TypeError(f"{name}= must be an array, or a dict or tuple of arrays, not a list: give np.asarray({name})")
     if isinstance(tree, Mapping | tuple) and not tree:
@@ -43,6 +45,24 @@ def as_arrays(tree: Any, name: str) -> Any:
     if tree is not None and jax.tree.structure(tree) != jax.tree.structure(0):  # somebody's own kind of tree
         return jax.tree.map(lambda leaf: _numbers(leaf, f"{name}="), tree)
     return _numbers(tree, f"{name}=")
+
+
+def _table(table: Any, name: str) -> np.ndarray:
+    """The numbers of a data frame, [sample, column], or of one column, [sample]."""
+    if not hasattr(table, "columns"):
+        return _column(table, f"{name}=")
+    columns = [_column(table[column], f"{name}[{column!r}]") for column in table.columns]
+    if not columns:
+        raise ValueError(f"{name}= has no columns")
+    return np.stack(columns, axis=1).astype(np.result_type(*columns))
+
+
+def _column(column: Any, name: str) -> np.ndarray:
+    values = np.asarray(column.to_numpy())
+    if values.dtype.kind == "O":  # a type of pandas' own: nullable, or Arrow's
+        with suppress(TypeError, ValueError):  # no numbers
+            values = np.asarray(column.to_numpy(dtype=np.float64, na_value=np.nan))
+    return _numbers(values, name)
 
 
 def _is_tuple_of_scalars(tree: Any) -> bool:
@@ -59,10 +79,51 @@ def _numbers(values: Any, name: str) -> np.ndarray:
         what = f"an array of {array.dtype}" + (f" ({', '.join(kinds)})" if kinds else "")
         dense = ": give its .toarray()" if hasattr(values, "toarray") else ""
         raise TypeError(f"{name} must be numbers, got {what}{dense}")
+    if array.dtype.names is not None:
+        raise TypeError(f"{name} is a structured array with {', '.join(array.dtype.names)}: give one array of numbers")
+    if np.ma.is_masked(values):
+        raise ValueError(
+            f"{name} has {np.ma.count_masked(values)} masked values: leave those samples out, or fill them"
+        )
     if array.dtype.kind in "fc" and not np.isfinite(array).all():
         count = np.count_nonzero(~np.isfinite(array))
         raise ValueError(f"{name} must be finite, got {count} of {array.size} values that are NaN or infinite")
+    return _representable(array, name)
+
+
+def _representable(array: np.ndarray, name: str) -> np.ndarray:
+    """The array, of which the type in which JAX computes must hold the same values.
+
+    Raises:
+      ValueError: it can't hold them, or rounds away more than a hundredth of what makes them differ.
+    """
+    native = np.float64 if array.dtype == np.longdouble else array.dtype.newbyteorder("=")
+    array = array.astype(native, copy=False)
+    dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+    if dtype == array.dtype or not array.ndim:
+        return array
+    with np.errstate(over="ignore"):
+        computed = array.astype(dtype)
+    lost = computed.astype(array.dtype) != array if array.dtype.kind in "iu" else ~np.isfinite(computed)
+    way = "give smaller numbers, or set jax_enable_x64"
+    if lost.any():
+        raise ValueError(f"{name} has values that {dtype}, in which JAX computes, can't hold ({array[lost][0]}): {way}")
+    if array.dtype.kind == "f" and len(array):
+        rounded, deviation = (np.std(a.astype(np.float64), axis=0) for a in (computed - array, array))
+        if (rounded > LARGEST_ROUNDING * deviation).any():
+            raise ValueError(
+                f"{name} loses its signal in {dtype}, in which JAX computes: values around {np.abs(array).max():.3g} "
+                "differ by little more than they are rounded; subtract their mean, or set jax_enable_x64"
+            )
     return array
+
+
+def as_groups(groups: Any) -> np.ndarray:
+    """Labels [sample] of groups as an array of numbers or of text; a ValueError where some are masked."""
+    if np.ma.is_masked(groups):
+        raise ValueError("groups= has masked values: leave those samples out")
+    groups = np.asarray(groups)
+    return groups.astype(str) if groups.dtype.hasobject else groups  # objects have no digest but their address
 
 
 def check_outside(*trees: Any) -> None:
@@ -167,7 +228,7 @@ def _is_list_of_values(tree: Any) -> bool:
 
 
 def check_task(
-    task: Task, hyperparameters: Hyperparameters, data: Data, num_steps: int | None = None
+    task: Task, hyperparameters: Hyperparameters, data: Data, num_steps: tuple[int, ...] | None = None
 ) -> tuple[Params, Any]:
     """Shapes of a member's (params, state), of a task that can be trained and whose values are one an example.
 
@@ -175,7 +236,7 @@ def check_task(
       task: what is to be trained.
       hyperparameters: one trial's.
       data: samples, at least one.
-      num_steps: for an optimizer that asks for it; it isn't looked at without.
+      num_steps: the numbers of updates that folds have, for an optimizer that asks for its own.
 
     Raises:
       TypeError, ValueError: what can't be trained.
@@ -228,12 +289,63 @@ def check_task(
             )
         if name == "loss" and not jnp.issubdtype(made.dtype, jnp.floating):
             raise TypeError(f"loss must return floating-point numbers, got {made.dtype}")
-    if num_steps is not None or not training.wants_num_steps(task):
-        jax.eval_shape(
-            lambda hyperparameters, params: _optimizer(task, hyperparameters, num_steps).init(params),
-            hyperparameters, params,
-        )  # fmt: skip
+    _check_optimizer(task, hyperparameters, params, num_steps)
     return params, state
+
+
+class _Compared(Exception):
+    """A hyperparameter that stands for a name was compared with a text."""
+
+
+class _Name(np.ndarray):
+    """The index of a name, int [], as a task gets it; comparing it with a text raises, where an array says False."""
+
+    def __eq__(self, other: Any) -> Any:
+        if isinstance(other, str):
+            raise _Compared(other)
+        return super().__eq__(other)
+
+    def __ne__(self, other: Any) -> Any:
+        if isinstance(other, str):
+            raise _Compared(other)
+        return super().__ne__(other)
+
+
+def check_names(
+    task: Task,
+    hyperparameters: Mapping[str, Any],
+    names: Mapping[str, Sequence[Any]],
+    x: Any,
+    num_steps: tuple[int, ...] | None = None,
+) -> None:
+    """Raises a TypeError where a task compares the index of a name with a text, which is never equal.
+
+    Args:
+      task: what is to be trained.
+      hyperparameters: one trial's, by name.
+      names: of each hyperparameter that is an index: what it stands for.
+      x: samples.
+      num_steps: the numbers of updates that folds have, for an optimizer that asks for its own.
+    """
+    for name, values in names.items():
+        told = {**hyperparameters, name: np.asarray(hyperparameters[name]).view(_Name)}
+
+        def member(key: jax.Array, x: Any, told: Any = told) -> Any:
+            steps = None if num_steps is None else NumSteps(num_steps[:1])
+            training.optimizer_of(task, told, steps)
+            params, state = training.init_variables(task, key, told)
+            return training.evaluated(task, params, state, x, told)
+
+        try:
+            jax.eval_shape(member, jax.random.key(0), jax.tree.map(lambda a: a[:2], x))
+        except _Compared as error:
+            raise TypeError(
+                f"the task compares h[{name!r}] with {str(error)!r}, which is never equal: a compiled program has "
+                f"the index of one of {', '.join(map(str, values))}. Choose by jax.lax.switch(h[{name!r}], ...) or "
+                f"hw1jax.chosen_l2, or declare Choice(..., static=True) and use fixed[{name!r}]"
+            ) from None
+        except Exception:  # whatever else fails here is said where the task is checked
+            continue
 
 
 def _check_functions(task: Task) -> None:
@@ -242,6 +354,8 @@ def _check_functions(task: Task) -> None:
         if not callable(function):
             raise TypeError(f"{name}= must be a function, got {type(function).__name__}")
         check_hashable(function, name)
+    if task.eval_params is not None and not callable(task.eval_params):
+        raise TypeError(f"eval_params= must be a function, got {type(task.eval_params).__name__}")
     if not callable(task.optimizer):
         raise TypeError(
             "optimizer= must be a function of the hyperparameters that returns an optax transformation, got "
@@ -270,11 +384,41 @@ def check_hashable(function: Any, name: str) -> None:
         ) from error
 
 
-def _optimizer(task: Task, hyperparameters: Hyperparameters, num_steps: int | None) -> Any:
-    made = task.optimizer(hyperparameters, **({} if num_steps is None else {"num_steps": num_steps}))
-    if not (hasattr(made, "init") and hasattr(made, "update")):
-        raise TypeError(f"optimizer must return an optax transformation, got {type(made).__name__}")
-    return made
+def _check_optimizer(task: Task, hyperparameters: Hyperparameters, params: Params, num_steps: Any) -> None:
+    """Raises a TypeError or ValueError where an update fails, or gives other parameters than there were."""
+    steps = None if num_steps is None else NumSteps(num_steps[:1])
+
+    def update(hyperparameters: Hyperparameters, params: Params) -> tuple[Any, Params]:
+        made = task.optimizer(hyperparameters, **({} if steps is None else {"num_steps": steps.numbers[0]}))
+        if not (hasattr(made, "init") and hasattr(made, "update")):
+            raise TypeError(f"optimizer must return an optax transformation, got {type(made).__name__}")
+        rule = training.optimizer_of(task, hyperparameters, steps)
+        opt_state = rule.init(params)
+        value = jnp.zeros((), jnp.result_type(float))
+        updates, new_state = rule.update(jax.tree.map(jnp.ones_like, params), opt_state, params, value=value)
+        new_params = optax.apply_updates(params, updates)
+        _check_eval_params(task, opt_state)
+        return opt_state, new_state, new_params, new_params if task.eval_params is None else task.eval_params(
+            new_state, new_params)  # fmt: skip
+
+    _, _, updated, final = jax.eval_shape(update, hyperparameters, params)
+    for what, made in (("optimizer", updated), ("eval_params", final)):
+        if jax.tree.structure(made) != jax.tree.structure(params) or [a.shape for a in jax.tree.leaves(made)] != [
+            a.shape for a in jax.tree.leaves(params)
+        ]:
+            raise ValueError(f"{what} returns other parameters than there were")
+
+
+def _check_eval_params(task: Task, opt_state: Any) -> None:
+    """A ValueError where an optimizer keeps the point that it returns in its state, and the task doesn't take it."""
+    if task.eval_params is not None and task.averaging is not None:
+        raise ValueError("eval_params= and averaging= both say which parameters are evaluated: give one of them")
+    parts = jax.tree.leaves(opt_state, is_leaf=lambda part: isinstance(part, ScheduleFreeState))
+    if task.eval_params is None and any(isinstance(part, ScheduleFreeState) for part in parts):
+        raise ValueError(
+            "optimizer trains at another point than it returns (schedule-free): give "
+            "eval_params=optax.contrib.schedule_free_eval_params, or it would be scored at the training point"
+        )
 
 
 def _check_state(before: Any, after: Any) -> None:
@@ -296,7 +440,7 @@ def _check_state(before: Any, after: Any) -> None:
 
 
 def check_examples(
-    task: Task, key: jax.Array, hyperparameters: Hyperparameters, data: Data, num_steps: int | None = None
+    task: Task, key: jax.Array, hyperparameters: Hyperparameters, data: Data, num_steps: tuple[int, ...] | None = None
 ) -> None:
     """A ValueError where examples are mixed, padding is let in, or `y` has a label that the loss doesn't take."""
     num_samples = len(jax.tree.leaves(data.x)[0])

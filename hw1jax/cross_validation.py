@@ -1,6 +1,7 @@
 """Cross-validation of anyone's network: all folds of all trials at once, in one compiled program."""
 
 import textwrap
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 import optax
 
-from hw1jax import checks, lines, population, training
+from hw1jax import checks, lines, population
 from hw1jax import folds as folds_
 from hw1jax.folds import Fold
 from hw1jax.training import Data, Hyperparameters, Metric, Params, Task
@@ -181,10 +182,12 @@ def cross_validate(
     batch_size: int,
     folds: Any = None,
     groups: Any = None,
+    stratify: bool | None = None,
     weights: Any = None,
     metrics: Mapping[str, Metric] | None = None,
     early_stopping: int | None = None,
     averaging: float | None = None,
+    eval_params: Callable[[Any, Any], Any] | None = None,
     progress: bool | Say = False,
     return_params: bool = False,
 ) -> CrossValidation:
@@ -207,17 +210,21 @@ def cross_validate(
       hyperparameters: a tree of arrays, each with a leading trial axis; a dict of lists will do.
       x, y: trees (dicts, tuples) of arrays [sample, ...], or one array each; pandas' tables are taken as arrays.
       key: PRNG key of folds, minibatches, initial parameters and what is random in training.
-      num_folds: folds of a shuffled k-fold partition; ignored if `folds` is given.
+      num_folds: folds of a shuffled k-fold partition, where `folds` is not given.
       num_epochs: passes over each fold's training part.
       batch_size: samples a step; an epoch's last batch may be short.
       folds: pairs (training indices, validation indices) instead, for example from `stratified_k_fold`; or an object
         that splits, as scikit-learn has them.
       groups: [sample], for an object that keeps groups together.
+      stratify: True if each fold is to have as many samples of each class, False if not; None: if `y` are classes,
+        whole numbers [sample] with as many samples a value on average as there are folds.
       weights: [sample], at least 0: how much each counts in the losses and metrics, in training and in validation.
       metrics: by name (outputs, y) -> [batch], one value an example; their means are found in `metrics` of the result.
       early_stopping: epochs without a lower validation loss after which a member stops; its best epoch is what counts.
       averaging: decay of the parameters' exponential moving average, in (0, 1), which is then what is evaluated and
         returned; None: the last parameters are.
+      eval_params: (optimizer's state, params) -> params, those that are evaluated and returned, for an optimizer that
+        trains at other points, as `optax.contrib.schedule_free_eval_params`.
       progress: whether to say a line now and then on standard error, on long work; or a function that is told, often,
         (epochs done, num_epochs, validation loss [trial, fold]).
       return_params: whether to return the trained parameters.
@@ -232,11 +239,11 @@ def cross_validate(
     checks.check_calls(num_folds, folds, metrics, progress)
     x, y = checks.as_arrays(x, "x"), checks.as_arrays(y, "y")
     if weights is not None:
-        weights = checks.as_arrays(np.asarray(weights), "weights").astype(jax.dtypes.canonicalize_dtype(float))
+        weights = checks.as_arrays(np.asanyarray(weights), "weights").astype(jax.dtypes.canonicalize_dtype(float))
     hyperparameters = checks.check_hyperparameters(hyperparameters)
     num_trials = len(jax.tree.leaves(hyperparameters)[0])
-    num_samples = checks.common_length((x, y), "x and y", "sample")
-    groups = None if groups is None else np.asarray(groups)
+    checks.common_length((x, y), "x and y", "sample")
+    groups = None if groups is None else checks.as_groups(groups)
     checks.common_length((x, weights, groups), "x, weights and groups", "sample")
     for name, value in (("num_epochs", num_epochs), ("batch_size", batch_size)):
         checks.check_number(value, name)
@@ -245,13 +252,16 @@ def cross_validate(
     checks.check_key(key)
 
     seed = tuple(int(word) for word in np.ravel(jax.random.key_data(key)))
-    splits = folds_.k_fold(num_samples, num_folds, seed) if folds is None else folds_.given(folds, x, y, groups)
+    splits = folds_.make_folds(x, y, num_folds=num_folds, seed=seed, folds=folds, groups=groups, stratify=stratify)
+    if rare := folds_.rare_classes(y, splits):
+        warnings.warn(rare, stacklevel=2)
     checks.check_weights(weights, splits)
     batch_size = min(batch_size, max(len(fold.train) for fold in splits))
-    task = Task(init, apply, loss, optimizer, metrics=tuple((metrics or {}).items()), averaging=averaging)
+    task = Task(init, apply, loss, optimizer, metrics=tuple((metrics or {}).items()), averaging=averaging,
+                eval_params=eval_params)  # fmt: skip
     data, first = Data(x, y, weights), jax.tree.map(lambda a: a[0], hyperparameters)
     steps = folds_.num_steps(splits, batch_size)
-    all_steps = num_epochs * steps if training.wants_num_steps(task) else None
+    all_steps = population.num_updates(task, splits, num_epochs, batch_size)
     params, state = checks.check_task(task, first, data, all_steps)
     checks.check_examples(task, key, first, data, all_steps)
 
@@ -272,7 +282,7 @@ def cross_validate(
     params = state = None
     if return_params:
         params, state = jax.tree.map(
-            lambda a: population.on_host(a)[:num_trials], (trained.trained, trained.model_state)
+            lambda a: population.on_host(a)[:num_trials], population.final_variables(task, trained)
         )
     named = {name: values[name] for name, _ in task.metrics}
     return CrossValidation(

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from hw1jax import losses
 from hw1jax.training import Task
@@ -62,10 +63,25 @@ def told_task(task: Task) -> Task:
         init=arrays(task.init, "init", ("key", "hyperparameters")),
         apply=arrays(task.apply, "apply", ("params", "x", "hyperparameters")),
         loss=told(task.loss, "loss", ("outputs", "y")),
-        optimizer=told(task.optimizer, "optimizer", ("hyperparameters",)),
+        optimizer=_told_optimizer(task.optimizer),
         prepare=told(task.prepare, "prepare", ("x",)),
         metrics=tuple((name, told(metric, f"metric {name}", ("outputs", "y"))) for name, metric in task.metrics),
     )
+
+
+def _told_optimizer(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, but also the updates of what it returns tell in one line why they fail."""
+    made_by = told(function, "optimizer", ("hyperparameters",))
+
+    @functools.wraps(function)
+    def call(*args: Any, **more: Any) -> Any:
+        made = made_by(*args, **more)
+        if not isinstance(made, optax.GradientTransformation):
+            return made
+        update = told(made.update, "the update of optimizer", ("updates", "state", "params"))
+        return type(made)(told(made.init, "the init of optimizer", ("params",)), update)
+
+    return call
 
 
 def _why(error: Exception, function: Any, name: str, given: Mapping[str, Any]) -> str:

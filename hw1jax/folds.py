@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 PADDING = -1  # index of an empty place in a batch
+DEFAULT_FOLDS = 3
 
 
 class Fold(NamedTuple):
@@ -115,6 +116,72 @@ def pieces(parts: Sequence[np.ndarray], piece_size: int) -> np.ndarray:
     return cut.reshape(len(parts), num_pieces, piece_size)
 
 
+def make_folds(
+    x: Any,
+    y: Any,
+    *,
+    num_folds: int = 3,
+    seed: Sequence[int],
+    folds: Any = None,
+    groups: Any = None,
+    stratify: bool | None = None,
+) -> list[Fold]:
+    """The splits of a cross-validation: the user's own, or shuffled ones, stratified where y are classes.
+
+    Args:
+      x, y: trees of arrays with a leading sample axis.
+      num_folds: of shuffled folds.
+      seed: of shuffled folds, non-negative integers.
+      folds: the user's own instead, see `given`.
+      groups: [sample], for a splitter that keeps groups together.
+      stratify: whether each fold has as many samples of each class; None: if y are classes (`are_classes`).
+
+    Raises:
+      ValueError: indices that are no split of the samples, or an argument that has no effect.
+      TypeError: folds that are neither a list nor a splitter.
+    """
+    if folds is not None:
+        if stratify:
+            raise ValueError("stratify= has no effect on folds= of your own: leave it out")
+        own = given(folds, x, y, groups)
+        if num_folds not in (DEFAULT_FOLDS, len(own)):
+            raise ValueError(f"num_folds={num_folds} has no effect on the {len(own)} folds= of your own: leave it out")
+        return own
+    if groups is not None:
+        raise ValueError(
+            "groups= have no effect without folds= that heed them: give a splitter, such as scikit-learn's GroupKFold"
+        )
+    num_samples = len(jax.tree.leaves(x)[0])
+    if are_stratified(y, num_folds, folds, stratify):
+        return stratified_k_fold(y, num_folds, seed)
+    return k_fold(num_samples, num_folds, seed)
+
+
+def are_stratified(y: Any, num_folds: int, folds: Any, stratify: bool | None) -> bool:
+    """Whether `make_folds` gives each fold as many samples of each class."""
+    return folds is None and (are_classes(y, num_folds) if stratify is None else stratify)
+
+
+def are_classes(y: Any, num_folds: int) -> bool:
+    """True if y are whole numbers or truth values [sample], with as many samples a value on average as there are folds.
+
+    Counts and other whole numbers with more values are taken for the targets of a regression.
+    """
+    return isinstance(y, np.ndarray) and y.ndim == 1 and y.dtype.kind in "iub" and (
+        len(np.unique(y)) * num_folds <= len(y))  # fmt: skip
+
+
+def rare_classes(y: Any, splits: Sequence[Fold]) -> str | None:
+    """A line that names the classes which some fold doesn't hold out; None if there are none, or y are no classes."""
+    if not are_classes(y, len(splits)):
+        return None
+    missing = [value for value in np.unique(y) if not all((y[fold.validation] == value).any() for fold in splits)]
+    if not missing:
+        return None
+    names = ", ".join(f"{value} ({np.count_nonzero(y == value)} samples)" for value in missing[:5])
+    return f"some folds hold out no sample of class {names}: their scores say nothing about it"
+
+
 def given(folds: Any, x: Any, y: Any, groups: Any = None) -> list[Fold]:
     """The user's own splits, checked: a list of pairs, or an object that splits, as scikit-learn's do.
 
@@ -124,15 +191,37 @@ def given(folds: Any, x: Any, y: Any, groups: Any = None) -> list[Fold]:
       groups: [sample], for splitters that keep groups together.
 
     Raises:
-      ValueError: indices that are no split of the samples.
+      ValueError: indices that are no split of the samples, or groups that the splits don't heed.
       TypeError: neither a list nor a splitter.
     """
     first_x, first_y = (jax.tree.leaves(tree)[0] for tree in (x, y))
     if hasattr(folds, "split") and not isinstance(folds, str | bytes | type):
-        folds = list(folds.split(first_x, first_y, groups))
+        splitter, folds = folds, list(folds.split(first_x, first_y, groups))
+        if groups is not None and not _heeds_groups(splitter, folds, first_x, first_y, groups):
+            raise ValueError(
+                f"groups= have no effect on {type(splitter).__name__}, which puts a group's samples into both parts of "
+                "a fold: give a splitter that keeps groups together, such as GroupKFold"
+            )
     elif isinstance(folds, str | bytes | type) or not isinstance(folds, Iterable):
         raise TypeError(
             f"folds= must be a list of (training indices, validation indices) or a splitter with a method split, got "
             f"{folds if isinstance(folds, type) else type(folds).__name__}; their number is num_folds="
         )
+    elif groups is not None:
+        raise ValueError("groups= have no effect on a list of folds=: leave them out, or give a splitter")
     return check(list(folds), len(first_x))
+
+
+def _heeds_groups(splitter: Any, folds: Sequence[Any], x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> bool:
+    """True if no group is in both parts of a fold, or the splits are others without the groups."""
+    if not any(np.isin(groups[train], groups[validation]).any() for train, validation in folds):
+        return True
+
+    def same(others: Iterable[Any]) -> bool:
+        pairs = zip(folds, others, strict=True)
+        return all(np.array_equal(a, b) for own, other in pairs for a, b in zip(own, other, strict=True))
+
+    try:
+        return same(splitter.split(x, y, groups)) and not same(splitter.split(x, y))
+    except (TypeError, ValueError):  # it can't do without
+        return True

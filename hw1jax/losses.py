@@ -23,7 +23,7 @@ def squared_error(outputs: Array, y: Array) -> jax.Array:
     """
     if outputs.shape != y.shape or outputs.ndim < 2:
         raise ValueError(f"squared error takes y of the outputs' shape [batch, n], got {outputs.shape}, y {y.shape}")
-    return jnp.mean(jnp.square(outputs - y), axis=-1)
+    return jnp.mean(jnp.square(_wide(outputs) - y), axis=-1)
 
 
 def cross_entropy(outputs: Array, y: Array) -> jax.Array:
@@ -45,7 +45,12 @@ def cross_entropy(outputs: Array, y: Array) -> jax.Array:
         raise TypeError(f"cross entropy takes classes as integers, got y of {y.dtype}: give y.astype(int)")
     y = y.astype(jnp.promote_types(y.dtype, jnp.int32))  # the number of classes may be more than y's own type holds
     y = jnp.where(y < 0, outputs.shape[-1], y)  # -1 would be the last class; a class too high gives NaN
-    return optax.losses.softmax_cross_entropy_with_integer_labels(outputs, y)
+    return optax.losses.softmax_cross_entropy_with_integer_labels(_wide(outputs), y)
+
+
+def _wide(values: Array) -> Array:
+    """In float32 at least, as what follows is added up."""
+    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
 
 
 def masked_sum(values: jax.Array, mask: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ On a rung, trials with the same key share a program: the key is what shapes it, 
 each trial has its own widths, these too.
 """
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,14 +15,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.extend import core
+from jax.stages import Traced
 
-from hw1jax import checks, hosts, population, study, training
-from hw1jax import layout as layout_
+from hw1jax import checks, hosts, identity, population, probe, study
 from hw1jax import space as space_
 from hw1jax.data import Dataset
 from hw1jax.folds import Fold
-from hw1jax.folds import num_steps as num_steps_of
 from hw1jax.layout import Layout
 from hw1jax.population import Plan, Population, Spec
 from hw1jax.programs import KEPT_PROGRAMS
@@ -30,8 +29,10 @@ from hw1jax.study import Program, Search, Study
 from hw1jax.training import Data, Task
 
 SHARE_OF_MEMORY = 0.9  # of what is free, that a program may need
+NUM_EXAMPLES = 8  # on which a network that is padded is compared with the same at its own widths
 MOST_SLOTS = 100  # trials a program on a CPU: bounds the memory, and what a stopped search loses
-TPE_BRACKETS = 5  # that a TPE search has at least
+TPE_TRIALS = 4  # of a TPE search's bracket, however many there are: an extended search is the same as a whole one
+TPE_BRACKETS = 5  # of a TPE search with halving, at least
 EARLIER_RUNGS = 3  # of halving, before the last, where nobody says how long the first is
 # Measured on two CPU cores: what one computes, and what a program takes to compile.
 FLOPS_A_SECOND, PROGRAM_SECONDS = 8e10, 2
@@ -163,11 +164,12 @@ def make_plan(
             raise ValueError(f"members_per_program= must be at least a trial's {len(splits)} folds")
     num_programs = space_.num_programs(study_.space)
     shapes, layout = _largest(study_), make_layout(study_, search, data)
-    can_be_padded = takes_padding(study_, data.x_train)
-    if not can_be_padded and program.widths == "padded":
+    changed = changed_by_padding(study_, search, Data(data.x_train, data.y_train), splits)
+    can_be_padded = changed is None
+    if changed is not None and program.widths == "padded":
         raise ValueError(
-            f"widths=padded: apply must look at {' and '.join(space_.widths(study_.space))} of its hyperparameters and "
-            "mask what lies beyond, as hw1jax.models does; give widths=exact"
+            f"widths=padded: a network that is padded must be the same as at its own {' and '.join(vary_of(study_))}, "
+            f"and {changed} is another: mask what lies beyond, as hw1jax.models does, or give widths=exact"
         )
 
     def plan_for(num_trials: int, least: int = 1) -> Plan:
@@ -204,7 +206,7 @@ def make_plan(
     if search.halving is None:
         wanted = min(num_trials, most)
         if search.sampler == "tpe":  # it learns from one bracket for the next, so there must be several
-            wanted = -(-wanted // TPE_BRACKETS)
+            wanted = min(wanted, TPE_TRIALS)
         if own_widths:
             return SearchPlan((Bracket(wanted, (alone(wanted, search.num_epochs),)),))
         wanted, plan = fit(wanted)
@@ -336,41 +338,31 @@ def _bracket_sizes(num_trials: int, search: Search) -> list[tuple[int, list[int]
     return [(int(size), ends) for size, ends in zip(sizes, kinds, strict=True)]
 
 
-def takes_padding(study_: Study, x: Any) -> bool:
-    """Whether the networks look at their widths, as they must where they are made wider; see `hw1jax.models`.
+def vary_of(study_: Study) -> list[str]:
+    """The names of the widths that differ among trials."""
+    ranges = {name: r for name, r in space_.ranges_of(study_.space).items() if name in space_.widths(study_.space)}
+    return [name for name, each in ranges.items() if any(isinstance(r, Int) and r.low < r.high for r in each)]
 
-    `x`: a tree of arrays of examples.
+
+def changed_by_padding(study_: Study, search: Search, data: Data, splits: Sequence[Fold]) -> str | None:
+    """What of the narrowest network is another where it is padded to the widest; None if nothing is.
+
+    It is tried on a few examples, with each value of the static hyperparameters.
     """
-    several = {name: r for name, r in space_.ranges_of(study_.space).items() if name in space_.widths(study_.space)}
-    vary = [name for name, ranges in several.items() if any(isinstance(r, Int) and r.low < r.high for r in ranges)]
-    widest = space_.widest(study_.space)
-    task = study.make_task(study_, space_.fixed(study_.space, widest, widest=True))
-    one = study.one_trial(study_, widest)
-    params, state = study.variable_shapes(task, one)
-    some = jax.tree.map(lambda a: jax.ShapeDtypeStruct((2, *a.shape[1:]), jax.dtypes.canonicalize_dtype(a.dtype)), x)
-
-    def looks_at(name: str) -> bool:
-        others = {other: array for other, array in one.items() if other != name}
-
-        def outputs(width: jax.Array, params: Any, state: Any, x: Any, others: dict[str, Any]) -> Any:
-            return training.evaluated(task, params, state, x, others | {name: width})
-
-        jaxpr = jax.make_jaxpr(outputs)(one[name], params, state, some, others).jaxpr
-        return _is_used(jaxpr.invars[0], jaxpr)
-
-    return all(map(looks_at, vary))
-
-
-def _is_used(variable: core.Var, jaxpr: core.Jaxpr) -> bool:
-    """Whether anything is computed from an input of a function; within a `jax.jit` its inputs all look used."""
-    for equation in jaxpr.eqns:
-        places = [i for i, v in enumerate(equation.invars) if v is variable]
-        inner = list(layout_.functions_in(equation)) if equation.primitive.name in ("jit", "pjit") else []
-        if places and not inner:
-            return True
-        if any(_is_used(function.invars[i], function) for function in inner for i in places):
-            return True
-    return False
+    if not vary_of(study_):
+        return None
+    few = Data(*(jax.tree.map(lambda a: np.asarray(a[:NUM_EXAMPLES]), tree) for tree in (data.x, data.y)))
+    key = jax.random.key(search.seed)
+    for draw in statics(study_):
+        narrow_draw = space_.narrowest(study_.space, draw)
+        wide, narrow = (
+            study.make_task(study_, space_.fixed(study_.space, narrow_draw, widest=widest)) for widest in (True, False)
+        )
+        num_steps = population.num_updates(wide, splits, search.num_epochs, search.batch_size)
+        one = study.one_trial(study_, narrow_draw)
+        if changed := probe.padding_changes(wide, narrow, num_steps, key, one, few):
+            return changed
+    return None
 
 
 def make_layout(study_: Study, search: Search, data: Dataset) -> Layout:
@@ -421,23 +413,60 @@ def jobs_of(study_: Study, rung: Rung, draws: Mapping[int, Draw]) -> list[Job]:
     ]
 
 
-def check_networks(study_: Study, search: Search, data: Dataset, splits: list[Fold]) -> None:
-    """Raises a ValueError or TypeError of one line if the study's networks can't be trained on the data."""
+def check_networks(study_: Study, search: Search, data: Dataset, splits: list[Fold]) -> str:
+    """A digest of all that the study's networks compute, by which a folder knows the task that it belongs to.
+
+    Raises:
+      ValueError, TypeError: they can't be trained on the data, or a hyperparameter has no effect; in one line.
+    """
     shortest = min(len(fold.train) for fold in splits)
     if search.batch_size > shortest:
         raise ValueError(f"batch_size={search.batch_size} is more than a fold's {shortest} training samples")
     checks.check_weights(data.weights, splits)
-    samples, all_steps = Data(data.x_train, data.y_train), search.num_epochs * num_steps_of(splits, search.batch_size)
+    samples = Data(data.x_train, data.y_train)
 
-    def num_steps(task: Task) -> int | None:
-        return all_steps if training.wants_num_steps(task) else None
+    def num_steps(task: Task) -> tuple[int, ...] | None:
+        return population.num_updates(task, splits, search.num_epochs, search.batch_size)
 
+    programs = []
     for draw in statics(study_):
         task, one = _of_widest(study_, draw)
         checks.check_task(task, one, samples, num_steps(task))
+        checks.check_names(task, one, space_.names(study_.space), samples.x, num_steps(task))
+        programs.append(
+            identity.traced(task, one, samples._replace(weights=data.weights), search.batch_size, num_steps(task))
+        )
+    digests = list(map(identity.digest, programs))
     task, one = _of_widest(study_, space_.widest(study_.space))
     key = jax.random.key(search.seed)
     checks.check_examples(task, key, one, samples, num_steps(task))  # of one of them, as it is compiled
+    _check_used(study_, programs, digests)
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()
+
+
+def _check_used(study_: Study, programs: Sequence[Traced], digests: Sequence[str]) -> None:
+    """Raises a ValueError that names a hyperparameter on which no network depends: a misspelt or forgotten one, say.
+
+    Args:
+      programs: of the widest networks, one for each draw of `statics`.
+      digests: of these.
+    """
+    paths = set.intersection(*(set(identity.unused(program)) for program in programs))
+    names = [name for name in study_.space if f"['{name}']" in paths and name not in space_.widths(study_.space)]
+    draws = statics(study_)
+    for name in space_.statics(study_.space):
+        others = [
+            space_.key_of({other: draw[other] for other in space_.statics(study_.space) if other != name})
+            for draw in draws
+        ]
+        several = len({repr(draw[name]) for draw in draws}) > 1
+        if several and len(set(zip(others, digests, strict=True))) == len(set(others)):
+            names.append(name)
+    if names:
+        raise ValueError(
+            f"space: {names[0]} has no effect: neither initial parameters nor training nor evaluation depend on it. "
+            f"The task has it as {'fixed' if names[0] in space_.statics(study_.space) else 'h'}[{names[0]!r}]"
+        )
 
 
 def _of_widest(study_: Study, draw: Draw) -> tuple[Task, dict[str, Any]]:

@@ -25,7 +25,7 @@ from hw1jax import layout as layout_
 from hw1jax import programs, training
 from hw1jax.folds import Fold
 from hw1jax.layout import Layout
-from hw1jax.training import Average, Best, Data, Hyperparameters, Params, State, Task
+from hw1jax.training import Best, Data, Hyperparameters, NumSteps, Params, State, Task
 
 
 @dataclass(frozen=True)
@@ -158,11 +158,28 @@ class Population(NamedTuple):
     pieces: jax.Array | None  # int32 [fold, piece, example], the held-out samples
 
     @property
-    def num_steps(self) -> int | None:
-        """Updates of the fold with the longest training part, for an optimizer that asks; None if it doesn't."""
-        if not training.wants_num_steps(self.task):
+    def num_steps(self) -> tuple[int, ...] | None:
+        """The numbers of all updates that folds have, each once, for an optimizer that asks; None if it doesn't."""
+        return num_updates(self.task, self.folds, self.spec.num_epochs, self.spec.batch_size)
+
+    @property
+    def steps_of_folds(self) -> np.ndarray | None:
+        """Int32 [fold]: each fold's place in `num_steps`."""
+        if self.num_steps is None:
             return None
-        return self.spec.num_epochs * folds_.num_steps(self.folds, self.spec.batch_size)
+        numbers = _updates_of_folds(self.folds, self.spec.num_epochs, self.spec.batch_size)
+        return np.array([self.num_steps.index(number) for number in numbers], np.int32)
+
+
+def num_updates(task: Task, folds: Sequence[Fold], num_epochs: int, batch_size: int) -> tuple[int, ...] | None:
+    """The numbers of all updates that folds have, each once, for an optimizer that asks; None if it doesn't."""
+    if not training.wants_num_steps(task):
+        return None
+    return tuple(sorted(set(_updates_of_folds(folds, num_epochs, batch_size))))
+
+
+def _updates_of_folds(folds: Sequence[Fold], num_epochs: int, batch_size: int) -> list[int]:
+    return [num_epochs * -(-len(fold.train) // batch_size) for fold in folds]
 
 
 class Trials(NamedTuple):
@@ -212,22 +229,29 @@ def start(population: Population, trials: Trials) -> State:
     num_folds = len(population.folds)
     numbers, folds = np.repeat(trials.numbers, num_folds), np.tile(_fold_numbers(population), len(trials.numbers))
     hyperparameters = jax.tree.map(lambda a: np.repeat(np.asarray(a), num_folds, 0), trials.hyperparameters)
-    made = new_members(population.task, population.num_steps, trials.key, numbers, folds, hyperparameters)
+    steps = population.steps_of_folds
+    steps = None if steps is None else np.tile(steps, len(trials.numbers))
+    made = new_members(population.task, population.num_steps, trials.key, numbers, folds, hyperparameters, steps)
     return put(population, jax.tree.map(lambda a: a.reshape(-1, num_folds, *a.shape[1:]), made))
 
 
-def new_members(task: Task, num_steps: int | None, key: jax.Array, numbers, folds, hyperparameters) -> State:
+def new_members(
+    task: Task, num_steps: tuple[int, ...] | None, key: jax.Array, numbers, folds, hyperparameters, steps=None
+) -> State:
     """New members [member, ...], made a few at a time: one program makes any number of them.
 
     Args:
       task: what is trained.
-      num_steps: for an optimizer that asks for it, see `training.Task`.
+      num_steps: the numbers of updates that there are, for an optimizer that asks for its own.
       key: of the whole search.
       numbers: int [member], of each one's trial.
       folds: int [member], of each one's fold.
       hyperparameters: a tree of arrays [member, ...].
+      steps: int [member], which of `num_steps` is each one's; the first, if not given.
     """
-    members = numbers, folds, hyperparameters
+    if num_steps is not None and steps is None:
+        steps = np.zeros(len(numbers), np.int32)
+    members = numbers, folds, hyperparameters, steps
     shapes = _initial(task, num_steps).eval_shape(key, jax.tree.map(lambda a: a[0], hyperparameters))
     size = sum(leaf.size for leaf in jax.tree.leaves((shapes.params, shapes.model_state)))
     at_once = max(1, min(NEW_AT_ONCE, NEW_PARAMETERS // max(1, size)))
@@ -284,6 +308,7 @@ def resume(
             batches,
             pieces,
             numbers,
+            population.steps_of_folds,
         )
         train_loss, val = jax.tree.map(lambda values: on_host(values)[:, :, : len(epochs)], (train_loss, val))  # noqa: B023
         yield Progress(epochs.stop, state, train_loss, val, best)
@@ -328,9 +353,21 @@ def member_shapes(population: Population, trials: Trials) -> State:
 
 
 @lru_cache(programs.KEPT_TASKS)
-def _initial(task: Task, num_steps: int | None) -> Any:
+def _initial(task: Task, num_steps: tuple[int, ...] | None) -> Any:
     """What makes a member: never run, but JAX keeps what it comes to, and need not trace the network each time."""
-    return jax.jit(partial(training.init, task, num_steps=num_steps))
+    return jax.jit(partial(training.init, task, num_steps=_steps(num_steps, 0)))
+
+
+def _steps(numbers: tuple[int, ...] | None, index: Any) -> NumSteps | None:
+    return None if numbers is None else NumSteps(numbers, index)
+
+
+def final_variables(task: Task, state: State) -> tuple[Params, Any]:
+    """(params, state) that count, of a population's members [trial, fold, ...]: what is evaluated, and kept."""
+    params = state.params
+    if task.averaging is not None or task.eval_params is not None:
+        params = jax.vmap(jax.vmap(partial(training.final_params, task)))(state)
+    return params, state.model_state
 
 
 def empty(population: Population, trials: Trials) -> State:
@@ -370,10 +407,8 @@ def start_narrow(wide: Population, narrow: Population, trials: Trials) -> State:
     params = start(wide, trials).params
     shapes = jax.eval_shape(narrow.task.init, trials.key, jax.tree.map(lambda a: a[0], trials.hyperparameters))
     params = jax.tree.map(lambda a, own: corner(np.asarray(a), own.shape, num_leading=2), params, shapes)
-    opt_state = _init_optimizer(narrow.task)(narrow.num_steps, params, trials.hyperparameters)
-    average = None
-    if narrow.task.averaging is not None:
-        average = Average(params, jnp.zeros((len(trials.numbers), len(narrow.folds)), jnp.int32))
+    opt_state = _init_optimizer(narrow.task)(narrow.num_steps, params, trials.hyperparameters, narrow.steps_of_folds)
+    average = training.new_average(narrow.task, params, np.zeros((len(trials.numbers), len(narrow.folds))))
     return put(narrow, State(params, opt_state, average=average))
 
 
@@ -406,7 +441,8 @@ def lowered(population: Population, hyperparameters: Hyperparameters, platform: 
     numbers = None if keys is None and best is None else np.arange(spec.epochs_per_call, dtype=np.int32)
     static, carry = (population.num_steps, spec.patience), (state, best)
     hyperparameters = _over_devices(plan, hyperparameters)
-    traced = _fit(task).trace(plan, static, carry, hyperparameters, keys, data, batches, pieces, numbers)
+    steps = population.steps_of_folds
+    traced = _fit(task).trace(plan, static, carry, hyperparameters, keys, data, batches, pieces, numbers, steps)
     return traced.lower(lowering_platforms=None if platform is None else (platform,))
 
 
@@ -450,15 +486,15 @@ def _mesh(plan: Plan) -> Mesh:
 
 
 @programs.quickly_for_each_task(0, 2)
-def _init(task: Task, kind, key_data, num_steps, numbers, folds, hyperparameters: Hyperparameters) -> State:
-    """New members; numbers and folds int [member], hyperparameters [member, ...]."""
+def _init(task: Task, kind, key_data, num_steps, numbers, folds, hyperparameters: Hyperparameters, steps) -> State:
+    """New members; numbers, folds and steps int [member], hyperparameters [member, ...]."""
     key = jax.random.wrap_key_data(key_data, impl=kind)
 
-    def member(number, fold, hyperparameters):
+    def member(number, fold, hyperparameters, index):
         member_key = jax.random.fold_in(jax.random.fold_in(key, number), fold)
-        return training.init(task, member_key, hyperparameters, num_steps=num_steps)
+        return training.init(task, member_key, hyperparameters, num_steps=_steps(num_steps, index))
 
-    return jax.vmap(member)(numbers, folds, hyperparameters)
+    return jax.vmap(member)(numbers, folds, hyperparameters, steps)
 
 
 @programs.quickly_for_each_task()
@@ -471,24 +507,25 @@ def _make_training_keys(kind, key_data, numbers, fold_numbers) -> jax.Array:
 
 
 @programs.quickly_for_each_task(0)
-def _init_optimizer(task: Task, num_steps, params: Params, hyperparameters: Hyperparameters) -> optax.OptState:
-    def member(params: Params, hyperparameters: Hyperparameters) -> optax.OptState:
-        return training.optimizer_of(task, hyperparameters, num_steps).init(params)
+def _init_optimizer(task: Task, num_steps, params: Params, hyperparameters: Hyperparameters, steps) -> optax.OptState:
+    def member(params: Params, hyperparameters: Hyperparameters, index) -> optax.OptState:
+        return training.optimizer_of(task, hyperparameters, _steps(num_steps, index)).init(params)
 
-    return jax.vmap(jax.vmap(member, (0, None)))(params, hyperparameters)
+    return jax.vmap(jax.vmap(member, (0, None, 0)), (0, 0, None))(params, hyperparameters, steps)
 
 
 @programs.for_each_task(0, 1, donate_argnums=2)
-def _fit(task: Task, plan: Plan, static, carry, hyperparameters, keys, data: Data, batches, pieces, epochs):
+def _fit(task: Task, plan: Plan, static, carry, hyperparameters, keys, data: Data, batches, pieces, epochs, steps):
     """-> ((state, best), train_loss [trial, fold, epoch], validation loss and metrics by name).
 
     Args: static (num_steps, patience); carry (state, best) and keys [trial, fold, ...]; hyperparameters [trial, ...];
-    batches [fold, epoch, step, batch] and pieces [fold, piece, example], shared by trials; epochs [epoch].
+    batches [fold, epoch, step, batch], pieces [fold, piece, example] and steps [fold], shared by trials; epochs
+    [epoch].
     """
     num_steps, patience = static
 
-    def on_one_device(carry, hyperparameters, keys, data: Data, batches, pieces, epochs):
-        def member(carry, hyperparameters, key, batches, pieces):
+    def on_one_device(carry, hyperparameters, keys, data: Data, batches, pieces, epochs, steps):
+        def member(carry, hyperparameters, key, batches, pieces, index):
             state, best = carry
             return training.fit(
                 task,
@@ -500,22 +537,22 @@ def _fit(task: Task, plan: Plan, static, carry, hyperparameters, keys, data: Dat
                 hyperparameters,
                 key=key,
                 epochs=epochs,
-                num_steps=num_steps,
+                num_steps=_steps(num_steps, index),
                 best=best,
                 patience=patience,
             )
 
-        over_folds = jax.vmap(member, (0, None, 0, 0, 0))
-        over_trials = jax.vmap(over_folds, (0, 0, 0, None, None))
+        over_folds = jax.vmap(member, (0, None, 0, 0, 0, 0))
+        over_trials = jax.vmap(over_folds, (0, 0, 0, None, None, None))
 
         def group(members):
             carry, hyperparameters, keys = members
-            return over_trials(carry, hyperparameters, keys, batches, pieces)
+            return over_trials(carry, hyperparameters, keys, batches, pieces, steps)
 
         return _in_groups(group, (carry, hyperparameters, keys), plan.trials_at_once)
 
     sharded, everywhere = P("trial"), P()
-    members, shared = (carry, hyperparameters, keys), (data, batches, pieces, epochs)
+    members, shared = (carry, hyperparameters, keys), (data, batches, pieces, epochs, steps)
     over_devices = jax.shard_map(
         _mapped_before_the_mesh(on_one_device, plan, members, shared),
         mesh=_mesh(plan),

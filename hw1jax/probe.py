@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from hw1jax import population, programs, training
-from hw1jax.training import Data, Hyperparameters, Params, Task
+from hw1jax.training import Data, Hyperparameters, NumSteps, Params, Task
 
 NUM_EMPTY = 3  # places that a batch is filled up with, to see whether they count
 
@@ -32,13 +32,18 @@ class Found(NamedTuple):
 
 
 def try_out(
-    task: Task, num_steps: int | None, key: jax.Array, hyperparameters: Hyperparameters, data: Data, labels: np.ndarray
+    task: Task,
+    num_steps: tuple[int, ...] | None,
+    key: jax.Array,
+    hyperparameters: Hyperparameters,
+    data: Data,
+    labels: np.ndarray,
 ) -> Found:
     """What shows whether a task mixes examples, lets padding in, and which labels its loss takes.
 
     Args:
       task: what is trained.
-      num_steps: for an optimizer that asks for it, see `training.Task`.
+      num_steps: the numbers of updates that folds have, for an optimizer that asks for its own.
       key: of a new member's initial parameters.
       hyperparameters: one trial's.
       data: a few examples.
@@ -92,3 +97,102 @@ def _try_out(task: Task, kind, key_data, params: Params, state, hyperparameters,
     losses = values.pop("loss")
     padding = with_other_padding() if training.takes_whole_batches(task) else None
     return Found(Alike(outputs, one_by_one(in_evaluation, x)), losses, values, of_labels, padding)
+
+
+LARGEST_ROUNDING = 1e-3  # of the largest value, between a network that is padded and the same at its own widths
+
+
+def padding_changes(
+    wide: Task,
+    narrow: Task,
+    num_steps: tuple[int, ...] | None,
+    key: jax.Array,
+    hyperparameters: Hyperparameters,
+    data: Data,
+) -> str | None:
+    """What of a trial's network is another where it is padded than at its own widths; None if nothing is.
+
+    Args:
+      wide: the task with padded layers.
+      narrow: the task at the trial's own widths.
+      num_steps: the numbers of updates that folds have, for an optimizer that asks for its own.
+      key: of a new member's initial parameters.
+      hyperparameters: one trial's.
+      data: a few examples.
+    """
+    one, first = jax.tree.map(lambda a: np.asarray(a)[None], hyperparameters), np.zeros(1, int)
+    members = [population.new_members(task, num_steps, key, first, first, one) for task in (wide, narrow)]
+    padded, own = (jax.tree.map(lambda a: np.asarray(a[0]), (m.params, m.model_state)) for m in members)
+    if not _same(padded, own):
+        return "its initial parameters"
+    # Away from where they begin: a last layer of zeros would hide what those before it do.
+    own = jax.tree.map(lambda a: a + (0.01 * np.cos(np.arange(a.size))).astype(a.dtype).reshape(a.shape), own)
+    padded = jax.tree.map(_with_corner, padded, own)
+    with jax.default_matmul_precision("float32"):
+        kind, key_data = programs.key_parts(key)
+        found = [
+            _first_step(task)(kind, num_steps, key_data, *variables, hyperparameters, data)
+            for task, variables in ((wide, padded), (narrow, own))
+        ]
+    for name, one_way, other in zip(("its outputs", "its loss's gradient"), *(f[:2] for f in found), strict=True):
+        if not _same(one_way, other):
+            return name
+    # By the whole: some optimizers make a step of the sign of a gradient that is 0 but for rounding.
+    (_, _, padded), (_, _, own) = found
+    off = jax.tree.map(lambda a, b: np.sum(np.square(np.float64(_corner(a, b)) - np.float64(b))), padded, own)
+    size = jax.tree.map(lambda b: np.sum(np.square(np.float64(b))), own)
+    if sum(jax.tree.leaves(off)) > 0.01**2 * sum(jax.tree.leaves(size)):
+        return "its first update"
+    return None
+
+
+def _corner(wide: Any, narrow: Any) -> np.ndarray:
+    return np.asarray(wide)[tuple(map(slice, np.shape(narrow)))]
+
+
+def _with_corner(wide: np.ndarray, narrow: np.ndarray) -> np.ndarray:
+    made = np.array(wide)
+    made[tuple(map(slice, narrow.shape))] = narrow
+    return made
+
+
+def _same(wide: Any, narrow: Any) -> bool:
+    """Whether the corners of wide arrays that narrow ones have are these, to rounding."""
+    if jax.tree.structure(wide) != jax.tree.structure(narrow):
+        return False
+
+    def same(wide: Any, narrow: Any) -> bool:
+        corner, own = _corner(wide, narrow).astype(np.float64), np.asarray(narrow, np.float64)
+        largest = np.max(np.abs(own), where=np.isfinite(own), initial=0)
+        return corner.shape == own.shape and np.allclose(
+            corner, own, rtol=0, atol=LARGEST_ROUNDING * largest, equal_nan=True
+        )
+
+    return all(jax.tree.leaves(jax.tree.map(same, wide, narrow)))
+
+
+@programs.quickly_for_each_task(0, 1)
+def _first_step(task: Task, kind, num_steps, key_data, params: Params, state, hyperparameters, data: Data):
+    """(outputs, gradient, update), all in training where it is not random."""
+    key = jax.random.wrap_key_data(key_data, impl=kind)
+    is_random = training.wants_key(task)
+    steps = None if num_steps is None else NumSteps(num_steps)
+    mask = jnp.ones(len(jax.tree.leaves(data.y)[0]), bool)
+
+    def loss(params):
+        outputs, _ = training.outputs_of(
+            task,
+            params,
+            state,
+            task.prepare(data.x),
+            hyperparameters,
+            mask=mask,
+            key=None if is_random else key,
+            train=not is_random,
+        )
+        return jnp.mean(training.in_float32(task.loss(outputs, data.y))), outputs
+
+    (value, outputs), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    rule = training.optimizer_of(task, hyperparameters, steps)
+    updates, _ = rule.update(gradient, rule.init(params), params, value=value)
+    return outputs, gradient, updates

@@ -43,6 +43,11 @@ def for_each_task(*static: int, **options: Any) -> Callable[[Callable[..., Any]]
 quickly_for_each_task = partial(for_each_task, compiler_options={"xla_backend_optimization_level": 0})
 
 
+def trace(function: Callable[..., Any], *args: Any) -> Traced:
+    """The function as operations on these arguments, of which shapes are enough; unused ones are among them."""
+    return jax.jit(function, keep_unused=True).trace(*args)
+
+
 def key_parts(key: jax.Array) -> tuple[Any, np.ndarray]:
     """(kind, numbers) of a PRNG key, as programs take it: numbers may be held by all processes."""
     return jax.random.key_impl(key), np.asarray(jax.random.key_data(key))

@@ -24,7 +24,7 @@ def describe() -> dict[str, str | int | dict[str, str] | None]:
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: version_of(name) for name in PACKAGES},
         "platform": devices[0].platform,
         "device": devices[0].device_kind if devices[0].platform != "cpu" else _processor(),
         "num_devices": len(devices),
@@ -67,10 +67,11 @@ def versions() -> dict[str, str]:
     source = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         source.update(path.read_bytes())
-    return {name: _version(name) for name in PACKAGES} | {"hw1jax": source.hexdigest()[:16]}
+    return {name: version_of(name) for name in PACKAGES} | {"hw1jax": source.hexdigest()[:16]}
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
+    """The installed version of a package."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -11,6 +11,7 @@ model.msgpack   the refitted best trial and the networks of its folds; none wher
 import csv
 import io
 import json
+import shutil
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -48,6 +49,7 @@ def ranks(trials: Sequence[TrialScore], study: Study) -> list[int | None]:
 
 
 NOT_LESS = 0.1  # of the folds' highest loss: a refit that is above by less is like them, however close they are
+LARGEST_DIFFERENCE = 0.02  # of the largest output, between machines and precisions
 
 
 def refit_warning(refit_train_loss: float, folds_train_loss: Sequence[float] | np.ndarray) -> str | None:
@@ -97,7 +99,7 @@ def score(model: Model, outputs: Any, y: Any) -> dict[str, Any]:
     where the loss is not finite; a metric that is not is None alone.
     """
     functions = {"loss": model.task.loss, **model.study.metrics}
-    found: dict[str, Any] = {name: float(np.mean(function(outputs, y))) for name, function in functions.items()}
+    found: dict[str, Any] = {name: _mean(function(outputs, y)) for name, function in functions.items()}
     found = {name: value if np.isfinite(value) else None for name, value in found.items()}
     if found["loss"] is None:
         found = dict.fromkeys(found)
@@ -105,6 +107,12 @@ def score(model: Model, outputs: Any, y: Any) -> dict[str, Any]:
         found.setdefault("accuracy", evaluation.accuracy(outputs, y))
         found["confusion"] = evaluation.confusion_matrix(outputs, y).tolist()
     return {"loss": found["loss"], "accuracy": None, "confusion": None} | found
+
+
+def _mean(values: Any) -> float:
+    """Of one value an example, added up in float32 at least."""
+    values = np.asarray(values)
+    return float(np.mean(values, dtype=np.promote_types(values.dtype, np.float32)))
 
 
 def _are_classes(study: Study, outputs: Any, y: Any) -> bool:
@@ -117,6 +125,15 @@ def _are_classes(study: Study, outputs: Any, y: Any) -> bool:
 
 
 # Writing
+
+
+def remove(folder: Path) -> None:
+    """Removes the search and the results that a folder holds, and nothing else."""
+    with storage.results_lock(folder):
+        for name in ("results.json", "report.html", "trials.csv", "histories.npz", "model.msgpack", "journal.log"):
+            (folder / name).unlink(missing_ok=True)
+        for name in ("brackets", "figures"):
+            shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def summary(study: Study, trial: TrialScore) -> dict[str, Any]:
@@ -434,7 +451,19 @@ def read(folder: Path, study: Study) -> Results:
     path = folder / "histories.npz"
     num_test = len(jax.tree.leaves(data.x_test)[0])
     histories = _checked(path, lambda: _read_histories(path, study, record, trials, num_test))
+    if model and "test_outputs" in histories and not _are_close(model.predict(data.x_test), histories["test_outputs"]):
+        raise ValueError(
+            f"{folder} was run with another network than the study's is now: restore it, or repeat the run"
+        )
     return Results(study, folder, record, trials, histories, model, data)
+
+
+def _are_close(outputs: Any, before: np.ndarray) -> bool:
+    """Whether outputs are those of the same network, computed elsewhere perhaps, or in another precision."""
+    if not isinstance(outputs, np.ndarray) or outputs.shape != before.shape:
+        return False
+    outputs, before = outputs.astype(np.float64), before.astype(np.float64)
+    return np.allclose(outputs, before, rtol=0, atol=LARGEST_DIFFERENCE * np.abs(before).max(), equal_nan=True)
 
 
 def read_curves(folder: Path | str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from hw1jax import brackets, hosts, plan, population, record, results, search, storage, study
+from hw1jax import brackets, folds, hosts, plan, population, record, results, search, storage, study
 from hw1jax import space as space_
 from hw1jax.brackets import Brackets, Stopped, Trained
 from hw1jax.checkpoint import Checkpoint, in_one
@@ -99,8 +99,9 @@ def run(
     asked, folder, stop = order.study, order.folder, stop or threading.Event()
     data = study.load_data(asked, order.inputs)
     splits = study.splits_of(asked, order.search, data)
-    plan.check_networks(asked, order.search, data, splits)
-    config = _config(order, data, splits)
+    task_digest = plan.check_networks(asked, order.search, data, splits)
+    versions = {name: record.version_of(name) for name in ("jax", "flax", "optax")}
+    config = _config(order, data, splits) | {"task_sha256": task_digest, "task_versions": versions}
     hosts.agree(config | {"devices of this process": jax.local_device_count()})
     if hosts.follows():
         if told := hosts.receive():
@@ -119,6 +120,8 @@ def run(
 
     with hosts.leading():
         with storage.new_folder(folder, folder / ".search.lock"):
+            if order.output.overwrite:
+                results.remove(folder)
             opened = search.open_storage(
                 journal,
                 asked,
@@ -134,6 +137,8 @@ def run(
         wide = _wide(order, planned, data, splits)
         place = folder / "brackets" / _digest(config)
         trained = Brackets(place, asked, planned, wide, order.search.seed, observer, stop, num_trials=order.num_trials)
+        if rare := folds.rare_classes(data.y_train, splits):
+            observer.note(rare)
         observer.start(asked, order.num_trials, len(splits), order.search.num_epochs, trained.work)
         if order.program.reproducible and jax.default_backend() != "cpu" and not record.is_reproducible():
             observer.note("not reproducible: XLA_FLAGS must say so before JAX starts (record.make_reproducible)")
@@ -263,7 +268,7 @@ def refit(
             checkpoint.write(state, done, losses)
         if stopping:
             raise Stopped
-    params, model_state = jax.tree.map(lambda a: np.asarray(a[0, 0]), (state.trained, state.model_state))
+    params, model_state = jax.tree.map(lambda a: np.asarray(a[0, 0]), population.final_variables(members.task, state))
     return Model(asked, draw, params, model_state), in_one(losses)[0][0, 0]
 
 
@@ -324,7 +329,7 @@ def _rungs(
 
 
 def _config(order: Order, data: Dataset, splits: list[Fold]) -> dict[str, Any]:
-    """All that the results depend on but the number of trials; a folder belongs to one such configuration."""
+    """All that the results depend on but the task and the number of trials; a folder belongs to one configuration."""
     asked = order.study
     planned = plan.make_plan(asked, order.num_trials, order.search, order.program, data, splits)
     own_folds = None if asked.folds is None else _digest([[part.tolist() for part in fold] for fold in splits])
@@ -336,6 +341,7 @@ def _config(order: Order, data: Dataset, splits: list[Fold]) -> dict[str, Any]:
         "score": asked.score,
         "direction": "maximize" if asked.maximize else "minimize",
         "data_sha256": sha256(data),
+        "stratify": folds.are_stratified(data.y_train, order.search.num_folds, asked.folds, asked.stratify),
         "plan": planned.to_json(),
         "format": storage.FORMAT,
     }

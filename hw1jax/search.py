@@ -1,5 +1,6 @@
 """Hyperparameter search: ask Optuna for a bracket of trials, train it, tell. The only file that knows Optuna."""
 
+import hashlib
 import json
 import os
 import re
@@ -69,6 +70,35 @@ class PureRandomSampler(optuna.samplers.BaseSampler):
         return space_.sample(values, self._seed, trial.number, param_name)
 
 
+class BracketSampler(PureRandomSampler):
+    """Any sampler of Optuna's, whose draws depend on (seed, scores of the brackets before) alone.
+
+    Samplers keep a generator and other state, which a search that is stopped and goes on has no more. So before each
+    bracket a new one, seeded by the number of the bracket's first trial, draws all of the bracket's trials in a copy of
+    the search that has just the trials before them. Searches that were killed, extended or left alone are the same.
+    """
+
+    def __init__(self, make: Callable[[int], optuna.samplers.BaseSampler], seed: int):
+        super().__init__(seed)
+        self._make, self._drawn = make, {}
+
+    def prepare(self, opened: optuna.Study, study: Study, numbers: range) -> None:
+        """Draws the trials of a bracket; those before it have scores."""
+        words = hashlib.sha256(f"{self._seed} {numbers.start}".encode()).digest()
+        sampler = self._make(int.from_bytes(words[:4]))
+        copy = optuna.create_study(sampler=sampler, direction=opened.direction)
+        copy.add_trials(opened.get_trials(deepcopy=False)[: numbers.start])
+        for number in numbers:
+            trial = copy.ask()
+            suggest(trial, study)
+            self._drawn[number] = trial.params
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self._drawn[trial.number][param_name]
+
+
 class Journal(JournalFileBackend):
     """Optuna's journal, with a lock of its own, and without waiting for the disk at each record.
 
@@ -109,7 +139,9 @@ def open_storage(journal: Path, study: Study, *, sampler: str, seed: int, url: s
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        chosen = PureRandomSampler(seed) if sampler == "random" else optuna.samplers.TPESampler(seed=seed)
+        chosen = PureRandomSampler(seed)
+        if sampler == "tpe":
+            chosen = BracketSampler(lambda seed: optuna.samplers.TPESampler(seed=seed), seed)
         if url is None:
             return _create(_open_journal(journal, study.name), study, study.name, chosen)
         return _open_database(url, journal.parent, study, chosen)
@@ -287,12 +319,23 @@ def begin(opened: optuna.Study, config: dict[str, Any], folder: Path) -> dict[st
     wanted = json.loads(json.dumps(config))
     flat, flat_wanted = ({**c.pop("space", {}), **c} for c in (dict(stored), dict(wanted)))
     for name in [*flat_wanted, *(name for name in flat if name not in flat_wanted)]:
-        if name not in ("plan", "format") and flat_wanted.get(name) != flat.get(name):
+        if name not in ("plan", "format", "task_versions") and flat_wanted.get(name) != flat.get(name):
+            if name == "task_sha256":
+                raise ValueError(_another_task(folder, stored["task_versions"], wanted["task_versions"]))
             raise ValueError(
                 f"{folder} holds a search with {name} = {flat.get(name)}, not {flat_wanted.get(name)}: "
                 "give the old settings to go on with it, or another out="
             )
     return stored
+
+
+def _another_task(folder: Path, before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """That a folder belongs to another task, in a line; operations may be others in other versions as well."""
+    others = ", ".join(f"{name} {before[name]}, not {now[name]}" for name in now if before[name] != now[name])
+    return (
+        f"another network, loss or optimizer than the one that {folder} holds"
+        f"{f', or the same in other versions ({others})' if others else ''}: give another out=, or overwrite=True"
+    )
 
 
 def suggest(trial: Trial, study: Study) -> Draw:
@@ -345,6 +388,8 @@ def search(
     """
 
     def ask(numbers: range) -> tuple[dict[int, Draw], dict[int, TrialScore]]:
+        if isinstance(opened.sampler, BracketSampler):
+            opened.sampler.prepare(opened, study, numbers)
         draws = {number: suggest(_ask(opened, number, study), study) for number in numbers}
         return draws, _told(opened, study, draws)
 
@@ -367,7 +412,7 @@ def search(
                     trials = _patiently(partial(tell, draws, values), note)
                 yield trials
                 done.append(numbers)
-            elif not isinstance(opened.sampler, PureRandomSampler):
+            elif isinstance(opened.sampler, BracketSampler):
                 break  # what the next bracket draws depends on this one's scores
         if not done:
             time.sleep(SECONDS_BETWEEN_LOOKS)

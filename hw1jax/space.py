@@ -199,8 +199,23 @@ def fixed(space: Space, draw: Mapping[str, Any], *, widest: bool) -> dict[str, A
     `widest`: the widest that can be drawn, so that all trials share the program; else the trial's own.
     """
     at_most = {name: _each(space[name], lambda r: r.high) for name in widths(space)} if widest else draw
-    static = [name for name, r in ranges_of(space).items() if is_static(r)]
-    return {name: draw[name] for name in static} | {name: at_most[name] for name in widths(space)}
+    return {name: draw[name] for name in statics(space)} | {name: at_most[name] for name in widths(space)}
+
+
+def statics(space: Space) -> list[str]:
+    """The names of the static hyperparameters."""
+    return [name for name, ranges in ranges_of(space).items() if is_static(ranges)]
+
+
+def names(space: Space) -> dict[str, tuple[str, ...]]:
+    """Of each hyperparameter that `h` has as the index of a name: the names."""
+    alone = {name: r for name, r in space.items() if isinstance(r, Choice)}
+    return {name: r.values for name, r in alone.items() if r.is_named and not r.static}
+
+
+def narrowest(space: Space, draw: Mapping[str, Any]) -> Draw:
+    """The draw with each width the lowest there is."""
+    return {**draw, **{name: _each(space[name], lambda r: r.low) for name in widths(space)}}
 
 
 def width_columns(space: Space) -> dict[str, Int]:

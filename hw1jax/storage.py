@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 # Of results.json, histories.npz, model.msgpack and a search's configuration with its plan.
-FORMAT = 6
+FORMAT = 7
 
 # numpy reads an array's header with Python's `ast`, whose count of depth all threads share (in 3.11): if garbage is
 # collected in its middle, JAX's callback lets another thread at it, and the counts don't match (a SystemError).

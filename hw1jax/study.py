@@ -81,6 +81,8 @@ class Study:
       averaging: decay of the parameters' moving average, where nobody says otherwise; None: as `task` says.
       folds: list of (training indices, validation indices), or a splitter object as scikit-learn has them (with the
         data's `groups`), instead of shuffled `num_folds`.
+      stratify: True if each shuffled fold is to have as many samples of each class, False if not; None: if y are
+        classes (see `folds.are_classes`).
       quick: by name, of these numbers, what is smaller in a small run.
       title: for people; the name, if not given.
       loss_name: for tables and axes, with its unit.
@@ -108,6 +110,7 @@ class Study:
     halving: Halving | None = None
     averaging: float | None = None
     folds: Any = None
+    stratify: bool | None = None
     quick: Mapping[str, int] = field(default_factory=lambda: {"num_trials": 4, "num_epochs": 2})
     title: str = ""
     loss_name: str = "loss"
@@ -186,6 +189,8 @@ class Output:
     """Folder of the results; runs/STUDY, or runs/quick/STUDY with --quick, if not given."""
     storage: str | None = None
     """URL of a database for Optuna, such as postgresql+psycopg://user@host/name, instead of OUT/journal.log."""
+    overwrite: bool = False
+    """Begin anew: remove the search and the results that the folder holds."""
     quick: bool = False
     """A small run on the real data: fewer trials and epochs, unless they are given."""
 
@@ -372,10 +377,10 @@ def load_data(study: Study, inputs: Mapping[str, Path | None]) -> Dataset:
     x_train, y_train, x_test, y_test = (
         checks.as_arrays(part, name) for name, part in zip(data._fields, data[:4], strict=False)
     )
-    weights = None if data.weights is None else checks.as_arrays(np.asarray(data.weights), "weights").astype(np.float32)
-    groups = None if data.groups is None else np.asarray(data.groups)
-    if groups is not None and groups.dtype.hasobject:  # a digest of objects would be one of their places in memory
-        groups = groups.astype(str)
+    weights = None
+    if data.weights is not None:
+        weights = checks.as_arrays(np.asanyarray(data.weights), "weights").astype(np.float32)
+    groups = None if data.groups is None else checks.as_groups(data.groups)
     for names, parts in (
         ("x_train and y_train", (x_train, y_train)),
         ("x_test and y_test", (x_test, y_test)),
@@ -393,10 +398,15 @@ def load_data(study: Study, inputs: Mapping[str, Path | None]) -> Dataset:
 
 def splits_of(study: Study, search: Search, data: Dataset) -> list[Fold]:
     """The folds: the study's own, or as many shuffled ones as the search says."""
-    num_samples = checks.common_length(data.x_train, "x_train", "sample")
-    if study.folds is None:
-        return folds_.k_fold(num_samples, search.num_folds, (search.seed,))
-    return folds_.given(study.folds, data.x_train, data.y_train, data.groups)
+    return folds_.make_folds(
+        data.x_train,
+        data.y_train,
+        num_folds=search.num_folds if study.folds is None else study.num_folds,
+        seed=(search.seed,),
+        folds=study.folds,
+        groups=data.groups,
+        stratify=study.stratify,
+    )
 
 
 def make_task(study: Study, fixed: Mapping[str, Any]) -> Task:

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -41,13 +42,16 @@ class Task(NamedTuple):
       init: (key, hyperparameters) -> params, a tree of floating-point arrays.
       apply: (params, x, hyperparameters) -> outputs, on a prepared batch.
       loss: (outputs, y) -> [batch], one value an example.
-      optimizer: (hyperparameters) -> optax transformation. It may ask for `num_steps`, the number of all updates of
-        the fold with the longest training part, for a schedule. A transformation that wants the loss is given it.
+      optimizer: (hyperparameters) -> optax transformation. It may ask for `num_steps`, an int: the number of all
+        updates of the member's own fold, for a schedule. A transformation whose `update` takes `value` is given the
+        loss.
       prepare: x -> x, what a batch undergoes before `apply`. As it depends on no trial, it is done once for all the
         trials of a fold that share a program.
       metrics: pairs (name, (outputs, y) -> [batch]), evaluated beside the loss.
       averaging: decay of the parameters' exponential moving average, in (0, 1), which is then what is evaluated and
         kept (Polyak and Juditsky 1992); None: the last parameters are.
+      eval_params: (opt_state, params) -> params, those that are evaluated and kept, of an optimizer that trains at
+        other points than it returns, as `optax.contrib.schedule_free_eval_params`; None: those that are trained.
     """
 
     init: Callable[..., Any]
@@ -57,10 +61,23 @@ class Task(NamedTuple):
     prepare: Callable[[Any], Any] = unchanged
     metrics: tuple[tuple[str, Metric], ...] = ()
     averaging: float | None = None
+    eval_params: Callable[[Any, Any], Any] | None = None
+
+
+@dataclass(frozen=True)
+class NumSteps:
+    """The number of all updates of a member's fold, where an optimizer asks for it.
+
+    Optimizers need it as a Python number (schedules of optax decide by it), so there is one for each number that a
+    fold has, and each member takes the updates of its own.
+    """
+
+    numbers: tuple[int, ...]  # those of all folds, each once
+    index: Any = 0  # int [], traced: which of them is the member's
 
 
 class Average(NamedTuple):
-    """The exponential moving average of a member's parameters."""
+    """The exponential moving average of a member's parameters, in float32 at least: bfloat16 loses small updates."""
 
     params: Params
     num_updates: jax.Array  # int32 []
@@ -73,11 +90,6 @@ class State(NamedTuple):
     opt_state: optax.OptState
     model_state: Any = None  # a tree of arrays, of a task that has state
     average: Average | None = None  # of a task with averaging
-
-    @property
-    def trained(self) -> Params:
-        """The parameters that count: those that are evaluated, and kept in the end."""
-        return self.params if self.average is None else self.average.params
 
 
 class Best(NamedTuple):
@@ -184,18 +196,63 @@ def evaluated(
 
 
 def optimizer_of(
-    task: Task, hyperparameters: Hyperparameters, num_steps: int | None
+    task: Task, hyperparameters: Hyperparameters, num_steps: NumSteps | None
 ) -> optax.GradientTransformationExtraArgs:
-    """The member's optimizer; `num_steps` for one that asks for it."""
-    asked = {"num_steps": num_steps} if wants_num_steps(task) else {}
-    return optax.with_extra_args_support(task.optimizer(hyperparameters, **asked))
+    """The member's optimizer; `num_steps` for one that asks for it. Its `update` takes the loss as `value`."""
+    if num_steps is None or not wants_num_steps(task):
+        return _takes_value(task.optimizer(hyperparameters))
+    each = [_takes_value(task.optimizer(hyperparameters, num_steps=number)) for number in num_steps.numbers]
+    if len(each) == 1:
+        return each[0]
+
+    def init(params: Params) -> optax.OptState:
+        return lax.switch(num_steps.index, [rule.init for rule in each], params)
+
+    def update(updates: optax.Updates, state: optax.OptState, params: Params | None = None, **extra: Any) -> Any:
+        branches = [lambda *given, rule=rule: rule.update(*given[:3], **given[3]) for rule in each]
+        return lax.switch(num_steps.index, branches, updates, state, params, extra)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
-def init(task: Task, key: jax.Array, hyperparameters: Hyperparameters, *, num_steps: int | None = None) -> State:
+def _takes_value(rule: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """The same rule with an `update` that is given `value=`, and hands it on only if it has a parameter for it.
+
+    optax marks some as taking any extra arguments that do not, as `optax.contrib.sam`.
+    """
+    rule = optax.with_extra_args_support(rule)
+    kinds = {parameter.kind for parameter in _parameters(rule.update)}
+    if inspect.Parameter.VAR_KEYWORD in kinds or asks(rule.update, 3, ("value",)):
+        return rule
+    return optax.GradientTransformationExtraArgs(
+        rule.init, lambda updates, state, params=None, **extra: rule.update(updates, state, params)
+    )
+
+
+def init(task: Task, key: jax.Array, hyperparameters: Hyperparameters, *, num_steps: NumSteps | None = None) -> State:
     """A new member."""
     params, model_state = init_variables(task, key, hyperparameters)
-    average = None if task.averaging is None else Average(params, jnp.zeros((), jnp.int32))
-    return State(params, optimizer_of(task, hyperparameters, num_steps).init(params), model_state, average)
+    opt_state = optimizer_of(task, hyperparameters, num_steps).init(params)
+    return State(params, opt_state, model_state, new_average(task, params))
+
+
+def new_average(task: Task, params: Params, num_updates: Any = 0) -> Average | None:
+    """The average of parameters before their first update."""
+    if task.averaging is None:
+        return None
+    return Average(jax.tree.map(in_float32, params), jnp.asarray(num_updates, jnp.int32))
+
+
+def in_float32(array: Any) -> jax.Array:
+    """The array in float32, or in its own type where that is a wider one: for sums over examples or updates."""
+    return jnp.asarray(array, jnp.promote_types(array.dtype, jnp.float32))
+
+
+def final_params(task: Task, state: State) -> Params:
+    """The parameters that count: those that are evaluated, and kept in the end."""
+    if state.average is not None:
+        return jax.tree.map(lambda mean, own: mean.astype(own.dtype), state.average.params, state.params)
+    return state.params if task.eval_params is None else task.eval_params(state.opt_state, state.params)
 
 
 def gather(task: Task, data: Data, index: jax.Array, chunk_size: int) -> Batch:
@@ -221,7 +278,8 @@ def total_weight(real: jax.Array, weights: jax.Array | None) -> jax.Array:
 
 
 def weighted_sum(values: jax.Array, batch: Batch) -> jax.Array:
-    """Sum of one value an example over a chunk's real ones."""
+    """Sum of one value an example over a chunk's real ones, in float32 at least."""
+    values = in_float32(values)
     return masked_sum(values if batch.weights is None else values * batch.weights, batch.real)
 
 
@@ -249,11 +307,11 @@ def loss_and_gradient(
 
     def add_chunk(total, chunk: Batch):
         (value, _), gradient = value_and_gradient(params, chunk)
-        return jax.tree.map(jnp.add, total, (value, gradient)), None
+        return jax.tree.map(lambda total, new: total + new.astype(total.dtype), total, (value, gradient)), None
 
-    zeros = jax.tree.map(jnp.zeros_like, params)
+    zeros = jax.tree.map(lambda p: jnp.zeros_like(in_float32(p)), params)
     value, gradient = lax.scan(add_chunk, (jnp.zeros((), jnp.result_type(float)), zeros), batch)[0]
-    return (value, model_state), gradient
+    return (value, model_state), jax.tree.map(lambda g, p: g.astype(p.dtype), gradient, params)
 
 
 def step(
@@ -263,7 +321,7 @@ def step(
     hyperparameters: Hyperparameters,
     *,
     key: jax.Array | None = None,
-    num_steps: int | None = None,
+    num_steps: NumSteps | None = None,
 ) -> tuple[State, jax.Array]:
     """One update on the mean loss of the batch's real examples -> (state, sum of their losses before it)."""
     (total, model_state), gradient = loss_and_gradient(
@@ -271,7 +329,7 @@ def step(
     )
     weight = total_weight(batch.real, batch.weights)
     divisor = jnp.where(weight > 0, weight, 1)
-    gradient = jax.tree.map(lambda g: g / divisor.astype(g.dtype), gradient)
+    gradient = jax.tree.map(lambda g: (in_float32(g) / divisor.astype(in_float32(g).dtype)).astype(g.dtype), gradient)
     updates, opt_state = optimizer_of(task, hyperparameters, num_steps).update(
         gradient, state.opt_state, state.params, value=total / divisor.astype(total.dtype)
     )
@@ -303,21 +361,22 @@ def epoch(
     hyperparameters: Hyperparameters,
     *,
     key: jax.Array | None = None,
-    num_steps: int | None = None,
+    num_steps: NumSteps | None = None,
 ) -> tuple[State, jax.Array]:
     """One pass over a fold's training part.
 
     Args:
       batches: int [step, batch], sample indices, negative where there is none.
       key: of the epoch; None for a task whose training is not random.
-      num_steps: for the optimizer, see `Task`.
+      num_steps: for the optimizer, where it asks for it.
 
     Returns:
       (state, mean over the epoch of each real example's loss just before the step that used it).
     """
 
-    def one(state: State, batch: Batch, hyperparameters: Hyperparameters, key: jax.Array | None):
-        return step(task, state, batch, hyperparameters, key=key, num_steps=num_steps)
+    def one(state: State, batch: Batch, hyperparameters: Hyperparameters, key: jax.Array | None, index: Any):
+        steps = None if num_steps is None else NumSteps(num_steps.numbers, index)
+        return step(task, state, batch, hyperparameters, key=key, num_steps=steps)
 
     one = sequential_vmap(canonical_convolutions(one)) if layout.one_by_one else one
 
@@ -325,7 +384,7 @@ def epoch(
         index, number = index_and_number
         batch = gather(task, data, index, layout.chunk_size or len(index))
         step_key = None if key is None or number is None else jax.random.fold_in(key, number)
-        state, total = one(state, batch, hyperparameters, step_key)
+        state, total = one(state, batch, hyperparameters, step_key, None if num_steps is None else num_steps.index)
         return state, (total, None if batch.weights is None else jnp.sum(batch.weights))
 
     numbers = None if key is None else jnp.arange(len(batches))
@@ -347,7 +406,7 @@ def evaluate(
     Args:
       pieces: int [piece, example], negative where there is none.
     """
-    functions = (("loss", task.loss), *task.metrics)
+    functions, params = (("loss", task.loss), *task.metrics), final_params(task, state)
 
     def one(variables: tuple[Params, Any], piece: Batch, hyperparameters: Hyperparameters) -> tuple[jax.Array, ...]:
         piece = jax.tree.map(lambda a: a[0], piece)
@@ -358,7 +417,7 @@ def evaluate(
 
     def body(totals: tuple[jax.Array, ...], index: jax.Array):
         piece = gather(task, data, index, len(index))
-        sums = one((state.trained, state.model_state), piece, hyperparameters)
+        sums = one((params, state.model_state), piece, hyperparameters)
         weight = None if piece.weights is None else jnp.sum(piece.weights)
         return jax.tree.map(lambda total, value: total + value, totals, sums), weight
 
@@ -380,7 +439,7 @@ def fit(
     *,
     key: jax.Array | None = None,
     epochs: jax.Array | None = None,
-    num_steps: int | None = None,
+    num_steps: NumSteps | None = None,
     best: Best | None = None,
     patience: int | None = None,
 ) -> tuple[tuple[State, Best | None], jax.Array, dict[str, jax.Array] | None]:
@@ -391,7 +450,7 @@ def fit(
       pieces: int [piece, example], the held-out samples, evaluated after each epoch; None: there are none.
       key: of the member's training, where it is random.
       epochs: int [epoch], the epochs' numbers, where `key` or `best` is given.
-      num_steps: for the optimizer, see `Task`.
+      num_steps: for the optimizer, where it asks for it.
       best: the best epoch before these, to be kept up; no epoch counts that comes more than `patience` epochs after it.
 
     Returns:

@@ -106,7 +106,7 @@ if options.kill_at_rename:
 if options.kill_at_record:
     die_at(options.kill_at_record, search.Journal, "append_logs", half_a_record)
 if options.pretend_version:
-    record._version = lambda _: options.pretend_version
+    record.version_of = lambda _: options.pretend_version
 if options.largest_file:
     resource.setrlimit(resource.RLIMIT_FSIZE, (options.largest_file, resource.RLIM_INFINITY))
 if options.database_seconds is not None:

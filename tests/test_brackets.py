@@ -21,7 +21,7 @@ from hw1jax.losses import squared_error
 from hw1jax.observer import Observer
 from hw1jax.space import Float, Int
 from hw1jax.study import Study, narrow
-from hw1jax.training import Task
+from hw1jax.training import Data, Task
 
 # The same for all tests, so that a program is compiled once: two slots, and six trials of three depths a bracket.
 USUAL = {"num_devices": 2, "widths": "padded", "members_per_program": 18, "num_trials": 9}
@@ -300,15 +300,20 @@ def test_a_users_net_at_its_own_width_begins_as_it_does_alone(tmp_path):
 
 def test_a_net_that_does_not_look_at_its_width_is_never_padded():
     """All its trials would train at the widest."""
-    with pytest.raises(ValueError, match="widths=padded: apply must look at units .*; give widths=exact") as caught:
+    with pytest.raises(ValueError, match="widths=padded: a network that is padded .*, or give widths=exact") as caught:
         training_of(None, NET, widths="padded")
     assert "\n" not in str(caught.value)
     within_jit = replace(NET, task=lambda fixed: net(fixed)._replace(apply=jax.jit(net(fixed).apply)))
-    x = toy.DATA.x_train
-    assert not plan.takes_padding(NET, x) and not plan.takes_padding(within_jit, x)
-    assert plan.takes_padding(toy.STUDY, x)
-    assert plan.takes_padding(narrow(NET, units=Int(5, 5, width=True)), x)  # there is nothing to mask
-    assert plan.takes_padding(deep.STUDY, deep.DATA.x_train)
+
+    def changed(study):
+        search, data = study_.order(study).search, study_.load_data(study, {})
+        splits = study_.splits_of(study, search, data)
+        return plan.changed_by_padding(study, search, Data(data.x_train, data.y_train), splits)
+
+    assert changed(NET) and changed(within_jit)
+    assert changed(toy.STUDY) is None
+    assert changed(narrow(NET, units=Int(5, 5, width=True))) is None  # there is nothing to mask
+    assert changed(deep.STUDY) is None
 
 
 @pytest.mark.slow

@@ -1,0 +1,84 @@
+"""What a task computes, from its operations: a digest of them, and the hyperparameters on which they depend."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr
+from jax.interpreters import partial_eval
+from jax.stages import Traced
+
+from hw1jax import programs, training
+from hw1jax.training import Batch, Data, Hyperparameters, NumSteps, Task
+
+
+def traced(
+    task: Task, hyperparameters: Hyperparameters, data: Data, batch_size: int, num_steps: tuple[int, ...] | None = None
+) -> Traced:
+    """A member's initial state, one step and an evaluation as operations; nothing is compiled.
+
+    Args:
+      task: what is trained.
+      hyperparameters: one trial's.
+      data: samples, of which the shapes and types count.
+      batch_size: samples of the step and of the evaluation.
+      num_steps: the numbers of updates that folds have, for an optimizer that asks for its own.
+    """
+
+    def member(hyperparameters: Hyperparameters, key: jax.Array, x: Any, y: Any, weights: Any) -> Any:
+        steps = None if num_steps is None else NumSteps(num_steps)
+        state = training.init(task, key, hyperparameters, num_steps=steps)
+        real = jnp.ones(batch_size, bool)
+        batch = Batch(task.prepare(x), y, real, weights)
+        whole = jax.tree.map(lambda a: a[None], batch)
+        state, total = training.step(task, state, whole, hyperparameters, key=key, num_steps=steps)
+        params = training.final_params(task, state)
+        outputs = training.evaluated(task, params, state.model_state, x, hyperparameters)
+        values = [function(outputs, y) for function in (task.loss, *(metric for _, metric in task.metrics))]
+        return state, total, values
+
+    def shapes(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), jax.dtypes.canonicalize_dtype(leaf.dtype))
+
+    return programs.trace(
+        member, hyperparameters, jax.random.key(0), *jax.tree.map(shapes, (data.x, data.y, data.weights))
+    )
+
+
+def digest(operations: Traced) -> str:
+    """The same for the same operations on any machine, whatever functions and variables are called in Python.
+
+    It is that of the program's text for a CPU, with the constants that JAX passes beside it.
+    """
+    lowered = operations.lower(lowering_platforms=("cpu",))
+    # Names of results, and addresses of functions that are called back, say nothing of what is computed.
+    text = re.sub(r'jax\.result_info = "[^"]*"|backend_config = "\d+"', "", lowered.as_text())
+    names: dict[str, str] = {}
+    text = re.sub(r"@[\w.]+", lambda name: names.setdefault(name[0], f"@{len(names)}"), text)
+    content = hashlib.sha256(text.encode())
+    for constant in _constants(operations.jaxpr):
+        content.update(f"{constant.dtype}{constant.shape}".encode() + constant.tobytes())
+    return content.hexdigest()
+
+
+def _constants(jaxpr: ClosedJaxpr) -> Sequence[np.ndarray]:
+    """Arrays that the operations have as constants, in their order."""
+    found = [np.asarray(constant) for constant in jaxpr.consts]
+    for equation in jaxpr.jaxpr.eqns:
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda p: isinstance(p, ClosedJaxpr)):
+            if isinstance(inner, ClosedJaxpr):
+                found += _constants(inner)
+    return found
+
+
+def unused(operations: Traced) -> list[str]:
+    """The names of the hyperparameters on which nothing that `traced` gives depends, as `jax.tree_util.keystr`s."""
+    jaxpr = operations.jaxpr.jaxpr
+    _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    hyperparameters = operations.args_info[0][0]
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(hyperparameters)]
+    return [path for path, is_used in zip(paths, used, strict=False) if not is_used]

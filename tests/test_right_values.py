@@ -1,0 +1,416 @@
+"""Right values, known independently, where other trainers and earlier versions gave wrong ones without a word."""
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import optax
+import pytest
+from studies import TOY
+
+import hw1jax as hw
+from hw1jax import checks, folds, identity, space
+from hw1jax.brackets import Brackets
+from hw1jax.folds import minibatches
+from hw1jax.training import Data
+
+X = np.random.default_rng(0).uniform(-3, 3, (40, 1)).astype(np.float32)
+Y = np.sin(X)
+
+
+def init(key, h):
+    return {"w": jax.random.normal(key, (1, 8)), "v": jnp.ones((8, 1))}
+
+
+def apply(params, x, h):
+    return jnp.tanh(x @ params["w"]) @ params["v"]
+
+
+def cross_validate(optimizer, x=X, y=Y, **options):
+    """Two trials' losses and networks, of a net of eight units."""
+    rates = {"rate": np.float32([0.01, 0.1])}
+    given = {"key": jax.random.key(0), "num_epochs": 4, "batch_size": 4, "return_params": True}
+    return hw.cross_validate(init, apply, hw.squared_error, optimizer, rates, x, y, **given | options)
+
+
+# What a member gets depends on its own fold.
+
+
+def growing_folds(num_samples=40, num_folds=5):
+    """As scikit-learn's TimeSeriesSplit: each training part is longer than the one before."""
+    size = num_samples // (num_folds + 1)
+    return [(np.arange(i * size), np.arange(i * size, (i + 1) * size)) for i in range(1, num_folds + 1)]
+
+
+@pytest.mark.parametrize("folds", [growing_folds(), None], ids=["time series", "parts that differ by one sample"])
+def test_a_schedule_has_the_steps_of_its_own_fold(folds):
+    def cosine(h, num_steps):
+        return optax.sgd(optax.cosine_decay_schedule(h["rate"], num_steps))
+
+    x, y = (X, Y) if folds else (X[:33], Y[:33])  # 33 samples in two folds: 17 or 16 train, in 5 or 4 steps
+    together = cross_validate(cosine, x, y, folds=folds, **({} if folds else {"num_folds": 2}))
+    assert len({-(-len(fold.train) // 4) for fold in together.folds}) > 1, "folds differ in their numbers of steps"
+    for i, fold in enumerate(together.folds):
+        steps = 4 * -(-len(fold.train) // 4)
+        batches = minibatches([fold], range(4), batch_size=4, seed=(0, 0), first_fold=i)[0].reshape(-1, 4)
+        for trial, rate in enumerate((0.01, 0.1)):
+            rule = optax.sgd(optax.cosine_decay_schedule(rate, steps))
+            params = init(jax.random.fold_in(jax.random.fold_in(jax.random.key(0), trial), i), None)
+            right = loss_after(params, rule, x, y, batches, fold)
+            assert together.val_loss[trial, i, -1] == pytest.approx(right, rel=1e-4)
+
+
+def loss_after(params, rule, x, y, batches, fold):
+    """The validation loss of one network after the updates of these batches, in a plain loop."""
+    loss = lambda params, index: jnp.mean((apply(params, x[index], None) - y[index]) ** 2)  # noqa: E731
+    state = rule.init(params)
+    for index in (batch[batch >= 0] for batch in batches):
+        updates, state = rule.update(jax.grad(loss)(params, index), state)
+        params = optax.apply_updates(params, updates)
+    return float(loss(params, fold.validation))
+
+
+# Sums.
+
+
+def test_losses_of_a_network_of_few_bits_are_summed_in_float32():
+    """256 losses of 1 add up to 256 in bfloat16, and so do 300."""
+
+    def constant(params, x, h):
+        return (params["w"][0] * 0 + jnp.zeros(len(x), jnp.bfloat16) + x[:, 0]).astype(jnp.bfloat16)
+
+    x = np.arange(900, dtype=np.float32)[:, None] % 7
+    found = hw.cross_validate(
+        lambda key, h: {"w": jnp.ones(1, jnp.bfloat16)},
+        constant,
+        lambda outputs, y: outputs - y.astype(jnp.bfloat16),
+        lambda h: optax.sgd(h["rate"]),
+        {"rate": np.float32([0.0])},
+        x,
+        np.zeros(900, np.float32),
+        key=jax.random.key(0),
+        num_epochs=1,
+        batch_size=300,
+    )
+    right = [x[fold.validation].mean() for fold in found.folds]
+    np.testing.assert_allclose(found.val_loss[0, :, 0], right, rtol=1e-6)
+    np.testing.assert_allclose(found.train_loss[0, :, 0], [x[fold.train].mean() for fold in found.folds], rtol=1e-6)
+
+
+def test_an_average_of_parameters_of_few_bits_moves():
+    """In bfloat16 an average with decay .999 never does: each update is less than the last bit."""
+
+    def constant(params, x, h):
+        return params["w"] * jnp.ones((len(x), 1), jnp.bfloat16)
+
+    found = hw.cross_validate(
+        lambda key, h: {"w": jnp.ones((), jnp.bfloat16)},
+        constant,
+        lambda outputs, y: outputs[:, 0],
+        lambda h: optax.sgd(h["rate"]),  # each update takes .0625 off
+        {"rate": np.float32([0.0625])},
+        X,
+        Y,
+        key=jax.random.key(0),
+        num_epochs=8,
+        batch_size=4,
+        averaging=0.999,
+        return_params=True,
+    )
+    for fold, own in enumerate(found.folds):
+        value, average = 1.0, 1.0
+        for number in range(8 * -(-len(own.train) // 4)):
+            value = float(ml_dtypes.bfloat16(value - 0.0625))
+            decay = min(0.999, (1 + number) / (10 + number))
+            average = decay * average + (1 - decay) * value
+        assert float(found.params["w"][0, fold]) == pytest.approx(average, rel=1e-2)
+
+
+# Points of evaluation.
+
+
+def schedule_free(h):
+    return optax.contrib.schedule_free(optax.sgd(h["rate"]), h["rate"], b1=0.9)
+
+
+def test_a_schedule_free_optimizer_is_evaluated_where_it_says():
+    found = cross_validate(schedule_free, eval_params=optax.contrib.schedule_free_eval_params)
+    training_point = cross_validate(schedule_free, eval_params=lambda state, params: params)
+    for fold, own in enumerate(found.folds):
+        params = jax.tree.map(lambda a: a[1, fold], found.params)  # noqa: B023
+        outputs = apply(params, X[own.validation], None)
+        assert found.val_loss[1, fold, -1] == pytest.approx(
+            float(np.mean((outputs - Y[own.validation]) ** 2)), rel=1e-5
+        )
+    assert not np.allclose(found.val_loss, training_point.val_loss, rtol=1e-3)
+
+
+def test_a_schedule_free_optimizer_without_its_point_of_evaluation_is_refused():
+    with pytest.raises(ValueError, match="optimizer trains at another point .* eval_params="):
+        cross_validate(schedule_free)
+    chained = lambda h: optax.chain(optax.clip(1.0), schedule_free(h))  # noqa: E731
+    with pytest.raises(ValueError, match="eval_params="):
+        cross_validate(chained)
+
+
+# Optimizers as optax has them.
+
+
+def test_an_optimizer_that_takes_no_value_is_given_none():
+    def sam(h):
+        return optax.contrib.sam(optax.sgd(h["rate"]), optax.sgd(0.05), sync_period=2)
+
+    found = cross_validate(sam)
+    assert np.isfinite(found.val_loss).all()
+
+
+def test_an_update_that_fails_is_told_in_one_line_that_names_the_optimizer():
+    def broken(h):
+        def update(updates, state, params=None):
+            raise RuntimeError("no such thing")
+
+        return optax.GradientTransformation(lambda params: (), update)
+
+    with pytest.raises(ValueError, match="update of optimizer.* fails .*no such thing") as caught:
+        cross_validate(broken)
+    assert "\n" not in str(caught.value)
+
+
+# Searches that are killed, extended or left alone.
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_an_extended_or_interrupted_search_draws_as_a_whole_one(tmp_path, sampler, monkeypatch):
+    settings = {"sampler": sampler, "num_epochs": 1, "widths": "padded"}
+    whole = hw.run_study(TOY, out=tmp_path / "whole", num_trials=14, **settings)
+    hw.run_study(TOY, out=tmp_path / "extended", num_trials=6, **settings)
+    extended = hw.run_study(TOY, out=tmp_path / "extended", num_trials=14, **settings)
+    for name, values in whole.trials.params.items():
+        np.testing.assert_array_equal(extended.trials.params[name], values)
+    np.testing.assert_allclose(extended.trials.folds["loss"], whole.trials.folds["loss"], rtol=1e-3)
+    assert len(set(extended.trials.params["learning_rate"])) == 14, "no draw repeats another"
+
+    train, calls = Brackets.train, []
+
+    def interrupted(self, draws):
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append(draws)
+        return train(self, draws)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Brackets, "train", interrupted)
+        if sampler == "tpe":  # its brackets follow one another; the random search has one
+            with pytest.raises(KeyboardInterrupt):
+                hw.run_study(TOY, out=tmp_path / "stopped", num_trials=14, **settings)
+    went_on = hw.run_study(TOY, out=tmp_path / "stopped", num_trials=14, **settings)
+    assert (went_on.folder / "trials.csv").read_bytes() == (whole.folder / "trials.csv").read_bytes()
+    if sampler == "tpe":
+        random = [space.random_draw(TOY.space, 0, number)["learning_rate"] for number in range(14)]
+        assert not set(random) & set(whole.trials.params["learning_rate"])
+
+
+# What a folder belongs to.
+
+
+def sine(name="sine", activation=jnp.tanh, optimizer=lambda h: optax.sgd(h["rate"]), loss=hw.squared_error, **changes):
+    """A study of one hidden layer of 8 units."""
+
+    def task(fixed):
+        return hw.Task(
+            init=init,
+            apply=lambda params, x, h: activation(x @ params["w"]) @ params["v"],
+            loss=loss,
+            optimizer=optimizer,
+        )
+
+    given = {"space": {"rate": hw.Float(1e-3, 1e-1, log=True)}, "num_trials": 2, "num_epochs": 2, "batch_size": 8}
+    given["data"] = hw.Dataset(X[:30], Y[:30], X[30:], Y[30:])
+    return hw.Study(name, task=task, **given | changes)
+
+
+OTHERS = {
+    "network": {"activation": jax.nn.relu},
+    "optimizer": {"optimizer": lambda h: optax.adam(h["rate"])},
+    "loss": {"loss": lambda outputs, y: jnp.abs(outputs - y)[:, 0]},
+    "metric": {"metrics": {"far": lambda outputs, y: jnp.abs(outputs - y)[:, 0]}},
+}
+
+
+def test_a_folder_belongs_to_what_its_task_computes(tmp_path):
+    found = hw.run_study(sine(), out=tmp_path)
+    before = (tmp_path / "results.json").read_bytes()
+    for name, change in OTHERS.items():
+        other = sine(**change)
+        words = "far" if name == "metric" else "another network, loss or optimizer than .*overwrite=True"
+        with pytest.raises(ValueError, match=words) as caught:
+            hw.run_study(other, out=tmp_path)
+        assert "\n" not in str(caught.value)
+        assert (tmp_path / "results.json").read_bytes() == before
+    with pytest.raises(ValueError, match="another network"):
+        hw.load_results(tmp_path, sine(activation=jax.nn.relu))
+
+    def the_same(values):  # written anew
+        return jnp.tanh(values)
+
+    again = hw.run_study(sine(activation=the_same), out=tmp_path)
+    assert again.trials.folds["loss"].tolist() == found.trials.folds["loss"].tolist()
+    anew = hw.run_study(sine(activation=jax.nn.relu), out=tmp_path, overwrite=True)
+    alone = hw.run_study(sine(activation=jax.nn.relu), out=tmp_path / "alone")
+    assert anew.trials.folds["loss"].tolist() == alone.trials.folds["loss"].tolist()
+    assert anew.test == alone.test
+
+
+def test_a_constant_that_a_task_closes_over_is_part_of_what_it_computes():
+    def digest(factor):
+        task = hw.Task(
+            init, lambda params, x, h: apply(params, x, h) * factor, hw.squared_error, lambda h: optax.sgd(0.1)
+        )
+        return identity.digest(identity.traced(task, {"rate": np.float32(0.1)}, Data(X, Y), 4))
+
+    table, other = np.linspace(1, 2, 5000, dtype=np.float32), np.linspace(1, 3, 5000, dtype=np.float32)
+    digests = [digest(2.0), digest(3.0), *(digest(jnp.asarray(a)[:, None][2500:2501]) for a in (table, other))]
+    assert len(set(digests)) == 4
+    assert digest(2.0) == digests[0]
+
+
+# Hyperparameters that nothing uses.
+
+
+def by_name(h):
+    return optax.adam(h["rate"]) if h["optimizer"] == "adam" else optax.sgd(h["rate"])
+
+
+def test_a_name_that_is_compared_with_a_text_is_refused(tmp_path):
+    space = {"rate": hw.Float(1e-3, 1e-1, log=True), "optimizer": hw.Choice("adam", "sgd")}
+    with pytest.raises(TypeError, match=r"compares h\['optimizer'\] with 'adam'.*chosen_l2.*static=True"):
+        hw.run_study(sine(space=space, optimizer=by_name), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("extra", [hw.Float(0, 1), hw.Int(1, 3), hw.Int(1, 3, static=True), hw.Choice("a", "b")])
+def test_a_hyperparameter_without_effect_is_refused_by_name(tmp_path, extra):
+    space = {"rate": hw.Float(1e-3, 1e-1, log=True), "forgotten": extra}
+    with pytest.raises(ValueError, match="forgotten has no effect"):
+        hw.run_study(sine(space=space), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# Widths that are not masked.
+
+
+def layers(mask_second, scale_only=False):
+    """A study with two widths under one name, of which the network masks the first, or both."""
+
+    def task(fixed):
+        first, second = fixed["units"]
+
+        def start(key, h):
+            each = jax.vmap(jax.random.fold_in, (None, 0))
+            w = jax.vmap(lambda k: jax.random.normal(k))(each(key, jnp.arange(first)))
+            v = jax.vmap(lambda k: jax.random.normal(k))(each(key, 100 + jnp.arange(second)))
+            return {
+                "w": w[None],
+                "u": jnp.outer(jnp.cos(jnp.arange(first)), jnp.sin(1 + jnp.arange(second))),
+                "v": v[:, None],
+            }
+
+        def forward(params, x, h):
+            hidden = jnp.tanh(x @ params["w"])
+            if scale_only:
+                return jnp.tanh(hidden @ params["u"]) @ params["v"] / jnp.sum(h["units"])
+            hidden = jnp.where(jnp.arange(first)[None] < h["units"][0], hidden, 0)
+            hidden = jnp.tanh(hidden @ params["u"])
+            if mask_second:
+                hidden = jnp.where(jnp.arange(second)[None] < h["units"][1], hidden, 0)
+            return hidden @ params["v"]
+
+        return hw.Task(start, forward, hw.squared_error, lambda h: optax.sgd(h["rate"]))
+
+    space = {"units": (hw.Int(2, 6, width=True), hw.Int(2, 6, width=True)), "rate": hw.Float(1e-3, 1e-2, log=True)}
+    return hw.Study("widths", task=task, data=TOY.data, space=space, num_trials=3, num_epochs=1, batch_size=20)
+
+
+@pytest.mark.parametrize(("mask_second", "scale_only"), [(False, False), (False, True), (True, False)])
+def test_widths_that_are_not_masked_are_not_padded(tmp_path, mask_second, scale_only):
+    study = layers(mask_second, scale_only)
+    if not mask_second:
+        with pytest.raises(ValueError, match="widths=padded: a network that is padded must be the same"):
+            hw.run_study(study, out=tmp_path, widths="padded")
+    found = hw.run_study(study, out=tmp_path / "out", **({"widths": "padded"} if mask_second else {}))
+    [rung] = found.record["config"]["plan"]["brackets"][0]["rungs"]
+    assert rung["own_widths"] != mask_second
+    x, y = TOY.data.x_train, TOY.data.y_train
+    for i, fold in enumerate(hw.k_fold(len(x), 3, (0,))):
+        outputs = found.model.fold_outputs(x[fold.validation])[i]
+        assert np.mean((outputs - y[fold.validation]) ** 2) == pytest.approx(
+            found.trials.folds["loss"][found.best.number][i], rel=1e-4
+        )
+
+
+# Inputs arrive unchanged.
+
+
+WRONG_INPUTS = {
+    "masked values": np.ma.masked_array(Y, np.arange(40)[:, None] == 3),
+    "can't hold": np.where(np.arange(40)[:, None] == 3, 1e300, np.float64(Y)),
+    "loses its signal": 1e9 + 20 * np.float64(Y),
+    "structured array": np.zeros(40, [("a", "f4"), ("b", "f4")]),
+}
+
+
+@pytest.mark.parametrize("words", WRONG_INPUTS)
+def test_values_that_would_be_changed_are_refused(words, tmp_path):
+    y = WRONG_INPUTS[words]
+    with pytest.raises((ValueError, TypeError), match=words):
+        cross_validate(lambda h: optax.sgd(h["rate"]), y=y)
+    study = sine(data=hw.Dataset(X[:30], y[:30], X[30:], np.float32(Y[30:])))
+    with pytest.raises((ValueError, TypeError), match=words):
+        hw.run_study(study, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_whole_numbers_that_would_wrap_are_refused():
+    with pytest.raises(ValueError, match="int32, in which JAX computes, can't hold"):
+        cross_validate(lambda h: optax.sgd(h["rate"]), x=np.full((40, 1), 2**40))
+
+
+def test_other_byte_orders_and_tables_are_taken_as_scikit_learn_takes_them():
+    pandas = pytest.importorskip("pandas")
+    right = cross_validate(lambda h: optax.sgd(h["rate"])).val_loss
+    np.testing.assert_array_equal(cross_validate(lambda h: optax.sgd(h["rate"]), y=Y.astype(">f4")).val_loss, right)
+    nullable = pandas.DataFrame({"a": pandas.array([1, 2], "Int64"), "b": pandas.array([True, False], "boolean")})
+    np.testing.assert_array_equal(checks.as_arrays(nullable, "x"), [[1, 1], [2, 0]])
+    dummies = pandas.get_dummies(pandas.DataFrame({"kind": ["u", "v"], "size": [0.5, 2]}))
+    np.testing.assert_array_equal(checks.as_arrays(dummies, "x"), [[0.5, 1, 0], [2, 0, 1]])
+    with pytest.raises(ValueError, match=r"x\['a'\] must be finite"):
+        checks.as_arrays(pandas.DataFrame({"a": pandas.array([1, None], "Int64")}), "x")
+
+
+def test_classes_are_stratified_unless_told_otherwise():
+    y = np.repeat(np.int32([0, 1]), [114, 6])
+    x = np.arange(120, dtype=np.float32)[:, None]
+    for seed in range(12):
+        for fold in folds.make_folds(x, y, num_folds=3, seed=(seed,)):
+            assert np.count_nonzero(y[fold.validation]) == 2
+    plain_folds = folds.make_folds(x, y, num_folds=3, seed=(0,), stratify=False)
+    for own, right in zip(plain_folds, folds.k_fold(120, 3, (0,)), strict=True):
+        np.testing.assert_array_equal(own.validation, right.validation)
+    rare = np.repeat(np.int32([0, 1]), [118, 2])
+    assert "class 1 (2 samples)" in folds.rare_classes(rare, folds.make_folds(x, rare, num_folds=3, seed=(0,)))
+    assert folds.rare_classes(y, folds.make_folds(x, y, num_folds=3, seed=(0,))) is None
+
+
+def test_arguments_without_effect_are_refused():
+    groups, rule = np.arange(40) % 5, lambda h: optax.sgd(h["rate"])
+    splitters = pytest.importorskip("sklearn.model_selection")
+    with pytest.raises(ValueError, match="groups= have no effect without folds="):
+        cross_validate(rule, groups=groups)
+    ignoring = type("KFold", (), {"split": lambda self, x, y=None, groups=None: splitters.KFold(5).split(x)})()
+    with pytest.raises(ValueError, match="groups= have no effect on KFold"):
+        cross_validate(rule, groups=groups, folds=ignoring)
+    with pytest.raises(ValueError, match="num_folds=4 has no effect"):
+        cross_validate(rule, num_folds=4, folds=splitters.KFold(5))
+    with pytest.raises(ValueError, match="stratify= has no effect"):
+        cross_validate(rule, stratify=True, folds=splitters.KFold(5))
+    assert len(cross_validate(rule, groups=groups, folds=splitters.GroupKFold(5)).folds) == 5
