@@ -5,7 +5,6 @@ import inspect
 import json
 import runpy
 import threading
-from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -17,21 +16,11 @@ import hw1jax as hw
 from hw1jax import cli, space, study
 
 HOMEWORK = pytest.mark.parametrize("asked", reproduce.STUDIES.values(), ids=reproduce.STUDIES)
-SMALL = {
-    "hidden_units": (hw.Int(2, 5, width=True), hw.Int(2, 5, width=True)),
-    "channels": (hw.Int(2, 3, width=True), hw.Int(2, 4, width=True)),
-}
-
-
-def small(asked, **changes):
-    """A study of small networks, soon compiled."""
-    return replace(asked, space=asked.space | {name: SMALL[name] for name in SMALL if name in asked.space}, **changes)
 
 
 @HOMEWORK
 def test_a_task_made_in_one_precision_computes_in_the_other(asked):
     """Tasks are cached: one that held an array would carry the precision of its first use into the next."""
-    study._make_task.cache_clear()
     draw = {"hidden_units": (5, 4, 3), "learning_rate": 0.01, "l2": 0.001, "optimizer": "adam"}
     draw |= {"channels": (3, 4)} if "channels" in asked.space else {}
     fixed = {name: draw[name] for name in ("hidden_units", "channels") if name in draw}
@@ -79,37 +68,26 @@ def test_an_experiment_is_read_in_one_sitting(asked):
     assert 29 <= source.count("\n", source.index("STUDY = "), source.index("\n)\n", source.index("STUDY = "))) <= 60
 
 
-# Copies.
+# A copy of regression.py under another name, with one hyperparameter more: its range, and its use.
 
-
-@pytest.mark.slow
-def test_a_copy_of_a_study_under_another_name_searches_to_its_end(tmp_path):
-    other = small(regression.STUDY, name="other", title="")
-    results = hw.run_study(other, num_trials=2, num_epochs=2, num_folds=2, out=tmp_path)
-    assert results.study.name == json.loads((tmp_path / "results.json").read_text())["study"] == "other"
-    page = hw.write_report(tmp_path, other).read_text()
-    assert ">other</h1>" in page
-    assert hw.load_model(tmp_path / "model.msgpack", other).predict(results.data.x_test).shape == (100, 1)
-
-
-ONE_MORE = {  # in a copy of regression.py: its range, and its use
+ONE_MORE = {
     '        "l2": hw.Float(1e-4, 1e-1, log=True),\n': '        "momentum": hw.Float(0.5, 0.99),\n',
     "import jax.numpy as jnp\n": "import optax\n",
 }
 OPTIMIZER = 'hw.chosen_l2(h["optimizer"], h["learning_rate"], h["l2"])'
-WITH_MOMENTUM = 'optax.chain(optax.add_decayed_weights(h["l2"]), optax.sgd(h["learning_rate"], h["momentum"]))'
+WITH_MOMENTUM = f'optax.chain({OPTIMIZER}, optax.trace(h["momentum"]))'
 
 
 @pytest.fixture
 def momentum(tmp_path, monkeypatch):
-    """Runs a copy of regression.py that has one hyperparameter more -> exit code."""
+    """Runs the copy with flags -> (exit code, its study)."""
     source = inspect.getsource(regression)
-    for line, new in ONE_MORE.items():
-        assert source.count(line) == 1
-        source = source.replace(line, line + new)
-    assert source.count(OPTIMIZER) == 1
+    changes = {line: line + new for line, new in ONE_MORE.items()} | {OPTIMIZER: WITH_MOMENTUM}
+    for old, new in (changes | {'name="regression",': 'name="other",'}).items():
+        assert source.count(old) == 1
+        source = source.replace(old, new)
     path = tmp_path / "with_momentum.py"
-    path.write_text(source.replace(OPTIMIZER, WITH_MOMENTUM))
+    path.write_text(source)
     module = runpy.run_path(str(path))
     monkeypatch.setattr(cli, "use_all_cores", lambda *_: None)  # the tests have devices of their own
     monkeypatch.setattr(cli, "stop_on_signals", threading.Event)
@@ -118,26 +96,28 @@ def momentum(tmp_path, monkeypatch):
         monkeypatch.setattr("sys.argv", [str(path), *map(str, flags)])
         with pytest.raises(SystemExit) as caught:
             hw.main(module["STUDY"], module["__doc__"])
-        return caught.value.code
+        return caught.value.code, module["STUDY"]
 
     return call
 
 
 def test_one_more_hyperparameter_is_a_flag(momentum, capsys):
-    assert momentum("--help") == 0
+    assert momentum("--help")[0] == 0
     assert "--momentum LOW-HIGH" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_one_more_hyperparameter_is_in_all_that_a_run_leaves(momentum, tmp_path):
-    """No other file has heard of it."""
+    """No other file has heard of it, or of the study's name."""
     out = tmp_path / "out"
-    sizes = "--num-trials 3 --num-epochs 2 --num-folds 2 --hidden-units 2-5 2-5 --momentum 0.6-0.9"
-    assert momentum(*sizes.split(), "--out", out) == 0
+    sizes = "--num-trials 3 --num-epochs 2 --num-folds 2 --num-devices 1 --hidden-units 2-5 2-5 --momentum 0.6-0.9"
+    code, other = momentum(*sizes.split(), "--out", out)
     record = json.loads((out / "results.json").read_text())
+    assert (code, record["study"]) == (0, "other")
     assert record["config"]["space"]["momentum"] == {"low": 0.6, "high": 0.9}
     assert 0.6 <= record["best"]["params"]["momentum"] <= 0.9
     with (out / "trials.csv").open() as file:
         drawn = [float(row["momentum"]) for row in csv.DictReader(file)]
     assert len(set(drawn)) == 3 and all(0.6 <= value <= 0.9 for value in drawn)
     assert "<td>momentum</td>" in (out / "report.html").read_text()
+    assert hw.load_model(out / "model.msgpack", other).predict(jnp.zeros((7, 1))).shape == (7, 1)
