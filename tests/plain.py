@@ -68,7 +68,6 @@ def cross_validate(
     seed = tuple(int(word) for word in jax.random.key_data(key))
     folds = folds or k_fold(num_samples, num_folds, seed)
     order = minibatches(folds, range(num_epochs), batch_size=batch_size, seed=seed)
-    num_steps = num_epochs * order.shape[2]
 
     def at(index):
         return *(jax.tree.map(lambda a: jnp.asarray(a[index]), tree) for tree in (x, y)), jnp.asarray(weights[index])
@@ -77,8 +76,8 @@ def cross_validate(
         outputs, new_state = net.forward(params, state, batch[0], h, key, True)
         return jnp.sum(batch[2] * net.loss(outputs, batch[1])) / jnp.sum(batch[2]), new_state
 
-    @compiled
-    def step(params, opt_state, state, batch, h, key):
+    @partial(compiled, static_argnums=0)
+    def step(num_steps, params, opt_state, state, batch, h, key):
         (value, state), gradient = jax.value_and_grad(objective, has_aux=True)(params, state, batch, h, key)
         rule = optax.with_extra_args_support(net.optimizer(h, num_steps))
         updates, opt_state = rule.update(gradient, opt_state, params, value=value)
@@ -89,14 +88,19 @@ def cross_validate(
         outputs, _ = net.forward(params, state, batch[0], h, None, False)
         return jnp.sum(batch[2] * net.loss(outputs, batch[1])) / jnp.sum(batch[2])
 
-    init = compiled(lambda key, h: (made := net.init(key, h), net.optimizer(h, num_steps).init(made[0])))
+    @partial(compiled, static_argnums=0)
+    def init(num_steps, key, h):
+        params, state = net.init(key, h)
+        return params, state, net.optimizer(h, num_steps).init(params)
+
     num_trials = len(jax.tree.leaves(hyperparameters)[0])
     found = Found(
         *np.full((2, num_trials, len(folds), num_epochs), np.nan), {}, {}, np.full((num_trials, len(folds)), -1)
     )
     for t, f in np.ndindex(found.epoch.shape):
         h = jax.tree.map(lambda a: a[t], hyperparameters)  # noqa: B023
-        (params, state), opt_state = init(jax.random.fold_in(jax.random.fold_in(key, t), f), h)
+        num_steps = num_epochs * -(-len(folds[f].train) // batch_size)
+        params, state, opt_state = init(num_steps, jax.random.fold_in(jax.random.fold_in(key, t), f), h)
         random = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, TRAINING), t), f)
         lowest, since, average, num_updates = np.inf, 0, params, 0
         for e in range(num_epochs):
@@ -106,7 +110,7 @@ def cross_validate(
                 if not weights[index].any():
                     continue
                 step_key = jax.random.fold_in(jax.random.fold_in(random, e), s)
-                params, opt_state, state, value = step(params, opt_state, state, at(index), h, step_key)
+                params, opt_state, state, value = step(num_steps, params, opt_state, state, at(index), h, step_key)
                 decay = min(np.float32(averaging or 0), np.float32(1 + num_updates) / np.float32(10 + num_updates))
                 average = jax.tree.map(
                     lambda a, p: decay * np.asarray(a) + (1 - decay) * np.asarray(p),  # noqa: B023
