@@ -388,7 +388,7 @@ def _check_optimizer(task: Task, hyperparameters: Hyperparameters, params: Param
     """Raises a TypeError or ValueError where an update fails, or gives other parameters than there were."""
     steps = None if num_steps is None else NumSteps(num_steps[:1])
 
-    def update(hyperparameters: Hyperparameters, params: Params) -> tuple[Any, Params]:
+    def update(hyperparameters: Hyperparameters, params: Params) -> tuple[Params, Params]:
         made = task.optimizer(hyperparameters, **({} if steps is None else {"num_steps": steps.numbers[0]}))
         if not (hasattr(made, "init") and hasattr(made, "update")):
             raise TypeError(f"optimizer must return an optax transformation, got {type(made).__name__}")
@@ -398,10 +398,9 @@ def _check_optimizer(task: Task, hyperparameters: Hyperparameters, params: Param
         updates, new_state = rule.update(jax.tree.map(jnp.ones_like, params), opt_state, params, value=value)
         new_params = optax.apply_updates(params, updates)
         _check_eval_params(task, opt_state)
-        return opt_state, new_state, new_params, new_params if task.eval_params is None else task.eval_params(
-            new_state, new_params)  # fmt: skip
+        return new_params, new_params if task.eval_params is None else task.eval_params(new_state, new_params)
 
-    _, _, updated, final = jax.eval_shape(update, hyperparameters, params)
+    updated, final = jax.eval_shape(update, hyperparameters, params)
     for what, made in (("optimizer", updated), ("eval_params", final)):
         if jax.tree.structure(made) != jax.tree.structure(params) or [a.shape for a in jax.tree.leaves(made)] != [
             a.shape for a in jax.tree.leaves(params)
