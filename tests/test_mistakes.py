@@ -36,6 +36,7 @@ from hw1jax import (
 X = np.linspace(-3, 3, 60, dtype=np.float32)[:, None]
 Y = np.sin(2 * X)
 FLAT_Y = Y[:, 0]
+FEW_ONES = np.float32(np.arange(60) == 7)
 CLASSES = np.arange(60) % 3
 ONE_HOT = np.eye(3, dtype=np.float32)[CLASSES]
 IMAGES = np.random.default_rng(0).integers(0, 256, (60, 1, 3, 3), dtype=np.uint8)
@@ -140,9 +141,9 @@ def through_a_study(given, out):
     run_study(Study("wrong", task=lambda fixed: task, data=Dataset(x, y, x, y, weights), space=space, **given), out=out)
 
 
-def message_of(call, *args):
+def message_of(call, *args, **more):
     with pytest.raises((ValueError, TypeError)) as caught:
-        call(*args)
+        call(*args, **more)
     return str(caught.value)
 
 
@@ -154,274 +155,183 @@ def assert_told(message, line):
 
 
 def wrong(line, **change):
-    return change, line
+    return line, change
 
 
 def wrong_classes(line, **change):
-    return CLASSIFIER | change, line
+    return line, CLASSIFIER | change
 
 
-DECIDES = "in Python (if, and, or, not) HERE, but it is traced: use jnp.where"
+RATE, UNITS = "hyperparameters['rate']", "hyperparameters['units']"
+IF = "in Python (if, and, or, not) HERE, but it is traced: use jnp.where"
 STATIC = "in a Study a size, a range or an index is static=True, or width=True with the layers of hw1jax.models"
-NEEDS = f"as a Python number HERE, but it is traced: leave out float(), int(); {STATIC}"
+NUMBER = f"as a Python number HERE, but it is traced: leave out float(), int(); {STATIC}"
 NUMPY = "to NumPy HERE, which can't take what is traced: use jax.numpy there"
-GIVEN = "(params: {params}, x: float32[2, 1], hyperparameters: {rate, units})"
-OF_INIT = "init(key: key<fry>[], hyperparameters: {rate, units})"
-OF_OPTIMIZER = "optimizer(hyperparameters: {rate, units})"
+OF_INIT = "init(key: key<fry>[], hyperparameters: {rate, units}) fails"
+OF_APPLY = "apply(params: {params}, x: float32[2, 1], hyperparameters: {rate, units}) fails"
+OF_LOSS = "loss(outputs: float32[2, 1], y: float32[2, 1]) fails"
+OF_OPTIMIZER = "optimizer(hyperparameters: {rate, units}) fails"
 ONE_EACH = "loss must return one value an example, [batch], got"
 MIXES = (
     "mixes examples: an example's value changes with the others of its batch. Compute it from the example's own "
-    "outputs and y alone (do shapes broadcast? "
+    "outputs and y alone (do shapes broadcast?"
 )
 ADD_AXIS = "y is [sample], outputs [batch, 1]; give y[:, None]"
 DROP_AXIS = "y is [sample, 1], outputs [batch]; give y[:, 0]"
 SHAPES = "squared error takes y of the outputs' shape [batch, n], got"
 OF_CLASSES = "cross entropy takes one class an example, got outputs (2, 3), y"
+DICT = "metrics= must be a dict of functions by name, got"
+LAMBDA = "give lambda h: optax.adam(h['learning_rate']), say"
+METHOD = "; a method of a net doesn't take hyperparameters: give lambda"
+ARRAYS = "where arrays are expected"
 PAIR = "fold 0 must be a pair (training indices, validation indices)"
 SPLITS = "folds= must be a list of (training indices, validation indices) or a splitter with a method split, got"
 
-WRONG = {
+WRONG = [
     # what is traced
-    "if in apply": wrong(
-        f"apply decides by hyperparameters['rate'] {DECIDES}, or in a Study static=True",
-        apply=lambda params, x, h: NET.apply(params, x) if h["rate"] > 0 else x,
-    ),
-    "if in init": wrong(
-        f"init decides by hyperparameters['rate'] {DECIDES}, or in a Study static=True",
-        init=lambda key, h: NET.init(key, X[:1]) if h["rate"] > 0 else {},
-    ),
-    "if in optimizer": wrong(
-        f"optimizer decides by hyperparameters['units'] {DECIDES}, or in a Study static=True",
+    wrong(f"apply decides by {RATE} {IF}, or in a Study static=True", apply=lambda p, x, h: x if h["rate"] > 0 else -x),
+    wrong(f"init decides by {RATE} {IF}, or in a Study static=True", init=lambda key, h: {} if h["rate"] > 0 else None),
+    wrong(
+        f"optimizer decides by {UNITS} {IF}, or in a Study static=True",
         optimizer=lambda h: optax.adam(h["rate"]) if h["units"] == 2 else optax.sgd(h["rate"]),
     ),
-    "if in loss": wrong(
-        f"loss decides by outputs {DECIDES}",
-        loss=lambda outputs, y: squared_error(outputs, y) if outputs[0, 0] > 0 else y[:, 0],
-    ),
-    "if in a metric": wrong(
-        f"metric own decides by y {DECIDES}",
-        metrics={"own": lambda outputs, y: y[:, 0] if y[0, 0] > 0 else outputs[:, 0]},
-    ),
-    "a size": wrong(
-        f"init needs hyperparameters['units'] {NEEDS}", init=lambda key, h: nn.Dense(h["units"]).init(key, X[:1])
-    ),
-    "int": wrong(
-        f"init needs hyperparameters['units'] {NEEDS}", init=lambda key, h: {"w": jnp.zeros((1, int(h["units"])))}
-    ),
-    "a range": wrong(
-        f"apply needs hyperparameters['units'] {NEEDS}", apply=lambda params, x, h: [x for _ in range(h["units"])][0]
-    ),
-    "an index": wrong(
-        f"apply needs hyperparameters['units'] {NEEDS}",
-        apply=lambda params, x, h: [jnp.sin, jnp.cos][h["units"]](x),
-    ),
-    "a key of a dict": wrong(
-        f"apply needs a traced value {NEEDS}", apply=lambda params, x, h: {2: jnp.sin, 3: jnp.cos}[h["units"]](x)
-    ),
-    "float": wrong(f"optimizer needs hyperparameters['rate'] {NEEDS}", optimizer=lambda h: optax.sgd(float(h["rate"]))),
-    "NumPy in optimizer": wrong(
-        f"optimizer gives hyperparameters['rate'] {NUMPY}", optimizer=lambda h: optax.sgd(np.exp(h["rate"]))
-    ),
-    "NumPy in loss": wrong(
-        f"loss gives outputs and y {NUMPY}", loss=lambda outputs, y: np.square(outputs - y).mean(axis=-1)
-    ),
+    wrong(f"loss decides by o {IF}", loss=lambda o, y: squared_error(o, y) if o[0, 0] > 0 else y[:, 0]),
+    wrong(f"metric own decides by y {IF}", metrics={"own": lambda o, y: y[:, 0] if y[0, 0] > 0 else o[:, 0]}),
+    wrong(f"init needs {UNITS} {NUMBER}", init=lambda key, h: nn.Dense(h["units"]).init(key, X[:1])),
+    wrong(f"init needs {UNITS} {NUMBER}", init=lambda key, h: {"w": jnp.zeros((1, int(h["units"])))}),
+    wrong(f"apply needs {UNITS} {NUMBER}", apply=lambda p, x, h: [x for _ in range(h["units"])][0]),
+    wrong(f"apply needs {UNITS} {NUMBER}", apply=lambda p, x, h: [jnp.sin, jnp.cos][h["units"]](x)),
+    wrong(f"apply needs a traced value {NUMBER}", apply=lambda p, x, h: {2: jnp.sin, 3: jnp.cos}[h["units"]](x)),
+    wrong(f"optimizer needs {RATE} {NUMBER}", optimizer=lambda h: optax.sgd(float(h["rate"]))),
+    wrong(f"optimizer gives {RATE} {NUMPY}", optimizer=lambda h: optax.sgd(np.exp(h["rate"]))),
+    wrong(f"loss gives o and y {NUMPY}", loss=lambda o, y: np.square(o - y).mean(axis=-1)),
     # losses and metrics
-    "y without an axis": wrong(f"{SHAPES} (2, 1), y (2,): {ADD_AXIS}", y=FLAT_Y),
-    "y without an axis in a loss of one's own": wrong(
-        f"{ONE_EACH} shape (2, 2) for a batch of 2: {ADD_AXIS}", y=FLAT_Y, loss=lambda outputs, y: (outputs - y) ** 2
+    wrong(f"{SHAPES} (2, 1), y (2,): {ADD_AXIS}", y=FLAT_Y),
+    wrong(f"{ONE_EACH} shape (2, 2) for a batch of 2: {ADD_AXIS}", y=FLAT_Y, loss=lambda o, y: (o - y) ** 2),
+    wrong(f"loss {MIXES} (4, 1) outputs, y (4,)): {ADD_AXIS}", y=FEW_ONES, loss=mean_of_squares),
+    wrong(f"{SHAPES} (2,), y (2, 1): {DROP_AXIS}", apply=flat),
+    wrong(f"loss {MIXES} (4,) outputs, y (4, 1)): {DROP_AXIS}", apply=flat, loss=mean_of_squares),
+    wrong(f"{SHAPES} (2,), y (2,)", apply=flat, y=FLAT_Y),
+    wrong(
+        f"metric own {MIXES} (4, 1) outputs, y (4, 1))",
+        metrics={"own": lambda o, y: jnp.abs(o - y[:, 0]).mean(axis=1)},
     ),
-    "y without an axis, silently": wrong(
-        f"loss {MIXES}(4, 1) outputs, y (4,)): {ADD_AXIS}", y=np.float32(np.arange(60) == 7), loss=mean_of_squares
-    ),
-    "outputs without an axis": wrong(f"{SHAPES} (2,), y (2, 1): {DROP_AXIS}", apply=flat),
-    "outputs without an axis, silently": wrong(
-        f"loss {MIXES}(4,) outputs, y (4, 1)): {DROP_AXIS}", apply=flat, loss=mean_of_squares
-    ),
-    "neither has an axis": wrong(f"{SHAPES} (2,), y (2,)", apply=flat, y=FLAT_Y),
-    "a metric that broadcasts": wrong(
-        f"metric own {MIXES}(4, 1) outputs, y (4, 1))",
-        metrics={"own": lambda outputs, y: jnp.abs(outputs - y[:, 0]).mean(axis=1)},
-    ),
-    "a metric of each output": wrong(
+    wrong(
         "metric own must return one value an example, [batch], got shape (2, 1) for a batch of 2: average over the ..",
-        metrics={"own": lambda outputs, y: outputs - y},
+        metrics={"own": lambda o, y: o - y},
     ),
-    "a mean": wrong(
-        f"{ONE_EACH} shape () for a batch of 2: don't average over the batch",
-        loss=lambda outputs, y: jnp.mean((outputs - y) ** 2),
-    ),
-    "a loss of each output": wrong(
+    wrong(f"{ONE_EACH} shape () for a batch of 2: don't average over the batch", loss=lambda o, y: jnp.mean(o - y)),
+    wrong(
         f"{ONE_EACH} shape (2, 1) for a batch of 2: average over the other axes, as .mean(axis=-1)",
         loss=optax.losses.l2_loss,
     ),
-    "a loss without return": wrong(f"{ONE_EACH} NoneType", loss=lambda outputs, y: None),
-    "a loss of whole numbers": wrong(
-        "loss must return floating-point numbers, got int32", loss=lambda outputs, y: jnp.argmax(outputs, axis=-1)
-    ),
-    "a loss of three arguments": wrong(
-        "loss(outputs: float32[2, 1], y: float32[2, 1]) fails: TypeError: .. missing 1 required positional argument: "
-        "'y'",
-        loss=lambda params, x, y: y,
-    ),
-    "a loss that can't be hashed": wrong(
+    wrong(f"{ONE_EACH} NoneType", loss=lambda o, y: None),
+    wrong("loss must return floating-point numbers, got int32", loss=lambda o, y: jnp.argmax(o, axis=-1)),
+    wrong(f"{OF_LOSS}: TypeError: .. missing 1 required positional argument: 'y'", loss=lambda params, x, y: y),
+    wrong(
         "loss= must be hashable, which Loss is not: wrap it in a function, or make the class a dataclass with eq=False",
         loss=Loss(),
     ),
-    "one-hot": wrong_classes(f"{OF_CLASSES} (2, 3), one-hot: give y.argmax(axis=-1)", y=ONE_HOT),
-    "labels in a column": wrong_classes(
-        f"{OF_CLASSES} (2, 1): y is [sample, 1], outputs [batch, 3]; give y[:, 0]", y=CLASSES[:, None]
-    ),
-    "truth values": wrong_classes(
-        "cross entropy takes classes as integers, got y of bool: give y.astype(int)", y=CLASSES == 0
-    ),
-    "floats": wrong_classes("cross entropy takes classes as integers, got y of float32..", y=np.float32(CLASSES)),
-    "labels from 1": wrong_classes("y has labels 1 to 3, 3 outputs take 0 to 2", y=CLASSES + 1),
-    "labels for a loss of one-hot": wrong_classes(
+    wrong_classes(f"{OF_CLASSES} (2, 3), one-hot: give y.argmax(axis=-1)", y=ONE_HOT),
+    wrong_classes(f"{OF_CLASSES} (2, 1): y is [sample, 1], outputs [batch, 3]; give y[:, 0]", y=CLASSES[:, None]),
+    wrong_classes("cross entropy takes classes as integers, got y of bool: give y.astype(int)", y=CLASSES == 0),
+    wrong_classes("cross entropy takes classes as integers, got y of float32..", y=np.float32(CLASSES)),
+    wrong_classes("y has labels 1 to 3, 3 outputs take 0 to 2", y=CLASSES + 1),
+    wrong_classes(
         "loss(outputs: float32[2, 3], y: int32[2]) fails: ValueError: Incompatible shapes for ..",
         loss=optax.losses.softmax_cross_entropy,
     ),
-    "metrics in a list": wrong("metrics= must be a dict of functions by name, got list", metrics=[accuracy]),
-    "a metric that is none": wrong("metrics['off']= must be a function, got float", metrics={"off": 1.0}),
+    wrong(f"{DICT} list", metrics=[accuracy]),
+    wrong(f"{DICT} function", metrics=accuracy),
+    wrong("metrics['off']= must be a function, got float", metrics={"off": 1.0}),
     # init, apply, optimizer
-    "init of a net": wrong(
-        f"{OF_INIT} fails: ..; a method of a net doesn't take hyperparameters: give lambda key, h: "
-        "net.init(key, x[:1])",
-        init=NET.init,
-    ),
-    "apply of a net": wrong(
-        f"apply{GIVEN} fails: TypeError: ..; a method of a net doesn't take hyperparameters: give lambda params, x, h: "
-        "net.apply(params, x)",
-        apply=NET.apply,
-    ),
-    "init of the key alone": wrong(
-        f"{OF_INIT} fails: TypeError: .. takes 1 positional argument but 2 were given",
-        init=lambda key: NET.init(key, X[:1]),
-    ),
-    "init, its arguments the other way round": wrong(
-        f"{OF_INIT} fails HERE: ..", init=lambda h, key: NET.init(key, X[:1])
-    ),
-    "apply without hyperparameters": wrong(
-        f"apply{GIVEN} fails: TypeError: .. takes 2 positional arguments but 3 were given",
-        apply=lambda params, x: NET.apply(params, x),
-    ),
-    "apply that asks for what nobody gives": wrong(
+    wrong(f"{OF_INIT}: ..{METHOD} key, h: net.init(key, x[:1])", init=NET.init),
+    wrong(f"{OF_APPLY}: TypeError: ..{METHOD} params, x, h: net.apply(params, x)", apply=NET.apply),
+    wrong(f"{OF_INIT}: TypeError: .. takes 1 positional argument but 2 were given", init=lambda key: X),
+    wrong(f"{OF_INIT} HERE: ..", init=lambda h, key: NET.init(key, X[:1])),
+    wrong(f"{OF_APPLY}: TypeError: .. takes 2 positional arguments but 3 were given", apply=lambda params, x: x),
+    wrong(
         "apply asks for rng, which nobody gives it; it may ask for key, train, state, mask",
         apply=lambda params, x, h, rng: x,
     ),
-    "apply on inputs of another size": wrong(
-        f"apply{GIVEN} fails HERE: TypeError: dot_general requires ..", apply=lambda params, x, h: x @ jnp.zeros((5, 1))
-    ),
-    "apply without return": wrong("apply returns no outputs: is there a return?", apply=lambda params, x, h: None),
-    "apply of two outputs": wrong(
-        "loss(outputs: tuple, y: float32[2, 1]) fails: AttributeError: ..", apply=lambda params, x, h: (x, x)
-    ),
-    "apply that mixes examples": wrong(
+    wrong(f"{OF_APPLY} HERE: TypeError: dot_general requires ..", apply=lambda params, x, h: x @ jnp.zeros((5, 1))),
+    wrong("apply returns no outputs: is there a return?", apply=lambda params, x, h: None),
+    wrong("loss(outputs: tuple, y: float32[2, 1]) fails: AttributeError: ..", apply=lambda params, x, h: (x, x)),
+    wrong(
         "apply mixes examples: in evaluation an example's outputs change with the others of its batch. ..",
         apply=lambda params, x, h: x - x.mean(),
     ),
-    "padding in the statistics": wrong(
-        "apply lets padding into its statistics: ..", init=normalised_init, apply=normalised_apply
-    ),
-    "a name that isn't there": wrong(
-        f"{OF_OPTIMIZER} fails HERE: KeyError: 'learning_rate'", optimizer=lambda h: optax.sgd(h["learning_rate"])
-    ),
-    "statistics beside the parameters": wrong(
+    wrong("apply lets padding into its statistics: ..", init=normalised_init, apply=normalised_apply),
+    wrong(f"{OF_OPTIMIZER} HERE: KeyError: 'learning_rate'", optimizer=lambda h: optax.sgd(h["learning_rate"])),
+    wrong(
         "init returns batch_stats beside params, all of which would be trained: return (params, state), and let apply "
         "take state by name",
         init=lambda key, h: {"params": jnp.zeros((1, 1)), "batch_stats": jnp.zeros(1)},
     ),
-    "whole numbers among the parameters": wrong(
+    wrong(
         "init returns ['n'] of int32: parameters are trained, so all must be floating-point",
         init=lambda key, h: {"w": jnp.zeros((1, 1)), "n": jnp.arange(3)},
     ),
-    "a function among the parameters": wrong(
-        "init returns a function as ['act'], where arrays are expected: of an Equinox module, return eqx.filter(net, "
-        "eqx.is_array), and eqx.combine it in apply",
+    wrong(
+        f"init returns a function as ['act'], {ARRAYS}: of an Equinox module, return eqx.filter(net, eqx.is_array), "
+        "and eqx.combine it in apply",
         init=lambda key, h: {"w": jnp.zeros(1), "act": jnp.tanh},
     ),
-    "a Python number among the parameters": wrong(
-        "init returns a float as ['w'], where arrays are expected: give jnp.asarray", init=lambda key, h: {"w": 0.5}
-    ),
-    "a name among the parameters": wrong(
-        "init returns a str as ['kind'], where arrays are expected",
-        init=lambda key, h: {"w": jnp.zeros(1), "kind": "dense"},
-    ),
-    "an optimizer that is made": wrong(
+    wrong(f"init returns a float as ['w'], {ARRAYS}: give jnp.asarray", init=lambda key, h: {"w": 0.5}),
+    wrong(f"init returns a str as ['kind'], {ARRAYS}", init=lambda key, h: {"w": jnp.zeros(1), "kind": "dense"}),
+    wrong(
         "optimizer= must be a function of the hyperparameters that returns an optax transformation, got "
-        "GradientTransformation..: give lambda h: optax.adam(h['learning_rate']), say",
+        f"GradientTransformation..: {LAMBDA}",
         optimizer=optax.adam(1e-3),
     ),
-    "optax's own function": wrong(
-        f"{OF_OPTIMIZER} fails: TypeError: ..; give lambda h: optax.adam(h['learning_rate']), say", optimizer=optax.adam
-    ),
-    "an optimizer of nothing": wrong(
-        f"{OF_OPTIMIZER} fails: TypeError: .. takes 0 positional arguments but 1 was given",
-        optimizer=lambda: optax.sgd(0.1),
-    ),
+    wrong(f"{OF_OPTIMIZER}: TypeError: ..; {LAMBDA}", optimizer=optax.adam),
+    wrong(f"{OF_OPTIMIZER}: TypeError: .. takes 0 positional arguments but 1 was given", optimizer=lambda: None),
     # data and folds
-    "images that apply can't take": wrong_classes(
+    wrong_classes(
         "apply(params: {kernel}, x: uint8[2, 1, 3, 3], ..) fails HERE: TypeError: ..; x is uint8: make it "
         "floating-point there, as x / 255",
         x=IMAGES,
         init=lambda key, h: {"kernel": jax.random.normal(key, (3, 1, 3, 3))},
         apply=convolution,
     ),
-    "lists": wrong("x= must be an array, or a dict or tuple of arrays, not a list: give np.asarray(x)", x=X.tolist()),
-    "not a number": wrong("x= must be finite, got 10 of 60 values ..", x=np.where(X > 2, np.nan, X)),
-    "infinite": wrong("y= must be finite, got 10 of 60 values ..", y=np.where(X > 2, np.inf, Y)),
-    "an array that NumPy can't read": wrong(
+    wrong("x= must be an array, or a dict or tuple of arrays, not a list: give np.asarray(x)", x=X.tolist()),
+    wrong("x= must be finite, got 10 of 60 values ..", x=np.where(X > 2, np.nan, X)),
+    wrong("y= must be finite, got 10 of 60 values ..", y=np.where(X > 2, np.inf, Y)),
+    wrong(
         "x= can't be made an array by np.asarray: can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu()",
         x=OnDevice(),
     ),
-    "fewer labels": wrong(
-        "x and y must have the same leading sample axis, at least 1 long, got shapes [(60, 1), (50, 1)]", y=Y[:50]
-    ),
-    "weights of nothing": wrong(
-        "weights= must be one number of at least 0 a sample, not all 0, ..", weights=0 * FLAT_Y
-    ),
-    "too few samples": wrong("the number of folds must lie between 2 and the 2 samples, got 3", x=X[:2], y=Y[:2]),
-    "a number for splits": wrong(f"{SPLITS} int; their number is num_folds=", folds=5),
-    "a splitter's class": wrong(f"{SPLITS} <class '..Splitter'>; their number is num_folds=", folds=Splitter),
-    "one split without a list": wrong(PAIR, folds=HALVES),
-    "a fold's number for each sample": wrong(PAIR, folds=CLASSES),
-    "splits as truth values": wrong(
+    wrong("x and y must have the same leading sample axis, at least 1 long, got shapes [(60, 1), (50, 1)]", y=Y[:50]),
+    wrong("weights= must be one number of at least 0 a sample, not all 0, ..", weights=0 * FLAT_Y),
+    wrong("the number of folds must lie between 2 and the 2 samples, got 3", x=X[:2], y=Y[:2]),
+    wrong(f"{SPLITS} int; their number is num_folds=", folds=5),
+    wrong(f"{SPLITS} <class '..Splitter'>; their number is num_folds=", folds=Splitter),
+    wrong(PAIR, folds=HALVES),
+    wrong(PAIR, folds=CLASSES),
+    wrong(
         "fold 0: train indices must be a non-empty list of integers, got bool",
         folds=[(np.arange(60) < 40, np.arange(60) >= 40)],
     ),
-}
-
-
+]
 # What only `cross_validate` asks for.
 LIST_INDICES = "give the index of each in a list of them"
 NO_TRIAL_AXIS = "give one a trial, on a leading trial axis"
 WHOLE = "num_folds= must be a whole number, got"
-ALONE = {
-    "no trial axis": wrong(f"hyperparameters['rate'] has one value: {NO_TRIAL_AXIS}", hyperparameters={"rate": 0.1}),
-    "no trial axis in one": wrong(
-        f"hyperparameters['units'] has one value, others 2: {NO_TRIAL_AXIS}",
-        hyperparameters={"rate": [0.1, 0.2], "units": 3},
-    ),
-    "ranges": wrong(
-        "hyperparameters['rate'] must be numbers, got an array of object (Float)",
-        hyperparameters={"rate": Float(0.1, 1)},
-    ),
-    "names": wrong(
-        f"hyperparameters['kind'] must be numbers, got names: {LIST_INDICES}",
-        hyperparameters={"rate": [0.1, 0.1], "kind": ["relu", "tanh"]},
-    ),
-    "functions among them": wrong(
-        f"hyperparameters['kind'] must be numbers, got functions: {LIST_INDICES}",
-        hyperparameters={"rate": [0.1, 0.1], "kind": [nn.relu, nn.tanh]},
-    ),
-    "a list of dicts": wrong(
+ALONE = [
+    wrong(f"{RATE} has one value: {NO_TRIAL_AXIS}", hyperparameters={"rate": 0.1}),
+    wrong(f"{UNITS} has one value, others 2: {NO_TRIAL_AXIS}", hyperparameters={"rate": [0.1, 0.2], "units": 3}),
+    wrong(f"{RATE} must be numbers, got an array of object (Float)", hyperparameters={"rate": Float(0.1, 1)}),
+    wrong(f"{UNITS} must be numbers, got names: {LIST_INDICES}", hyperparameters={"units": ["two", "three"]}),
+    wrong(f"{UNITS} must be numbers, got functions: {LIST_INDICES}", hyperparameters={"units": [nn.relu, nn.tanh]}),
+    wrong(
         "hyperparameters= must be a dict of lists, one value a trial each, not a list of dicts",
         hyperparameters=[{"rate": 0.1}, {"rate": 0.2}],
     ),
-    "a splitter for a number": wrong(f"{WHOLE} Splitter: splits are given as folds=", num_folds=Splitter()),
-    "splits for a number": wrong(f"{WHOLE} list: splits are given as folds=", num_folds=[HALVES]),
-    "a number for a key": wrong("key= must be a PRNG key, such as jax.random.key(0), got int", key=0),
-    "a name for progress": wrong("progress= must be True, False or a function, got str", progress="bar"),
-}
+    wrong(f"{WHOLE} Splitter: splits are given as folds=", num_folds=Splitter()),
+    wrong(f"{WHOLE} list: splits are given as folds=", num_folds=[HALVES]),
+    wrong("key= must be a PRNG key, such as jax.random.key(0), got int", key=0),
+    wrong("progress= must be True, False or a function, got str", progress="bar"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -432,12 +342,13 @@ def shapes_broadcast():
 
 
 @pytest.mark.parametrize(
-    ("what", "door"),
-    [(what, through_cross_validate) for what in WRONG | ALONE] + [(what, through_a_study) for what in WRONG],
+    ("wrong", "door"),
+    [(wrong, through_cross_validate) for wrong in WRONG + ALONE] + [(wrong, through_a_study) for wrong in WRONG],
+    ids=lambda value: value.__name__ if callable(value) else f"{', '.join(value[1])}: {value[0]}"[:60],
 )
 @pytest.mark.filterwarnings("ignore:shape requires ndarray")  # JAX's, of a net that is given hyperparameters for inputs
-def test_a_mistake_is_told_in_one_line_and_nothing_is_written(what, door, tmp_path):
-    given, line = (WRONG | ALONE)[what]
+def test_a_mistake_is_told_in_one_line_and_nothing_is_written(wrong, door, tmp_path):
+    line, given = wrong
     message = message_of(door, given, tmp_path / "out")
     assert_told(re.sub(r"\b([xy])_train\b", r"\1", message), line)
     assert not (tmp_path / "out").exists()
@@ -466,24 +377,25 @@ def test_a_number_for_the_seed_of_folds_is_told(make):
 
 
 @pytest.mark.parametrize(
-    ("what", "cause"),
+    ("given", "cause"),
     [
-        ("if in apply", jax.errors.TracerBoolConversionError),
-        ("a name that isn't there", KeyError),
-        ("a loss that can't be hashed", TypeError),
+        ({"apply": lambda params, x, h: x if h["rate"] > 0 else -x}, jax.errors.TracerBoolConversionError),
+        ({"optimizer": lambda h: optax.sgd(h["learning_rate"])}, KeyError),
+        ({"loss": Loss()}, TypeError),
     ],
 )
-def test_what_was_raised_first_is_the_cause(what, cause):
+def test_what_was_raised_first_is_the_cause(given, cause):
     with pytest.raises((ValueError, TypeError)) as caught:
-        call(**WRONG[what][0])
+        call(**given)
     assert isinstance(caught.value.__cause__, cause)
 
 
 def test_nothing_is_compiled_before_what_is_wrong_with_a_function_is_told():
-    message_of(through_cross_validate, WRONG["float"][0], None)  # the folds and the key, which every call asks for
+    first, *others = [given for line, given in WRONG if "HERE" in line]
+    message_of(call, **first)  # compiles what every call begins with, as the folds
     with counted() as compiled:
-        for what in ("if in apply", "a size", "a mean", "init of the key alone"):
-            message_of(through_cross_validate, WRONG[what][0], None)
+        for given in others:
+            message_of(call, **given)
     assert not compiled
 
 
