@@ -1,14 +1,13 @@
 """The Fashion-MNIST loader on small fakes: damaged files, the cache, the order of the sources, TFDS and apt-get."""
 
-import contextlib
 import functools
 import gzip
 import hashlib
 import http.server
+import importlib.util
 import logging
 import math
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -30,14 +29,15 @@ BYTES = {
     name: Idx(name, shape, "").header + PIXELS[: math.prod(shape)].tobytes()[:: 1 if "images" in name else -1]
     for name, shape in SHAPES.items()
 }
+PACKED = {f"{name}.gz": gzip.compress(data) for name, data in BYTES.items()}
 FILES = tuple(Idx(name, shape, hashlib.sha256(BYTES[name]).hexdigest()) for name, shape in SHAPES.items())
 IMAGES, LABELS, TEST_IMAGES, TEST_LABELS = SHAPES
 
 
-def write(folder, contents, *, packed=False):
+def write(folder, contents):
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in contents.items():
-        (folder / (f"{name}.gz" if packed else name)).write_bytes(gzip.compress(data) if packed else data)
+        (folder / name).write_bytes(data)
     return folder
 
 
@@ -61,10 +61,16 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache" / "hw1jax" / "fashion-mnist"
 
 
-def test_table_has_the_published_sizes():
+def test_the_table_has_the_published_sizes_and_sources_stand_in_the_documented_order():
     sizes = [len(file.header) + math.prod(file.shape) for file in fashion_mnist.FILES]
     assert sizes == [47_040_016, 60_008, 7_840_016, 10_008]
     assert len(fashion_mnist.CLASSES) == 10
+    assert [(source.fetch, source.keep) for source in fashion_mnist.SOURCES] == [
+        (fashion_mnist.from_cache, False),
+        (fashion_mnist.from_debian_folder, False),
+        (fashion_mnist.from_tfds, True),
+        (fashion_mnist.from_apt, True),
+    ]
 
 
 def test_real_data_are_complete_and_balanced():
@@ -72,12 +78,7 @@ def test_real_data_are_complete_and_balanced():
         data = load(sources=fashion_mnist.SOURCES[:2])
     except DataError as error:
         pytest.skip(f"not on this machine without a network: {' '.join(str(error).split())}")
-    assert [(values.shape, values.dtype.name) for values in data[:4]] == [
-        ((60000, 28, 28), "uint8"),
-        ((60000,), "int32"),
-        ((10000, 28, 28), "uint8"),
-        ((10000,), "int32"),
-    ]
+    assert data.x_train.shape == (60000, 28, 28) and data.x_test.shape == (10000, 28, 28)
     assert np.bincount(data.y_train).tolist() == [6000] * 10 and np.bincount(data.y_test).tolist() == [1000] * 10
     assert data.y_test[:5].tolist() == [9, 2, 1, 1, 6]
     np.testing.assert_allclose([data.x_train.mean(), data.x_test.mean()], [72.940352, 73.146562], rtol=1e-6)
@@ -86,14 +87,10 @@ def test_real_data_are_complete_and_balanced():
 # A folder of the user's own
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_data_dir_is_read_plain_or_gzipped(tmp_path, packed):
-    assert_is_the_fake(load(str(write(tmp_path, BYTES, packed=packed)), files=FILES))
-
-
-def test_file_is_known_by_its_content_and_not_by_its_ending(tmp_path):
-    write(tmp_path, {f"{name}.gz": data for name, data in BYTES.items()})
-    assert_is_the_fake(load(str(tmp_path), files=FILES))
+@pytest.mark.parametrize("packed, ending", [(False, ""), (True, ".gz"), (False, ".gz")])
+def test_data_dir_is_read_plain_or_gzipped_by_its_content_and_not_by_its_ending(tmp_path, packed, ending):
+    contents = {f"{name}{ending}": gzip.compress(data) if packed else data for name, data in BYTES.items()}
+    assert_is_the_fake(load(str(write(tmp_path, contents)), files=FILES))
 
 
 def edited(data, place):
@@ -127,26 +124,18 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("ending", ["", ".gz"])
 @pytest.mark.parametrize("data", DAMAGE.values(), ids=DAMAGE.keys())
-def test_damaged_file_in_data_dir_is_refused_by_name(tmp_path, data, ending):
-    write(tmp_path, BYTES)
-    (tmp_path / IMAGES).unlink()
-    (tmp_path / (IMAGES + ending)).write_bytes(data)
-    before = snapshot(tmp_path)
-    with pytest.raises(DataError) as caught:
-        load(str(tmp_path), files=FILES)
-    message = str(caught.value)
-    assert message.startswith(f"{tmp_path / IMAGES}{ending} ") and len(message.splitlines()) == 1
-    assert "data_dir= or HW1JAX_DATA_DIR must name a folder with the files train-images" in message
-    assert snapshot(tmp_path) == before
-
-
-@pytest.mark.parametrize("one, other", [(IMAGES, LABELS), (IMAGES, TEST_IMAGES), (TEST_LABELS, LABELS)])
-def test_exchanged_files_are_refused_by_name(tmp_path, one, other):
-    write(tmp_path, BYTES | {one: BYTES[other], other: BYTES[one]})
-    with pytest.raises(DataError, match=f"({one}|{other}) is not an IDX file of"):
-        load(str(tmp_path), files=FILES)
+def test_damaged_file_in_data_dir_is_refused_by_name(tmp_path, data):
+    for ending in ("", ".gz"):
+        folder = write(tmp_path / f"folder{ending}", BYTES | {IMAGES: data})
+        (folder / IMAGES).rename(folder / f"{IMAGES}{ending}")
+        before = snapshot(folder)
+        with pytest.raises(DataError) as caught:
+            load(str(folder), files=FILES)
+        message = str(caught.value)
+        assert message.startswith(f"{folder / IMAGES}{ending} ") and len(message.splitlines()) == 1
+        assert "data_dir= or HW1JAX_DATA_DIR must name a folder with the files train-images" in message
+        assert snapshot(folder) == before
 
 
 def test_gzip_bomb_takes_no_memory(tmp_path):
@@ -161,41 +150,34 @@ def test_gzip_bomb_takes_no_memory(tmp_path):
         tracemalloc.stop()
 
 
+PLACES = st.tuples(st.integers(0, len(IDX) - 1), st.integers(1, 255))
+EDITED = PLACES.map(lambda edit: IDX[: edit[0]] + bytes([IDX[edit[0]] ^ edit[1]]) + IDX[edit[0] + 1 :])
+STARTS = st.sampled_from([b"", b"\x1f\x8b", b"\x1f\x8b\x08", gzip.compress(IDX)[:30], IDX[:4]])
+
+
 @settings(max_examples=100, deadline=None)
-@given(st.integers(0, len(IDX) - 1), st.integers(1, 255))
-def test_any_edited_byte_is_found(tmp_path_factory, place, change):
+@given(EDITED | st.tuples(STARTS, st.binary(max_size=60)).map(b"".join))
+def test_any_edited_byte_and_any_random_ones_are_refused_as_a_data_error(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / IMAGES
-    path.write_bytes(IDX[:place] + bytes([IDX[place] ^ change]) + IDX[place + 1 :])
+    path.write_bytes(content)
     with pytest.raises(DataError, match=IMAGES):
         fashion_mnist.read_file(path, FILES[0])
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.sampled_from([b"", b"\x1f\x8b", b"\x1f\x8b\x08", gzip.compress(IDX)[:30], IDX[:4]]), st.binary(max_size=60))
-def test_random_bytes_are_refused_as_a_data_error(tmp_path_factory, start, end):
-    path = tmp_path_factory.getbasetemp() / f"{IMAGES}.gz"
-    path.write_bytes(start + end)
-    with pytest.raises(DataError, match=IMAGES):
-        fashion_mnist.read_file(path, FILES[0])
-
-
-@pytest.mark.parametrize("name", SHAPES)
-def test_missing_file_in_data_dir_is_named(tmp_path, name):
-    write(tmp_path, BYTES)
+@pytest.mark.parametrize(
+    "name, other", [(IMAGES, LABELS), (LABELS, TEST_LABELS), (TEST_IMAGES, IMAGES), (TEST_LABELS, LABELS)]
+)
+def test_a_file_that_is_missing_or_has_anothers_content_is_named(tmp_path, name, other):
+    write(tmp_path, BYTES | {name: BYTES[other]})
+    with pytest.raises(DataError, match=f"{name} is not an IDX file of"):
+        load(str(tmp_path), files=FILES)
     (tmp_path / name).unlink()
     with pytest.raises(DataError, match=f"{tmp_path} has no file {name} or {name}.gz; data_dir="):
         load(str(tmp_path), files=FILES)
 
 
-def test_missing_data_dir_is_refused_without_trying_anything_else(tmp_path, cache):
-    write(cache, BYTES)
-    with pytest.raises(DataError, match="nowhere has no file"):
-        load(str(tmp_path / "nowhere"), files=FILES)
-    assert not (tmp_path / "nowhere").exists()
-
-
 def test_data_dir_is_never_written(tmp_path, cache):
-    folder = write(tmp_path / "mine", BYTES, packed=True)
+    folder = write(tmp_path / "mine", PACKED)
     before = snapshot(folder)
     folder.chmod(0o555)
     assert_is_the_fake(load(str(folder), files=FILES))
@@ -204,19 +186,17 @@ def test_data_dir_is_never_written(tmp_path, cache):
 
 
 def test_environment_names_the_data_dir_and_the_argument_overrules_it(tmp_path, cache, monkeypatch):
-    folder = write(tmp_path / "mine", BYTES)
-    monkeypatch.setenv("HW1JAX_DATA_DIR", str(folder))
-    assert_is_the_fake(load(files=FILES, sources=()))
-    with pytest.raises(DataError, match="nowhere has no file"):
-        load(str(tmp_path / "nowhere"), files=FILES)
-    monkeypatch.setenv("HW1JAX_DATA_DIR", str(tmp_path / "nowhere"))
-    assert_is_the_fake(load(str(folder), files=FILES))
-
-
-def test_tilde_in_data_dir_is_the_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write(tmp_path / "mine", BYTES)
-    assert_is_the_fake(load("~/mine", files=FILES))
+    for variable, argument in [(str(tmp_path / "mine"), None), ("~/mine", None), ("~/nowhere", "~/mine")]:
+        monkeypatch.setenv("HW1JAX_DATA_DIR", variable)
+        assert_is_the_fake(load(argument, files=FILES, sources=()))
+    monkeypatch.setenv("HW1JAX_DATA_DIR", str(tmp_path / "mine"))
+    with pytest.raises(DataError, match="nowhere has no file"):
+        load(tmp_path / "nowhere", files=FILES, sources=(source("a", [], contents=BYTES),))
+    assert not (tmp_path / "nowhere").exists()
+    monkeypatch.setenv("HW1JAX_DATA_DIR", "")  # counts as unset
+    assert_is_the_fake(load(files=FILES, sources=(source("a", [], contents=BYTES),)))
 
 
 # The search, and our own cache
@@ -237,17 +217,6 @@ def source(name, calls, *, contents=None, keep=False):
 CACHE = fashion_mnist.SOURCES[0]
 
 
-def test_sources_stand_in_the_documented_order():
-    functions = [source.fetch for source in fashion_mnist.SOURCES]
-    assert functions == [
-        fashion_mnist.from_cache,
-        fashion_mnist.from_debian_folder,
-        fashion_mnist.from_tfds,
-        fashion_mnist.from_apt,
-    ]
-    assert [source.keep for source in fashion_mnist.SOURCES] == [False, False, True, True]
-
-
 def test_first_source_that_has_the_data_is_the_last_one_asked(cache):
     calls = []
     sources = (source("a", calls), source("b", calls, contents=BYTES), source("c", calls, contents=BYTES))
@@ -255,23 +224,14 @@ def test_first_source_that_has_the_data_is_the_last_one_asked(cache):
     assert calls == ["a", "b"]
 
 
-def test_empty_environment_variable_counts_as_unset(cache, monkeypatch):
-    monkeypatch.setenv("HW1JAX_DATA_DIR", "")
-    assert_is_the_fake(load(files=FILES, sources=(source("a", [], contents=BYTES),)))
-
-
-def test_only_what_was_fetched_from_afar_is_cached(cache):
+def test_only_what_was_fetched_from_afar_is_cached_and_not_fetched_again(cache):
     load(files=FILES, sources=(source("near", [], contents=BYTES),))
     assert not cache.exists()
-    load(files=FILES, sources=(source("far", [], contents=BYTES, keep=True),))
-    assert {path.name: path.read_bytes() for path in cache.iterdir()} == BYTES
-
-
-def test_cached_files_are_not_fetched_again(cache):
     calls = []
     for _ in range(3):
         assert_is_the_fake(load(files=FILES, sources=(CACHE, source("far", calls, contents=BYTES, keep=True))))
     assert calls == ["far"]
+    assert {path.name: path.read_bytes() for path in cache.iterdir()} == BYTES
 
 
 @pytest.mark.parametrize("data", DAMAGE.values(), ids=DAMAGE.keys())
@@ -313,7 +273,7 @@ def test_interrupted_write_leaves_old_files_whole_and_no_litter(cache):
 
 def test_readers_never_meet_a_half_written_file(cache):
     write(cache, BYTES)
-    writers = [threading.Thread(target=lambda: [fashion_mnist.store(BYTES, cache) for _ in range(40)]) for _ in "abc"]
+    writers = [threading.Thread(target=lambda: [fashion_mnist.store(BYTES, cache) for _ in range(10)]) for _ in "abc"]
     for writer in writers:
         writer.start()
     while any(writer.is_alive() for writer in writers):
@@ -342,24 +302,27 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 @pytest.fixture
-def serve(monkeypatch):
+def server(tmp_path, monkeypatch):
+    """(folder, its URL)."""
     monkeypatch.setenv("no_proxy", "*")
-    with contextlib.ExitStack() as stack:
-
-        def start(folder):
-            handler = functools.partial(Quiet, directory=folder)
-            server = stack.enter_context(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler))
-            threading.Thread(target=server.serve_forever, args=(0.01,)).start()
-            stack.callback(server.shutdown)
-            return f"http://127.0.0.1:{server.server_port}/"
-
-        yield start
+    folder = write(tmp_path / "server", PACKED)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder)) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        yield folder, f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
 
 
-def test_tfds_fetches_the_files_in_silence_without_tensorflow(tmp_path, serve, capfd):
-    url = serve(write(tmp_path / "server", BYTES, packed=True))
+def test_tfds_fetches_the_files_in_silence_without_tensorflow_unless_they_are_damaged_or_missing(server, capfd):
+    folder, url = server
     assert fashion_mnist.from_tfds(FILES, url=url) == BYTES
-    assert capfd.readouterr() == ("", "") and "tensorflow" not in sys.modules
+    assert "tensorflow" not in sys.modules
+    write(folder, {f"{IMAGES}.gz": gzip.compress(DAMAGE["edited at the end"])})
+    with pytest.raises(DataError, match="was edited"):
+        fashion_mnist.from_tfds(FILES, url=url)
+    (folder / f"{IMAGES}.gz").unlink()
+    with pytest.raises(Exception, match="404"):
+        fashion_mnist.from_tfds(FILES, url=url)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_silence_holds_back_logs_and_warnings_and_leaves_no_trace(monkeypatch, caplog):
@@ -373,17 +336,6 @@ def test_silence_holds_back_logs_and_warnings_and_leaves_no_trace(monkeypatch, c
     logging.getLogger("urllib3").error("heard again")
     logging.getLogger("urllib3").removeHandler(caplog.handler)
     assert caplog.messages == ["heard again"]
-
-
-def test_tfds_download_of_damaged_or_missing_files_fails(tmp_path, serve, capfd):
-    folder = write(tmp_path / "server", BYTES | {IMAGES: DAMAGE["edited at the end"]}, packed=True)
-    url = serve(folder)
-    with pytest.raises(DataError, match="was edited"):
-        fashion_mnist.from_tfds(FILES, url=url)
-    (folder / f"{IMAGES}.gz").unlink()
-    with pytest.raises(Exception, match="404"):
-        fashion_mnist.from_tfds(FILES, url=url)
-    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("listening", [True, False], ids=["a host that never answers", "a host that refuses"])
@@ -400,71 +352,57 @@ def test_dead_network_is_given_up_at_once(monkeypatch, listening):
         assert time.perf_counter() - start < 2
 
 
+def test_tfds_is_imported_by_those_alone_who_fetch_with_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)  # as if it were not installed
+    spec = importlib.util.spec_from_file_location("imported_anew", fashion_mnist.__file__)
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
 # apt-get, played by shell scripts that note how they were called
 
-FOUND = 'echo "$@" | grep -q {needs} && cp "$DEB" . && exit 0; {fails}'
 PRIVATE = 'case "$*" in *Dir::State::lists=*) test -d lists/partial || exit 100;; esac'  # as apt-get wants it
+FOUND = 'cp "$DEB" .'
 MISSING = "echo 'W: some warning' >&2; echo 'E: Unable to locate package dataset-fashion-mnist' >&2; exit 100"
+STALE = "echo 'E: Failed to fetch the package: 404 Not Found' >&2; exit 100"
 DEAD = "echo 'E: Failed to fetch the package: Temporary failure resolving the host' >&2; exit 100"
+PRIVATELY = ["download", "update", "download", "-x"]
+PLAYS = {  # what `apt-get download` does first, then with lists of its own, what `update` does, all calls, the error
+    "all there": (FOUND, DEAD, DEAD, ["download", "-x"], None),
+    "no lists": (MISSING, FOUND, "exit 0", PRIVATELY, None),
+    "stale lists": (STALE, FOUND, "exit 0", PRIVATELY, None),
+    "some list can't be had": (MISSING, FOUND, DEAD, PRIVATELY, None),
+    "no network": (DEAD, FOUND, FOUND, ["download"], "^E: Failed to fetch .*: Temporary failure resolving the host$"),
+    "private lists don't help": (MISSING, MISSING, DEAD, PRIVATELY[:3], "^E: Unable to locate .*; E: Failed to fetch"),
+}
 
 
-@pytest.fixture
-def debian(tmp_path, monkeypatch):
-    """A function that sets what `apt-get download` and `update` do, and returns another one that tells the calls."""
-    write(tmp_path / "package" / "usr" / "share" / "datasets" / "fashion-mnist", BYTES, packed=True)
-    (tmp_path / "fake.deb").touch()
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+@pytest.mark.parametrize("first, then, update, expected, error", PLAYS.values(), ids=PLAYS)
+def test_apt_downloads_and_unpacks_the_package_without_installing_it(
+    tmp_path, monkeypatch, first, then, update, expected, error
+):
+    write(tmp_path / "package" / "usr" / "share" / "datasets" / "fashion-mnist", PACKED)
+    write(tmp_path, {"fake.deb": b"", "calls": b""})
+    play = f'case "$*" in *update) {update};; *Dir::State::lists=*) {then};; *) {first};; esac'
+    unpack = f'test "$1" = -x && test -f "$2" && cp -r {tmp_path / "package"} "$3"'
+    for name, body in (("apt-get", f"{PRIVATE}\n{play}"), ("dpkg-deb", unpack)):
+        text = f'#!/bin/sh\necho "{name} $@" >> {tmp_path / "calls"}\n{body}\n'
+        (write(tmp_path / "bin", {name: text.encode()}) / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     monkeypatch.setenv("DEB", str(tmp_path / "fake.deb"))
-
-    def script(name, body):
-        (programs / name).write_text(f'#!/bin/sh\necho "{name} $@" >> {tmp_path / "calls"}\n{body}\n')
-        (programs / name).chmod(0o755)
-
-    def play(download, *, update="exit 0"):
-        script("apt-get", f'{PRIVATE}\ncase "$*" in *update) {update};; esac\n{download}')
-        script("dpkg-deb", f'test "$1" = -x && test -f "$2" && cp -r {tmp_path / "package"} "$3"')
-        return lambda: [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
-
-    return play
-
-
-def test_apt_downloads_and_unpacks_the_package_without_installing_it(debian):
-    calls = debian(FOUND.format(needs="download", fails="exit 1"))
-    assert fashion_mnist.from_apt(FILES) == BYTES
-    assert [call[0] for call in calls()] == ["apt-get", "dpkg-deb"]
-    assert not any("install" in call for call in calls())
-
-
-@pytest.mark.parametrize("update", ["exit 0", DEAD], ids=["all lists found", "some list missing"])
-def test_apt_makes_private_lists_where_the_systems_are_missing(debian, update):
-    calls = debian(FOUND.format(needs="Dir::State::lists", fails=MISSING), update=update)
-    assert fashion_mnist.from_apt(FILES) == BYTES
-    verbs = [next(word for word in call if word in ("download", "update", "-x")) for call in calls()]
-    assert verbs == ["download", "update", "download", "-x"]
-    assert all(any("Dir::Cache=" in word for word in call) for call in calls()[1:3])
-
-
-def test_apt_gives_up_a_dead_network_at_once_with_its_reason(debian):
-    calls = debian(DEAD)
-    with pytest.raises(DataError, match="^E: Failed to fetch the package: Temporary failure resolving the host$"):
-        fashion_mnist.from_apt(FILES)
-    assert len(calls()) == 1
-
-
-def test_apt_tells_why_private_lists_did_not_help(debian):
-    debian(MISSING, update=DEAD)
-    with pytest.raises(DataError, match="^E: Unable to locate package .*; E: Failed to fetch"):
-        fashion_mnist.from_apt(FILES)
+    if error is None:
+        assert fashion_mnist.from_apt(FILES) == BYTES
+    else:
+        with pytest.raises(DataError, match=error):
+            fashion_mnist.from_apt(FILES)
+    calls = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
+    assert [
+        call[-1] if call[-1] == "update" else call[1] if call[1] == "-x" else call[-2] for call in calls
+    ] == expected
+    assert all(any("Dir::Cache=" in word for word in call) for call in calls[1:3] if call[0] == "apt-get")
+    assert not any("install" in call for call in calls)
 
 
 def test_system_without_apt_is_said_to_have_none(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(DataError, match="there is no program apt-get here"):
         fashion_mnist.from_apt(FILES)
-
-
-def test_importing_the_loader_does_not_import_tfds():
-    code = "import sys, hw1jax.data.fashion_mnist; sys.exit('tensorflow_datasets' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
