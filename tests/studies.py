@@ -1,4 +1,4 @@
-"""Studies that many tests share, all small: a toy, one unlike the homework's, and the homework's with narrow networks.
+"""Studies that many tests share, all small: a toy, a line, a deep one, and the homework's with narrow networks.
 
 `finished_run` and `finished_copy` give folders of finished runs: each is made once a session, then copied.
 """
@@ -55,6 +55,29 @@ TOY = Study(
     },
     num_trials=4,
     num_epochs=4,
+    batch_size=20,
+)
+
+# The line is the soonest traced and trained: its slope is a sum of units, which are its width.
+
+
+def line_task(fixed):
+    units = np.arange(fixed["units"])
+    return Task(
+        init=lambda key, h: {"slopes": jnp.zeros(len(units))},
+        apply=lambda params, x, h: x * jnp.sum(jnp.where(units < h["units"], params["slopes"], 0)),
+        loss=squared_error,
+        optimizer=lambda h: optax.sgd(h["learning_rate"]),
+    )
+
+
+LINE = Study(
+    "line",
+    task=line_task,
+    data=TOY_DATA,
+    space={"units": Int(1, 3, width=True), "learning_rate": Float(1e-3, 1e-1, log=True)},
+    num_trials=3,
+    num_epochs=2,
     batch_size=20,
 )
 
@@ -156,7 +179,7 @@ SMALL = {
     "fashion_cnn": small(fashion_cnn.STUDY, data=few_images, num_trials=3, num_epochs=1, epochs_per_call=1),
 }
 HALVING = small(regression.STUDY, task=diverging, num_trials=9, halving=Halving(2), epochs_per_call=1)
-FINISHED = SMALL | {"halving": HALVING, "toy": TOY, "deep": DEEP}
+FINISHED = SMALL | {"halving": HALVING, "toy": TOY, "line": LINE, "deep": DEEP}
 
 
 @cache

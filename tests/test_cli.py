@@ -11,13 +11,11 @@ from pathlib import Path
 
 import fashion_cnn
 import fashion_mlp
-import jax.numpy as jnp
 import matplotlib
-import optax
 import pytest
 import regression
 import reproduce
-import studies
+from studies import LINE, few_images
 
 import hw1jax as hw
 from hw1jax import cli, run, study
@@ -26,17 +24,6 @@ from hw1jax.study import Output, Program, Search
 EXPERIMENTS = Path(reproduce.__file__).parent
 REGRESSION, FASHION_MLP, FASHION_CNN = regression.STUDY, fashion_mlp.STUDY, fashion_cnn.STUDY
 BY_NAME = reproduce.STUDIES
-LINE = hw.Study(  # soon traced
-    "line",
-    task=lambda fixed: hw.Task(
-        init=lambda key, h: jnp.zeros((1, 1)),
-        apply=lambda params, x, h: x @ params,
-        loss=hw.squared_error,
-        optimizer=lambda h: optax.sgd(h["learning_rate"]),
-    ),
-    data=studies.TOY_DATA,
-    space={"learning_rate": hw.Float(1e-3, 1e-1, log=True)},
-)
 HOMEWORK = pytest.mark.parametrize("asked", BY_NAME.values(), ids=BY_NAME)
 
 
@@ -489,7 +476,7 @@ def test_a_wrong_flag_gets_tyros_message(call, elsewhere, name, args, words):
         ("regression", "--halving 1", ["--halving must be at least 2, got 1"]),
         ("regression", "--halving 3 --first-rung 1001", ["--first-rung 1001 is more than the 1000 epochs of a trial"]),
         ("regression", "--first-rung 3", ["--first-rung and --brackets go with --halving"]),
-        ("line", "--halving 3 --brackets --num-trials 3", ["--brackets asks for at least 4 trials"]),
+        ("line", "--halving 3 --brackets --num-epochs 99", ["--brackets asks for at least 4 trials"]),
         ("regression", "--seed -1", ["--seed must be at least 0, got -1"]),
         ("regression", f"--seed {2**32}", ["--seed must be at most 4294967295"]),
         ("regression", "--hidden-units 0-5", ["--hidden-units", "at least 1", "got 0-5"]),
@@ -532,7 +519,7 @@ def test_a_study_that_cant_be_searched_gets_one_line(call, elsewhere, asked, wor
 
 
 def test_more_convolutions_than_the_image_has_room_for_get_one_line(call, elsewhere):
-    asked = replace(FASHION_CNN, data=studies.few_images)
+    asked = replace(FASHION_CNN, data=few_images)
     result = call(asked, "--batch-size", "10", "--channels", "4-10", "10-15", "10-15", "10-15")
     assert_one_line(result, elsewhere, "--channels needs 1 to 3 ranges")
 
@@ -573,7 +560,7 @@ def test_a_folder_with_other_settings_is_refused_before_anything_is_said_to_be_t
     assert call(LINE, "--out", "run", "--num-epochs", "5") == (
         2,
         "",
-        "error: run holds a search with num_epochs = 100, not 5: give the old settings to go on with it, "
+        "error: run holds a search with num_epochs = 2, not 5: give the old settings to go on with it, "
         "or another --out\n",
     )
 
