@@ -2,14 +2,8 @@
 
 import contextlib
 import io
-import os
-import subprocess
-import sys
-from pathlib import Path
 
-import matplotlib
 import numpy as np
-import pytest
 import reproduce
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -173,60 +167,3 @@ def test_rows_of_two_numbers_are_always_data(tmp_path, text):
     rows = [[float(cell.strip('"')) for cell in line.split(",")] for line in text.splitlines()[1:]]
     data = regression.from_csv(path, path)
     np.testing.assert_array_equal(np.hstack([data.x_test, data.y_test]), np.float32(rows), strict=True)
-
-
-# The command itself, as a person gives it.
-
-GOOD_CSV = b"input,label\n1,2\n3,4\n5,6\n7,8\n"
-MISTAKES = {
-    "an unknown flag": ("--num-trails 3 --out run", {}, ["--num-trails"]),
-    "a range upside down": ("--learning-rate 0.1-0.01 --out run", {}, ["error: --learning-rate", "0.1-0.01"]),
-    "a CSV file with a gap": (
-        "--train-csv good.csv --test-csv bad.csv --out run",
-        {"good.csv": GOOD_CSV, "bad.csv": GOOD_CSV + b"9,nan\n"},
-        ["error: bad.csv: row 6"],
-    ),
-    "fewer samples than a batch": (
-        "--train-csv good.csv --test-csv good.csv --out run",
-        {"good.csv": GOOD_CSV},
-        ["error: --batch-size 20"],
-    ),
-    "a file in the way": ("--quick --out notes.txt/run", {"notes.txt": b"mine"}, ["error: --out", "notes.txt"]),
-}
-
-
-@pytest.fixture(scope="module")
-def mistakes(tmp_path_factory):
-    """All commands at once, as each only waits for the imports: {name: (folder, process)}."""
-    folder, script = tmp_path_factory.mktemp("mistakes"), Path(reproduce.__file__).parent / "regression.py"
-    environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache"), "MPLCONFIGDIR": matplotlib.get_cachedir()}
-    processes = {}
-    for name, (line, files, _) in MISTAKES.items():
-        place = folder / name
-        place.mkdir()
-        for file, content in files.items():
-            (place / file).write_bytes(content)
-        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
-        process = subprocess.Popen(
-            [sys.executable, script, *line.split()], cwd=place, env=environment, text=True, **streams
-        )
-        processes[name] = (place, process)
-    yield processes
-    for _, process in processes.values():
-        process.kill()
-        process.communicate()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_ends_the_command_with_code_2_a_message_and_no_folder(mistakes, name):
-    folder, process = mistakes[name]
-    _, files, words = MISTAKES[name]
-    out, err = process.communicate(timeout=120)
-    assert (process.returncode, out) == (2, "")
-    assert "Traceback" not in err
-    for word in words:
-        assert word in err
-    if "error: " in words[0]:
-        assert err.count("\n") == 1
-    assert {path.name: path.read_bytes() for path in folder.rglob("*")} == files
