@@ -331,7 +331,7 @@ def test_a_learning_rate_schedule_is_that_of_the_whole_training(tmp_path):
 
     def cosine(h, num_steps):
         asked.add(int(num_steps))
-        return optax.sgd(optax.cosine_decay_schedule(0.1, num_steps))
+        return optax.sgd(optax.cosine_decay_schedule(h["rate"], num_steps))
 
     scheduled = replace(STUDY, task=task_with(cosine))
     full = run_study(scheduled, out=tmp_path / "full", **ONE_SLOT)

@@ -25,7 +25,7 @@ from hw1jax.data import Dataset
 from hw1jax.losses import squared_error
 from hw1jax.observer import Observer
 from hw1jax.run import run_study
-from hw1jax.space import Choice, Float, Int
+from hw1jax.space import Float, Int
 from hw1jax.study import Halving, Output, Program, Search, Study, load_data, narrow, order, splits_of
 from hw1jax.training import Task
 
@@ -221,7 +221,7 @@ def config_of(study, **settings):
 def test_what_belongs_to_a_search_is_all_that_its_results_depend_on():
     config = config_of(REGRESSION)
     settings = {field.name for field in fields(Search)}
-    study_and_data = {"own_folds", "space", "metrics", "score", "direction", "data_sha256"}
+    study_and_data = {"own_folds", "space", "metrics", "score", "direction", "data_sha256", "stratify"}
     assert set(config) == settings | study_and_data | {"plan", "format"}
     others = {field.name for room in (Program, Output) for field in fields(room)} | {"num_trials"}
     assert not others & set(config)  # the plan stands for those that matter
@@ -525,7 +525,7 @@ def test_more_devices_than_a_search_was_begun_with_are_needed(tmp_path, monkeypa
     execute(REGRESSION, tmp_path, widths="padded")
     one = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda: one)
-    with pytest.raises(ValueError, match="was begun on 5 devices, here are 1"):
+    with pytest.raises(ValueError, match="was begun on 2 devices, here are 1"):
         execute(REGRESSION, tmp_path, widths="padded")
 
 
@@ -667,9 +667,9 @@ def test_a_net_of_few_bits_leaves_files_that_are_read_back(dtype, tmp_path):
         def apply(params, x, h):
             return jnp.sum(jnp.tanh(x.astype(dtype) @ params["w"] + params["b"][None]), axis=1, keepdims=True)
 
-        return Task(init, apply, lambda outputs, y: squared_error(outputs, y.astype(dtype)), lambda h: optax.sgd(0.01))
+        return Task(init, apply, lambda outputs, y: squared_error(outputs, y.astype(dtype)), lambda h: optax.sgd(h["rate"]))
 
-    space = {"unused": Choice(1, 2)}
+    space = {"rate": Float(0.005, 0.01)}
     study = Study("few-bits", task=task, data=toy.DATA, space=space, num_trials=2, num_epochs=2, batch_size=20)
     stop = threading.Event()
     stop.set()
