@@ -104,18 +104,31 @@ def test_a_draw_lies_in_its_range_and_is_the_same_each_time(values, seed, number
 @settings(max_examples=50, deadline=None)
 @given(space=spaces, seed=seeds, number=st.integers(0, 1000))
 def test_a_draw_depends_on_no_other_hyperparameter(space, seed, number):
-    alone = [space_.random_draw({name: r}, seed, number) for name, r in space.items()]
     whole = space_.random_draw(space, seed, number)
-    assert whole == {name: value for one in alone for name, value in one.items()}
-    # .. nor on how many layers follow.
-    first = {name: ranges[:1] for name, ranges in space_.ranges_of(space).items() if len(ranges) > 1}
-    assert space_.random_draw(first, seed, number) == {name: whole[name][:1] for name in first}
+    for name, r in space.items():
+        assert space_.random_draw({name: r}, seed, number) == {name: whole[name]}
+        if isinstance(whole[name], tuple):  # nor on how many layers follow
+            assert space_.random_draw({name: r[:1]}, seed, number) == {name: whole[name][:1]}
 
 
-def test_draws_differ_between_seeds_numbers_and_names():
-    r = Float(0, 1)
-    drawn = [space_.sample(r, seed, number, name) for seed in range(3) for number in range(3) for name in ("a", "b")]
-    assert len(set(drawn)) == len(drawn)
+@settings(max_examples=50, deadline=None)
+@given(space=spaces, seed=seeds)
+def test_spaces_are_accepted_and_come_back_from_json_as_their_draws_do_and_have_their_columns(space, seed):
+    space_.check(space)
+    text = json.dumps(space_.to_json(space), allow_nan=False)
+    expected = {name: tuple(r) if isinstance(r, list) else r for name, r in space.items()}
+    assert space_.from_json(space, json.loads(text)) == expected
+    draw = space_.random_draw(space, seed, 0)
+    flat = space_.flatten(draw)
+    assert list(flat) == list(space_.columns(space))
+    assert space_.unflatten(space, flat) == draw
+    text = json.dumps(space_.draw_to_json(draw), allow_nan=False)
+    found = space_.draw_from_json(space, json.loads(text))
+    assert found == draw
+    assert list(map(type, space_.flatten(found).values())) == list(map(type, flat.values()))
+
+
+# Distributions.
 
 
 def deviation(values):
@@ -127,18 +140,19 @@ def samples(r, num=2000):
     return np.array([space_.sample(r, 0, number, "x") for number in range(num)])
 
 
-# Kolmogorov and Smirnov: the deviation is below 1.95 / sqrt(n) in 999 of 1000.
+def test_draws_differ_between_seeds_numbers_and_names():
+    r = Float(0, 1)
+    drawn = [space_.sample(r, seed, number, name) for seed in range(3) for number in range(3) for name in ("a", "b")]
+    assert len(set(drawn)) == len(drawn)
 
 
-@pytest.mark.parametrize(("low", "high"), [(-2, 6), (0.0, 1e-6)])
-def test_floats_are_uniform_between_their_bounds(low, high):
-    drawn = samples(Float(low, high))
-    assert deviation((drawn - low) / (high - low)) < 1.95 / math.sqrt(len(drawn))
-
-
-def test_floats_on_a_logarithmic_scale_are_uniform_in_the_logarithm():
-    drawn = samples(Float(1e-4, 1e2, log=True))
-    assert deviation((np.log10(drawn) + 4) / 6) < 1.95 / math.sqrt(len(drawn))
+def test_floats_are_uniform_between_their_bounds_or_the_logarithms_of_these():
+    for drawn in (
+        (samples(Float(-2, 6)) + 2) / 8,
+        samples(Float(0.0, 1e-6)) / 1e-6,
+        (np.log10(samples(Float(1e-4, 1e2, log=True))) + 4) / 6,
+    ):  # Kolmogorov and Smirnov: the deviation is below 1.95 / sqrt(n) in 999 of 1000
+        assert deviation(drawn) < 1.95 / math.sqrt(len(drawn))
 
 
 def test_ints_on_a_logarithmic_scale_have_as_many_of_each_octave_and_reach_both_ends():
@@ -146,69 +160,41 @@ def test_ints_on_a_logarithmic_scale_have_as_many_of_each_octave_and_reach_both_
     counts = np.bincount(np.log2(drawn).astype(int), minlength=8)
     assert len(counts) == 8
     assert np.abs(counts - len(drawn) / 8).max() < 5 * math.sqrt(len(drawn) / 8)
-    few = samples(Int(2, 4, log=True), 300)
-    assert set(few.tolist()) == {2, 3, 4}
-    shares = np.bincount(few)[2:] / len(few)
+    shares = np.bincount(samples(Int(2, 4, log=True), 300))[2:] / 300
     np.testing.assert_allclose(shares, np.log([3 / 2, 4 / 3, 5 / 4]) / np.log(5 / 2), atol=0.1)
 
 
-def test_a_range_of_one_value_gives_it():
-    for values, expected in ((Int(3, 3), 3), (Int(3, 3, log=True), 3), (Float(0.1, 0.1, log=True), 0.1)):
-        assert set(samples(values, 20).tolist()) == {expected}
-
-
-def test_a_choice_is_drawn_among_those_that_are_searched():
-    choice = Choice("a", "b", "c", "d", among=("d", "b"))
-    assert {space_.sample(choice, 0, number, "x") for number in range(50)} == {"b", "d"}
+def test_ints_and_choices_take_every_value_that_is_searched_and_no_other():
+    for values, expected in (
+        (Int(2, 4), {2, 3, 4}),
+        (Int(3, 3, log=True), {3}),
+        (Float(0.1, 0.1, log=True), {0.1}),
+        (Choice("a", "b", "c", "d", among=("d", "b")), {"b", "d"}),
+    ):
+        assert set(samples(values, 50).tolist()) == expected
     assert samples(Choice(True, False), 50).dtype == bool
 
 
+# Columns and arrays.
+
+
 def test_columns_number_the_layers_of_a_name_with_several_ranges():
-    assert list(space_.columns(CONVOLUTIONS)) == [
-        "channels_1",
-        "channels_2",
-        "hidden_units_1",
-        "hidden_units_2",
-        "learning_rate",
-        "l2",
-        "optimizer",
-    ]
+    assert " ".join(space_.columns(CONVOLUTIONS)) == (
+        "channels_1 channels_2 hidden_units_1 hidden_units_2 learning_rate l2 optimizer"
+    )
     assert space_.columns(CONVOLUTIONS)["channels_2"] == Int(10, 15, width=True)
     assert space_.columns({"units": [Int(1, 2)]}) == {"units_1": Int(1, 2)}  # a list is as good as a tuple
-
-
-@settings(max_examples=50, deadline=None)
-@given(space=spaces, seed=seeds)
-def test_flattened_draws_have_the_columns_and_come_back(space, seed):
-    draw = space_.random_draw(space, seed, 0)
-    flat = space_.flatten(draw)
-    assert list(flat) == list(space_.columns(space))
-    assert all(not isinstance(value, tuple | list) for value in flat.values())
-    assert space_.unflatten(space, flat) == draw
-
-
-def test_a_missing_column_is_no_draw():
-    flat = space_.flatten(space_.random_draw(DENSE, 0, 0))
-    del flat["hidden_units_2"]
-    with pytest.raises(KeyError, match="hidden_units_2"):
-        space_.unflatten(DENSE, flat)
 
 
 def test_arrays_have_a_leading_trial_axis_and_the_types_of_what_is_declared():
     draws = [space_.random_draw(EVERYTHING, 0, number) for number in range(4)]
     arrays = space_.as_arrays(EVERYTHING, draws)
-    assert {name: (array.dtype.name, array.shape) for name, array in arrays.items()} == {
-        "units": ("int32", (4, 2)),
-        "steps": ("int32", (4,)),
-        "rate": ("float32", (4,)),
-        "dropout": ("float32", (4, 2)),
-        "optimizer": ("int32", (4,)),
-        "momentum": ("float32", (4,)),
-        "heads": ("int32", (4,)),
-        "bias": ("bool", (4,)),
-    }
-    for name in ("units", "steps", "rate", "dropout", "momentum", "heads", "bias"):
-        np.testing.assert_array_equal(arrays[name], np.array([draw[name] for draw in draws], arrays[name].dtype))
+    types = {"units": "int32", "steps": "int32", "rate": "float32", "dropout": "float32"}
+    types |= {"optimizer": "int32", "momentum": "float32", "heads": "int32", "bias": "bool"}
+    assert {name: array.dtype.name for name, array in arrays.items()} == types
+    for name in set(types) - {"optimizer"}:
+        np.testing.assert_array_equal(arrays[name], np.array([draw[name] for draw in draws], types[name]), strict=True)
+    assert arrays["optimizer"].tolist() == [("adam", "sgd", "rmsprop").index(draw["optimizer"]) for draw in draws]
 
 
 def test_types_depend_on_the_space_alone_whatever_is_drawn():
@@ -221,18 +207,28 @@ def test_types_depend_on_the_space_alone_whatever_is_drawn():
     assert empty["bias"].dtype == bool
 
 
-def test_a_choice_among_names_is_its_index_in_the_declaration_also_where_fewer_are_searched():
-    narrowed = space_.narrowed(Choice("adam", "sgd", "rmsprop"), among=["rmsprop", "sgd"])
-    draws = [{"optimizer": name} for name in ("sgd", "rmsprop", "sgd")]
-    arrays = space_.as_arrays({"optimizer": narrowed}, draws)
-    np.testing.assert_array_equal(arrays["optimizer"], np.int32([1, 2, 1]), strict=True)
-    layers = space_.as_arrays({"kinds": (narrowed, Choice("a", "b"))}, [{"kinds": ("rmsprop", "a")}])
-    np.testing.assert_array_equal(layers["kinds"], np.int32([[2, 0]]), strict=True)
+def test_a_choice_among_names_is_its_index_in_the_declaration_and_one_among_numbers_the_number():
+    """Also where fewer are searched."""
+    rule, size = Choice("adam", "sgd", "rmsprop"), Choice(8, 16, 32)
+    space = {
+        "rule": space_.narrowed(rule, among=["rmsprop", "sgd"]),
+        "size": space_.narrowed(size, among=[32]),
+        "kinds": (space_.narrowed(rule, among=["rmsprop"]), Choice("a", "b")),
+    }
+    draws = [{"rule": name, "size": 32, "kinds": ("rmsprop", "a")} for name in ("sgd", "rmsprop", "sgd")]
+    arrays = space_.as_arrays(space, draws)
+    np.testing.assert_array_equal(arrays["rule"], np.int32([1, 2, 1]), strict=True)
+    np.testing.assert_array_equal(arrays["size"], np.int32([32] * 3), strict=True)
+    np.testing.assert_array_equal(arrays["kinds"], np.int32([[2, 0]] * 3), strict=True)
 
 
-def test_a_choice_among_numbers_is_the_number_also_where_fewer_are_searched():
-    narrowed = space_.narrowed(Choice(8, 16, 32), among=[32])
-    np.testing.assert_array_equal(space_.as_arrays({"n": narrowed}, [{"n": 32}])["n"], np.int32([32]), strict=True)
+def test_narrowing_keeps_what_is_declared():
+    assert space_.narrowed(Int(1, 9, log=True, width=True), 2, 3) == Int(2, 3, log=True, width=True)
+    assert space_.narrowed(Float(1, 9, log=True), 2, 3) == Float(2, 3, log=True)
+    assert space_.narrowed(Choice(1, 2, static=True), among=[2]) == Choice(1, 2, static=True, among=[2])
+
+
+# Programs.
 
 
 def test_static_hyperparameters_are_in_fixed_and_not_in_the_arrays():
@@ -277,94 +273,67 @@ def test_a_width_is_as_wide_as_the_widest_of_its_group(num_values, data):
 
 def test_the_widest_draw_has_the_widest_layers_and_the_first_of_all_else():
     assert space_.widths(EVERYTHING) == ["units"]
-    assert space_.widest(EVERYTHING) == {
-        "units": (9, 5),
-        "depth": 1,
-        "steps": 1,
-        "rate": 1e-3,
-        "dropout": (0, 0),
-        "optimizer": "adam",
-        "activation": "relu",
-        "momentum": 0,
-        "heads": 1,
-        "bias": True,
-    }
+    first = {"depth": 1, "steps": 1, "rate": 1e-3, "dropout": (0, 0), "optimizer": "adam", "activation": "relu"}
+    first |= {"momentum": 0, "heads": 1, "bias": True}
+    assert space_.widest(EVERYTHING) == {"units": (9, 5), **first}
+    assert space_.narrowest(EVERYTHING, {"units": (7, 7), **first}) == {"units": (3, 2), **first}
     assert space_.widest({"a": Choice("b", "c", among=["c"])}) == {"a": "c"}
 
 
-def test_narrowing_keeps_what_is_declared():
-    assert space_.narrowed(Int(1, 9, log=True, width=True), 2, 3) == Int(2, 3, log=True, width=True)
-    assert space_.narrowed(Float(1, 9, log=True), 2, 3) == Float(2, 3, log=True)
-    assert space_.narrowed(Choice(1, 2, static=True), among=[2]) == Choice(1, 2, static=True, among=[2])
+# Words, mistakes and files.
 
 
 def test_ranges_and_draws_are_told_in_a_few_words():
-    assert [str(r) for r in (Int(1, 9), Float(1e-4, 0.1, log=True), Choice("a", 2, among=[2, "a"]))] == [
-        "1-9",
-        "0.0001-0.1",
-        "2, a",
-    ]
+    assert str(Int(1, 9)) == "1-9"
+    assert str(Float(1e-4, 0.1, log=True)) == "0.0001-0.1"
+    assert str(Choice("a", 2, among=[2, "a"])) == "2, a"
     draw = {"hidden_units": (45, 21), "l2": 0.00031234, "optimizer": "adam"}
     assert space_.in_words(draw) == "hidden_units 45 21, l2 0.0003123, optimizer adam"
 
 
-BAD = {
-    "no dict": ([Int(1, 2)], TypeError, "space= must be a dict of ranges by name, got list"),
-    "no identifier": ({"learning rate": Int(1, 2)}, ValueError, "space: 'learning rate' is no name"),
-    "no name": ({1: Int(1, 2)}, ValueError, "space: 1 is no name"),
-    "no range": ({"units": ()}, ValueError, "units= needs a range for each layer, for example units= 10-50 10-50"),
-    "a number": ({"rate": 0.1}, TypeError, "rate= must be an Int, a Float, a Choice or a tuple of them, got float"),
-    "a word": ({"rate": "adam"}, TypeError, "rate= must be an Int, a Float, a Choice or a tuple of them, got str"),
-    "a pair": ({"rate": (0.1, 0.2)}, TypeError, "rate= must be an Int, a Float, a Choice or a tuple of them"),
-    "part static": (
-        {"units": (Int(1, 2), Int(1, 2, static=True))},
-        ValueError,
-        "units= is static in some of its ranges and not in others",
-    ),
-    "part width": (
-        {"units": (Int(1, 2, width=True), Float(1, 2))},
-        ValueError,
-        "units= is a width in some of its ranges and not in others",
-    ),
-    "static width": ({"units": Int(1, 2, static=True, width=True)}, ValueError, "units= is static and a width"),
-    "same columns": ({"a": (Int(1, 2),), "a_1": Int(1, 2)}, ValueError, "space: two hyperparameters have the same col"),
-    "upside down": ({"a": Int(2, 1)}, ValueError, "a=: a range goes from a low number up, got 2-1"),
-    "float upside down": ({"a": Float(0.2, 0.1)}, ValueError, "a=: a range goes from a low number up, got 0.2-0.1"),
-    "log upside down": ({"a": Float(2, 1, log=True)}, ValueError, "a=: a range goes from a low number above 0 up"),
-    "log of 0": ({"a": Float(0, 1, log=True)}, ValueError, "a=: a range goes from a low number above 0 up, got 0-1"),
-    "log of whole 0": ({"a": Int(0, 1, log=True)}, ValueError, "a=: a range goes from a low number of at least 1 up"),
-    "width 0": ({"a": Int(0, 1, width=True)}, ValueError, "a=: a range goes from a low number of at least 1 up"),
-    "NaN": ({"a": Float(float("nan"), 1)}, ValueError, "a=: a range goes from a low number up, got nan-1"),
-    "to NaN": ({"a": Float(1, float("nan"), log=True)}, ValueError, "a=: a range goes from a low number above 0 up"),
-    "infinite": ({"a": Float(0, float("inf"))}, ValueError, "a=: a range goes from a low number up, got 0-inf"),
-    "minus infinity": ({"a": Float(-float("inf"), 0)}, ValueError, "a=: a range goes from a low number up, got -inf-0"),
-    "no whole bounds": ({"a": Int(1.0, 2)}, TypeError, "a= must have whole numbers as bounds, got 1.0 and 2"),
-    "truth values as bounds": ({"a": Int(False, True)}, TypeError, "a= must have whole numbers as bounds"),
-    "words as bounds": ({"a": Float("1", "2")}, TypeError, "a= must have numbers as bounds, got '1' and '2'"),
-    "giant layer": (
-        {"a": (Int(1, 10_001, width=True),)},
-        ValueError,
-        "a=: a layer has at most 10000 units, got 1-10001",
-    ),
-    "giant": ({"a": Int(0, 2**31)}, ValueError, "a=: whole numbers lie within"),
-    "giant below": ({"a": Int(-(2**31), 0)}, ValueError, "a=: whole numbers lie within"),
-    "empty choice": ({"a": Choice()}, ValueError, "a= needs at least one of , got none"),
-    "none of a choice": ({"a": Choice("b", "c", among=[])}, ValueError, "a= needs at least one of b, c, got none"),
-    "another value": ({"a": Choice("b", among=["c"])}, ValueError, "a= needs at least one of b, got c"),
-    "names and numbers": ({"a": Choice("b", 1)}, ValueError, "a= must be a choice among names, among numbers or"),
-    "numbers and truth": ({"a": Choice(True, 0)}, ValueError, "a= must be a choice among names, among numbers or"),
-    "None": ({"a": Choice(None)}, ValueError, "a= must be a choice among names, among numbers or among truth values"),
-    "a list of values": ({"a": Choice(["b", "c"])}, ValueError, "a= must be a choice among names, among numbers or"),
-    "a value twice": ({"a": Choice("b", "b")}, ValueError, "a= has a value twice: b, b"),
-    "a number twice": ({"a": Choice(1, 1.0)}, ValueError, "a= has a value twice: 1, 1.0"),
-    "a choice of NaN": ({"a": Choice(1.0, float("nan"))}, ValueError, "a=: numbers must be finite"),
-    "a giant choice": ({"a": Choice(1, 2**31)}, ValueError, "a=: numbers must be finite, whole ones within"),
-}
+UP, KINDS = "a=: a range goes from a low number", "a= must be a choice among names, among numbers or among truth values"
+NAN, INFINITY = float("nan"), float("inf")
+BAD = [
+    ([Int(1, 2)], "space= must be a dict of ranges by name, got list"),
+    ({"learning rate": Int(1, 2)}, "space: 'learning rate' is no name"),
+    ({1: Int(1, 2)}, "space: 1 is no name"),
+    ({"units": ()}, "units= needs a range for each layer, for example units= 10-50 10-50"),
+    ({"rate": 0.1}, "rate= must be an Int, a Float, a Choice or a tuple of them, got float"),
+    ({"rate": (0.1, 0.2)}, "rate= must be an Int, a Float, a Choice or a tuple of them, got float"),
+    ({"a": (Int(1, 2), Int(1, 2, static=True))}, "a= is static in some of its ranges and not in others"),
+    ({"a": (Int(1, 2, width=True), Float(1, 2))}, "a= is a width in some of its ranges and not in others"),
+    ({"a": Int(1, 2, static=True, width=True)}, "a= is static and a width"),
+    ({"a": (Int(1, 2),), "a_1": Int(1, 2)}, "space: two hyperparameters have the same column"),
+    ({"a": Int(2, 1)}, f"{UP} up, got 2-1"),
+    ({"a": Float(0.2, 0.1)}, f"{UP} up, got 0.2-0.1"),
+    ({"a": Float(2, 1, log=True)}, f"{UP} above 0 up, got 2-1"),
+    ({"a": Float(0, 1, log=True)}, f"{UP} above 0 up, got 0-1"),
+    ({"a": Int(0, 1, log=True)}, f"{UP} of at least 1 up, got 0-1"),
+    ({"a": Int(0, 1, width=True)}, f"{UP} of at least 1 up, got 0-1"),
+    ({"a": Float(NAN, 1)}, f"{UP} up, got nan-1"),
+    ({"a": Float(1, NAN, log=True)}, f"{UP} above 0 up, got 1-nan"),
+    ({"a": Float(0, INFINITY)}, f"{UP} up, got 0-inf"),
+    ({"a": Float(-INFINITY, 0)}, f"{UP} up, got -inf-0"),
+    ({"a": Int(1.0, 2)}, "a= must have whole numbers as bounds, got 1.0 and 2"),
+    ({"a": Int(False, True)}, "a= must have whole numbers as bounds, got False and True"),
+    ({"a": Float("1", "2")}, "a= must have numbers as bounds, got '1' and '2'"),
+    ({"a": (Int(1, 10_001, width=True),)}, "a=: a layer has at most 10000 units, got 1-10001"),
+    ({"a": Int(0, 2**31)}, "a=: whole numbers lie within"),
+    ({"a": Int(-(2**31), 0)}, "a=: whole numbers lie within"),
+    ({"a": Choice()}, "a= needs at least one of , got none"),
+    ({"a": Choice("b", "c", among=[])}, "a= needs at least one of b, c, got none"),
+    ({"a": Choice("b", among=["c"])}, "a= needs at least one of b, got c"),
+    *[({"a": choice}, KINDS) for choice in (Choice("b", 1), Choice(True, 0), Choice(None), Choice(["b"]))],
+    ({"a": Choice("b", "b")}, "a= has a value twice: b, b"),
+    ({"a": Choice(1, 1.0)}, "a= has a value twice: 1, 1.0"),
+    ({"a": Choice(1.0, NAN)}, "a=: numbers must be finite"),
+    ({"a": Choice(1, 2**31)}, "a=: numbers must be finite, whole ones within"),
+]
 
 
-@pytest.mark.parametrize(("space", "error", "message"), BAD.values(), ids=BAD)
-def test_a_wrong_space_is_refused_in_one_line_that_names_the_hyperparameter(space, error, message):
-    with pytest.raises(error) as caught:
+@pytest.mark.parametrize(("space", "message"), BAD)
+def test_a_wrong_space_is_refused_in_one_line_that_names_the_hyperparameter(space, message):
+    with pytest.raises((TypeError, ValueError)) as caught:
         space_.check(space)
     text = str(caught.value)
     assert text.startswith(message)
@@ -372,38 +341,32 @@ def test_a_wrong_space_is_refused_in_one_line_that_names_the_hyperparameter(spac
     assert len(text) < 200
 
 
-@settings(max_examples=50, deadline=None)
-@given(space=spaces)
-def test_spaces_are_accepted_and_come_back_from_json(space):
-    space_.check(space)
-    text = json.dumps(space_.to_json(space), allow_nan=False)
-    found = space_.from_json(space, json.loads(text))
-    assert found == {name: tuple(r) if isinstance(r, list) else r for name, r in space.items()}
-
-
 def test_json_of_a_space_says_what_can_be_drawn():
-    assert space_.to_json(EVERYTHING | {"optimizer": Choice("adam", "sgd", among=["sgd"])}) == {
+    space = EVERYTHING | {"optimizer": Choice("adam", "sgd", among=["sgd"])}
+    assert {name: space_.to_json(space)[name] for name in ("units", "steps", "rate", "optimizer", "bias")} == {
         "units": [{"low": 3, "high": 9}, {"low": 2, "high": 5}],
-        "depth": {"low": 1, "high": 3},
         "steps": {"low": 1, "high": 1000, "log": True},
         "rate": {"low": 1e-3, "high": 1e-1, "log": True},
-        "dropout": [{"low": 0, "high": 0.5}, {"low": 0, "high": 0.3}],
         "optimizer": {"among": ["sgd"]},
-        "activation": {"among": ["relu", "tanh"]},
-        "momentum": {"among": [0, 0.9, 0.99]},
-        "heads": {"among": [1, 2, 4]},
         "bias": {"among": [True, False]},
     }
 
 
-def test_a_space_from_json_may_have_other_ranges_and_more_layers():
-    values = {"units": [{"low": 1, "high": 2}] * 3, "rate": {"low": 0.2, "high": 0.3}, "rule": {"among": ["b"]}}
+def test_a_space_or_draw_from_json_may_have_other_ranges_and_more_layers():
     declared = {"units": (Int(3, 9, width=True),), "rate": Float(0.1, 1, log=True), "rule": Choice("a", "b")}
+    values = {"units": [{"low": 1, "high": 2}] * 3, "rate": {"low": 0.2, "high": 0.3}, "rule": {"among": ["b"]}}
     assert space_.from_json(declared, values) == {
         "units": (Int(1, 2, width=True),) * 3,
         "rate": Float(0.2, 0.3, log=True),
         "rule": Choice("a", "b", among=["b"]),
     }
+    for units in ((100,), (7, 8, 9)):
+        draw = space_.draw_from_json(declared, {"units": list(units), "rate": 7, "rule": "a"})
+        assert draw == {"units": units, "rate": 7.0, "rule": "a"}
+        np.testing.assert_array_equal(space_.as_arrays(declared, [draw])["units"], np.int32([units]), strict=True)
+
+
+UNITS, REAL = [{"low": 1, "high": 2}], {"low": 1, "high": 2}
 
 
 @pytest.mark.parametrize(
@@ -411,38 +374,19 @@ def test_a_space_from_json_may_have_other_ranges_and_more_layers():
     [
         (None, "the space has NoneType, expected"),
         ({}, r"the space has \[\], expected"),
-        ({"units": [], "rate": {"low": 1, "high": 2}, 7: 1}, r"the space has \['7', 'rate', 'units'\], expected"),
-        ({"units": {"low": 1, "high": 2}, "rate": {"low": 1, "high": 2}}, "units is no list"),
-        ({"units": [{"low": 1, "high": 2}], "rate": [{"low": 1, "high": 2}]}, "rate is a list"),
-        ({"units": [{"low": 1}], "rate": {"low": 1, "high": 2}}, "units has no low and high"),
-        ({"units": [7], "rate": {"low": 1, "high": 2}}, "units has no low and high"),
-        ({"units": [{"low": 1, "high": 2}], "rate": {"low": 2, "high": 1}}, "rate=: a range goes from a low number"),
-        ({"units": [{"low": "1", "high": 2}], "rate": {"low": 1, "high": 2}}, "units= must have whole numbers"),
-        ({"units": [], "rate": {"low": 1, "high": 2}}, "units= needs a range for each layer"),
+        ({"units": [], "rate": REAL, 7: 1}, r"the space has \['7', 'rate', 'units'\], expected"),
+        ({"units": REAL, "rate": REAL}, "units is no list"),
+        ({"units": UNITS, "rate": UNITS}, "rate is a list"),
+        ({"units": [{"low": 1}], "rate": REAL}, "units has no low and high"),
+        ({"units": [7], "rate": REAL}, "units has no low and high"),
+        ({"units": UNITS, "rate": {"low": 2, "high": 1}}, "rate=: a range goes from a low number"),
+        ({"units": [{"low": "1", "high": 2}], "rate": REAL}, "units= must have whole numbers"),
+        ({"units": [], "rate": REAL}, "units= needs a range for each layer"),
     ],
 )
 def test_what_is_no_space_is_refused(values, message):
     with pytest.raises((ValueError, TypeError), match=message):
         space_.from_json({"units": (Int(1, 2),), "rate": Float(1, 2)}, values)
-
-
-@settings(max_examples=50, deadline=None)
-@given(space=spaces, seed=seeds)
-def test_draws_come_back_from_json(space, seed):
-    draw = space_.random_draw(space, seed, 0)
-    found = space_.draw_from_json(space, json.loads(json.dumps(space_.draw_to_json(draw), allow_nan=False)))
-    assert found == draw
-    assert [type(value) for value in space_.flatten(found).values()] == [
-        type(value) for value in space_.flatten(draw).values()
-    ]
-
-
-def test_a_draw_may_lie_outside_the_ranges_and_have_more_or_fewer_layers():
-    space = {"units": (Int(3, 9, width=True), Int(3, 5, width=True)), "rate": Float(0.1, 1)}
-    for units in ((100,), (7, 8, 9)):
-        draw = space_.draw_from_json(space, {"units": list(units), "rate": 7})
-        assert draw == {"units": units, "rate": 7.0}
-        np.testing.assert_array_equal(space_.as_arrays(space, [draw])["units"], np.int32([units]), strict=True)
 
 
 @pytest.mark.parametrize(
@@ -458,8 +402,8 @@ def test_a_draw_may_lie_outside_the_ranges_and_have_more_or_fewer_layers():
         ({"depth": [1]}, "depth is a list"),
         ({"rate": "0.1"}, "rate can't be 0.1"),
         ({"rate": None}, "rate can't be None"),
-        ({"rate": float("nan")}, "rate can't be nan"),
-        ({"rate": float("inf")}, "rate can't be inf"),
+        ({"rate": NAN}, "rate can't be nan"),
+        ({"rate": INFINITY}, "rate can't be inf"),
         ({"optimizer": "adagrad"}, "optimizer can't be adagrad"),
         ({"optimizer": 0}, "optimizer can't be 0"),
         ({"optimizer": "x" * 1000}, "optimizer can't be x{40}$"),
@@ -469,9 +413,9 @@ def test_a_draw_may_lie_outside_the_ranges_and_have_more_or_fewer_layers():
     ],
 )
 def test_what_is_no_draw_is_refused(change, message):
-    values = space_.draw_to_json(space_.random_draw(EVERYTHING, 0, 0)) | change
+    values = space_.draw_to_json(space_.random_draw(EVERYTHING, 0, 0))
     with pytest.raises(ValueError, match=message):
-        space_.draw_from_json(EVERYTHING, values)
+        space_.draw_from_json(EVERYTHING, values | change)
 
 
 @pytest.mark.parametrize("values", [None, [], "draw", {}, {"units": [3, 4]}])
