@@ -4,9 +4,9 @@ import functools
 import gzip
 import hashlib
 import http.server
-import importlib.util
 import logging
 import math
+import runpy
 import socket
 import sys
 import threading
@@ -88,9 +88,14 @@ def test_real_data_are_complete_and_balanced():
 
 
 @pytest.mark.parametrize("packed, ending", [(False, ""), (True, ".gz"), (False, ".gz")])
-def test_data_dir_is_read_plain_or_gzipped_by_its_content_and_not_by_its_ending(tmp_path, packed, ending):
+def test_data_dir_is_read_plain_or_gzipped_by_its_content_and_not_by_its_ending(tmp_path, cache, packed, ending):
     contents = {f"{name}{ending}": gzip.compress(data) if packed else data for name, data in BYTES.items()}
-    assert_is_the_fake(load(str(write(tmp_path, contents)), files=FILES))
+    folder = write(tmp_path / "mine", contents)
+    before = snapshot(folder)
+    folder.chmod(0o555)
+    assert_is_the_fake(load(str(folder), files=FILES))
+    folder.chmod(0o755)
+    assert snapshot(folder) == before and not cache.exists(), "it is never written"
 
 
 def edited(data, place):
@@ -105,20 +110,14 @@ DAMAGE = {
     "longer": IDX + b"\0",
     "edited at the end": edited(IDX, len(IDX) - 1),
     "edited magic": edited(IDX, 2),
-    "edited dimension": edited(IDX, 15),
-    "labels for images": BYTES[LABELS],
-    "test for training": BYTES[TEST_IMAGES],
     "web page": b"<!DOCTYPE html><html>Sign in to the network</html>",
     "gzip, empty": gzip.compress(b""),
     "gzip, truncated": gzip.compress(IDX)[:-9],
-    "gzip, header alone": gzip.compress(IDX)[:5],
     "gzip, bad block": gzip.compress(IDX)[:10] + b"\xff" * 50,
-    "gzip, edited": edited(gzip.compress(IDX), 2000),
     "gzip, edited checksum": edited(gzip.compress(IDX), len(gzip.compress(IDX)) - 6),
     "gzip, junk behind": gzip.compress(IDX) + b"junk",
     "gzip, of a truncated file": gzip.compress(IDX[:-1]),
     "gzip, of an edited file": gzip.compress(edited(IDX, 99)),
-    "gzip, twice": gzip.compress(gzip.compress(IDX)),
     "gzip, bomb": gzip.compress(IDX + bytes(20_000_000), 1),
     "zlib": zlib.compress(IDX),
 }
@@ -176,15 +175,6 @@ def test_a_file_that_is_missing_or_has_anothers_content_is_named(tmp_path, name,
         load(str(tmp_path), files=FILES)
 
 
-def test_data_dir_is_never_written(tmp_path, cache):
-    folder = write(tmp_path / "mine", PACKED)
-    before = snapshot(folder)
-    folder.chmod(0o555)
-    assert_is_the_fake(load(str(folder), files=FILES))
-    folder.chmod(0o755)
-    assert snapshot(folder) == before and not cache.exists()
-
-
 def test_environment_names_the_data_dir_and_the_argument_overrules_it(tmp_path, cache, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write(tmp_path / "mine", BYTES)
@@ -217,16 +207,16 @@ def source(name, calls, *, contents=None, keep=False):
 CACHE = fashion_mnist.SOURCES[0]
 
 
-def test_first_source_that_has_the_data_is_the_last_one_asked(cache):
+def test_first_source_that_has_the_data_is_the_last_one_asked(cache, tmp_path, monkeypatch):
     calls = []
-    sources = (source("a", calls), source("b", calls, contents=BYTES), source("c", calls, contents=BYTES))
+    monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", write(tmp_path / "debian", PACKED))
+    sources = (source("a", calls), fashion_mnist.SOURCES[1], source("c", calls, contents=BYTES))
     assert_is_the_fake(load(files=FILES, sources=sources))
-    assert calls == ["a", "b"]
+    assert calls == ["a"]
+    assert not cache.exists(), "only what was fetched from afar is cached"
 
 
-def test_only_what_was_fetched_from_afar_is_cached_and_not_fetched_again(cache):
-    load(files=FILES, sources=(source("near", [], contents=BYTES),))
-    assert not cache.exists()
+def test_what_was_fetched_from_afar_is_cached_and_not_fetched_again(cache):
     calls = []
     for _ in range(3):
         assert_is_the_fake(load(files=FILES, sources=(CACHE, source("far", calls, contents=BYTES, keep=True))))
@@ -244,24 +234,22 @@ def test_damaged_file_in_the_cache_is_fetched_again_with_a_word(cache, caplog, d
     assert {path.name: path.read_bytes() for path in cache.iterdir()} == BYTES
 
 
-def test_half_filled_cache_is_completed_without_a_word(cache, caplog):
-    write(cache, {IMAGES: BYTES[IMAGES]})
+@pytest.mark.parametrize("writable", [True, False])
+def test_half_filled_cache_is_completed_without_a_word_and_an_unwritable_one_stops_nothing(cache, caplog, writable):
+    if writable:
+        write(cache, {IMAGES: BYTES[IMAGES]})
+    else:
+        cache.parent.parent.write_text("a file where the folder should be")
     assert_is_the_fake(load(files=FILES, sources=(CACHE, source("far", [], contents=BYTES, keep=True))))
-    assert not caplog.records and len(list(cache.iterdir())) == 4
+    assert not caplog.records if writable else "can't be cached" in caplog.text
+    assert not writable or len(list(cache.iterdir())) == 4
 
 
-def test_unwritable_cache_stops_nothing(cache, tmp_path, caplog):
-    (tmp_path / "cache").write_text("a file where the folder should be")
-    assert_is_the_fake(load(files=FILES, sources=(CACHE, source("far", [], contents=BYTES, keep=True))))
-    assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert "can't be cached" in caplog.text
-
-
-def test_relative_cache_home_is_ignored(cache, tmp_path, monkeypatch):
+@pytest.mark.parametrize("value", ["relative/cache", ""])
+def test_relative_cache_home_is_ignored(tmp_path, monkeypatch, value):
     monkeypatch.setenv("HOME", str(tmp_path))
-    for value in ["relative/cache", ""]:
-        monkeypatch.setenv("XDG_CACHE_HOME", value)
-        assert fashion_mnist.cache_folder() == tmp_path / ".cache" / "hw1jax" / "fashion-mnist"
+    monkeypatch.setenv("XDG_CACHE_HOME", value)
+    assert fashion_mnist.cache_folder() == tmp_path / ".cache" / "hw1jax" / "fashion-mnist"
 
 
 def test_interrupted_write_leaves_old_files_whole_and_no_litter(cache):
@@ -327,14 +315,14 @@ def test_tfds_fetches_the_files_in_silence_without_tensorflow_unless_they_are_da
 
 def test_silence_holds_back_logs_and_warnings_and_leaves_no_trace(monkeypatch, caplog):
     monkeypatch.setattr(logging.root, "handlers", [])  # as in a program that has set up no logging
+    other = logging.getLogger("urllib3")
+    monkeypatch.setattr(other, "handlers", [caplog.handler])
     with fashion_mnist._silence():
-        logging.getLogger("urllib3").addHandler(caplog.handler)
-        logging.getLogger("urllib3").error("retrying")
+        other.error("retrying")
         logging.warning("would set up the root logger")
         warnings.warn("deprecated", DeprecationWarning, stacklevel=1)
-    assert not logging.root.handlers and not caplog.records
-    logging.getLogger("urllib3").error("heard again")
-    logging.getLogger("urllib3").removeHandler(caplog.handler)
+    assert not logging.root.handlers
+    other.error("heard again")
     assert caplog.messages == ["heard again"]
 
 
@@ -354,8 +342,7 @@ def test_dead_network_is_given_up_at_once(monkeypatch, listening):
 
 def test_tfds_is_imported_by_those_alone_who_fetch_with_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)  # as if it were not installed
-    spec = importlib.util.spec_from_file_location("imported_anew", fashion_mnist.__file__)
-    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    runpy.run_path(fashion_mnist.__file__)
 
 
 # apt-get, played by shell scripts that note how they were called
@@ -372,6 +359,7 @@ PLAYS = {  # what `apt-get download` does first, then with lists of its own, wha
     "stale lists": (STALE, FOUND, "exit 0", PRIVATELY, None),
     "some list can't be had": (MISSING, FOUND, DEAD, PRIVATELY, None),
     "no network": (DEAD, FOUND, FOUND, ["download"], "^E: Failed to fetch .*: Temporary failure resolving the host$"),
+    "no apt-get": (None, None, None, [], "there is no program apt-get here"),
     "private lists don't help": (MISSING, MISSING, DEAD, PRIVATELY[:3], "^E: Unable to locate .*; E: Failed to fetch"),
 }
 
@@ -384,10 +372,10 @@ def test_apt_downloads_and_unpacks_the_package_without_installing_it(
     write(tmp_path, {"fake.deb": b"", "calls": b""})
     play = f'case "$*" in *update) {update};; *Dir::State::lists=*) {then};; *) {first};; esac'
     unpack = f'test "$1" = -x && test -f "$2" && cp -r {tmp_path / "package"} "$3"'
-    for name, body in (("apt-get", f"{PRIVATE}\n{play}"), ("dpkg-deb", unpack)):
+    for name, body in (("apt-get", f"{PRIVATE}\n{play}"), ("dpkg-deb", unpack)) if first else ():
         text = f'#!/bin/sh\necho "{name} $@" >> {tmp_path / "calls"}\n{body}\n'
         (write(tmp_path / "bin", {name: text.encode()}) / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{':/usr/bin:/bin' if first else ''}")
     monkeypatch.setenv("DEB", str(tmp_path / "fake.deb"))
     if error is None:
         assert fashion_mnist.from_apt(FILES) == BYTES
@@ -395,14 +383,7 @@ def test_apt_downloads_and_unpacks_the_package_without_installing_it(
         with pytest.raises(DataError, match=error):
             fashion_mnist.from_apt(FILES)
     calls = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
-    assert [
-        call[-1] if call[-1] == "update" else call[1] if call[1] == "-x" else call[-2] for call in calls
-    ] == expected
+    verbs = {"download", "update", "-x"}
+    assert [word for call in calls for word in call if word in verbs] == expected
     assert all(any("Dir::Cache=" in word for word in call) for call in calls[1:3] if call[0] == "apt-get")
     assert not any("install" in call for call in calls)
-
-
-def test_system_without_apt_is_said_to_have_none(monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(DataError, match="there is no program apt-get here"):
-        fashion_mnist.from_apt(FILES)

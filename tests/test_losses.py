@@ -11,9 +11,8 @@ squared_error, cross_entropy, accuracy = map(jax.jit, (losses.squared_error, los
 masked_sum = jax.jit(jax.value_and_grad(losses.masked_sum))
 
 
-@pytest.mark.parametrize("num_outputs", [1, 3])
-def test_squared_error_is_the_mean_over_the_outputs(num_outputs):
-    outputs, y = np.random.default_rng(0).normal(size=(2, 7, num_outputs)).astype(np.float32)
+def test_squared_error_is_the_mean_over_the_outputs():
+    outputs, y = np.random.default_rng(0).normal(size=(2, 7, 3)).astype(np.float32)
     values = squared_error(outputs, y)
     assert values.shape == (7,) and values.dtype == jnp.float32
     np.testing.assert_allclose(values, np.mean((outputs - y) ** 2, axis=1), rtol=1e-6)
@@ -80,7 +79,9 @@ def test_a_masked_sum_ignores_whatever_is_masked_out_and_so_does_its_gradient(hi
         total, gradient = masked_sum(np.array([1, hidden, 3, hidden], np.float32), mask)
         assert total == 4 * mask[0]
         np.testing.assert_array_equal(gradient, mask)
-    kept = losses.masked_sum(np.array([1, hidden], np.float32), np.array([False, True]))
+    kept = losses.masked_sum(
+        np.array([np.nan, hidden], np.float32), np.array([False, True])
+    )  # one by one, not compiled
     np.testing.assert_array_equal(kept, np.float32(hidden))
 
 

@@ -15,7 +15,6 @@ from studies import DEEP, TOY, deep_task
 
 from hw1jax import plan, population
 from hw1jax import space as space_
-from hw1jax.layout import Layout
 from hw1jax.losses import squared_error
 from hw1jax.plan import Bracket, Job, Rung, SearchPlan, Stretch
 from hw1jax.population import Plan
@@ -97,19 +96,16 @@ def test_members_of_a_program_are_as_many_as_the_devices_memory_holds(monkeypatc
 
 
 @pytest.mark.parametrize("num_devices", [1, 2])
-def test_members_per_program_are_never_more_than_asked_for_and_not_many_fewer(num_devices):
-    for members in (3, 10, 21, 299):
-        planned = laid_out(NET, num_trials=100, widths="padded", num_devices=num_devices, members_per_program=members)
-        slots = only_rung(planned).program.slots
-        assert members / 3 < 3 * slots <= members
-        assert only_rung(planned).program.num_devices == min(num_devices, slots)
+@pytest.mark.parametrize("members", [3, 10, 21, 299])
+def test_members_per_program_are_never_more_than_asked_for_and_not_many_fewer(num_devices, members):
+    rung = only_rung(laid_out(NET, num_trials=100, num_devices=num_devices, members_per_program=members))
+    assert members / 3 < 3 * rung.program.slots <= members
+    assert rung.program.num_devices == min(num_devices, rung.program.slots)
 
 
-@pytest.mark.parametrize(
-    "sampler, asked, expected", [("random", 0, 40), ("tpe", 0, 4), ("tpe", 299, 4), ("tpe", 10, 3)]
-)
-def test_all_trials_are_in_one_bracket_unless_the_sampler_learns_from_one_for_the_next(sampler, asked, expected):
-    planned = laid_out(NET, num_trials=40, sampler=sampler, num_devices=1, members_per_program=asked or None)
+@pytest.mark.parametrize("sampler, members, expected", [("random", None, 40), ("tpe", None, 4), ("tpe", 10, 3)])
+def test_all_trials_are_in_one_bracket_unless_the_sampler_learns_from_one_for_the_next(sampler, members, expected):
+    planned = laid_out(NET, num_trials=40, sampler=sampler, num_devices=1, members_per_program=members)
     assert sizes(planned) == [only_rung(planned).program.slots] == [expected]
     assert planned.factor is None and only_rung(planned).num_epochs == NET.num_epochs
     assert not only_rung(planned).own_widths
@@ -139,30 +135,24 @@ def test_fewer_members_to_a_program_than_a_trial_has_folds_are_refused_in_one_li
 
 
 def test_a_narrower_plan_has_slots_for_the_trials_on_every_device():
-    assert plan.narrower(Plan(12, 2, 3, Layout(20, 20)), 5) == Plan(6, 2, 3, Layout(20, 20))
+    assert plan.narrower(Plan(12, 2, 3), 5) == Plan(6, 2, 3)
 
 
 # Rungs and brackets of a search with halving.
 
 
-@pytest.mark.parametrize(
-    "num_epochs, halving, first_rung, expected",
-    [
-        (1000, None, None, [1000]),
-        (1000, 3, None, [38, 112, 334, 1000]),
-        (20, 3, None, [1, 3, 7, 20]),
-        (20, 3, 3, [3, 7, 20]),
-        (20, 3, 4, [7, 20]),
-        (20, 3, 20, [20]),
-        (20, 2, 1, [1, 2, 3, 5, 10, 20]),
-        (2, 3, None, [1, 2]),
-        (1, 2, None, [1]),
-    ],
-)
-def test_rungs_end_at_the_epochs_over_powers_of_the_factor_and_not_below_the_first(
-    num_epochs, halving, first_rung, expected
-):
-    assert plan.rung_ends(Search(num_epochs, 20, halving=halving, first_rung=first_rung)) == expected
+def test_rungs_end_at_the_epochs_over_powers_of_the_factor_and_not_below_the_first():
+    def ends(num_epochs, **given):
+        return plan.rung_ends(Search(num_epochs, 20, **given))
+
+    assert ends(1000) == [1000]
+    assert ends(1000, halving=3) == [38, 112, 334, 1000]
+    assert ends(20, halving=3) == [1, 3, 7, 20]
+    assert ends(20, halving=3, first_rung=3) == [3, 7, 20]
+    assert ends(20, halving=3, first_rung=4) == [7, 20]
+    assert ends(20, halving=3, first_rung=20) == [20]
+    assert ends(20, halving=2, first_rung=1) == [1, 2, 3, 5, 10, 20]
+    assert ends(2, halving=3) == [1, 2] and ends(1, halving=2) == [1]
 
 
 @pytest.mark.parametrize(
@@ -195,8 +185,7 @@ def test_hyperbands_brackets_cost_the_same_and_are_one_trial_at_least():
 
 
 @pytest.mark.parametrize(
-    "num_trials, factor, kept, work",
-    [(10, 3, 4, 10 + 2 * 4 + 6 * 2), (9, 3, 3, 9 + 6 + 6), (1, 5, 1, 9), (10, None, 10, 90)],
+    "num_trials, factor, kept, work", [(10, 3, 4, 30), (9, 3, 3, 21), (1, 5, 1, 9), (9, None, 9, 81)]
 )
 def test_one_in_so_many_goes_on_rounded_up(num_trials, factor, kept, work):
     bracket = Bracket(num_trials, tuple(Rung(end, Plan(1)) for end in (1, 3, 9)))
@@ -286,13 +275,10 @@ def test_jobs_are_trials_of_the_same_static_hyperparameters_and_each_keeps_its_s
     assert all(beginnings[job.numbers[0]][: len(job.numbers)] == job.numbers for job in before)
 
 
-def test_trials_of_any_width_share_a_program_that_has_the_widest():
-    assert plan.jobs_of(TOY, Rung(4, Plan(10)), drawn(TOY, 10)) == [Job({"hidden_units": (6, 4)}, [*range(10)])]
-
-
 @pytest.mark.parametrize("groups", [None, (2, 1)])
 def test_trials_at_own_widths_are_a_job_each_as_wide_as_the_widest_of_its_group_the_largest_first(groups):
     draws = drawn(TOY, 20)
+    assert plan.jobs_of(TOY, Rung(4, Plan(20)), draws) == [Job({"hidden_units": (6, 4)}, [*range(20)])], "padded"
     jobs = plan.jobs_of(TOY, Rung(4, Plan(2, 2), own_widths=True, groups=groups), draws)
     assert sorted(job.numbers for job in jobs) == [[number] for number in range(20)]
     for job in jobs:

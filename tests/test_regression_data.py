@@ -15,13 +15,9 @@ BAD = {
     "empty file": (b"", "row 1: expected the header input,label"),
     "another header": (b"x,y\n1.0,2.0\n", "row 1: expected the header input,label"),
     "columns exchanged": (b"label,input\n1.0,2.0\n", "row 1: expected the header input,label"),
-    "no rows": (b"input,label\n", "row 2: expected at least one row"),
-    "text": (b"input,label\n1.0,2.0\n1.0,two\n", "row 3: expected two finite"),
     "text below a blank line": (b"input,label\n\n1.0,two\n", "row 3: expected two finite"),
-    "empty cell": (b"input,label\n1.0,\n", "row 2: expected two finite"),
     "empty cells": (b"input,label\n,\n", "row 2: expected two finite"),
     "NaN": (b"input,label\n1.0,nan\n", "row 2: expected two finite"),
-    "infinity": (b"input,label\n-inf,1.0\n", "row 2: expected two finite"),
     "infinite in float32": (b"input,label\n1.0,1e39\n", "row 2: expected two finite"),
     "underscore": (b"input,label\n1_0,1.0\n", "row 2: expected two finite"),
     "one column": (b"input,label\n1.0\n", "row 2: expected two finite"),
@@ -32,7 +28,6 @@ BAD = {
     "Latin-1": ("input,label\n1.0,2.0\n1.0,2.0 m²\n".encode("latin-1"), "row 3: expected UTF-8 text"),
     "UTF-16": (GOOD.encode("utf-16"), "row 1: expected UTF-8 text"),
     "NUL bytes": (b"input,label\n1.0,\x002.0\n", "row 2: expected two finite"),
-    "NUL bytes alone": (b"\x00" * 100, "row 1: expected the header input,label"),
 }
 
 
@@ -74,31 +69,24 @@ def test_training_inputs_reach_every_part_but_the_gaps_and_test_inputs_all_of_th
     assert abs(np.corrcoef(x_train[:, 0], np.arange(100))[0, 1]) < 0.3  # in random order
 
 
-def test_noise_has_its_mean_and_standard_deviation():
-    """To three standard errors of 100 draws: 0.3 of the deviation for the mean, 0.21 of it for the deviation itself."""
+def test_labels_are_near_the_curve_which_has_two_bumps_and_steep_ends():
+    """To three standard errors of 100 draws: 0.21 of the noise's standard deviation."""
     x_train, y_train, x_test, y_test = regression.embedded()[:4]
     for x, y, noise in [(x_train, y_train, 0.5), (x_test, y_test, 0.1)]:
-        residual = y - regression.target(x)
-        assert abs(residual.mean()) < 0.3 * noise
-        assert abs(residual.std() - noise) < 0.21 * noise
-        assert np.abs(residual).max() < 4 * noise
-
-
-def test_target_has_two_bumps_and_steep_ends():
+        assert abs(np.std(y - regression.target(x)) - noise) < 0.21 * noise
     x = np.linspace(-5, 5, 10_001)
     y = regression.target(x)
     peaks = x[1:-1][(y[1:-1] > y[:-2]) & (y[1:-1] > y[2:])]
-    np.testing.assert_allclose(peaks, [-2.2, 1.9], atol=0.1)
-    np.testing.assert_allclose(y[[0, -1]], [-2.9, 7.0], atol=0.1)
+    np.testing.assert_allclose([*peaks, y[0], y[-1]], [-2.2, 1.9, -2.9, 7.0], atol=0.1)
 
 
-def test_load_gives_the_embedded_data_or_those_of_both_files(good_csv):
-    for found, expected in (
-        (regression.load(), regression.embedded()),
-        (regression.load(good_csv, test_csv=good_csv), regression.from_csv(good_csv, good_csv)),
-    ):
-        assert all(np.array_equal(a, b) for a, b in zip(found[:4], expected[:4], strict=True))
-        assert found.weights is None and found.groups is None
+def test_load_gives_the_embedded_data_or_those_of_both_files(tmp_path, good_csv):
+    for found, expected in zip(regression.load()[:4], regression.embedded()[:4], strict=True):
+        np.testing.assert_array_equal(found, expected)
+    (tmp_path / "test.csv").write_text("input,label\n7,8\n")
+    found = regression.load(good_csv, test_csv=tmp_path / "test.csv")
+    assert [values.tolist() for values in found[:4]] == [[[1], [-3.5]], [[2], [np.float32(0.4)]], [[7]], [[8]]]
+    assert found.weights is None and found.groups is None
 
 
 @pytest.mark.parametrize("name", ["train_csv", "test_csv"])

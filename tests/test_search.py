@@ -115,20 +115,6 @@ def test_the_order_of_asking_does_not_matter():
         PureRandomSampler(0).sample_independent(None, SimpleNamespace(number=0), "something", None)
 
 
-def test_a_trial_that_another_process_has_begun_and_not_drawn_is_drawn_under_its_number(tmp_path):
-    opened, other = open_storage(tmp_path), open_storage(tmp_path)
-    ask, asked = opened.ask, []
-
-    def ask_too_late():
-        if not asked:
-            asked.append(other.ask())
-        return ask()
-
-    opened.ask = ask_too_late
-    assert run(opened) == run(open_storage(tmp_path / "alone"))
-    assert [trial.number for trial in asked] == [0] and len(opened.trials) == 7
-
-
 def test_a_database_holds_the_searches_of_several_folders_and_a_wrong_url_is_told_without_its_password(tmp_path):
     url = f"sqlite:///{tmp_path}/all.db"
     for seed in (0, 1):
@@ -162,9 +148,7 @@ def test_the_journal_holds_every_trial_for_any_other_program(tmp_path):
 # Which trial is best.
 
 
-@pytest.mark.parametrize(
-    "with_scores", [(NAN, 1.0, 2.0), (0.1, 0.1, INF), (-INF, 0.1, 0.1), (NAN, NAN, NAN), (INF, -INF, 0)]
-)
+@pytest.mark.parametrize("with_scores", [(NAN, 1.0, 2.0), (0.1, 0.1, INF), (-INF, 0.1, 0.1), (INF, -INF, 0)])
 def test_a_diverged_trial_fails_and_is_never_best(tmp_path, with_scores):
     opened = open_storage(tmp_path)
     trials = all_of(run(opened, Training(failing=[0, 5], with_scores=with_scores)))
@@ -175,22 +159,27 @@ def test_a_diverged_trial_fails_and_is_never_best(tmp_path, with_scores):
     ranks = results.ranks(trials, STUDY)
     assert ranks[0] is None and sorted(filter(None, ranks)) == [1, 2, 3, 4, 5]
     assert np.isnan(trials[0].std("loss"))
-    failed = [trials[0], trials[5]]
-    assert results.best(failed, STUDY) is None and results.ranks(failed, STUDY) == [None, None]
+    assert results.best(trials[:1], STUDY) is None
 
 
-def test_scores_ranks_and_the_best_by_hand():
-    folds = [(1.0, 3.0), (1.0, 2.0), (2.0, 2.0), (INF, 0.0), (1.5, 1.5), (9.0, 9.0)]
-    trials = [scored(number, {}, STUDY, {"loss": after(scores)}, 1) for number, scores in enumerate(folds)]
-    assert [t.mean("loss") for t in trials[:3]] == [2.0, 1.5, 2.0]
-    assert trials[0].std("loss") == 1.0
-    assert results.ranks(trials, STUDY) == [3, 1, 3, None, 1, 5]
-    assert results.best(trials, STUDY).number == 1  # the first of equals
-    accuracies = [0.5, 0.9, 0.9, 0.1]
-    values = [{"loss": after((1.0,)), "accuracy": after((value,))} for value in accuracies]
-    trials = [scored(n, {}, CLASSIFIER, each, 1) for n, each in enumerate(values)]
-    assert results.ranks(trials, CLASSIFIER) == [3, 1, 1, 4]
-    assert results.best(trials, CLASSIFIER).number == 1
+@pytest.mark.parametrize(
+    "study, values, states, ranks",
+    [  # values: (epochs, loss, accuracy) of a trial each; the first of equals is the best
+        (STUDY, [(9, 2, 0), (9, 1, NAN), (9, 2, 0), (9, INF, 0), (9, 1, 0)], "cccfc", [3, 1, 3, None, 1]),
+        (STUDY, [(1, 1, 0), (9, 9, 0), (3, 5, 0), (9, 3, 0), (3, 2, 0), (3, NAN, 0)], "pcpcpf", [5, 2, 4, 1, 3, None]),
+        (CLASSIFIER, [(9, 1, 5), (9, 1, 9), (9, 1, 9), (9, 1, 1), (9, NAN, 9), (9, 1, NAN)], "ccccff",
+         [3, 1, 1, 4, None, None]),
+    ],
+)  # fmt: skip
+def test_states_and_ranks_by_hand(study, values, states, ranks):
+    each = [{"loss": after((loss,) * 2, n), "accuracy": after((accuracy,) * 2, n)} for n, loss, accuracy in values]
+    trials = [scored(number, {}, study, of_one, 9) for number, of_one in enumerate(each)]
+    assert "".join(trial.state[0] for trial in trials) == states
+    assert [trial.epochs for trial in trials] == [num_epochs for num_epochs, *_ in values]
+    assert results.ranks(trials, study) == ranks
+    assert results.best(trials, study).number == ranks.index(1)
+    alone = scored(0, {}, STUDY, {"loss": after((1.0, 3.0))}, 1)
+    assert (alone.mean("loss"), alone.std("loss")) == (2.0, 1.0)
 
 
 def test_the_highest_is_best_where_a_metric_is_maximized_and_every_metric_is_kept_and_read_back(tmp_path):
@@ -203,29 +192,11 @@ def test_the_highest_is_best_where_a_metric_is_maximized_and_every_metric_is_kep
         for name, folds in trial.scores.items():
             assert tuple(told.user_attrs[f"split{fold}_val_{name}"] for fold in range(3)) == folds
         assert told.intermediate_values == {1: pytest.approx(0.05), 2: told.value}  # of what counts
-    in_order = sorted(trials, key=lambda trial: -trial.mean("accuracy"))
+    best, *_, worst = sorted(trials, key=lambda trial: -trial.mean("accuracy"))
     assert opened.direction == optuna.study.StudyDirection.MAXIMIZE
-    assert (opened.best_trial.number, opened.best_value) == (in_order[0].number, in_order[0].mean("accuracy"))
-    assert results.best(trials, CLASSIFIER) == in_order[0]
-    ranks = results.ranks(trials, CLASSIFIER)
-    assert [ranks[trial.number] for trial in in_order] == [1, 2, 3, 4, 5, 6, 7]
-    assert results.best(trials, replace(CLASSIFIER, maximize=None)) == in_order[-1]  # the lowest loss
-
-
-@pytest.mark.parametrize(
-    "loss, accuracy, maximize, state",
-    [
-        (1.0, 0.5, "accuracy", "complete"),
-        (NAN, 0.5, "accuracy", "failed"),
-        (1.0, NAN, "accuracy", "failed"),
-        (1.0, NAN, None, "complete"),
-    ],
-)
-def test_a_loss_that_is_not_a_number_fails_a_trial_and_another_metric_only_where_it_counts(
-    loss, accuracy, maximize, state
-):
-    values = {"loss": after((loss, 2.0)), "accuracy": after((accuracy, 0.5))}
-    assert scored(0, {}, replace(CLASSIFIER, maximize=maximize), values, 1).state == state
+    assert (opened.best_trial.number, opened.best_value) == (best.number, best.mean("accuracy"))
+    assert results.best(trials, CLASSIFIER) == best
+    assert results.best(trials, replace(CLASSIFIER, maximize=None)) == worst  # the lowest loss
 
 
 # Stopping, going on, asking for more.
@@ -265,15 +236,14 @@ def test_a_search_that_was_stopped_goes_on_with_the_same_trials(tmp_path):
     assert [trial.state for trial in opened.trials] == [TrialState.COMPLETE] * 7
 
 
-@pytest.mark.parametrize("num_suggested", [0, 1])
-def test_a_trial_that_was_asked_but_not_drawn_is_drawn_then(tmp_path, num_suggested):
-    trial = open_storage(tmp_path).ask()
-    if num_suggested:
-        trial.suggest_int("channels_1", 4, 6)
+def test_trials_that_were_asked_but_not_drawn_are_drawn_then(tmp_path):
     opened = open_storage(tmp_path)
-    (bracket,) = run(opened, num_trials=1)
-    assert bracket[0].draw == space_.random_draw(SPACE, 0, 0)
-    assert len(opened.trials) == 1
+    opened.ask()
+    opened.ask().suggest_int("channels_1", 4, 6)
+    opened = open_storage(tmp_path)
+    (bracket,) = run(opened, num_trials=3)
+    assert [trial.draw for trial in bracket] == [space_.random_draw(SPACE, 0, number) for number in range(3)]
+    assert len(opened.trials) == 3
 
 
 def test_a_search_stopped_between_two_tellings_tells_the_rest(tmp_path):
@@ -351,7 +321,6 @@ def test_the_same_settings_begin_a_folder_again_and_get_the_stored_plan(tmp_path
     [
         ({}, {"num_epochs": 30}, "num_epochs = 20, not 30"),
         ({}, {"data_sha256": "1" * 64}, "data_sha256 = 0000"),
-        ({}, {"direction": "maximize"}, "direction = minimize, not maximize"),
         ({}, {"own_folds": "0123"}, "own_folds = None, not 0123"),
         ({"own_folds": "0123"}, {}, "own_folds = 0123, not None"),
         (
@@ -404,15 +373,6 @@ def test_a_trial_of_fewer_epochs_is_pruned_and_counts_with_the_last_value_that_w
         assert told.intermediate_values[trial.epochs] == pytest.approx(trial.mean("loss"))
 
 
-def test_the_best_is_complete_and_ranks_go_by_epochs_first():
-    values = [(1, 0.1), (9, 0.9), (3, 0.5), (9, 0.3), (3, 0.2), (9, NAN), (3, NAN)]
-    trials = [scored(n, {}, STUDY, {"loss": after((v,), epochs)}, 9) for n, (epochs, v) in enumerate(values)]
-    assert [t.state for t in trials] == ["pruned", "complete", "pruned", "complete", "pruned", "failed", "failed"]
-    assert [t.epochs for t in trials] == [epochs for epochs, _ in values]
-    assert results.best(trials, STUDY).number == 3
-    assert results.ranks(trials, STUDY) == [5, 2, 4, 1, 3, None, None]
-
-
 def test_a_pruned_trial_is_reported_no_more_often_than_a_complete_one_by_the_same_epoch(tmp_path):
     """A journal takes a third of a millisecond for each."""
 
@@ -434,9 +394,8 @@ def highest(draws):
 
 
 @pytest.mark.parametrize(
-    "train, study, num_epochs", [(Training(), STUDY, 1), (halved, STUDY, 9), (highest, CLASSIFIER, 1)],
-    ids=["complete trials", "pruned trials", "a metric that is maximized"],
-)  # fmt: skip
+    "train, study, num_epochs", [(Training(), STUDY, 1), (halved, STUDY, 9), (highest, CLASSIFIER, 1)]
+)
 def test_tpe_learns_from_bracket_to_bracket_within_the_ranges_and_repeats_no_trial(tmp_path, train, study, num_epochs):
     opened = open_storage(tmp_path, sampler="tpe", study=study)
     brackets = run(opened, train, num_trials=30, bracket_size=6, study=study, num_epochs=num_epochs)

@@ -4,7 +4,6 @@ import ast
 import errno
 import json
 import os
-import pickle
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -47,18 +46,13 @@ def test_a_write_that_fails_leaves_the_old_content_and_no_temporary_file(tmp_pat
     old = (tmp_path / "file").read_bytes()
     monkeypatch.setattr(os, what, Mock(side_effect=error))
     for name in ("file", "a new one"):
+        error.filename = None
         with pytest.raises(type(error)):
             write(tmp_path / name, 2)
+        assert error.filename == (str(tmp_path / name) if isinstance(error, OSError) else None)
     monkeypatch.undo()
     assert (tmp_path / "file").read_bytes() == old
     assert os.listdir(tmp_path) == ["file"]
-
-
-def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
-    with pytest.raises(OSError) as caught:
-        storage.write_bytes(tmp_path / "file", b"new")
-    assert caught.value.filename == str(tmp_path / "file")
 
 
 def test_the_whole_content_is_on_disk_before_the_file_takes_its_place(tmp_path, monkeypatch):
@@ -72,7 +66,7 @@ def test_the_whole_content_is_on_disk_before_the_file_takes_its_place(tmp_path, 
         replaced.append((list(synced), Path(source).read_bytes(), Path(source).parent, Path(target).read_bytes()))
         replace(source, target)
 
-    path, content = tmp_path / "file", b"new" * 100_001  # no multiple of any buffer
+    path, content = tmp_path / "file", b"new"  # as short as stays in a buffer
     path.write_bytes(b"old")
     monkeypatch.setattr(os, "fsync", look_and_sync)
     monkeypatch.setattr(os, "replace", look_and_replace)
@@ -92,21 +86,14 @@ def test_permissions_follow_the_umask_which_stays(tmp_path, umask, mode):
         os.umask(before)
 
 
-def test_json_comes_back_and_ends_with_a_line_ending(tmp_path):
-    content = {"a": [1, 2.5, None, True], "b": {"c": "ä ± \n"}}
-    storage.write_json(tmp_path / "file", content)
-    text = (tmp_path / "file").read_text(encoding="utf-8")
-    assert json.loads(text) == content
-    assert text.endswith("}\n")
-
-
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
-def test_json_refuses_numbers_that_are_not_finite_and_keeps_the_old_file(tmp_path, number):
-    path = tmp_path / "file"
-    storage.write_json(path, {"loss": 1.0})
+def test_json_comes_back_and_numbers_that_are_not_finite_are_refused(tmp_path, number):
+    path, content = tmp_path / "file", {"a": [1, 2.5, None, True], "b": {"c": "ä ± \n"}}
+    storage.write_json(path, content)
     with pytest.raises(ValueError, match="not JSON compliant"):
         storage.write_json(path, {"losses": [1.0, number]})
-    assert json.loads(path.read_text()) == {"loss": 1.0}
+    text = path.read_text(encoding="utf-8")
+    assert json.loads(text) == content and text.endswith("}\n")
     assert os.listdir(tmp_path) == ["file"]
 
 
@@ -140,32 +127,19 @@ def test_arrays_of_types_that_numpy_has_not_are_float32_in_the_file_and_restored
 
 def test_arrays_are_compressed_unless_they_are_not_worth_it(tmp_path):
     for compressed in (True, False):
-        storage.write_arrays(tmp_path / str(compressed), {"zeros": np.zeros(10_000)}, compressed=compressed)
-    assert (tmp_path / "True").stat().st_size < 1000 and (tmp_path / "False").stat().st_size > 80_000
+        storage.write_arrays(tmp_path / "file", {"zeros": np.zeros(10_000)}, compressed=compressed)
+        assert ((tmp_path / "file").stat().st_size < 1000) == compressed
 
 
-class Bomb:
-    """Executes something when it is unpickled."""
-
-    def __init__(self, marker: Path):
-        self.marker = marker
-
-    def __reduce__(self):
-        return (Path.touch, (self.marker,))
-
-
-def test_reading_refuses_pickled_objects_without_executing_them_and_writing_refuses_objects(tmp_path):
-    marker, array = tmp_path / "executed", np.array([Bomb(tmp_path / "executed")], object)
+@pytest.mark.parametrize("compressed", [True, False])
+def test_objects_which_could_execute_something_are_neither_read_nor_written(tmp_path, compressed):
+    array = np.array([{}, None], object)
     np.savez(tmp_path / "objects.npz", a=array)
-    (tmp_path / "bare.npz").write_bytes(pickle.dumps(Bomb(marker)))
-    for name in ("objects.npz", "bare.npz"):
-        with pytest.raises(ValueError):
-            storage.read_arrays(tmp_path / name)
-    assert not marker.exists()
-    for compressed in (True, False):
-        with pytest.raises(ValueError, match="a holds Python objects"):
-            storage.write_arrays(tmp_path / "file", {"a": array}, compressed=compressed)
-    assert not (tmp_path / "file").exists()
+    with pytest.raises(ValueError, match="objects.npz is damaged .*allow_pickle=False"):
+        storage.read_arrays(tmp_path / "objects.npz")
+    with pytest.raises(ValueError, match="a holds Python objects"):
+        storage.write_arrays(tmp_path / "file", {"a": array}, compressed=compressed)
+    assert os.listdir(tmp_path) == ["objects.npz"]
 
 
 def test_a_damaged_file_of_arrays_is_refused_by_name_and_a_missing_one_stays_missing(tmp_path):
@@ -202,13 +176,10 @@ def test_no_two_threads_read_headers_of_arrays_at_once(tmp_path, monkeypatch):
     assert most == [1] * 80
 
 
-@pytest.mark.parametrize("number", [storage.FORMAT, np.array(storage.FORMAT)])
-def test_content_of_this_version_is_read_be_the_number_pythons_or_an_arrays(number):
-    storage.check_format({"format": number}, "x")
-
-
 @pytest.mark.parametrize("content", [{}, {"format": 3}, {"format": np.array(storage.FORMAT + 1)}, {"format": "x" * 99}])
 def test_content_of_another_version_is_refused_in_one_line_that_names_it(content):
+    storage.check_format({"format": storage.FORMAT}, "x")
+    storage.check_format({"format": np.array(storage.FORMAT)}, "x")
     with pytest.raises(storage.FormatError) as caught:
         storage.check_format(content, "runs/x/results.json")
     text = str(caught.value)
@@ -217,6 +188,7 @@ def test_content_of_another_version_is_refused_in_one_line_that_names_it(content
     assert len(text.splitlines()) == 1
 
 
+@pytest.mark.timeout(60)  # seconds: who waits for a lock that it holds itself waits for ever
 @pytest.mark.parametrize("lock", [lambda folder: storage.lock(folder / ".results.lock"), storage.results_lock])
 def test_a_lock_is_held_by_one_at_a_time_and_waited_for(tmp_path, lock):
     order = []
@@ -260,4 +232,4 @@ def test_a_new_folder_is_gone_when_the_beginning_fails_unless_somebody_has_put_a
             if mine:
                 mine.write_text("")
             raise ValueError
-        assert mine.exists() if mine else os.listdir(tmp_path) == []
+        assert sorted(os.listdir(mine.parent if mine else tmp_path)) == ([".lock", "mine"] if mine else [])
