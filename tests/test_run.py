@@ -667,7 +667,9 @@ def test_a_net_of_few_bits_leaves_files_that_are_read_back(dtype, tmp_path):
         def apply(params, x, h):
             return jnp.sum(jnp.tanh(x.astype(dtype) @ params["w"] + params["b"][None]), axis=1, keepdims=True)
 
-        return Task(init, apply, lambda outputs, y: squared_error(outputs, y.astype(dtype)), lambda h: optax.sgd(h["rate"]))
+        return Task(
+            init, apply, lambda outputs, y: squared_error(outputs, y.astype(dtype)), lambda h: optax.sgd(h["rate"])
+        )
 
     space = {"rate": Float(0.005, 0.01)}
     study = Study("few-bits", task=task, data=toy.DATA, space=space, num_trials=2, num_epochs=2, batch_size=20)
