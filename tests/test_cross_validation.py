@@ -360,7 +360,7 @@ def test_short_work_says_nothing_and_no_loss_is_named_where_all_trials_have_fail
     assert said[0] == "cross_validate: epoch 10 of 20" and said[-1].startswith("cross_validate: 20 epochs in ")
 
 
-# Hyperparameters and labels.
+# Hyperparameters and folds.
 
 
 @pytest.mark.parametrize(
@@ -378,23 +378,22 @@ def test_lists_of_values_are_arrays_and_lists_of_arrays_are_trees(given, expecte
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-@pytest.mark.parametrize("labels", [[-1, 0, 1, 2], [-1, 1], [0, 1, 2, 3]])
-def test_labels_without_an_output_are_told_in_one_line(labels):
-    y = np.resize(labels, 60).astype(np.int32)
-    line = f"y has labels {min(labels)} to {max(labels)}, 3 outputs take 0 to 2"
-    with pytest.raises(ValueError, match=f"^{line}$"):
-        cross_validate(**CLASSES | {"y": y})
-
-
-def test_more_labels_than_are_tried_are_no_obstacle_and_the_ends_are_among_them():
-    def init(key, hyperparameters):
-        return {"first": jnp.zeros((1, 8)), "second": jax.random.normal(key, (8, 1499))}
-
-    with pytest.raises(ValueError, match="y has labels 0 to 1499, 1499 outputs take 0 to 1498"):
-        cross_validate(**CLASSES | {"init": init, "x": np.zeros((1500, 1), np.float32), "y": np.arange(1500)})
+def test_a_splitter_of_scikit_learn_keeps_groups_together():
+    splitter = pytest.importorskip("sklearn.model_selection").GroupKFold(3)
+    groups = np.arange(60) // 5
+    for fold in cross_validate(**GIVEN, folds=splitter, groups=groups.tolist()).folds:
+        assert not np.intersect1d(groups[fold.train], groups[fold.validation]).size
 
 
 # Mistakes.
+
+
+def init_with_last_layer_of_zeros(key, hyperparameters):
+    return init(key, hyperparameters) | {"second": jnp.zeros((8, 1))}
+
+
+def init_many_classes(key, hyperparameters):
+    return init(key, hyperparameters) | {"second": jax.random.normal(key, (8, 1499))}
 
 
 def normalised(params, x, hyperparameters):
@@ -402,25 +401,21 @@ def normalised(params, x, hyperparameters):
     return (hidden - hidden.mean(axis=0, keepdims=True)) @ params["second"]
 
 
-def own_cross_entropy(outputs, y):
-    chosen = jnp.take_along_axis(jax.nn.log_softmax(outputs), y[:, None], 1, mode="fill", fill_value=jnp.nan)
-    return -chosen[:, 0]
-
-
 def with_state(state):
     """Functions of a net whose `apply` returns this for the state that begins as three zeros."""
 
-    def stateful(params, x, h, state=None):
-        return apply(params, x, h), new_state
-
-    new_state = state
-    return {"init": lambda key, h: (init(key, h), {"mean": jnp.zeros(3)}), "apply": stateful}
+    new = state
+    return {
+        "init": lambda key, h: (init(key, h), {"mean": jnp.zeros(3)}),
+        "apply": lambda params, x, h, state: (apply(params, x, h), new),
+    }
 
 
 def wrong(message, **change):
     return message, change
 
 
+HALVES = [(np.arange(40), np.arange(40, 60))]
 RATE, TWO = "hyperparameters['learning_rate']", np.float32([0.1, 0.2])
 COUNT = "must be a whole number, at least 1, got"
 WEIGHTS = "weights= must be one number of at least 0 a sample, not all 0, got shape"
@@ -438,7 +433,7 @@ MISTAKES = [
     wrong(
         "hyperparameters['a']['b'] has 3 values, others 2: ..",
         hyperparameters={"a": {"b": [1, 2, 3]}, "c": TWO, "d": TWO},
-    ),  # fmt: skip
+    ),
     wrong("hyperparameters['b'] is a list of lists of several lengths", hyperparameters={"a": TWO, "b": [[1, 2], [3]]}),
     wrong("hyperparameters has one value: give one a trial, on a leading trial axis", hyperparameters=0.1),
     wrong("hyperparameters has 0 values: ..", hyperparameters=np.zeros(0)),
@@ -454,22 +449,14 @@ MISTAKES = [
     wrong(f"{WEIGHTS} (60,)", weights=-np.ones(60)),
     wrong(f"{WEIGHTS} (60, 1)", weights=np.ones((60, 1))),
     wrong("weights= must be finite, ..", weights=np.full(60, np.inf)),
-    wrong(
-        "weights= are all 0 in the validation part of fold 0",
-        weights=np.arange(60) < 40,
-        folds=[(np.arange(40), np.arange(40, 60))],
-    ),
+    wrong("weights= are all 0 in the validation part of fold 0", weights=np.arange(60) < 40, folds=HALVES),
     wrong("the number of folds must lie between 2 and the 60 samples, got 1", num_folds=1),
     wrong("the number of folds must lie between 2 and the 60 samples, got 61", num_folds=61),
     wrong("folds is empty", folds=[]),
-    wrong(
-        "fold 0: the same sample is in its training and its validation part", folds=[(np.arange(40), np.arange(30, 60))]
-    ),
+    wrong("fold 0: the same sample is in its training and its validation part", folds=[(range(40), range(39, 60))]),
     wrong("key= must be a PRNG key, ..", key=jax.random.split(jax.random.key(0))),
     wrong("apply mixes examples: .. belong into state ..", apply=normalised),
-    wrong(
-        "apply mixes examples: ..", apply=normalised, init=lambda key, h: init(key, h) | {"second": jnp.zeros((8, 1))}
-    ),  # fmt: skip
+    wrong("apply mixes examples: ..", apply=normalised, init=init_with_last_layer_of_zeros),
     wrong("apply= must be a function, got str", apply="relu"),
     wrong("init returns no parameters", init=lambda key, h: {}),
     wrong("init must return (params, state), as apply asks for state", **with_state({}) | {"init": init}),
@@ -483,7 +470,16 @@ MISTAKES = [
     wrong("optimizer asks for steps, .. may ask for num_steps", optimizer=lambda h, steps: optax.sgd(0.1)),
     wrong("metric own mixes examples: ..", metrics={"own": lambda outputs, y: (outputs - outputs.mean())[:, 0]}),
     wrong("metrics= has 'loss', which is the name of another value", metrics={"loss": squared_error}),
-    wrong("the loss of label 3 of y is not finite", **CLASSES | {"loss": own_cross_entropy, "y": np.arange(60) % 4}),
+    wrong(
+        "the loss of label 3 of y is not finite",
+        **CLASSES | {"loss": lambda o, y: jnp.where(y < 3, o[:, 0] ** 2, jnp.nan), "y": np.arange(60) % 4},
+    ),
+    wrong("y has labels -1 to 2, 3 outputs take 0 to 2", **CLASSES | {"y": np.arange(60) % 4 - 1}),
+    wrong("y has labels 0 to 3, 3 outputs take 0 to 2", **CLASSES | {"y": np.arange(60) % 4}),
+    wrong(  # more labels than are tried: the ends are among them
+        "y has labels 0 to 1499, 1499 outputs take 0 to 1498",
+        **CLASSES | {"init": init_many_classes, "x": np.zeros((1500, 1), np.float32), "y": np.arange(1500)},
+    ),
 ]
 
 

@@ -91,22 +91,9 @@ def test_members_of_equinox_equal_the_plain_loop():
     assert found.out_of_fold().shape == (NUM_SAMPLES,)
 
 
-class Table:
-    """What pandas' tables and columns have, and no more."""
-
-    def __init__(self, values):
-        self.values = values
-
-    def to_numpy(self):
-        return self.values
-
-    def __len__(self):
-        return len(self.values)
-
-
-@pytest.mark.parametrize("library", ["of our own", "pandas"])
+@pytest.mark.parametrize("library", ["pandas", "polars"])
 def test_tables_are_taken_as_arrays(library):
-    table = Table if library == "of our own" else pytest.importorskip("pandas").DataFrame
+    table = pytest.importorskip(library).DataFrame
     x, y = RNG.normal(size=(NUM_SAMPLES, 2)), RNG.normal(size=(NUM_SAMPLES, 1))
 
     def init(key, h):
