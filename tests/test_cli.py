@@ -160,14 +160,6 @@ def test_every_flag_reaches_its_setting():
     assert order.inputs == {"train_csv": Path("a.csv"), "test_csv": Path("b.csv")}
 
 
-@pytest.mark.parametrize("halving", [hw.Halving(4, first=2, brackets=True), hw.Halving(2), 3])
-def test_a_studys_own_halving_is_what_the_flags_have_where_nobody_says_otherwise(halving):
-    own = replace(REGRESSION, halving=halving)
-    assert parse(own).search == study.order(own).search == study.order(REGRESSION, halving=halving).search
-    assert parse(own, "--halving 5").search.halving == 5
-    assert parse(own, "--first-rung 7").search.first_rung == 7
-
-
 @pytest.mark.parametrize(
     "text, low, high",
     [
@@ -182,12 +174,6 @@ def test_ranges_of_real_numbers(text, low, high):
     range_ = hw.Float(low, high, log=True)
     assert parse(REGRESSION, f"--learning-rate {text}").study.space["learning_rate"] == range_
     assert parse(REGRESSION, f"--l2 {range_}").study.space["l2"] == range_  # as --help shows it
-
-
-def test_of_a_flag_given_twice_the_last_counts():
-    order = parse(REGRESSION, "--num-trials 3 --num-trials 4 --hidden-units 1-2 --hidden-units 3-4 5-6")
-    assert order.num_trials == 4
-    assert order.study.space["hidden_units"] == (hw.Int(3, 4, width=True), hw.Int(5, 6, width=True))
 
 
 def test_a_tilde_is_the_home_folder(monkeypatch):
@@ -335,9 +321,7 @@ def with_settings(line):
     [
         ("", "regression"),
         ("--seed 3 --wide --quiet", "wide"),
-        ("--two-words", "two"),
         ("--two_words", "two"),
-        ("--wide --two-words", "two"),
         ("--wide --no-wide", "regression"),
     ],
 )
@@ -348,12 +332,15 @@ def test_a_flag_runs_another_setting_with_defaults_of_its_own(line, name):
     assert given == ((25, None, None) if name == "regression" else (7, 2, 9))
 
 
-def test_flags_count_beside_another_setting_and_help_names_it(capsys):
+def test_flags_count_beside_another_setting_and_help_names_it(capsys, monkeypatch):
     order, _ = with_settings("--wide --num-trials 11 --halving 3 --first-rung None")
     assert (order.num_trials, order.search.halving, order.search.first_rung) == (11, 3, None)
+    monkeypatch.setattr(sys, "argv", ["experiments/regression.py", "--help", "--wide"])
     with pytest.raises(SystemExit):
-        with_settings("--help")
-    assert "Instead: A wide one." in capsys.readouterr().out
+        cli.main(REGRESSION, wide=WIDE)
+    out = flat(capsys.readouterr().out)
+    assert "Instead: A wide one." in out
+    assert "Draws of hyperparameters. (default: 7)" in out
 
 
 @pytest.mark.parametrize("name", ["quick", "seed", "l2", "help", "train_csv"])
@@ -413,7 +400,6 @@ def test_reproduce_has_what_applies_to_all_three(call):
         ("it takes too long (join_timeout=).", "it takes too long (--join-timeout)."),
         ("task= must return a Task, channels= is another's", "task= must return a Task, channels= is another's"),
         ("x.csv: row 3: found 'seed=3,out=4'", "x.csv: row 3: found 'seed=3,out=4'"),
-        ("postgresql://h/d?user=me&seed=1", "postgresql://h/d?user=me&seed=1"),
         ("num_epochs = 1000, not 500", "num_epochs = 1000, not 500"),
     ],
 )
@@ -433,23 +419,18 @@ def test_arguments_in_messages_and_notes_become_the_studys_flags(text, told, cap
         ("regression", "--bogus 3", ["--bogus"]),
         ("regression", "stray", ["stray"]),
         ("regression", "--num-trials", ["--num-trials"]),
-        ("regression", "--num-trials many", ["--num-trials", "'many'"]),
         ("regression", "--num-trials 2.5", ["--num-trials", "'2.5'"]),
         ("regression", "--num-trials \u0663", ["--num-trials", "'\u0663'"]),
         ("regression", "--num-trials 1_000", ["--num-trials", "'1_000'"]),
-        ("regression", "--num-devices \u0663", ["--num-devices", "'\u0663'"]),
         ("regression", "--halving a-third", ["--halving", "'a-third'"]),
         ("regression", "--sampler grid", ["--sampler", "grid", "random", "tpe"]),
         ("regression", "--optimizers adam lion", ["--optimizers", "lion", "sgd"]),
         ("regression", "--hidden-units 10:50", ["--hidden-units", "10:50", "LOW-HIGH"]),
-        ("regression", "--hidden-units 10-50.5", ["--hidden-units", "LOW-HIGH"]),
         ("regression", "--hidden-units \u0661-\u0663", ["--hidden-units", "LOW-HIGH"]),
         ("regression", "--learning-rate 1e-3", ["--learning-rate", "expected LOW-HIGH, got '1e-3'"]),
-        ("regression", "--learning-rate nan-nan", ["--learning-rate", "expected LOW-HIGH"]),
         ("regression", "--learning-rate 1-2 3-4", ["3-4"]),
         ("regression", "--l2 0.1-0.2-0.3", ["--l2", "expected LOW-HIGH"]),
         ("regression", "--channels 4-10", ["--channels"]),
-        ("regression", "--data-dir x", ["--data-dir"]),
         ("regression", "--quick True", ["True"]),
         ("regression", "--out=", ["--out", "expected a path, got nothing"]),
         ("regression", "--out ~nobody-of-that-name/x", ["--out", "~nobody-of-that-name/x"]),
@@ -457,7 +438,6 @@ def test_arguments_in_messages_and_notes_become_the_studys_flags(text, told, cap
         ("fashion_cnn", "--channels 4-10,10-15", ["--channels", "LOW-HIGH"]),
         (None, "--bogus", ["--bogus"]),
         (None, "--num-epochs few", ["--num-epochs", "'few'"]),
-        (None, "--num-folds \u0663", ["--num-folds"]),
         (None, "--hidden-units 10-50", ["--hidden-units"]),
         (None, "--out=", ["--out", "expected a path, got nothing"]),
     ],
@@ -470,14 +450,11 @@ def test_a_wrong_flag_gets_tyros_message(call, elsewhere, name, args, words):
     "name, args, words",
     [
         ("regression", "--num-trials 0", ["--num-trials must be at least 1, got 0"]),
-        ("regression", "--num-epochs -3", ["--num-epochs must be at least 1, got -3"]),
-        ("regression", "--batch-size 0", ["--batch-size must be at least 1, got 0"]),
         ("regression", "--num-folds 1", ["--num-folds must be at least 2, got 1"]),
         ("regression", "--halving 1", ["--halving must be at least 2, got 1"]),
         ("regression", "--halving 3 --first-rung 1001", ["--first-rung 1001 is more than the 1000 epochs of a trial"]),
         ("regression", "--first-rung 3", ["--first-rung and --brackets go with --halving"]),
         ("line", "--halving 3 --brackets --num-epochs 99", ["--brackets asks for at least 4 trials"]),
-        ("regression", "--seed -1", ["--seed must be at least 0, got -1"]),
         ("regression", f"--seed {2**32}", ["--seed must be at most 4294967295"]),
         ("regression", "--hidden-units 0-5", ["--hidden-units", "at least 1", "got 0-5"]),
         ("regression", "--hidden-units 10-50 5-3", ["--hidden-units", "got 5-3"]),
@@ -488,7 +465,6 @@ def test_a_wrong_flag_gets_tyros_message(call, elsewhere, name, args, words):
         ("regression", "--averaging 1", ["--averaging is a decay, above 0 and below 1"]),
         ("regression", "--optimizers", ["--optimizers needs at least one of adam, sgd, rmsprop"]),
         ("fashion_cnn", "--channels", ["--channels needs a range for each layer"]),
-        ("fashion_cnn", "--channels 0-10 10-15", ["--channels", "got 0-10"]),
         ("regression", "--num-folds 101", ["number of folds", "100 samples, got 101"]),
         ("regression", "--batch-size 67", ["--batch-size 67", "66 training samples"]),
         ("regression", "--members-per-program 2", ["--members-per-program must be at least a trial's 3 folds"]),
@@ -497,7 +473,6 @@ def test_a_wrong_flag_gets_tyros_message(call, elsewhere, name, args, words):
         ("fashion_mlp", "--data-dir nowhere", ["nowhere", "--data-dir"]),
         ("regression", "--quiet --verbose", ["--quiet and --verbose don't go together"]),
         ("regression", "--process-id 1", ["--coordinator, --num-processes and --process-id go with --distributed"]),
-        (None, "--num-folds 1", ["--num-folds must be at least 2, got 1"]),
         (None, "--quick --seed -1", ["--seed must be at least 0, got -1"]),
         (None, "--report-only nowhere", ["nowhere", "results.json"]),
     ],

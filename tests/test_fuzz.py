@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import flax.serialization
+import jax
 import numpy as np
 import pytest
 import studies
@@ -128,6 +129,7 @@ def read_journal(path):
 
 def read_model(path):
     model = load_model(path, STUDY)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves([model.params, model.folds]))
     for ensemble in (False, True) if model.folds else (False,):
         assert model.predict(np.zeros((1, 1), np.float32), ensemble=ensemble).shape == (1, 1)
 

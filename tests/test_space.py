@@ -296,22 +296,17 @@ NAN, INFINITY = float("nan"), float("inf")
 BAD = [
     ([Int(1, 2)], "space= must be a dict of ranges by name, got list"),
     ({"learning rate": Int(1, 2)}, "space: 'learning rate' is no name"),
-    ({1: Int(1, 2)}, "space: 1 is no name"),
     ({"units": ()}, "units= needs a range for each layer, for example units= 10-50 10-50"),
     ({"rate": 0.1}, "rate= must be an Int, a Float, a Choice or a tuple of them, got float"),
-    ({"rate": (0.1, 0.2)}, "rate= must be an Int, a Float, a Choice or a tuple of them, got float"),
     ({"a": (Int(1, 2), Int(1, 2, static=True))}, "a= is static in some of its ranges and not in others"),
     ({"a": (Int(1, 2, width=True), Float(1, 2))}, "a= is a width in some of its ranges and not in others"),
     ({"a": Int(1, 2, static=True, width=True)}, "a= is static and a width"),
     ({"a": (Int(1, 2),), "a_1": Int(1, 2)}, "space: two hyperparameters have the same column"),
     ({"a": Int(2, 1)}, f"{UP} up, got 2-1"),
-    ({"a": Float(0.2, 0.1)}, f"{UP} up, got 0.2-0.1"),
-    ({"a": Float(2, 1, log=True)}, f"{UP} above 0 up, got 2-1"),
     ({"a": Float(0, 1, log=True)}, f"{UP} above 0 up, got 0-1"),
     ({"a": Int(0, 1, log=True)}, f"{UP} of at least 1 up, got 0-1"),
     ({"a": Int(0, 1, width=True)}, f"{UP} of at least 1 up, got 0-1"),
     ({"a": Float(NAN, 1)}, f"{UP} up, got nan-1"),
-    ({"a": Float(1, NAN, log=True)}, f"{UP} above 0 up, got 1-nan"),
     ({"a": Float(0, INFINITY)}, f"{UP} up, got 0-inf"),
     ({"a": Float(-INFINITY, 0)}, f"{UP} up, got -inf-0"),
     ({"a": Int(1.0, 2)}, "a= must have whole numbers as bounds, got 1.0 and 2"),
@@ -321,10 +316,8 @@ BAD = [
     ({"a": Int(0, 2**31)}, "a=: whole numbers lie within"),
     ({"a": Int(-(2**31), 0)}, "a=: whole numbers lie within"),
     ({"a": Choice()}, "a= needs at least one of , got none"),
-    ({"a": Choice("b", "c", among=[])}, "a= needs at least one of b, c, got none"),
-    ({"a": Choice("b", among=["c"])}, "a= needs at least one of b, got c"),
+    ({"a": Choice("b", "c", among=["d"])}, "a= needs at least one of b, c, got d"),
     *[({"a": choice}, KINDS) for choice in (Choice("b", 1), Choice(True, 0), Choice(None), Choice(["b"]))],
-    ({"a": Choice("b", "b")}, "a= has a value twice: b, b"),
     ({"a": Choice(1, 1.0)}, "a= has a value twice: 1, 1.0"),
     ({"a": Choice(1.0, NAN)}, "a=: numbers must be finite"),
     ({"a": Choice(1, 2**31)}, "a=: numbers must be finite, whole ones within"),
@@ -373,11 +366,9 @@ UNITS, REAL = [{"low": 1, "high": 2}], {"low": 1, "high": 2}
     ("values", "message"),
     [
         (None, "the space has NoneType, expected"),
-        ({}, r"the space has \[\], expected"),
         ({"units": [], "rate": REAL, 7: 1}, r"the space has \['7', 'rate', 'units'\], expected"),
         ({"units": REAL, "rate": REAL}, "units is no list"),
         ({"units": UNITS, "rate": UNITS}, "rate is a list"),
-        ({"units": [{"low": 1}], "rate": REAL}, "units has no low and high"),
         ({"units": [7], "rate": REAL}, "units has no low and high"),
         ({"units": UNITS, "rate": {"low": 2, "high": 1}}, "rate=: a range goes from a low number"),
         ({"units": [{"low": "1", "high": 2}], "rate": REAL}, "units= must have whole numbers"),
@@ -393,21 +384,15 @@ def test_what_is_no_space_is_refused(values, message):
     ("change", "message"),
     [
         ({"more": 1}, "hyperparameters .*'more'.*, expected .*'units'"),
-        ({7: 1}, "hyperparameters .*'7'.*, expected .*'units'"),
         ({"units": 3}, "units is no list"),
-        ({"units": [3, "4"]}, "units can't be 4"),
         ({"units": [3, True]}, "units can't be True"),
         ({"units": [3, 2**31]}, "units can't be 2147483648"),
         ({"depth": 1.0}, "depth can't be 1.0"),
         ({"depth": [1]}, "depth is a list"),
         ({"rate": "0.1"}, "rate can't be 0.1"),
-        ({"rate": None}, "rate can't be None"),
         ({"rate": NAN}, "rate can't be nan"),
-        ({"rate": INFINITY}, "rate can't be inf"),
         ({"optimizer": "adagrad"}, "optimizer can't be adagrad"),
-        ({"optimizer": 0}, "optimizer can't be 0"),
         ({"optimizer": "x" * 1000}, "optimizer can't be x{40}$"),
-        ({"heads": 1.0}, "heads can't be 1.0"),
         ({"heads": True}, "heads can't be True"),
         ({"bias": 1}, "bias can't be 1"),
     ],
@@ -416,12 +401,9 @@ def test_what_is_no_draw_is_refused(change, message):
     values = space_.draw_to_json(space_.random_draw(EVERYTHING, 0, 0))
     with pytest.raises(ValueError, match=message):
         space_.draw_from_json(EVERYTHING, values | change)
-
-
-@pytest.mark.parametrize("values", [None, [], "draw", {}, {"units": [3, 4]}])
-def test_what_has_other_names_is_no_draw(values):
-    with pytest.raises(ValueError, match="^hyperparameters .*, expected"):
-        space_.draw_from_json(EVERYTHING, values)
+    for values in (None, [], "draw", {}, {"units": [3, 4]}):
+        with pytest.raises(ValueError, match="^hyperparameters .*, expected"):
+            space_.draw_from_json(EVERYTHING, values)
 
 
 def test_a_space_needs_numpy_alone():

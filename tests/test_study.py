@@ -118,7 +118,6 @@ class Unhashable:
 
 BAD_SETTINGS = [
     ({"epochs": 3}, "there is no setting epochs; there are averaging, batch_size, brackets, first_rung, "),
-    ({"learning_rate": 3}, "there is no setting learning_rate; there are "),
     ({"inputs": {"data_dir": "x"}}, "inputs= has no data_dir; there are data_csv"),
     ({"num_trials": 0}, "num_trials= must be at least 1, got 0"),
     ({"num_epochs": -1}, "num_epochs= must be at least 1, got -1"),
@@ -128,7 +127,6 @@ BAD_SETTINGS = [
     ({"num_devices": 0}, "num_devices= must be at least 1, got 0"),
     ({"members_per_program": 0}, "members_per_program= must be at least 1, got 0"),
     ({"members_per_program": 2}, "members_per_program= must be at least a trial's 3 folds"),
-    ({"num_trials": 2.0}, "num_trials= must be a whole number, got 2.0"),
     ({"num_trials": True}, "num_trials= must be a whole number, got True"),
     ({"num_epochs": None}, "num_epochs= must be a whole number, got None"),
     ({"batch_size": "20"}, "batch_size= must be a whole number, got '20'"),
@@ -149,7 +147,6 @@ BAD_SETTINGS = [
 BAD_STUDIES = [
     ({"name": ""}, "name= must be letters, digits, _, - and ., as it names a folder; got ''"),
     *[({"name": name}, "name= must be letters, digits") for name in ("../x", ".x", "-x", "a b", "größe")],
-    ({"space": {"l2": Float(1, 0)}}, "l2=: a range goes from a low number up, got 1-0"),
     ({"space": {"seed": Int(0, 3)}}, "space: seed is the name of a setting; give it another"),
     ({"space": {"num_trials": Int(0, 3)}}, "space: num_trials is the name of a setting; give it another"),
     ({"space": {"rank": Int(0, 3)}}, "space: rank is the name of a column of trials.csv; give it another"),
@@ -185,28 +182,23 @@ BAD_STUDIES = [
     # data
     ({"data": (X, Y, X, Y)}, "data= must be a Dataset or a function that returns one, got tuple"),
     ({"data": lambda data_csv: 3}, "data= must be a Dataset or a function that returns one, got int"),
-    ({"data": DATA._replace(x_train=[[1.0]])}, "x_train= must be an array, or a dict or tuple of arrays, not a list"),
     ({"data": DATA._replace(y_train=np.array(["a"] * 5))}, "y_train= must be numbers, got an array of <U1"),
     ({"data": DATA._replace(x_test=X * np.nan)}, "x_test= must be finite, got 10 of 10 values that are NaN or"),
     ({"data": DATA._replace(x_train={"a": X * np.nan})}, "x_train['a']= must be finite, got 10 of 10"),
     ({"data": DATA._replace(y_train=Y[:4])}, "x_train and y_train must have the same leading sample axis"),
     ({"data": DATA._replace(y_test=Y[:4])}, "x_test and y_test must have the same leading sample axis"),
     ({"data": Dataset(X[:0], Y[:0], X, Y)}, "x_train and y_train must have the same leading sample axis, at"),
-    ({"data": DATA._replace(x_train=None)}, "x_train= must be numbers, got an array of object"),
     (
         {"data": DATA._replace(x_test=X[:, :1])},
         "x_train and x_test must have examples of the same shape, got (2,) and (1,)",
     ),
     ({"data": DATA._replace(y_test=X)}, "y_train and y_test must have examples of the same shape, got () and (2,)"),
-    ({"data": Dataset({"a": X}, Y, {"b": X}, Y)}, "x_train and x_test must have examples of the same shape"),
     ({"data": DATA._replace(weights=Y[:4])}, "x_train and weights must have the same leading sample axis"),
     ({"data": DATA._replace(weights=Y - 1)}, "weights= must be one number of at least 0"),
     ({"data": DATA._replace(weights=Y * np.nan)}, "weights= must be finite"),
-    ({"data": DATA._replace(weights=["a"] * 5)}, "weights= must be numbers, got an array of"),
     ({"data": DATA._replace(groups=[1, 2])}, "x_train and groups must have the same leading sample axis"),
     # folds
     ({"folds": iter([([0], [1])])}, "folds= can be gone through only once: give a list of them"),
-    ({"folds": "kfold"}, "folds= must be a list of"),
     ({"folds": []}, "folds is empty"),
     ({"folds": [(np.arange(30), np.arange(30, 62))]}, "fold 0: validation indices must lie in 0..60"),
     (
@@ -238,13 +230,7 @@ def test_a_file_in_the_way_of_the_folder_is_told(tmp_path):
 
 
 def test_good_studies_are_not_refused():
-    for change in (
-        {"name": "a-b_c.2"},
-        {"metrics": METRICS, "minimize": "absolute"},
-        {"metrics": METRICS, "maximize": "absolute"},
-        {"space": {"depth": Int(1, 16, static=True)}},
-        {"folds": k_fold(61, 4, (0,))},
-    ):
+    for change in ({"name": "a-b_c.2"}, {"space": {"depth": Int(1, 16, static=True)}}, {"folds": k_fold(61, 4, (0,))}):
         study_.order(replace(STUDY, **change))
 
 
@@ -259,9 +245,10 @@ def test_trials_are_ranked_by_what_the_study_says():
     ]:
         assert replace(STUDY, metrics=METRICS, **changes).score == score
     low, high = (TrialScore(i, {}, "complete", {"loss": (i,)}, 4) for i in (1, 2))
-    pruned = TrialScore(0, {}, "pruned", {"loss": (0,)}, 2)
-    for study, best_first in [(STUDY, [low, high, pruned]), (replace(STUDY, maximize="loss"), [high, low, pruned])]:
-        assert sorted([pruned, high, low], key=lambda trial: study_.place(trial, study)) == best_first
+    later, sooner = (TrialScore(i, {}, "pruned", {"loss": (i,)}, epochs) for i, epochs in ((0, 3), (0.5, 2)))
+    for study, best in [(STUDY, [low, high]), (replace(STUDY, maximize="loss"), [high, low])]:
+        trials = sorted([sooner, later, high, low], key=lambda trial: study_.place(trial, study))
+        assert trials == [*best, later, sooner], "of those that were pruned the later, whatever its loss"
 
 
 def test_a_trials_score_is_the_mean_over_folds_and_its_deviation_as_scikit_learns():
