@@ -3,48 +3,32 @@
 from dataclasses import replace
 
 import fashion_cnn
-import fashion_mlp
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import regression
-import toy
+from studies import DRAWS, TOY, TOY_DATA, examples, make_model, pixels
 
-from hw1jax import layers, models, study
+from hw1jax import models, study
 from hw1jax.report import network, plots
 from hw1jax.results import Results
 from hw1jax.trained import Model
-
-REST = {"learning_rate": 0.01, "l2": 0.001, "optimizer": "adam"}
-
-
-def as_deep(asked, draw):
-    """The study with as many ranges as the draw has layers."""
-    several = {name: asked.space[name][-1:] * len(draw[name]) for name in ("channels", "hidden_units") if name in draw}
-    return study.narrow(asked, **several)
 
 
 def dense_model(*matrices) -> Model:
     """A regression net with these [1 + inputs, units] layers, the last one the output."""
     names = [*(f"dense{i + 1}" for i in range(len(matrices) - 1)), "output"]
     params = {name: {"weights": np.array(layer, np.float32).T} for name, layer in zip(names, matrices, strict=True)}
-    draw = {"hidden_units": tuple(len(layer[0]) for layer in matrices[:-1])} | REST
-    return Model(as_deep(regression.STUDY, draw), draw, params)
-
-
-def random_model(asked, **widths) -> Model:
-    draw = widths | REST
-    random = np.random.RandomState(0)
-    model = Model(as_deep(asked, draw), draw, {})
-    shapes = study.parameter_shapes(model.task, model.hyperparameters)
-    return model._replace(params=jax.tree.map(lambda a: random.normal(0, 0.3, a.shape).astype(np.float32), shapes))
+    draw = DRAWS["regression"] | {"hidden_units": tuple(len(layer[0]) for layer in matrices[:-1])}
+    units = regression.STUDY.space["hidden_units"][-1:] * len(draw["hidden_units"])
+    return Model(study.narrow(regression.STUDY, hidden_units=units), draw, params)
 
 
 def results_of(model: Model | None, x=None, y=None, **changes) -> Results:
     """A run of which nothing is left but its model and test examples."""
-    asked = replace(model.study if model else toy.STUDY, **changes)
-    data = toy.DATA._replace(x_train=x, x_test=x, y_test=y)
+    asked = replace(model.study if model else TOY, **changes)
+    data = TOY_DATA._replace(x_train=x, x_test=x, y_test=y)
     return Results(asked, None, {}, None, {}, model and model._replace(study=asked), data)
 
 
@@ -53,7 +37,6 @@ TINY = dense_model(
     [[-1], [2], [0]],
     [[0.5], [10]],
 )
-TINY_CNN = {"channels": (1, 2), "hidden_units": (3, 3)}
 
 
 def activations_of(model: Model, x) -> dict[str, np.ndarray]:
@@ -80,69 +63,55 @@ def test_activations_of_a_dense_net_are_those_computed_by_hand():
     assert list(found) == ["dense1", "dense2", "output"]
 
 
+def pooled(maps):
+    """The largest of each 2 x 2 cell of [..., row, column]; an odd last row and column is dropped."""
+    rows = maps.shape[-1] // 2
+    return maps[..., : 2 * rows, : 2 * rows].reshape(*maps.shape[:-2], rows, 2, rows, 2).max(axis=(-3, -1))
+
+
 def test_activations_of_convolutions_are_those_computed_by_hand():
-    model = random_model(fashion_cnn.STUDY, **TINY_CNN)
-    first, second = np.zeros((1 + 16, 1), np.float32), np.zeros((1 + 25, 2), np.float32)
-    first[1 + 1 * 4 + 1] = 1  # the kernel's row 1, column 1: with padding 1, the pixel itself
+    model, images = make_model("fashion_cnn"), pixels(1)
+    first, second = np.zeros((1 + 16, 2), np.float32), np.zeros((1 + 2 * 25, 3), np.float32)
+    first[1 + 1 * 4 + 1, 1] = 1  # the kernel's row 1, column 1: with padding 1, the pixel itself
     first[0] = -0.5
-    second[1 + 2 * 5 + 2, 1] = 3  # row 2, column 2 of the second channel's kernel: the cell one below and to the right
+    # Row 2, column 2 of the third channel's kernel for the second input: the cell one below and to the right.
+    second[1 + 25 + 2 * 5 + 2, 2] = 3
     model.params["conv1"]["weights"], model.params["conv2"]["weights"] = first.T, second.T
-    images = np.random.RandomState(1).randint(0, 256, (2, 28, 28)).astype(np.uint8)
     found = activations_of(model, images)
 
     expected = np.maximum(images / 255 - 0.5, 0)[:, :27, :27]
-    np.testing.assert_allclose(found["conv1"][:, 0], expected, atol=1e-6)
-    pooled = np.array([[image[2 * r : 2 * r + 2, 2 * c : 2 * c + 2].max() for r in range(13) for c in range(13)]
-                       for image in expected]).reshape(2, 13, 13)  # fmt: skip
-    np.testing.assert_allclose(found["pool1"][:, 0], pooled, atol=1e-6)
-    assert found["conv2"].shape == (2, 2, 11, 11)
-    np.testing.assert_array_equal(found["conv2"][:, 0], 0)
-    np.testing.assert_allclose(found["conv2"][:, 1], 3 * pooled[:, 1:12, 1:12], atol=1e-5)
-    assert found["pool2"].shape == (2, 2, 5, 5)
+    np.testing.assert_array_equal(found["conv1"][:, 0], 0)
+    np.testing.assert_allclose(found["conv1"][:, 1], expected, atol=1e-6)
+    np.testing.assert_allclose(found["pool1"][:, 1], pooled(expected), atol=1e-6)
+    assert found["conv2"].shape == (1, 3, 11, 11)
+    np.testing.assert_array_equal(found["conv2"][:, :2], 0)
+    np.testing.assert_allclose(found["conv2"][:, 2], 3 * pooled(expected)[:, 1:12, 1:12], atol=1e-5)
+    np.testing.assert_allclose(found["pool2"], pooled(found["conv2"]), atol=1e-6)
     assert list(found) == ["conv1", "pool1", "conv2", "pool2", "dense1", "dense2", "output"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "asked, widths",
-    [
-        (regression.STUDY, {"hidden_units": (5, 4, 3)}),
-        (fashion_mlp.STUDY, {"hidden_units": (6, 5)}),
-        (fashion_cnn.STUDY, {"channels": (3, 4), "hidden_units": (5, 4)}),
-    ],
-    ids=["regression", "fashion_mlp", "fashion_cnn"],
-)
-def test_the_last_activation_is_what_the_model_predicts(asked, widths):
-    model, random = random_model(asked, **widths), np.random.RandomState(2)
-    x = random.randint(0, 256, (7, 28, 28)).astype(np.uint8)
-    if asked is regression.STUDY:
-        x = random.uniform(-5, 5, (7, 1)).astype(np.float32)
-    wide = models.MLP(widths["hidden_units"], 10)
-    if asked is fashion_mlp.STUDY:  # its page doesn't show them
-        found = models.activations(wide, model.params, models.scale_pixels(jnp.asarray(x)), widths["hidden_units"])
+@pytest.mark.parametrize("name", DRAWS)
+def test_the_last_activation_is_what_the_model_predicts(name):
+    model, x = make_model(name), examples(name)
+    if name == "fashion_mlp":  # its page doesn't show them
+        units = model.draw["hidden_units"]
+        found = models.activations(models.MLP(units, 10), model.params, models.scale_pixels(jnp.asarray(x[:1])), units)
     else:
-        found = activations_of(model, x)
-    np.testing.assert_allclose(found["output"], model.predict(x), atol=1e-4)
-
-
-def test_pooled_activations_are_the_largest_of_each_cell_and_an_odd_last_row_and_column_is_dropped():
-    found = activations_of(random_model(fashion_cnn.STUDY, **TINY_CNN), np.full((1, 28, 28), 200, np.uint8))
-    for i in (1, 2):
-        maps, pooled = found[f"conv{i}"], found[f"pool{i}"]
-        rows = maps.shape[-1] // 2
-        cells = maps[..., : 2 * rows, : 2 * rows].reshape(*maps.shape[:2], rows, 2, rows, 2)
-        np.testing.assert_allclose(pooled, cells.max(axis=(3, 5)), atol=1e-6)
-        assert maps.shape[-1] == 2 * rows + 1
+        found = activations_of(model, x[:1])
+    np.testing.assert_allclose(found["output"], model.predict(x)[:1], atol=1e-4)
 
 
 def test_a_padded_network_leaves_the_activations_of_the_small_one():
-    x = models.images_last(np.random.RandomState(1).randint(0, 256, (2, 12, 12)).astype(np.uint8))
+    x = models.images_last(pixels(2, 12, 12))
     wide, own = models.CNN((3, 4), (5,), 10), (jnp.array([1, 2]), jnp.array([3]))
-    init = jax.jit(wide.init, compiler_options={"xla_backend_optimization_level": 0})
-    params = init(jax.random.key(0), x, *own)["params"]
     # One pixel of each channel is left by two convolutions with pooling.
     shapes = {"conv1": (1, 1 + 16), "conv2": (2, 1 + 25), "dense1": (3, 1 + 2), "output": (10, 1 + 3)}
-    cut = {name: {"weights": params[name]["weights"][:rows, :columns]} for name, (rows, columns) in shapes.items()}
+    padded = {"conv1": (3, 1 + 16), "conv2": (4, 1 + 3 * 25), "dense1": (5, 1 + 4), "output": (10, 1 + 5)}
+    rng = np.random.default_rng(0)
+    cut = {name: {"weights": rng.normal(size=shape).astype(np.float32)} for name, shape in shapes.items()}
+    params = {name: {"weights": np.zeros(shape, np.float32)} for name, shape in padded.items()}
+    for name, (rows, columns) in shapes.items():
+        params[name]["weights"][:rows, :columns] = cut[name]["weights"]
     small = models.activations(models.CNN((1, 2), (3,), 10), cut, x, *own)
     for name, values in models.activations(wide, params, x, *own).items():
         channels = small[name].shape[1]
@@ -164,22 +133,12 @@ def test_where_no_activations_are_asked_for_nothing_more_is_computed(module, x):
 
 
 def test_receptive_fields_are_the_kernels_by_channel_and_input_channel():
-    model = random_model(fashion_cnn.STUDY, channels=(3, 2), hidden_units=(4, 4))
-    images = np.zeros((2, 28, 28), np.uint8)
-    fields, weights = network.kernels(model, images), network.weights_and_biases(model)
-    assert {name: field.shape for name, field in fields.items()} == {"conv1": (3, 1, 4, 4), "conv2": (2, 3, 5, 5)}
-    assert fields["conv1"][2, 0, 3, 1] == weights["conv1"][1 + 3 * 4 + 1, 2]
-    assert fields["conv2"][1, 2, 4, 3] == weights["conv2"][1 + 2 * 25 + 4 * 5 + 3, 1]
-    assert network.kernels(TINY, images) == {}
-
-
-def test_convolution_and_pooling_at_once_is_the_convolution_that_is_shown_pooled():
-    random = np.random.RandomState(0)
-    x, weights = (jnp.asarray(random.normal(size=shape), jnp.float32) for shape in ((2, 9, 8, 3), (4, 1 + 2 * 25)))
-    maps, pooled = jax.jit(lambda *both: (layers.conv(*both), layers.conv_pool(*both)))(x, weights)
-    assert maps.shape == (4, 7, 6, 3) and (maps >= 0).all()
-    cells = maps[:, :6].reshape(4, 3, 2, 3, 2, 3)
-    np.testing.assert_allclose(pooled, cells.max(axis=(2, 4)), rtol=1e-5, atol=1e-5)
+    model = make_model("fashion_cnn")
+    fields, weights = network.kernels(model, pixels(2)), network.weights_and_biases(model)
+    assert {name: field.shape for name, field in fields.items()} == {"conv1": (2, 1, 4, 4), "conv2": (3, 2, 5, 5)}
+    assert fields["conv1"][1, 0, 3, 1] == weights["conv1"][1 + 3 * 4 + 1, 1]
+    assert fields["conv2"][2, 1, 4, 3] == weights["conv2"][1 + 25 + 4 * 5 + 3, 2]
+    assert network.kernels(TINY, pixels(2)) == {}
 
 
 def test_a_dense_net_has_histograms_of_its_weights_with_its_biases_and_profiles_of_its_activations():
@@ -207,25 +166,24 @@ def test_activations_beyond_0_and_1_are_seen_whole():
 def test_a_network_of_somebody_else_has_a_histogram_of_each_array():
     params = {"Dense_10": {"kernel": np.ones((3, 4)), "bias": np.ones(4)}, "Dense_2": {"kernel": jnp.ones((2, 3))}}
     params |= {"empty": np.ones((0, 3))}
-    found = results_of(Model(toy.STUDY, {}, params))
+    found = results_of(Model(TOY, {}, params))
     (weights,) = network.weights(found)
     assert weights.alt == "Histograms of the weights of Dense_2/kernel, Dense_10/bias, Dense_10/kernel"
     titles = [ax.get_title() for ax in weights.draw().axes]
     assert titles == ["Dense_2/kernel, 2 x 3", "Dense_10/bias, 4", "Dense_10/kernel, 3 x 4"]
     many = [np.ones(2)] * 30
-    (weights,) = network.weights(results_of(Model(toy.STUDY, {}, many)))
+    (weights,) = network.weights(results_of(Model(TOY, {}, many)))
     assert "the first 24 of 30 arrays" in weights.caption and len(weights.draw().axes) == 24
 
 
 def test_feature_maps_are_those_of_the_test_image_before_pooling():
-    model = random_model(fashion_cnn.STUDY, **TINY_CNN)
-    images = np.random.RandomState(1).randint(0, 256, (3, 28, 28)).astype(np.uint8)
-    (maps,) = network.feature_maps(results_of(model, images, np.array([3, 5, 9])), example=1)
+    model, images = make_model("fashion_cnn"), pixels(2)
+    (maps,) = network.feature_maps(results_of(model, images, np.array([3, 5])), example=1)
     assert maps.alt.endswith("for a test image, Sandal")
     shown = [ax for ax in maps.draw().axes if ax.images]
     np.testing.assert_array_equal(shown[0].images[0].get_array(), images[1])
     tiles = np.ma.filled(shown[1].images[0].get_array(), np.nan)
-    np.testing.assert_allclose(tiles, activations_of(model, images)["conv1"][1, 0])
+    np.testing.assert_allclose(tiles[:27, :27], activations_of(model, images[1:])["conv1"][0, 0])
     fields = network.receptive_fields(results_of(model, images))
     assert [picture.name for picture in fields] == ["receptive_fields_conv1", "receptive_fields_conv2"]
 
@@ -237,9 +195,8 @@ def test_of_a_model_that_diverged_or_a_study_without_activations_nothing_is_show
 
 
 def test_colours_of_images_are_input_channels():
-    draw = {"channels": (2,), "hidden_units": (3,)} | REST
     params = {"conv1": {"weights": np.arange(2 * (1 + 3 * 16)).reshape(2, -1)}}
-    fields = network.kernels(Model(fashion_cnn.STUDY, draw, params), np.zeros((2, 8, 8, 3), np.uint8))
-    assert fields["conv1"].shape == (2, 3, 4, 4)
+    model = Model(fashion_cnn.STUDY, DRAWS["fashion_cnn"], params)
+    assert network.kernels(model, pixels(2, 8, 8, 3))["conv1"].shape == (2, 3, 4, 4)
     with plots.style():
-        assert network.receptive_fields(results_of(Model(fashion_cnn.STUDY, draw, params), np.zeros((2, 8, 8, 3))))
+        assert network.receptive_fields(results_of(model, pixels(2, 8, 8, 3)))
