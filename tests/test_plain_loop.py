@@ -79,7 +79,11 @@ def test_members_with_a_schedule_and_an_average_of_their_parameters_equal_the_pl
 
 def test_members_that_stop_early_equal_the_plain_loop_that_does(monkeypatch):
     monkeypatch.setattr(population, "enough_epochs", lambda _: 3)  # no call ends where the members do
-    settings = {"num_epochs": 20, "early_stopping": 3, "hyperparameters": {"learning_rate": np.array([2**-2, 2**-8])}}
+    settings = {
+        "num_epochs": 20,
+        "early_stopping": 3,
+        "hyperparameters": {"learning_rate": 2.0 ** np.array([-2, -8, -6, -3])},
+    }
     found, expected = together(sgd, **settings), plainly(sgd, **settings)
     plain.assert_equal(found, expected)
     np.testing.assert_array_equal(found.best_epoch, expected.epoch)
@@ -88,6 +92,8 @@ def test_members_that_stop_early_equal_the_plain_loop_that_does(monkeypatch):
     plain.assert_close(found.scores.std, lowest.std(axis=1))
     num_epochs = np.isfinite(expected.val_loss).sum(axis=2)
     assert num_epochs.min() < 12 and num_epochs.max() == 20  # some stop, some don't
+    lows = np.flatnonzero(np.diff(np.minimum.accumulate(expected.val_loss[3, 0])) < 0)
+    assert 3 in np.diff(lows), "one is lower again just before its patience ends"
     # The predictions are those of the best epoch.
     out_of_fold = found.out_of_fold(0)
     for f, fold in enumerate(found.folds):
