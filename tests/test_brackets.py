@@ -3,16 +3,18 @@
 import threading
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
 
-import deep
+import compilations
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import toy
+from studies import DEEP, TOY, TOY_DATA
 
-from hw1jax import brackets, plan, population, storage, training
+from hw1jax import brackets, plan, population, programs, storage, training
 from hw1jax import space as space_
 from hw1jax import study as study_
 from hw1jax.brackets import Brackets
@@ -21,13 +23,16 @@ from hw1jax.losses import squared_error
 from hw1jax.observer import Observer
 from hw1jax.space import Float, Int
 from hw1jax.study import Study, narrow
-from hw1jax.training import Data, Task
+from hw1jax.training import Task
 
-# The same for all tests, so that a program is compiled once: two slots, and six trials of three depths a bracket.
-USUAL = {"num_devices": 2, "widths": "padded", "members_per_program": 18, "num_trials": 9}
+# The same for all tests, so that a program is compiled once, and for no other file: two slots, four trials of
+# two depths a bracket.
+USUAL = {"num_devices": 2, "widths": "padded", "members_per_program": 12, "num_trials": 9, "batch_size": 19}
+ASKED = narrow(DEEP, depth=Int(1, 2, static=True))
+DRAWS = {number: space_.random_draw(ASKED.space, 0, number) for number in range(9)}
 
 
-def training_of(folder, study, *, observer=None, stop=None, **settings):
+def training_of(folder, study=ASKED, *, observer=None, stop=None, **settings):
     """(brackets, plan) of a search in a folder."""
     order = study_.order(study, **USUAL | settings)
     data = study_.load_data(study, order.inputs)
@@ -40,13 +45,14 @@ def training_of(folder, study, *, observer=None, stop=None, **settings):
     return made, planned
 
 
+def first(number):
+    """The first draws of the deep study."""
+    return {n: DRAWS[n] for n in range(number)}
+
+
 def losses_in(folder):
     """The files of the jobs that are done."""
-    return [path for path in folder.glob("*.npz") if not path.name.endswith(".members.npz")]
-
-
-def drawn(study, *numbers):
-    return {number: space_.random_draw(study.space, 0, number) for number in numbers}
+    return {path.name for path in folder.glob("*.npz") if not path.name.endswith(".members.npz")}
 
 
 def as_bytes(tree):
@@ -56,141 +62,126 @@ def as_bytes(tree):
 
 
 @pytest.fixture
-def compiled():
-    """Names of the programs that are compiled from here on."""
-    found, listening = [], True
-
-    def listen(event, _, fun_name="", **__):
-        if event.endswith("backend_compile_duration") and listening:
-            found.append(fun_name)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield found
-    listening = False  # no listener can be taken away
+def trained_jobs(monkeypatch):
+    """The numbers of the trials of each job that is trained from here on."""
+    jobs, train = [], Brackets._train
+    monkeypatch.setattr(Brackets, "_train", lambda self, *job: jobs.append(job[0].job.numbers) or train(self, *job))
+    return jobs
 
 
 # Static hyperparameters.
 
 
-def test_a_program_for_each_static_value_is_compiled_once_for_all_brackets(tmp_path, compiled):
-    made, planned = training_of(tmp_path, deep.STUDY, num_trials=18, batch_size=19)  # a program of this test's own
-    assert (planned.brackets[0].num_trials, planned.rungs[0].program.slots) == (6, 2)
-    depths = Counter()
-    for first in range(0, 18, 6):
-        draws = drawn(deep.STUDY, *range(first, first + 6))
-        depths.update(draw["depth"] for draw in draws.values())
-        made.train(draws)
-        made.read(draws)
-    assert set(depths) == {1, 2, 3} and sum(depths.values()) == 18
-    assert len(made.programs) == 3
-    assert Counter(compiled)["jit(_fit)"] == 3
-
-
-@pytest.mark.slow
-def test_as_many_programs_as_a_study_may_have_are_each_compiled_once(tmp_path, compiled):
+def test_a_search_has_as_many_programs_at_hand_as_static_hyperparameters_may_ask_for():
     """Each bracket needs all of them again."""
-    most = study_.MOST_PROGRAMS
-    study = replace(toy.STUDY, task=of_any_size, space={"size": Int(1, most, static=True)})
-    made, _ = training_of(tmp_path, study, num_trials=3 * most, members_per_program=3, num_epochs=1)
-    for first in range(0, 3 * most, most):
-        draws = {first + i: {"size": 1 + i} for i in range(most)}
-        made.train(draws)
-        made.read(draws)
-    assert len(made.programs) == most
-    assert {name: Counter(compiled)[f"jit({name})"] for name in ("_init", "_fit")} == {"_init": most, "_fit": most}
+    assert min(programs.KEPT_TASKS, programs.KEPT_PROGRAMS) >= study_.MOST_PROGRAMS
 
 
-def of_any_size(fixed):
-    return Task(
-        init=lambda key, h: {"w": jax.random.normal(key, (fixed["size"],))},
-        apply=lambda params, x, h: x * jnp.sum(jnp.tanh(params["w"])),
-        loss=squared_error,
-        optimizer=lambda h: optax.sgd(0.01),
-    )
+class Nine(NamedTuple):
+    """Trials that were trained as one bracket."""
+
+    folder: Path  # which nobody changes
+    values: dict[int, dict[str, np.ndarray]]  # that training returned
+    whole: brackets.Trained  # all that is read
+    compiled: list[str]  # programs, for these and for the same in a search of several brackets
 
 
-def test_trials_come_back_in_the_order_of_their_numbers_whatever_their_jobs(tmp_path):
-    made, planned = training_of(tmp_path, deep.STUDY, num_trials=9)
-    draws = drawn(deep.STUDY, *range(9))
-    values = made.train(draws)
-    whole = made.read(draws)
+@pytest.fixture(scope="module")
+def nine(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("nine")
+    with compilations.counted() as compiled:
+        made, planned = training_of(folder / "several")
+        assert len(stretches := planned.stretches(9)) == 3
+        for stretch in stretches:
+            draws = {number: DRAWS[number] for number in stretch.numbers}
+            made.train(draws)
+            made.read(draws)
+        assert len(made.programs) == 2
+        made, _ = training_of(folder / "one")
+        values = made.train(first(9))
+    return Nine(folder / "one", values, made.read(first(9)), compiled)
+
+
+@pytest.fixture
+def nine_copied(nine, tmp_path):
+    for path in nine.folder.glob("*.npz"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def test_a_program_for_each_static_value_is_compiled_once_for_all_brackets(nine):
+    assert {draw["depth"] for draw in DRAWS.values()} == {1, 2}
+    assert Counter(nine.compiled)["jit(_fit)"] == 2
+
+
+def test_trials_come_back_in_the_order_of_their_numbers_whatever_their_jobs(nine):
+    folder, values, whole, _ = nine
     assert list(values) == list(range(9))
     assert whole.train_loss.shape == (9, 3, 4) and set(whole.val) == {"loss", "accuracy"}
     for number, own in values.items():
         for name, array in own.items():
             np.testing.assert_array_equal(array, whole.val[name][number])
-    jobs = plan.jobs_of(deep.STUDY, planned.rungs[0], draws)
+    jobs = plan.jobs_of(ASKED, training_of(None)[1].rungs[0], first(9))
     assert len(jobs) > 3, "a depth that is drawn more often than a program has slots takes several jobs"
-    assert {path.name for path in losses_in(tmp_path)} == {f"{job.numbers[0]:06d}-4.npz" for job in jobs}
+    assert losses_in(folder) == {f"{job.numbers[0]:06d}-4.npz" for job in jobs}
 
 
-@pytest.mark.slow
-def test_a_trial_of_a_static_value_is_what_it_is_in_a_search_of_this_value_alone(tmp_path):
-    """The same key, folds and batches: to rounding, as it is another slot."""
-    draws = drawn(deep.STUDY, *range(9))
-    made, _ = training_of(tmp_path / "all", deep.STUDY, num_epochs=1)
-    values = made.train(draws)
-    for depth in (1, 2, 3):
-        alone = replace(deep.STUDY, space=deep.STUDY.space | {"depth": Int(depth, depth, static=True)})
-        own = {number: draw for number, draw in draws.items() if draw["depth"] == depth}
-        found = training_of(tmp_path / f"{depth}", alone, num_epochs=1)[0].train(own)
-        for number in own:
-            np.testing.assert_allclose(found[number]["loss"], values[number]["loss"], rtol=1e-5)
+def test_a_trial_is_what_its_network_is_that_is_trained_alone(nine):
+    """The same key, folds and batches; to rounding, as it is another program. Its static value is not the largest."""
+    order, number = study_.order(ASKED, batch_size=19), next(n for n in range(8, -1, -1) if DRAWS[n]["depth"] == 1)
+    splits, fixed = (
+        study_.splits_of(ASKED, order.search, DEEP.data),
+        space_.fixed(ASKED.space, DRAWS[number], widest=False),
+    )
+    members = plan.make_population(ASKED, order.search, population.Plan(1), DEEP.data, splits, fixed)
+    trials = brackets.trials_of(ASKED, jax.random.key(0), [number], [DRAWS[number]])
+    first_call = next(population.train(members, trials))
+    for name, found in first_call.val.items():
+        np.testing.assert_allclose(nine.values[number][name][:, : first_call.num_epochs], found[0], rtol=1e-4)
 
 
 # Jobs as files.
 
 
-def test_a_job_that_is_kept_is_not_trained_again_and_one_that_is_gone_is(tmp_path, monkeypatch):
-    made, _ = training_of(tmp_path, deep.STUDY)
-    draws = drawn(deep.STUDY, *range(9))
-    made.train(draws)
-    before = as_bytes(made.read(draws))
-    trained, train = [], Brackets._train
-    monkeypatch.setattr(Brackets, "_train", lambda self, *job: trained.append(job[0].job.numbers) or train(self, *job))
-    again, planned = training_of(tmp_path, deep.STUDY)
-    assert as_bytes(again.read(draws)) == before
-    assert trained == []
-    first = plan.jobs_of(deep.STUDY, planned.rungs[0], draws)[0].numbers
-    (tmp_path / f"{first[0]:06d}-4.npz").unlink()
-    assert as_bytes(again.read(draws)) == before
-    assert trained == [first]
+def test_a_job_that_is_kept_is_not_trained_again_and_one_that_is_gone_is(nine, nine_copied, trained_jobs):
+    again, planned = training_of(nine_copied)
+    assert as_bytes(again.read(first(9))) == as_bytes(nine.whole)
+    assert trained_jobs == []
+    gone = plan.jobs_of(ASKED, planned.rungs[0], first(9))[0].numbers
+    (nine_copied / f"{gone[0]:06d}-4.npz").unlink()
+    assert as_bytes(again.read(first(9))) == as_bytes(nine.whole)
+    assert trained_jobs == [gone]
 
 
-def test_a_bracket_that_is_filled_up_trains_only_the_jobs_with_new_trials_and_changes_no_bit(tmp_path, monkeypatch):
-    made, planned = training_of(tmp_path, deep.STUDY)
-    few, all_ = drawn(deep.STUDY, *range(7)), drawn(deep.STUDY, *range(9))
-    made.train(few)
-    before = made.read(few)
-    trained, train = [], Brackets._train
-    monkeypatch.setattr(Brackets, "_train", lambda self, *job: trained.append(job[0].job.numbers) or train(self, *job))
-    made.train(all_)
-    after = made.read(all_)
-    assert as_bytes(jax.tree.map(lambda a: a[:7], after)) == as_bytes(before)
-    assert trained == [
-        job.numbers for job in plan.jobs_of(deep.STUDY, planned.rungs[0], all_) if set(job.numbers) & {7, 8}
-    ]
-    # Asked for fewer again, the first of each job are read.
-    assert as_bytes(made.read(few)) == as_bytes(before)
+def test_a_bracket_that_is_filled_up_trains_only_the_jobs_with_new_trials_and_changes_no_bit(
+    nine, tmp_path, trained_jobs
+):
+    made, planned = training_of(tmp_path)
+    made.train(first(7))
+    before = made.read(first(7))
+    trained_jobs.clear()
+    made.train(first(9))
+    jobs = plan.jobs_of(ASKED, planned.rungs[0], first(9))
+    assert trained_jobs == [job.numbers for job in jobs if set(job.numbers) & {7, 8}]
+    assert as_bytes(made.read(first(9))) == as_bytes(nine.whole)
+    assert as_bytes(made.read(first(7))) == as_bytes(before)  # asked for fewer again, the first of each job are read
 
 
-def test_a_job_in_another_process_hands_leaves_the_bracket_for_later(tmp_path):
-    made, planned = training_of(tmp_path, deep.STUDY)
-    draws = drawn(deep.STUDY, *range(9))
-    job = plan.jobs_of(deep.STUDY, planned.rungs[0], draws)[1]
-    with storage.try_lock(tmp_path / f"{job.numbers[0]:06d}-4.lock") as ours:
+def test_a_job_in_another_process_hands_leaves_the_bracket_for_later(nine_copied):
+    made, planned = training_of(nine_copied)
+    job = plan.jobs_of(ASKED, planned.rungs[0], first(9))[1]
+    (nine_copied / f"{job.numbers[0]:06d}-4.npz").unlink()
+    with storage.try_lock(nine_copied / f"{job.numbers[0]:06d}-4.lock") as ours:
         assert ours
-        assert made.train(draws) is None
-        assert len(losses_in(tmp_path)) == len(plan.jobs_of(deep.STUDY, planned.rungs[0], draws)) - 1
-    assert set(made.train(draws)) == set(range(9))
+        assert made.train(first(9)) is None
+        assert f"{job.numbers[0]:06d}-4.npz" not in losses_in(nine_copied)
+    assert set(made.train(first(9))) == set(range(9))
 
 
 @pytest.mark.parametrize("spoil", ["cut", "other metrics", "other length"])
-def test_a_file_that_is_no_job_of_this_study_is_refused_in_one_line(tmp_path, spoil):
-    made, _ = training_of(tmp_path, deep.STUDY)
-    draws = drawn(deep.STUDY, *range(9))
-    made.train(draws)
-    path = tmp_path / "000000-4.npz"
+def test_a_file_that_is_no_job_of_this_study_is_refused_in_one_line(nine_copied, spoil):
+    made, _ = training_of(nine_copied)
+    path = nine_copied / "000000-4.npz"
     arrays = storage.read_arrays(path)
     if spoil == "cut":
         path.write_bytes(path.read_bytes()[:-40])
@@ -198,31 +189,25 @@ def test_a_file_that_is_no_job_of_this_study_is_refused_in_one_line(tmp_path, sp
         storage.write_arrays(path, {n: a for n, a in arrays.items() if n != "val_accuracy"})
     else:
         storage.write_arrays(path, arrays | {"val_accuracy": arrays["val_accuracy"][:0]})
-    with pytest.raises(
-        ValueError, match="000000-4.npz is damaged .*: remove it and run the same command again"
-    ) as caught:
-        made.read(draws)
+    words = "000000-4.npz is damaged .*: remove it and run the same command again"
+    with pytest.raises(ValueError, match=words) as caught:
+        made.read(first(9))
     assert "\n" not in str(caught.value)
 
 
-def test_a_job_stopped_between_two_epochs_goes_on_to_the_same_bits(tmp_path):
+def test_a_job_stopped_between_two_epochs_goes_on_to_the_same_bits(nine, tmp_path):
     """With randomness in training, which depends on the epoch, and with state that is not trained."""
-    study = deep.STUDY
-    draws = drawn(study, *range(6))
-    made, _ = training_of(tmp_path / "whole", study)
-    made.train(draws)
-    whole = as_bytes(made.read(draws))
     for _ in range(2):
         stop = threading.Event()
         stop.set()  # after the first call of a job's program
-        made, _ = training_of(tmp_path / "stopped", study, stop=stop)
+        made, _ = training_of(tmp_path, stop=stop)
         with pytest.raises(brackets.Stopped):
-            made.train(draws)
-        assert list((tmp_path / "stopped").glob("*.checkpoint"))
-    made, _ = training_of(tmp_path / "stopped", study)
-    made.train(draws)
-    assert as_bytes(made.read(draws)) == whole
-    assert not list((tmp_path / "stopped").glob("*.checkpoint"))
+            made.train(first(9))
+        assert list(tmp_path.glob("*.checkpoint"))
+    made, _ = training_of(tmp_path)
+    made.train(first(9))
+    assert as_bytes(made.read(first(9))) == as_bytes(nine.whole)
+    assert not list(tmp_path.glob("*.checkpoint"))
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -237,23 +222,25 @@ def test_a_checkpoint_gives_back_any_state_as_it_was(tmp_path, dtype):
     assert as_bytes(found) == as_bytes(state)
     assert jax.tree.map(lambda a: a.dtype, found) == jax.tree.map(lambda a: a.dtype, state)
     assert as_bytes(losses[0][1]) == as_bytes(val)
-    with pytest.raises(ValueError, match="is damaged"):
+    with pytest.raises(ValueError, match="a is damaged .* remove it and run the same command again"):
         Checkpoint(tmp_path / "a").read(start._replace(model_state={"mean": jnp.ones((2, 3, 1))}))
+    (tmp_path / "a").write_bytes((tmp_path / "a").read_bytes()[:-50])
+    with pytest.raises(ValueError, match="a is damaged .* remove it and run the same command again"):
+        Checkpoint(tmp_path / "a").read(start)
 
 
 # What a person is shown.
 
 
-def test_an_observer_is_shown_the_scores_that_count(tmp_path):
+def test_an_observer_is_shown_the_scores_that_count(nine, tmp_path):
     shown = []
 
     class Shown(Observer):
         def epochs(self, what, done, num_epochs, scores, search_done=None):
             shown.append((what, done, num_epochs, scores, search_done))
 
-    made, _ = training_of(tmp_path, deep.STUDY, observer=Shown())
-    draws = drawn(deep.STUDY, *range(9))
-    values = made.train(draws)
+    made, _ = training_of(tmp_path, observer=Shown())
+    values = made.train(first(9))
     what, done, num_epochs, scores, search_done = shown[-1]
     assert (what, done, num_epochs, search_done) == ("trials 0-8", 4, 4, 1)
     np.testing.assert_array_equal(scores, [values[n]["accuracy"][:, -1] for n in range(9)])
@@ -276,25 +263,29 @@ def net(fixed):
     return Task(init, apply, squared_error, lambda h: optax.sgd(h["rate"]))
 
 
-NET = Study("net", task=net, data=toy.DATA, space={"units": Int(2, 9, width=True), "rate": Float(1e-3, 1e-1, log=True)},
-            num_epochs=2, batch_size=20)  # fmt: skip
+NET = Study(
+    "net",
+    task=net,
+    data=TOY_DATA,
+    space={"units": Int(2, 3, width=True), "rate": Float(1e-3, 1e-1, log=True)},
+    num_epochs=2,
+    batch_size=20,
+)
 
 
 def test_a_users_net_at_its_own_width_begins_as_it_does_alone(tmp_path):
     """And not in a corner of the widest one's parameters, which only a net that is made for it does."""
     made, planned = training_of(tmp_path, NET, widths="auto", num_trials=3)
     assert planned.rungs[0].own_widths
-    draws = drawn(NET, *range(3))
+    draws = {number: space_.random_draw(NET.space, 0, number) for number in range(3)}
     values = made.train(draws)
-    assert len({draw["units"] for draw in draws.values()}) > 1
-    order = study_.order(NET)
-    data = study_.load_data(NET, {})
-    splits = study_.splits_of(NET, order.search, data)
-    for number, draw in draws.items():
-        fixed = space_.fixed(NET.space, draw, widest=False)
-        members = plan.make_population(NET, order.search, population.Plan(1), data, splits, fixed)
-        trials = brackets.trials_of(NET, jax.random.key(0), [number], [draw])
-        *_, last = population.train(members, trials)
+    assert {draw["units"] for draw in draws.values()} == {2, 3}
+    order = study_.order(NET, batch_size=19)
+    splits = study_.splits_of(NET, order.search, TOY_DATA)
+    for number in (next(n for n in draws if draws[n]["units"] == units) for units in (2, 3)):
+        fixed = space_.fixed(NET.space, draws[number], widest=False)
+        members = plan.make_population(NET, order.search, population.Plan(1), TOY_DATA, splits, fixed)
+        *_, last = population.train(members, brackets.trials_of(NET, jax.random.key(0), [number], [draws[number]]))
         np.testing.assert_allclose(values[number]["loss"][:, -1], last.val["loss"][0, :, -1], rtol=1e-5)
 
 
@@ -308,26 +299,22 @@ def test_a_net_that_does_not_look_at_its_width_is_never_padded():
     def changed(study):
         search, data = study_.order(study).search, study_.load_data(study, {})
         splits = study_.splits_of(study, search, data)
-        return plan.changed_by_padding(study, search, Data(data.x_train, data.y_train), splits)
+        return plan.changed_by_padding(study, search, training.Data(data.x_train, data.y_train), splits)
 
     assert changed(NET) and changed(within_jit)
-    assert changed(toy.STUDY) is None
+    assert changed(TOY) is None
     assert changed(narrow(NET, units=Int(5, 5, width=True))) is None  # there is nothing to mask
-    assert changed(deep.STUDY) is None
 
 
-@pytest.mark.slow
-def test_the_homeworks_nets_begin_in_the_corner_of_the_widest_one_which_is_compiled_once(tmp_path, compiled):
-    made, _ = training_of(tmp_path, toy.STUDY, widths="exact", num_trials=8)
-    draws = drawn(toy.STUDY, *range(8))
-    made.train(draws)
-    assert Counter(compiled)["jit(_fit)"] == len({draw["hidden_units"] for draw in draws.values()})
-    assert Counter(compiled)["jit(_init)"] < 4
-
-
-@pytest.mark.slow
-def test_trials_at_own_widths_agree_with_padded_ones_at_first(tmp_path):
-    draws = drawn(toy.STUDY, *range(4))
-    found = [training_of(tmp_path / w, toy.STUDY, widths=w, num_epochs=1)[0].train(draws) for w in ("padded", "exact")]
+def test_the_homeworks_nets_begin_in_the_corner_of_the_widest_one_which_is_compiled_once(tmp_path):
+    """So at first they train as padded ones do."""
+    study = narrow(TOY, hidden_units=(Int(2, 6, width=True),))
+    draws = {number: space_.random_draw(study.space, 0, number) for number in range(2)}
+    made, _ = training_of(tmp_path / "exact", study, widths="exact", num_trials=2, num_epochs=1)
+    with compilations.counted() as compiled:
+        exact = made.train(draws)
+    assert Counter(compiled)["jit(_fit)"] == len({draw["hidden_units"] for draw in draws.values()}) == 2
+    assert "jit(_init)" not in compiled, "the widest one's was needed before, to see what padding changes"
+    padded = training_of(tmp_path / "padded", study, num_trials=2, num_epochs=1)[0].train(draws)
     for number in draws:
-        np.testing.assert_allclose(found[0][number]["loss"], found[1][number]["loss"], rtol=1e-4)
+        np.testing.assert_allclose(exact[number]["loss"], padded[number]["loss"], rtol=1e-4)

@@ -1,30 +1,26 @@
-"""Successive halving: who goes on and with what, that it changes no history, and that nothing disturbs its end.
+"""Successive halving: who goes on and with what, that it changes no history, and that nothing disturbs a search's end.
 
 The bits of a history depend on the shape of its program, so those of a survivor are compared where each trial has a
 program of its own on all rungs: with one slot, or at its own widths. Elsewhere it is compared in float64.
 """
 
-import csv
-import json
 import os
-import re
 import shutil
-import signal
 import threading
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 
-import deep
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import toy
 from optuna.trial import TrialState
-from processes import complete, finish, lasting, start, wait_for
+from processes import lasting
+from studies import DEEP, TOY_DATA
 
-from hw1jax import Halving, brackets, checkpoint, evaluation, models, plan, population, run, search, study, trained
+from hw1jax import Halving, brackets, checkpoint, evaluation, plan, population, run, search, study
 from hw1jax import space as space_
 from hw1jax.losses import squared_error
 from hw1jax.observer import Observer
@@ -32,7 +28,8 @@ from hw1jax.plan import Rung
 from hw1jax.population import Plan
 from hw1jax.run import run_study
 from hw1jax.space import Float, Int
-from hw1jax.study import Study, load_data, splits_of
+from hw1jax.study import Study
+from hw1jax.trained import load_model
 from hw1jax.training import Task
 
 NUM_TRIALS, ENDS = 9, [1, 3, 9]
@@ -40,30 +37,38 @@ NARROW = 1  # a seed where a trial narrower than others goes on, so that compact
 
 
 def task_with(optimizer):
-    """fixed -> a net of one hidden layer, soon compiled, with this optimizer."""
+    """fixed -> a padded net of one hidden layer, soon traced and compiled, with this optimizer."""
 
     def task(fixed):
-        net = models.MLP((fixed["units"],), num_outputs=1)
-        return Task(
-            init=lambda key, h: net.init(key, jnp.zeros((1, 1)), (h["units"],))["params"],
-            apply=lambda params, x, h: net.apply({"params": params}, x, (h["units"],)),
-            loss=squared_error,
-            optimizer=optimizer,
-        )
+        unit = jnp.arange(fixed["units"])
+
+        def init(key, h):
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, unit)
+            drawn = jax.vmap(lambda key: jax.random.normal(key, (2,)))(keys)
+            return {"in, out": jnp.where((unit < h["units"])[:, None], drawn, 0)}
+
+        def apply(params, x, h):
+            hidden = jnp.tanh(x * params["in, out"][None, :, 0])
+            return jnp.where((unit < h["units"])[None], hidden, 0) @ params["in, out"][:, 1:]
+
+        return Task(init, apply, squared_error, optimizer)
 
     return task
 
 
 STUDY = Study(
     "small",
-    task=task_with(lambda h: optax.adam(h["rate"])),
-    data=toy.DATA,
+    task=task_with(lambda h: optax.adam(jnp.where(h["rate"] > 1, jnp.inf, h["rate"]))),  # see WILD
+    data=TOY_DATA,
     space={"units": Int(2, 3, width=True), "rate": Float(1e-3, 1.0, log=True)},
     num_trials=NUM_TRIALS,
     num_epochs=ENDS[-1],
     batch_size=20,
     epochs_per_call=1,  # so all rungs of as many slots have the same program
 )
+RATE = {"rate": STUDY.space["rate"]}
+# Static depth, randomness in training, and state; ranked by accuracy.
+SHALLOW = study.narrow(replace(DEEP, num_trials=4, epochs_per_call=1), depth=Int(1, 2, static=True))
 ONE_SLOT = {"num_devices": 1, "members_per_program": 3, "widths": "padded"}
 OWN_WIDTHS = {"num_devices": 1, "widths": "exact"}
 COMPACTED = {"num_devices": 1, "widths": "padded"}
@@ -80,8 +85,12 @@ def usual(tmp_path_factory):
     return halved(tmp_path_factory.mktemp("usual") / "out")
 
 
-def rows(folder):
-    return list(csv.DictReader((folder / "trials.csv").read_text().splitlines()))
+@pytest.fixture(scope="module")
+def shallow(tmp_path_factory):
+    """(results without halving, with it) of SHALLOW, where each trial has a program of its own."""
+    folder = tmp_path_factory.mktemp("shallow")
+    full = run_study(SHALLOW, out=folder / "full", **ONE_SLOT)
+    return full, halved(folder / "halved", SHALLOW, **ONE_SLOT, halving=2)
 
 
 def rungs_of(found):
@@ -111,31 +120,18 @@ def assert_the_best_go_on(found, factor):
             left = went_on
 
 
-def assert_nothing_after_the_last_epoch(found):
-    for name in ("train_loss", "val_loss", *(f"val_{n}" for n in found.study.metrics)):
-        for history, epochs in zip(found.histories[name], found.trials.epochs, strict=True):
-            assert np.isnan(history[:, epochs:]).all()
-
-
 # Who goes on.
 
 
 def test_the_best_of_a_rung_go_on_and_the_best_of_the_last_one_is_the_best(usual):
-    assert [rung["num_epochs"] for rung in usual.record["rungs"]] == ENDS
-    assert Counter(usual.trials.epochs.tolist()) == {1: 6, 3: 2, 9: 1}
-    assert_the_best_go_on(usual, 3)
-    assert_nothing_after_the_last_epoch(usual)
-    assert usual.trials.states.tolist() == ["complete" if n == 9 else "pruned" for n in usual.trials.epochs]
-    assert usual.best.number == usual.trials.numbers[usual.trials.complete]
-    assert [(r["num_trials"], r["went_on"], r["failed"]) for r in usual.record["rungs"]] == [
-        (9, 3, 0),
-        (3, 1, 0),
-        (1, 0, 0),
-    ]
-
-
-def test_ranks_are_by_epochs_and_then_by_score(usual):
     trials = usual.trials
+    assert [rung["num_epochs"] for rung in usual.record["rungs"]] == ENDS
+    assert Counter(trials.epochs.tolist()) == {1: 6, 3: 2, 9: 1}
+    assert_the_best_go_on(usual, 3)
+    assert trials.states.tolist() == ["complete" if n == 9 else "pruned" for n in trials.epochs]
+    assert usual.best.number == trials.numbers[trials.complete]
+    counts = [(rung["num_trials"], rung["went_on"], rung["failed"]) for rung in usual.record["rungs"]]
+    assert counts == [(9, 3, 0), (3, 1, 0), (1, 0, 0)]
     in_order = sorted(range(NUM_TRIALS), key=lambda i: (-trials.epochs[i], trials.means["loss"][i]))
     assert [int(trials.ranks[i]) for i in in_order] == list(range(1, NUM_TRIALS + 1))
 
@@ -153,52 +149,57 @@ def test_optuna_knows_the_losers_as_pruned_with_their_last_value(usual):
     assert opened.best_trial.number == usual.best.number
 
 
-def blown_up(h):
-    """Diverges at once where the rate is above 0.1, which about one trial in three draws."""
-    return optax.sgd(jnp.where(h["rate"] > 0.1, jnp.inf, h["rate"]))
+WILD = study.narrow(STUDY, rate=Float(1e-3, 1e3, log=True))  # above 1, a trial diverges at once
 
 
-DIVERGING = replace(STUDY, task=task_with(blown_up))
+def first_seed(fits, num_trials):
+    """The first seed of WILD that draws what `fits`: bool [trial], whether they diverge."""
+    for seed in range(999):
+        rates = [space_.random_draw(WILD.space, seed, number)["rate"] for number in range(num_trials)]
+        if fits(np.array(rates) > 1):
+            return seed
+    raise AssertionError("no seed fits")
 
 
 def test_a_trial_that_diverges_loses_and_keeps_its_epochs(tmp_path):
-    found = halved(tmp_path, DIVERGING, **ONE_SLOT)
-    bad = found.trials.params["rate"] > 0.1
-    assert 0 < bad.sum() < NUM_TRIALS
-    assert ((found.trials.states == "failed") == bad).all()
-    assert set(found.trials.epochs[bad]) == {1}
-    assert np.isnan(found.trials.ranks[bad]).all() and not np.isnan(found.trials.ranks[~bad]).any()
+    seed = first_seed(lambda bad: 2 <= bad.sum() <= 5, NUM_TRIALS)
+    found = halved(tmp_path, WILD, seed=seed, **ONE_SLOT)
+    trials, bad = found.trials, found.trials.params["rate"] > 1
+    assert ((trials.states == "failed") == bad).all()
+    assert set(trials.epochs[bad]) == {1}
+    assert np.isnan(trials.ranks[bad]).all() and not np.isnan(trials.ranks[~bad]).any()
     assert_the_best_go_on(found, 3)
-    assert_nothing_after_the_last_epoch(found)
-    assert {row["diverged_epoch"] for row, failed in zip(found.trials.rows, bad, strict=True) if failed} == {"1"}
-    opened = search.open_storage(tmp_path / "journal.log", DIVERGING, sampler="random", seed=0)
+    for name in ("train_loss", "val_loss"):
+        for history, epochs in zip(found.histories[name], trials.epochs, strict=True):
+            assert np.isnan(history[:, epochs:]).all()
+    assert {row["diverged_epoch"] for row, failed in zip(trials.rows, bad, strict=True) if failed} == {"1"}
+    opened = search.open_storage(tmp_path / "journal.log", WILD, sampler="random", seed=seed)
     assert [trial.state == TrialState.FAIL for trial in opened.trials] == bad.tolist()
-    assert found.record["rungs"][0]["failed"] == bad.sum()
+    assert found.record["rungs"][0]["failed"] == bad.sum() == found.record["trials"]["failed"]
 
 
 def test_a_bracket_of_diverged_trials_alone_is_told_in_one_line_and_the_next_one_can_do_better(tmp_path):
-    def rates(seed):
-        return np.array([space_.random_draw(DIVERGING.space, seed, number)["rate"] for number in range(6)])
-
-    seed = next(seed for seed in range(100) if rates(seed)[:3].min() > 0.1 and rates(seed)[3:].max() < 0.1)
+    seed = first_seed(lambda bad: bad[:3].all() and not bad[3:].any(), 6)
     with pytest.raises(ValueError, match="every trial diverged, see .*trials.csv") as caught:
-        halved(tmp_path, DIVERGING, num_trials=3, seed=seed, **ONE_SLOT)
+        halved(tmp_path, WILD, num_trials=3, seed=seed, **ONE_SLOT)
     assert "\n" not in str(caught.value)
-    assert {row["state"] for row in rows(tmp_path)} == {"failed"}
-    found = halved(tmp_path, DIVERGING, num_trials=6, seed=seed, **ONE_SLOT)
+    assert (tmp_path / "trials.csv").read_text().count(",failed,") == 3
+    assert not (tmp_path / "model.msgpack").exists()
+    found = halved(tmp_path, WILD, num_trials=6, seed=seed, **ONE_SLOT)
     assert found.best.number > 2
     assert found.record["trials"] == {"complete": 1, "pruned": 2, "failed": 3}
 
 
 def test_of_equal_trials_the_first_go_on(tmp_path):
     def constant(fixed):
-        made = STUDY.task(fixed)
-        return made._replace(
-            init=lambda key, h: jax.tree.map(jnp.zeros_like, made.init(key, h)),
+        return Task(
+            init=lambda key, h: {"w": jnp.zeros((1, 1))},
+            apply=lambda params, x, h: x * params["w"],
+            loss=squared_error,
             optimizer=lambda h: optax.sgd(0 * h["rate"]),
         )
 
-    found = halved(tmp_path, replace(STUDY, task=constant), **ONE_SLOT)
+    found = halved(tmp_path, replace(STUDY, task=constant, space=RATE), **ONE_SLOT)
     assert len(set(found.trials.means["loss"])) == 1
     assert found.trials.epochs.tolist() == [9, 3, 3, 1, 1, 1, 1, 1, 1]
     assert found.best.number == 0
@@ -207,23 +208,27 @@ def test_of_equal_trials_the_first_go_on(tmp_path):
 # What a survivor is.
 
 
-def assert_histories_are_those_of_full_trials(found, full):
-    """Bit for bit, as far as they go."""
+def scheduled(h, num_steps):
+    """A learning rate that falls over the whole training, however long a rung is."""
+    return optax.sgd(optax.cosine_decay_schedule(0.1 * h["rate"], num_steps))
+
+
+@pytest.mark.parametrize("case", ["one slot", "own widths", "static, random, with state", "scheduled"])
+def test_in_programs_of_the_same_shape_a_history_is_that_of_the_trial_without_halving(case, tmp_path, request):
+    """Bit for bit, as far as it goes."""
+    if case == "static, random, with state":
+        full, found = request.getfixturevalue("shallow")
+    else:
+        asked = replace(STUDY, num_trials=6, task=task_with(scheduled) if case == "scheduled" else STUDY.task)
+        shape = OWN_WIDTHS if case == "own widths" else ONE_SLOT
+        full = run_study(asked, out=tmp_path / "full", **shape)
+        found = halved(tmp_path / "halved", asked, **shape)
+    assert len(set(found.trials.epochs)) == len(found.record["rungs"]) == 3
+    assert_the_best_go_on(found, found.record["config"]["halving"])
     for name in [name for name in full.histories if name == "train_loss" or name.startswith("val_")]:
         assert full.histories[name].dtype == found.histories[name].dtype
-        for i, epochs in enumerate(found.trials.epochs):
-            np.testing.assert_array_equal(found.histories[name][i, :, :epochs], full.histories[name][i, :, :epochs])
-
-
-@pytest.mark.parametrize("shape", [ONE_SLOT, OWN_WIDTHS], ids=["one slot", "own widths"])
-def test_in_programs_of_the_same_shape_a_history_is_that_of_the_trial_without_halving(tmp_path, shape):
-    full = run_study(STUDY, out=tmp_path / "full", **shape)
-    found = halved(tmp_path / "halved", **shape)
-    assert found.trials.epochs.max() == 9
-    assert_histories_are_those_of_full_trials(found, full)
-    number = found.best.number
-    for name in ("val_loss", "train_loss"):
-        np.testing.assert_array_equal(found.histories[name][number], full.histories[name][number])
+        for own, whole, epochs in zip(found.histories[name], full.histories[name], found.trials.epochs, strict=True):
+            np.testing.assert_array_equal(own[:, :epochs], whole[:, :epochs])
 
 
 @pytest.fixture
@@ -262,44 +267,58 @@ def widths(request, monkeypatch):
     return request.param
 
 
-def test_compacted_into_smaller_programs_a_history_is_that_of_the_trial_to_rounding(tmp_path, float64, widths):
-    exact = replace(STUDY, data=jax.tree.map(lambda a: np.asarray(a, np.float64), toy.DATA),
-                    space=STUDY.space | {"rate": Float(1e-3, 1e-2, log=True)})  # fmt: skip
-    full = run_study(exact, out=tmp_path / "full", seed=NARROW, **COMPACTED)
-    found = halved(tmp_path / "halved", exact, seed=NARROW)
-    units = found.trials.params["units"]
-    assert units[found.trials.epochs > ENDS[0]].min() < units.max()
-    assert found.record["num_programs"] == (2 if widths == "then at own widths" else 1)
-    assert found.histories["val_loss"].dtype == np.float64
-    for name in ("train_loss", "val_loss"):
-        for i, epochs in enumerate(found.trials.epochs):
-            np.testing.assert_allclose(
-                found.histories[name][i, :, :epochs], full.histories[name][i, :, :epochs], rtol=1e-9
-            )
+EXACT = replace(
+    study.narrow(STUDY, rate=Float(1e-3, 1e-2, log=True)),
+    data=TOY_DATA._replace(**{n: np.asarray(getattr(TOY_DATA, n), np.float64) for n in TOY_DATA._fields[:4]}),
+)
 
 
-def test_state_is_carried_over_exactly_and_what_is_cut_off_is_zero(tmp_path, monkeypatch, widths):
-    begun, ended, resume = {}, {}, population.resume  # {(trial, epoch): leaves of its state}
+@cache
+def without_halving(folder):
+    return run_study(EXACT, out=folder / "full", seed=NARROW, **COMPACTED)
+
+
+@pytest.fixture
+def kept_states(monkeypatch):
+    """({(trial, epochs): leaves of its state where a rung begins}, the same where calls end), of the search alone."""
+    begun, ended, resume = {}, {}, population.resume
 
     def kept(state, trials):
         params, leaves = len(jax.tree.leaves(state.params)), [np.array(leaf) for leaf in jax.tree.leaves(state)]
-        slots = dict(
-            reversed([(int(n), i) for i, n in enumerate(trials.numbers)])
-        )  # a trial's first: empty ones follow
+        slots = {int(n): i for i, n in reversed(list(enumerate(trials.numbers)))}  # the first: empty ones follow
         return {n: (params, [leaf[i] for leaf in leaves]) for n, i in slots.items()}
 
     def recording(members, state, trials, *, first_epoch, last_epoch=None):
-        if members.spec.first_fold:  # the refit
-            yield from resume(members, state, trials, first_epoch=first_epoch, last_epoch=last_epoch)
-            return
-        begun.update({(n, first_epoch): own for n, own in kept(state, trials).items()})
+        searched = not members.spec.first_fold
+        if searched:
+            begun.update({(n, first_epoch): own for n, own in kept(state, trials).items()})
         for step in resume(members, state, trials, first_epoch=first_epoch, last_epoch=last_epoch):
-            ended.update({(n, step.num_epochs): own for n, own in kept(step.state, trials).items()})
+            if searched:
+                ended.update({(n, step.num_epochs): own for n, own in kept(step.state, trials).items()})
             yield step
 
     monkeypatch.setattr(population, "resume", recording)
-    found, cut = halved(tmp_path, seed=NARROW), set()
-    compared = [(n, end) for end in ENDS[:-1] for n in np.flatnonzero(found.trials.epochs > end).tolist()]
+    return begun, ended
+
+
+def test_compacted_into_smaller_programs_state_is_carried_over_exactly_and_histories_are_those_of_full_trials(
+    tmp_path, tmp_path_factory, float64, widths, kept_states
+):
+    """Histories to rounding. What is cut off of a narrow network's arrays is zero."""
+    full = without_halving(tmp_path_factory.getbasetemp() / "compacted")
+    begun, ended = kept_states
+    begun.clear()
+    ended.clear()
+    found, cut = halved(tmp_path, EXACT, seed=NARROW), set()
+    units, epochs = found.trials.params["units"], found.trials.epochs
+    assert units[epochs > ENDS[0]].min() < units.max()
+    assert found.record["num_programs"] == (2 if widths == "then at own widths" else 1)
+    assert found.histories["val_loss"].dtype == np.float64
+    for name in ("train_loss", "val_loss"):
+        for own, whole, n in zip(found.histories[name], full.histories[name], epochs, strict=True):
+            np.testing.assert_allclose(own[:, :n], whole[:, :n], rtol=1e-9)
+
+    compared = [(n, end) for end in ENDS[:-1] for n in np.flatnonzero(epochs > end).tolist()]
     assert len(compared) == 4
     for place in compared:
         num_params, before = ended[place]
@@ -316,55 +335,25 @@ def test_state_is_carried_over_exactly_and_what_is_cut_off_is_zero(tmp_path, mon
     assert (max(cut) > 0) == (widths == "then at own widths"), "some trial has been cut to its own"
 
 
-@pytest.mark.slow
-def test_static_hyperparameters_and_randomness_and_state_in_training_go_on_over_rungs(tmp_path):
-    full = run_study(deep.STUDY, out=tmp_path / "full", **ONE_SLOT)
-    found = halved(tmp_path / "halved", deep.STUDY, **ONE_SLOT, halving=Halving(2))
-    assert len(set(found.trials.params["depth"])) == 3
-    assert [rung["num_epochs"] for rung in found.record["rungs"]] == [1, 2, 4]
-    assert_histories_are_those_of_full_trials(found, full)
-    assert_the_best_go_on(found, 2)  # by accuracy, the highest
-
-
-def test_a_learning_rate_schedule_is_that_of_the_whole_training(tmp_path):
-    asked = set()
-
-    def cosine(h, num_steps):
-        asked.add(int(num_steps))
-        return optax.sgd(optax.cosine_decay_schedule(h["rate"], num_steps))
-
-    scheduled = replace(STUDY, task=task_with(cosine))
-    full = run_study(scheduled, out=tmp_path / "full", **ONE_SLOT)
-    numbers = set(asked)
-    found = halved(tmp_path / "halved", scheduled, **ONE_SLOT)
-    assert asked == numbers, "with rungs, the same numbers of steps"
-    assert_histories_are_those_of_full_trials(found, full)
-
-
 # The networks of the folds.
 
 
 def test_the_fold_models_of_the_best_trial_are_its_networks_trained_alone(usual):
-    data = load_data(STUDY, {})
-    order = study.order(STUDY)
-    splits, draw = splits_of(STUDY, order.search, data), usual.best.params
+    data, order, draw = TOY_DATA, study.order(STUDY), usual.best.params
+    splits = study.splits_of(STUDY, order.search, data)
     fixed = space_.fixed(STUDY.space, draw, widest=False)
     members = plan.make_population(STUDY, order.search, Plan(1), data, splits, fixed)
-    trials = brackets.trials_of(STUDY, jax.random.key(0), [usual.best.number], [draw])
-    *_, last = population.train(members, trials)
+    *_, last = population.train(members, brackets.trials_of(STUDY, jax.random.key(0), [usual.best.number], [draw]))
     assert len(usual.model.folds) == 3
     for fold, (params, state) in enumerate(usual.model.folds):
         assert state is None
         own = jax.tree.map(lambda a: a[0, fold], last.state.params)  # noqa: B023
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), params, own)
-    outputs = usual.model.fold_outputs(data.x_test)
-    assert len(outputs) == 3
-    np.testing.assert_allclose(usual.histories["ensemble_outputs"], np.mean(outputs, axis=0), rtol=1e-3, atol=1e-5)
 
 
 def test_the_ensemble_is_the_mean_of_what_the_folds_say_and_is_the_same_once_loaded(usual):
-    x, y = usual.data.x_test, usual.data.y_test
-    loaded = trained.load_model(usual.folder / "model.msgpack", STUDY)
+    x, y = TOY_DATA.x_test, TOY_DATA.y_test
+    loaded = load_model(usual.folder / "model.msgpack", STUDY)
     own = [loaded._replace(params=params, state=state, folds=()).predict(x) for params, state in loaded.folds]
     np.testing.assert_allclose(loaded.predict(x, ensemble=True), np.mean(own, axis=0), rtol=1e-6)
     np.testing.assert_array_equal(loaded.predict(x, ensemble=True), usual.histories["ensemble_outputs"])
@@ -372,59 +361,54 @@ def test_the_ensemble_is_the_mean_of_what_the_folds_say_and_is_the_same_once_loa
     assert usual.ensemble["loss"] != usual.test["loss"]
 
 
-def test_the_ensemble_of_a_classification_is_the_mean_of_probabilities(tmp_path):
-    found = halved(tmp_path, deep.STUDY, **ONE_SLOT, num_trials=2, num_epochs=2, halving=Halving(2))
-    x, model = found.data.x_test, found.model
-    own = [evaluation.softmax(model._replace(params=p, state=s, folds=()).predict(x)) for p, s in model.folds]
-    together = model.predict(x, ensemble=True)
-    np.testing.assert_allclose(np.exp(together), np.mean(own, axis=0), rtol=1e-5)
-    right = np.argmax(np.mean(own, axis=0), axis=1) == found.data.y_test
-    assert found.ensemble["accuracy"] == pytest.approx(right.mean())
+def test_the_ensemble_of_a_classification_is_the_mean_of_probabilities(shallow):
+    for found in shallow:
+        x, model = found.data.x_test, found.model
+        own = [evaluation.softmax(model._replace(params=p, state=s, folds=()).predict(x)) for p, s in model.folds]
+        np.testing.assert_allclose(np.exp(model.predict(x, ensemble=True)), np.mean(own, axis=0), rtol=1e-5)
+        right = np.argmax(np.mean(own, axis=0), axis=1) == found.data.y_test
+        assert found.ensemble["accuracy"] == pytest.approx(right.mean())
 
 
 # Brackets.
 
 
-def test_a_search_that_is_extended_by_a_bracket_changes_no_trial_of_the_first(tmp_path, usual):
-    halved(tmp_path)
-    assert rows(tmp_path) == rows(usual.folder)
-    found = halved(tmp_path, num_trials=2 * NUM_TRIALS)
-    before = [{**row, "rank": ""} for row in rows(usual.folder)]
-    assert [{**row, "rank": ""} for row in rows(tmp_path)[:NUM_TRIALS]] == before
+def rows(folder, ranked=True):
+    """Lines of trials.csv, with the columns after its last score or without."""
+    return [line if ranked else line.rpartition(",")[0].rpartition(",")[0] for line in
+            (folder / "trials.csv").read_text().splitlines()]  # fmt: skip
+
+
+def test_a_search_is_extended_by_whole_brackets_which_change_no_trial_of_the_first(tmp_path, usual):
+    shutil.copytree(usual.folder, tmp_path / "out")
+    for num_trials, give in ((12, "9 or 18"), (4, "9$")):
+        with pytest.raises(ValueError, match=f"num_trials={num_trials}: .* whole brackets; give {give}") as caught:
+            halved(tmp_path / "out", num_trials=num_trials)
+        assert "\n" not in str(caught.value)
+    assert lasting(tmp_path / "out") == lasting(usual.folder)
+    found = halved(tmp_path / "out", num_trials=2 * NUM_TRIALS)
+    assert rows(found.folder, ranked=False)[: 1 + NUM_TRIALS] == rows(usual.folder, ranked=False)
     for name in ("train_loss", "val_loss"):
         np.testing.assert_array_equal(found.histories[name][:NUM_TRIALS], usual.histories[name])
     assert_the_best_go_on(found, 3)
     assert Counter(found.trials.epochs.tolist()) == {1: 12, 3: 4, 9: 2}
-    at_once = halved(tmp_path / "reduced", num_trials=NUM_TRIALS)
-    assert rows(at_once.folder) == rows(usual.folder)
-
-
-def test_a_part_of_a_bracket_is_refused_with_the_numbers_to_give(tmp_path):
-    halved(tmp_path)
-    before = (tmp_path / "results.json").read_bytes()
-    with pytest.raises(ValueError, match="num_trials=12: .* whole brackets; give 9 or 18") as caught:
-        halved(tmp_path, num_trials=12)
-    assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="num_trials=4: .* whole brackets; give 9$"):
-        halved(tmp_path, num_trials=4)
-    assert (tmp_path / "results.json").read_bytes() == before
-    assert len(rows(tmp_path)) == NUM_TRIALS
+    assert rows(halved(tmp_path / "out").folder) == rows(usual.folder)
 
 
 def test_brackets_have_several_first_rungs(tmp_path):
     found = halved(tmp_path, halving=Halving(3, brackets=True), **ONE_SLOT)
     planned = list(rungs_of(found))
     assert [[rung["num_epochs"] for rung in rungs] for _, rungs in planned] == [[1, 3, 9], [3, 9], [9]]
-    assert sum(len(numbers) for numbers, _ in planned) == NUM_TRIALS
     sizes = [len(numbers) for numbers, _ in planned]
+    assert sum(sizes) == NUM_TRIALS
     assert sizes == sorted(sizes, reverse=True), "the longer the first rung, the fewer trials"
     assert_the_best_go_on(found, 3)
     last = found.trials.epochs == 9
-    assert set(found.trials.numbers[last]) & set(planned[-1][0]) == set(planned[-1][0])
+    assert set(planned[-1][0]) <= set(found.trials.numbers[last])
     assert found.best.mean == found.trials.means["loss"][last].min()
 
 
-def test_with_tpe_brackets_follow_one_another_and_learn_from_those_before(tmp_path, monkeypatch):
+def test_with_tpe_brackets_learn_from_those_before_and_lost_records_are_told_again(tmp_path, monkeypatch):
     known = []  # how many trials had a score when one was drawn
     suggest = search.suggest
 
@@ -433,33 +417,59 @@ def test_with_tpe_brackets_follow_one_another_and_learn_from_those_before(tmp_pa
         known.append((trial.number, states[TrialState.COMPLETE] + states[TrialState.PRUNED]))
         return suggest(trial, asked)
 
-    monkeypatch.setattr(search, "suggest", counting)
-    found = halved(tmp_path, sampler="tpe", **ONE_SLOT)
+    with monkeypatch.context() as patched:
+        patched.setattr(search, "suggest", counting)
+        found = halved(tmp_path, sampler="tpe", **ONE_SLOT)
     planned = list(rungs_of(found))
     assert len(planned) == plan.TPE_BRACKETS
     firsts = [min(done for n, done in known if n == number) for number in range(NUM_TRIALS)]
     assert firsts == [numbers.start for numbers, _ in planned for _ in numbers]
     assert_the_best_go_on(found, 3)
 
-
-# Whatever happens to it.
-
-
-def everything(folder):
-    """All that a run leaves but times and dates, those of its rungs among them."""
-    record, *others = lasting(folder)
-    for rung in record["rungs"]:
-        rung.pop("seconds", None)
-    return {name: value for name, value in record.items() if name != "command"}, *others
+    before, journal = rows(tmp_path), tmp_path / "journal.log"
+    content = journal.read_bytes()
+    first_told = content.index(b"\n", content.rindex(b'"param_name"'))  # of the last bracket: those before are synced
+    journal.write_bytes(content[: (first_told + len(content)) // 2])
+    monkeypatch.setattr(population, "resume", lambda *_, **__: pytest.fail("trained again"))
+    halved(tmp_path, sampler="tpe", **ONE_SLOT)
+    assert rows(tmp_path) == before
 
 
-def assert_same_end(folder, expected):
-    assert everything(folder) == everything(expected)
-    assert not list(folder.rglob("*.checkpoint"))
+# Whatever happens to it: the moments at which it may die, and that it is stopped.
+
+FEW = {"num_trials": 2, "num_epochs": 3}
 
 
-def test_ended_just_before_a_file_gets_its_name_it_goes_on_to_the_same_end(tmp_path, usual, monkeypatch):
+def of_few_bits(fixed):
+    """Files of arrays know no bfloat16."""
+    return Task(
+        init=lambda key, h: {"w": jax.random.normal(key, (1, 2), jnp.bfloat16)},
+        apply=lambda params, x, h: jnp.sum(jnp.tanh(x.astype(jnp.bfloat16) @ params["w"]), axis=1, keepdims=True),
+        loss=lambda outputs, y: squared_error(outputs, y.astype(jnp.bfloat16)),
+        optimizer=lambda h: optax.adam(h["rate"]),
+    )
+
+
+FEW_BITS = replace(STUDY, task=of_few_bits, space=RATE)
+
+
+@pytest.mark.parametrize(
+    ("asked", "settings", "rungs"),
+    [
+        pytest.param(STUDY, OWN_WIDTHS | FEW, {3}, id="own widths"),
+        pytest.param(STUDY, COMPACTED | {"num_trials": 4, "num_epochs": 4, "halving": 2}, {1, 2, 4}, id="halving"),
+        pytest.param(SHALLOW, ONE_SLOT | {"num_trials": 2, "halving": 2}, {1, 2, 4}, id="static, random, with state"),
+        pytest.param(FEW_BITS, ONE_SLOT | FEW, {3}, id="without halving, in bfloat16"),
+    ],
+)
+def test_ended_just_before_a_file_gets_its_name_it_goes_on_to_the_same_end(
+    tmp_path, monkeypatch, asked, settings, rungs
+):
+    """Before each of them: checkpoints after every epoch of every job and of the refit, what jobs leave, results."""
     monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN_CHECKPOINTS", 0)
+    # What is asked is looked at once: it is the same each time, and takes longer than the rest.
+    monkeypatch.setattr(plan, "make_plan", cache_of_one(plan.make_plan))
+    monkeypatch.setattr(plan, "check_networks", cache_of_one(plan.check_networks))
     rename, left_behind = os.replace, []
 
     def copying(source, target, **more):
@@ -468,14 +478,26 @@ def test_ended_just_before_a_file_gets_its_name_it_goes_on_to_the_same_end(tmp_p
         shutil.copytree(tmp_path / "whole", folder)  # as if the process had ended here
         return rename(source, target, **more)
 
-    monkeypatch.setattr(os, "replace", copying)
-    halved(tmp_path / "whole")
-    monkeypatch.setattr(os, "replace", rename)
-    for folder, _ in left_behind:
-        assert_same_end(halved(folder).folder, usual.folder)
-    assert len(left_behind) > 20
-    rungs = {name.split("-")[1].split(".")[0] for _, name in left_behind if name.startswith("0")}
-    assert rungs == {str(end) for end in ENDS}, "it was ended on every rung"
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", copying)
+        whole = run_study(asked, out=tmp_path / "whole", **settings)
+    expected, num_epochs = lasting(tmp_path / "whole"), whole.record["config"]["num_epochs"]
+    for folder, name in left_behind:
+        run_study(asked, out=folder, **settings)
+        assert lasting(folder) == expected, f"ended before {name}"
+        assert not list(folder.rglob("*.checkpoint"))
+    names = [name for _, name in left_behind]
+    of_jobs = [name for name in names if name.startswith("0")]
+    assert {int(name.split("-")[1].split(".")[0]) for name in of_jobs} == rungs
+    assert any(name.endswith(".checkpoint") for name in of_jobs)
+    assert sum(name.startswith("refit-") for name in names) == num_epochs - 1
+    assert names[-4:] == ["trials.csv", "histories.npz", "model.msgpack", "results.json"]
+
+
+def cache_of_one(function):
+    """The function's first result, whatever it is called with."""
+    found = []
+    return lambda *args: found[0] if found else found.append(function(*args)) or found[0]
 
 
 def test_stopped_on_any_rung_it_goes_on_to_the_same_end(tmp_path, usual):
@@ -489,64 +511,8 @@ def test_stopped_on_any_rung_it_goes_on_to_the_same_end(tmp_path, usual):
 
         asked = study.order(STUDY, out=tmp_path, halving=Halving(3), **COMPACTED)
         with pytest.raises(brackets.Stopped):
-            run.run(asked, Stopping(), command="", started=0.0, stop=stop)
-    assert_same_end(halved(tmp_path).folder, usual.folder)
-
-
-# Three jobs on the first rung, one on each of the others.
-IN_PROCESSES = ("--num-trials", 9, "--num-epochs", 900, "--halving", 3, "--first-rung", 100)
-
-
-@pytest.fixture(scope="module")
-def in_one_process(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("processes") / "out"
-    complete(folder, *IN_PROCESSES)
-    ends = [rung["num_epochs"] for rung in json.loads((folder / "results.json").read_text())["rungs"]]
-    assert ends == [100, 300, 900]
-    return folder
-
-
-def rung_of(log):
-    """The rung at which the last line of a run's log is, as a number from 1; 0 before the first."""
-    lines = log.read_text().splitlines() if log.exists() else []
-    found = re.search(r"rung (\d) of 3", lines[-1]) if lines else None
-    return int(found[1]) if found else 0
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_killed_again_and_again_on_every_rung_it_goes_on_to_the_same_end(tmp_path, in_one_process):
-    out, log, hit = tmp_path / "out", tmp_path / "log", []
-    while True:  # to the end, as its last files, which are written together or again, are fewer than six
-        code, errors = finish(start(out, *IN_PROCESSES, "--log", log, "--kill-at-rename", 6))
-        if code == 0:
-            break
-        assert code == -signal.SIGKILL, errors
-        hit.append(rung_of(log))
-    assert set(hit) >= {1, 2, 3}
-    assert len(hit) > 6
-    assert_same_end(out, in_one_process)
-
-
-@pytest.mark.slow
-def test_stopped_by_a_signal_on_the_last_rung_it_goes_on_to_the_same_end(tmp_path, in_one_process):
-    out, log = tmp_path / "out", tmp_path / "log"
-    process = start(out, *IN_PROCESSES, "--log", log)
-    wait_for(lambda: rung_of(log) == 3, process)
-    process.send_signal(signal.SIGTERM)
-    code, errors = finish(process)
-    assert (code, errors.strip()) == (128 + signal.SIGTERM, "stopping; the same command goes on from here")
-    assert not (out / "results.json").exists()
-    complete(out, *IN_PROCESSES)
-    assert_same_end(out, in_one_process)
-
-
-@pytest.mark.slow
-def test_three_processes_share_a_search_and_end_as_one_does(tmp_path, in_one_process):
-    logs = [tmp_path / f"{i}.log" for i in range(3)]
-    processes = [start(tmp_path / "out", *IN_PROCESSES, "--log", log) for log in logs]
-    for process in processes:
-        code, errors = finish(process)
-        assert code == 0, errors
-    assert_same_end(tmp_path / "out", in_one_process)
-    assert rows(tmp_path / "out") == rows(in_one_process)
+            run.run(asked, Stopping(), command="hw1jax.run_study", started=0.0, stop=stop)
+    assert list(tmp_path.rglob("*.checkpoint"))
+    halved(tmp_path)
+    assert lasting(tmp_path) == lasting(usual.folder)
+    assert not list(tmp_path.rglob("*.checkpoint"))

@@ -1,110 +1,148 @@
-"""Ctrl-C and SIGTERM end an experiment soon and with their own exit code, whatever it is at."""
+"""Ctrl-C and SIGTERM end an experiment soon and with their own exit code, whatever it is at.
 
-import os
-import signal
+Each test is one process, which forks for each case: so Python, and where it is needed JAX, starts once.
+"""
+
+import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc says which signals a process has caught")
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 SPEED = ["speed/forms.py", "speed/peers.py", "speed/score.py"]
 SCRIPTS = [*sorted(path.name for path in EXPERIMENTS.glob("*.py")), *SPEED]
 SCRIPTS.remove("homework.py")  # what three of them share; nobody starts it
-linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc says which signals a process has caught")
 
+FORK = """
+import json, os, runpy, signal, sys, time
+from pathlib import Path
 
-def start(*command, **options):
-    """Python in a process whose folder is the scripts'."""
-    paths = {"PYTHONPATH": os.pathsep.join([str(EXPERIMENTS), os.environ.get("PYTHONPATH", "")])}
-    return subprocess.Popen(
-        [sys.executable, *map(str, command)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | paths,
-        **options,
-    )
+def case(work, *signals, seconds=20):
+    '''[exit code, what was said on standard error, seconds after the last signal] of work() in a process of its own.
 
+    Each of `signals` (function of the process's number that waits, signal) is sent to it.
+    '''
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        os.dup2(write, 2)
+        os.close(read)
+        code = 1
+        try:
+            work()
+            code = 0
+        except SystemExit as error:
+            code = error.code or 0
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+        import atexit
+        atexit._run_exitfuncs()
+        sys.stderr.flush()
+        os._exit(code)
+    os.close(write)
+    for wait, number in signals:
+        wait(child)
+        os.kill(child, number)
+    begin = time.monotonic()
+    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+        if time.monotonic() - begin > seconds:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.002)
+    with os.fdopen(read) as said:
+        return os.waitstatus_to_exitcode(ended[1]), said.read(), time.monotonic() - begin
 
-def wait_until_it_listens(process):
-    """Until then Python itself starts."""
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and process.poll() is None:
-        status = Path(f"/proc/{process.pid}/status").read_text()
-        caught = int(status.partition("SigCgt:")[2].split()[0], 16)
-        if caught >> (signal.SIGTERM - 1) & 1:
+def until_it_listens(child):
+    '''Until then Python itself starts.'''
+    for _ in range(20_000):
+        status = Path(f'/proc/{child}/status').read_text()
+        if int(status.partition('SigCgt:')[2].split()[0], 16) >> (signal.SIGTERM - 1) & 1:
             return
         time.sleep(0.001)
-    pytest.fail("it never listened")
+
+def after(seconds):
+    return lambda child: (until_it_listens(child), time.sleep(seconds))
+"""
 
 
-@linux
-@pytest.mark.parametrize("seconds", [0, 0.05, 0.2, 0.5, 1, 2])
-@pytest.mark.parametrize("name", ["regression", "reproduce"])
-def test_an_interrupt_while_it_starts_ends_it_at_once_without_a_traceback(name, seconds, tmp_path):
-    process = start(EXPERIMENTS / f"{name}.py", "--out", tmp_path / "out")
-    wait_until_it_listens(process)
-    time.sleep(seconds)
-    process.send_signal(signal.SIGINT)
-    begin = time.monotonic()
-    _, errors = process.communicate(timeout=20)
-    assert time.monotonic() - begin < 4  # three seconds, and one for a busy machine
-    assert process.returncode == 130, errors
-    assert "Traceback" not in errors
+def found_by(code, *arguments, cwd=None):
+    """What the code leaves in `found`, in a process that has imported nothing else."""
+    script = f"{FORK}\n{code}\nprint(json.dumps(found))"
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_every_script_listens_before_it_imports_anything_heavy(name, tmp_path):
-    code = (
-        "import runpy, sys\n"
-        "class Door:\n"
-        "    def find_spec(self, name, *_):\n"
-        "        if name in ('numpy', 'jax', 'tyro', 'rich', 'PIL', 'optuna'):\n"
-        "            import signal\n"
-        "            ours = sys.modules.get('hw1jax.signals')\n"
-        "            is_left_to_the_system = signal.getsignal(signal.SIGINT) is signal.SIG_DFL\n"
-        "            sys.exit(0 if ours and ours._listening or is_left_to_the_system else 1)\n"
-        "sys.meta_path.insert(0, Door())\n"
-        f"runpy.run_path({str(EXPERIMENTS / name)!r}, run_name='__main__')\n"
-    )
-    process = start("-c", code, cwd=tmp_path)
-    _, errors = process.communicate(timeout=20)
-    assert process.returncode == 0, errors
+STARTS = """
+class Door:
+    def find_spec(self, name, *_):
+        if name in ('numpy', 'jax', 'tyro', 'rich', 'PIL', 'optuna'):
+            ours = sys.modules.get('hw1jax.signals')
+            is_left_to_the_system = signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+            os._exit(0 if ours and ours._listening or is_left_to_the_system else 1)
+
+def begin(script):
+    sys.meta_path.insert(0, Door())
+    run(script)
+
+def run(script, *flags):
+    sys.argv = [script, *flags]
+    sys.path.insert(0, os.path.dirname(script))
+    runpy.run_path(script, run_name='__main__')
+
+experiments, *scripts = sys.argv[1:]
+sys.path.insert(0, experiments)
+found = {script: case(lambda: begin(os.path.join(experiments, script))) for script in scripts}
+for seconds in (0, 0.2, 1):
+    work = lambda: run(os.path.join(experiments, 'reproduce.py'), '--out', 'out')
+    found[seconds] = case(work, (after(seconds), signal.SIGINT))
+"""
 
 
-def program(*lines):
-    """An experiment that does nothing but these lines."""
-    start = ["from hw1jax import signals", "signals.listen()", "import atexit, os, time", "from hw1jax import cli"]
-    return "\n".join([*start, "cli.stop_on_signals()", *lines])
+def test_every_script_listens_before_it_imports_anything_heavy_and_is_interrupted_at_once_while_it_starts(tmp_path):
+    found = found_by(STARTS, EXPERIMENTS, *SCRIPTS, cwd=tmp_path)
+    assert {name: found[name][0] for name in SCRIPTS} == dict.fromkeys(SCRIPTS, 0)
+    for moment in ("0", "0.2", "1"):
+        code, errors, seconds = found[moment]
+        assert code == 130, errors
+        assert "Traceback" not in errors
+        assert seconds < 4  # three seconds, and one for a busy machine
+    assert not (tmp_path / "out" / "results.json").exists()
 
 
-def test_what_ends_by_itself_after_it_has_been_asked_to_stop_says_the_same_with_its_code():
-    work = "lambda: (print('refit', flush=True), time.sleep(1))"  # and training is over
-    process = start("-c", program(f"cli.with_exit_code({work})"))
-    assert process.stdout.readline() == "refit\n"
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=20)
-    assert process.returncode == 143
-    assert errors.strip() == "stopping; the same command goes on from here"
+ENDS = """
+from hw1jax import cli, signals
+
+def script(work):
+    signals.listen()
+    cli.stop_on_signals()
+    cli.with_exit_code(work)
+
+def late():
+    import atexit
+    atexit.register(lambda: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(5)))
+    script(lambda: None)
+
+found = {
+    'ends by itself': case(lambda: script(lambda: time.sleep(1)), (after(0.3), signal.SIGTERM)),
+    'is done': case(late),
+    'does not stop': case(lambda: script(lambda: time.sleep(60)), (after(0.3), signal.SIGINT)),
+    'is asked twice': case(lambda: script(lambda: time.sleep(60)), *[(after(0.3), signal.SIGINT)] * 2),
+}
+"""
 
 
-def test_a_signal_after_the_work_is_done_changes_nothing():
-    late = "atexit.register(lambda: (os.kill(os.getpid(), 15), time.sleep(5)))"
-    process = start("-c", program(late, "cli.with_exit_code(lambda: None)"))
-    _, errors = process.communicate(timeout=20)
-    assert (process.returncode, errors) == (0, "")
-
-
-def test_work_that_does_not_stop_is_ended():
-    process = start("-c", program("cli.with_exit_code(lambda: (print('deep', flush=True), time.sleep(60)))"))
-    assert process.stdout.readline() == "deep\n"
-    begin = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
-    assert process.returncode == 130
-    assert time.monotonic() - begin < 5
+def test_what_is_asked_to_stop_says_so_and_ends_with_its_code():
+    found = found_by(ENDS)
+    code, errors, _ = found["ends by itself"]  # and training is over
+    assert (code, errors.strip()) == (143, "stopping; the same command goes on from here")
+    assert found["is done"][:2] == [0, ""], "a signal after the work is done changes nothing"
+    code, errors, seconds = found["does not stop"]
+    assert code == 130 and 1 < seconds < 5, errors
+    code, errors, seconds = found["is asked twice"]
+    assert code == 130 and seconds < 1, errors
