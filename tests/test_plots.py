@@ -10,10 +10,12 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
+from studies import pixels
 
 from hw1jax.report import plots
 
-RANDOM = np.random.RandomState(0)
+RANDOM = np.random.default_rng(0)
+SPREAD = RANDOM.uniform(0.1, 2, (2, 3, 5))
 
 
 @pytest.fixture
@@ -35,6 +37,13 @@ def tick_labels(axis):
     return [label.get_text() for label in axis.get_ticklabels()]
 
 
+def bools(*values):
+    return np.array(values, bool)
+
+
+# A regression
+
+
 def test_regression_data_shows_every_point_and_shades_the_gaps(ax):
     x_train, y_train, x_test, y_test = RANDOM.normal(size=(4, 6))
     plots.regression_data(ax, x_train, y_train, x_test, y_test, gaps=((-3, -1), (1, 2)))
@@ -43,11 +52,13 @@ def test_regression_data_shows_every_point_and_shades_the_gaps(ax):
     assert [(patch.get_x(), patch.get_width()) for patch in ax.patches] == [(-3, 2), (1, 1)]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("input x", "label y")
     assert legend(ax) == ["no training inputs", "training points", "test points"]
+    assert not plots.regression_data(Figure().subplots(), *np.zeros((4, 2))).patches
 
 
-def test_without_gaps_nothing_is_shaded(ax):
-    plots.regression_data(ax, *np.zeros((4, 2)))
-    assert not ax.patches
+def test_of_very_many_points_some_are_drawn():
+    for count, drawn in [(3, 3), (plots.MOST_POINTS, plots.MOST_POINTS), (10**6 + 1, 9901)]:
+        ax = plots.regression_data(Figure().subplots(), *np.zeros((4, count)))
+        assert [len(line.get_xdata()) for line in ax.lines] == [drawn] * 2
 
 
 def test_fitted_curve_shows_the_model_and_the_range_of_the_folds(ax):
@@ -55,39 +66,26 @@ def test_fitted_curve_shows_the_model_and_the_range_of_the_folds(ax):
     plots.fitted_curve(ax, x, y, y - 1, y + 2, y / 2)
     np.testing.assert_array_equal(line(ax, "mean of the fold models"), [x, y / 2])
     np.testing.assert_array_equal(line(ax, "refitted best model"), [x, y])
-    corners = ax.collections[0].get_paths()[0].vertices
-    assert {tuple(point) for point in np.stack([x, y - 1], 1)} <= {tuple(point) for point in corners}
-    assert {tuple(point) for point in np.stack([x, y + 2], 1)} <= {tuple(point) for point in corners}
+    corners = {tuple(point) for point in ax.collections[0].get_paths()[0].vertices}
+    assert {*zip(x, y - 1, strict=True), *zip(x, y + 2, strict=True)} <= corners
 
 
 def test_residuals_inside_the_gaps_have_a_colour_of_their_own(ax):
-    x, residual = np.arange(4.0), np.array([1, -1, 2, -2.0])
-    inside = np.array([True, False, False, True])
-    plots.residuals(ax, x, residual, inside, gaps=((-1, 1),))
+    plots.residuals(ax, np.arange(4.0), np.array([1, -1, 2, -2.0]), bools(1, 0, 0, 1), gaps=((-1, 1),))
     np.testing.assert_array_equal(line(ax, "inside"), [[0, 3], [1, -2]])
     np.testing.assert_array_equal(line(ax, "outside the gaps"), [[1, 2], [-1, 2]])
     colors = {line.get_label(): line.get_color() for line in ax.lines}
     assert colors["inside"] != colors["outside the gaps"] and ax.get_legend()
+    assert plots.residuals(Figure().subplots(), np.arange(2.0), np.ones(2), bools(0, 0)).get_legend() is None
 
 
-def test_residuals_of_data_without_gaps_have_no_legend(ax):
-    plots.residuals(ax, np.arange(2.0), np.ones(2), np.zeros(2, bool))
-    assert ax.get_legend() is None
-
-
-def test_bars_carry_their_numbers_the_first_on_top(ax):
-    plots.bars(ax, {"compile": 1.25, "train": 3.0}, title="time", label="seconds", form="{:.2f} s".format)
-    assert [patch.get_width() for patch in ax.patches] == [1.25, 3.0]
-    assert [text.get_text() for text in ax.texts] == ["1.25 s", "3.00 s"]
-    assert ax.yaxis_inverted() and ax.get_xlabel() == "seconds"
+# Curves by epoch
 
 
 def test_learning_profile_shows_folds_thin_their_mean_bold_and_the_refit(ax):
-    train, val, refit = RANDOM.uniform(0.1, 2, (3, 5)), RANDOM.uniform(0.1, 2, (3, 5)), np.linspace(1, 0.1, 5)
+    (train, val), refit = SPREAD, np.linspace(1, 0.1, 5)
     plots.learning_profile(ax, train, val, train.mean(0), val.mean(0), refit, loss_name="cross entropy (nats)")
-    x, y = line(ax, "validation, mean of 3 folds")
-    np.testing.assert_array_equal(x, [1, 2, 3, 4, 5])
-    np.testing.assert_array_equal(y, val.mean(0))
+    np.testing.assert_array_equal(line(ax, "validation, mean of 3 folds"), [[1, 2, 3, 4, 5], val.mean(0)])
     np.testing.assert_array_equal(line(ax, "refit on all training data")[1], refit)
     thin = [line for line in ax.lines if line.get_linewidth() < 1]
     np.testing.assert_array_equal([line.get_ydata() for line in thin], [*train, *val])
@@ -105,8 +103,7 @@ def test_losses_are_logarithmic_where_they_span_much_with_plain_numbers(ax):
 def test_epochs_are_whole_numbers_and_a_single_one_is_seen(ax, num_epochs):
     ones = np.ones((2, num_epochs))
     plots.learning_profile(ax, ones, ones, ones[0], ones[0], ones[0], loss_name="loss")
-    low, high = ax.get_xlim()
-    ticks = ax.get_xticks()
+    (low, high), ticks = ax.get_xlim(), ax.get_xticks()
     np.testing.assert_array_equal(ticks, np.round(ticks))
     assert low < 1 and high > num_epochs and any(low <= tick <= high for tick in ticks)
     assert all((line.get_marker() == "o") == (num_epochs <= 30) for line in ax.lines)
@@ -114,17 +111,19 @@ def test_epochs_are_whole_numbers_and_a_single_one_is_seen(ax, num_epochs):
 
 def test_a_diverged_trial_does_not_wreck_the_limits_of_the_curves(ax):
     curves = np.array([[2, 1.5, 1.0], [2, 1e9, np.inf], [2, 1.8, 1.6], [3, np.nan, np.nan]])
-    plots.validation_curves(ax, curves, np.array([True, False, True, False]), np.zeros(4, bool), 0, loss_name="loss")
+    plots.validation_curves(ax, curves, bools(1, 0, 1, 0), bools(0, 0, 0, 0), 0, loss_name="loss")
     low, high = ax.get_ylim()
     assert 0.8 < low < 1 and 2 < high < 2.5
     np.testing.assert_array_equal(line(ax, "best trial")[1], curves[0])
     assert sorted(legend(ax)) == ["best trial", "failed or off the scale", "other trials"]
+    equal = plots.validation_curves(Figure().subplots(), np.ones((2, 3)), bools(1, 1), bools(0, 0), 1, loss_name="loss")
+    low, high = equal.get_ylim()
+    assert low < 1 < high
 
 
 def test_a_pruned_trials_line_ends_in_a_ring(ax):
     curves = np.array([[2, 1.5, 1.0], [2, 1.8, np.nan], [2, np.nan, np.nan], [2, 1.5, 1.2], [np.nan] * 3])
-    pruned, on_scale = np.array([False, True, True, False, True]), np.ones(5, bool)
-    plots.validation_curves(ax, curves, on_scale, pruned, 0, loss_name="loss")
+    plots.validation_curves(ax, curves, np.ones(5, bool), bools(0, 1, 1, 0, 1), 0, loss_name="loss")
     rings = [one for one in ax.lines if one.get_markerfacecolor() == "white"]
     assert [one.get_markevery().tolist() for one in rings] == [[1], [0], []]  # the places in their lines
     np.testing.assert_array_equal(line(ax, "pruned")[1], curves[1])
@@ -133,34 +132,37 @@ def test_a_pruned_trials_line_ends_in_a_ring(ax):
     assert legend(ax) == ["pruned", "other trials", "best trial"]
 
 
-def test_equal_curves_still_have_limits_of_some_width(ax):
-    plots.validation_curves(ax, np.ones((2, 3)), np.array([True, True]), np.zeros(2, bool), 1, loss_name="loss")
-    low, high = ax.get_ylim()
-    assert low < 1 < high
-
-
-def test_a_metrics_profile_shows_folds_thin_and_their_mean_bold(ax):
-    val = RANDOM.uniform(0, 1, (3, 5))
+def test_a_metrics_profile_and_curves_are_linear_and_failed_trials_leave_the_axis(ax):
+    val = SPREAD[1]
     plots.metric_profile(ax, val, val.mean(0), name="accuracy")
     np.testing.assert_array_equal(line(ax, "validation, mean of 3 folds"), [[1, 2, 3, 4, 5], val.mean(0)])
     np.testing.assert_array_equal([line.get_ydata() for line in ax.lines if line.get_linewidth() < 1], val)
     assert ax.get_ylabel() == "accuracy" and ax.get_yscale() == "linear"
-
-
-def test_a_metrics_curves_are_those_of_all_trials_on_a_linear_axis_that_failed_ones_leave(ax):
-    curves = np.array([[0.1, 0.9], [0.1, 0.5], [0.5, np.nan], [0.2, -1e9]])
-    plots.metric_curves(ax, curves, np.array([True, True, False, False]), np.zeros(4, bool), 0, name="accuracy")
-    low, high = ax.get_ylim()
-    assert 0 < low < 0.1 and 0.9 < high < 1 and ax.get_yscale() == "linear"
-    np.testing.assert_array_equal(line(ax, "best trial")[1], curves[0])
+    curves, every = np.array([[0.1, 0.9], [0.1, 0.5], [0.5, np.nan], [0.2, -1e9]]), Figure().subplots()
+    plots.metric_curves(every, curves, bools(1, 1, 0, 0), np.zeros(4, bool), 0, name="accuracy")
+    low, high = every.get_ylim()
+    assert 0 < low < 0.1 and 0.9 < high < 1 and every.get_yscale() == "linear"
+    np.testing.assert_array_equal(line(every, "best trial")[1], curves[0])
     plots.metric_curves(Figure().subplots(), curves * np.nan, np.ones(4, bool), np.ones(4, bool), 0, name="accuracy")
+
+
+def test_compared_curves_share_an_axis_of_epochs_or_of_shares(ax):
+    plots.compared_curves(ax, {"a": np.array([3.0, 1.0]), "b": np.array([4.0, 0.5])}, title="", label="loss", log=True)
+    assert legend(ax) == ["a", "b"] and ax.get_xlabel() == "epoch" and ax.get_yscale() == "log"
+    assert ax.lines[0].get_linestyle() != ax.lines[1].get_linestyle()
+    other = Figure().subplots()
+    plots.compared_curves(other, {"a": np.ones(2), "b": np.ones(4)}, title="", label="accuracy")
+    assert other.get_xlabel() == "share of its epochs" and other.get_yscale() == "linear"
+    assert [line.get_xdata()[-1] for line in other.lines] == [1, 1]
+
+
+# Trials
 
 
 def test_trial_scores_show_folds_means_and_failed_trials(ax):
     folds = np.array([[1, 1.2], [1.4, 2.0], [np.nan, 3]])
-    complete = np.array([True, True, False])
-    none, epochs = np.zeros(3, bool), np.array([9, 9, 9])
-    plots.trial_scores(ax, np.array([7, 2, 4]), folds, folds.mean(1), complete, none, epochs, constant=2.3, name="loss")
+    states = bools(1, 1, 0), bools(0, 0, 0), np.array([9, 9, 9])
+    plots.trial_scores(ax, np.array([7, 2, 4]), folds, folds.mean(1), *states, constant=2.3, name="loss")
     np.testing.assert_allclose(line(ax, "mean"), [[0, 1], [1.1, 1.7]])
     np.testing.assert_array_equal(line(ax, "each fold"), [[0, 1], [1, 1.4]])
     np.testing.assert_array_equal(line(ax, "constant prediction")[1], [2.3, 2.3])
@@ -171,9 +173,8 @@ def test_trial_scores_show_folds_means_and_failed_trials(ax):
 
 def test_scores_of_pruned_trials_are_hollow_and_say_after_how_many_epochs(ax):
     folds = np.array([[1, 1.2], [1.4, 2.0], [0.5, 0.6], [2, 2], [np.nan, 1]])
-    on_scale, pruned = np.array([True, True, True, True, False]), np.array([False, True, True, True, False])
-    epochs = np.array([9, 3, 1, 1, 2])
-    plots.trial_scores(ax, np.arange(5), folds, folds.mean(1), on_scale, pruned, epochs, constant=None, name="loss")
+    states = bools(1, 1, 1, 1, 0), bools(0, 1, 1, 1, 0), np.array([9, 3, 1, 1, 2])
+    plots.trial_scores(ax, np.arange(5), folds, folds.mean(1), *states, constant=None, name="loss")
     np.testing.assert_array_equal(line(ax, "each fold"), [[0], [1]])
     np.testing.assert_array_equal(line(ax, "each fold of a pruned trial"), [[1, 2, 3], [1.4, 0.5, 2]])
     looks = {one.get_label(): (one.get_color(), one.get_marker(), one.get_markerfacecolor()) for one in ax.lines}
@@ -184,46 +185,41 @@ def test_scores_of_pruned_trials_are_hollow_and_say_after_how_many_epochs(ax):
     ]
 
 
+def test_many_trials_get_few_enough_labels_and_high_scores_a_linear_axis_without_a_constant(ax):
+    folds, some = np.ones((200, 3)), np.arange(200) < 21
+    plots.trial_scores(ax, np.arange(200), folds, folds[:, 0], some, ~some, folds[:, 0], constant=2, name="loss")
+    assert 25 <= len(ax.get_xticks()) <= 50
+    folds, other = np.array([[0.9, 0.95], [0.1, 0.2]]), Figure().subplots()
+    options = {"constant": None, "name": "accuracy", "high_is_good": True}
+    plots.trial_scores(other, np.arange(2), folds, folds.mean(1), bools(1, 1), bools(0, 0), np.ones(2), **options)
+    assert other.get_yscale() == "linear" and other.get_ylabel() == "validation accuracy"
+    assert legend(other) == ["each fold", "mean"]
+
+
 def test_rungs_show_who_went_on_was_pruned_and_failed(ax):
     plots.rungs(ax, ["to epoch 1", "to epoch 3"], np.array([2, 1]), np.array([4, 0]), np.array([1, 1]))
-    assert [(patch.get_x(), patch.get_width()) for patch in ax.patches] == [
-        (0, 2),
-        (0, 1),
-        (2, 4),
-        (1, 0),
-        (6, 1),
-        (1, 1),
-    ]
+    bars = [(patch.get_x(), patch.get_width()) for patch in ax.patches]
+    assert bars == [(0, 2), (0, 1), (2, 4), (1, 0), (6, 1), (1, 1)]
     assert legend(ax) == ["went on, or to the end", "pruned", "failed"] and ax.yaxis_inverted()
     assert [text.get_text() for text in ax.texts] == ["2", "1", "4", "", "1", "1"]
+    none_failed = plots.rungs(Figure().subplots(), ["a"], np.array([2]), np.array([4]), np.array([0]))
+    assert legend(none_failed) == ["went on, or to the end", "pruned"]
 
 
-def test_rungs_of_which_none_failed_have_no_place_for_it():
-    ax = plots.rungs(Figure().subplots(), ["a"], np.array([2]), np.array([4]), np.array([0]))
-    assert legend(ax) == ["went on, or to the end", "pruned"]
+def test_bars_carry_their_numbers_the_first_on_top(ax):
+    plots.bars(ax, {"compile": 1.25, "train": 3.0}, title="time", label="seconds", form="{:.2f} s".format)
+    assert [patch.get_width() for patch in ax.patches] == [1.25, 3.0]
+    assert [text.get_text() for text in ax.texts] == ["1.25 s", "3.00 s"]
+    assert ax.yaxis_inverted() and ax.get_xlabel() == "seconds"
 
 
-def test_many_trials_get_few_enough_labels_to_be_read(ax):
-    folds = np.ones((200, 3))
-    some, pruned, epochs = folds[:, 0] > 0, np.arange(200) > 20, np.where(np.arange(200) > 20, 3, 9)
-    plots.trial_scores(ax, np.arange(200), folds, folds[:, 0], some, pruned, epochs, constant=2, name="loss")
-    assert 25 <= len(ax.get_xticks()) <= 50
-
-
-def test_scores_of_which_high_is_good_are_on_a_linear_axis_without_a_constant(ax):
-    folds = np.array([[0.9, 0.95], [0.1, 0.2]])
-    options = {"constant": None, "name": "accuracy", "high_is_good": True}
-    plots.trial_scores(ax, np.arange(2), folds, folds.mean(1), folds[:, 0] > 0, folds[:, 0] < 0, np.ones(2), **options)
-    assert ax.get_yscale() == "linear" and ax.get_ylabel() == "validation accuracy"
-    assert legend(ax) == ["each fold", "mean"]
+# Hyperparameters
 
 
 def test_a_slice_shows_learned_hollow_failed_and_best_trials(ax):
-    scores = np.array([0.5, 2.3, np.inf, 0.9])
-    complete, learned = np.array([True, True, False, True]), np.array([True, False, False, True])
-    values = np.array([10, 20, 30, 40.0])
-    none = np.zeros(4, bool)
-    plots.hyperparameter_slice(ax, values, scores, complete, learned, none, 0, name="units", choices=[5, 50])
+    scores, values = np.array([0.5, 2.3, np.inf, 0.9]), np.array([10, 20, 30, 40.0])
+    states = bools(1, 1, 0, 1), bools(1, 0, 0, 1), bools(0, 0, 0, 0)
+    plots.hyperparameter_slice(ax, values, scores, *states, 0, name="units", choices=[5, 50])
     shown, hollow, *_, ring = ax.collections
     np.testing.assert_array_equal(shown.get_offsets(), [[10, 0.5], [40, 0.9]])
     np.testing.assert_array_equal(shown.get_array(), [0.5, 0.9])
@@ -235,16 +231,18 @@ def test_a_slice_shows_learned_hollow_failed_and_best_trials(ax):
     assert low < 5 and high > 50 and ax.get_xscale() == "linear" and ax.get_xlabel() == "units"
 
 
+PLANE = {"x_range": (1, 99), "y_range": (1, 99), "title": "", "labels": ("x", "y", "z")}
+
+
 def test_pruned_trials_have_a_marker_of_their_own_in_slices_and_are_small_in_the_plane(ax):
-    scores, some, pruned = np.array([1.0, 2.0]), np.array([True, True]), np.array([False, True])
+    scores, some, pruned = np.array([1.0, 2.0]), bools(1, 1), bools(0, 1)
     plots.hyperparameter_slice(ax, scores, scores, some, some, pruned, 0, name="x", choices=(1, 2))
     shown, _, triangles, *_ = ax.collections
     np.testing.assert_array_equal(shown.get_offsets(), [[1, 1]])
     np.testing.assert_array_equal(triangles.get_offsets(), [[2, 2]])
     assert len(shown.get_paths()[0].vertices) != len(triangles.get_paths()[0].vertices)
     plane = Figure().subplots()
-    look = {"x_range": (1, 99), "y_range": (1, 99), "title": "", "labels": ("x", "y", "z")}
-    plots.score_plane(plane, scores, scores, scores, some, pruned, ["a", "a"], 0, **look)
+    plots.score_plane(plane, scores, scores, scores, some, pruned, ["a", "a"], 0, **PLANE)
     first, second = plane.collections[0].get_sizes()
     assert first > 2 * second
 
@@ -259,37 +257,34 @@ def test_pruned_trials_have_a_marker_of_their_own_in_slices_and_are_small_in_the
     ],
 )
 def test_a_wide_range_is_logarithmic_where_it_was_drawn_so(ax, choices, log, scale):
-    ones, values = np.ones(2), np.array(choices)
-    look = {"name": "x", "choices": choices, "log": log}
-    plots.hyperparameter_slice(ax, values, ones, ones > 0, ones > 0, ones < 0, 0, **look)
+    ones, states = np.ones(2), (bools(1, 1), bools(1, 1), bools(0, 0))
+    plots.hyperparameter_slice(ax, np.array(choices), ones, *states, 0, name="x", choices=choices, log=log)
     assert ax.get_xscale() == scale and ax.get_xlim()[0] < choices[0] and ax.get_xlim()[1] > choices[1]
 
 
 @pytest.mark.parametrize("high_is_good", [False, True])
 def test_the_best_score_is_dark(ax, high_is_good):
-    scores, some = np.array([0.1, 0.9]), np.array([True, True])
+    scores, states = np.array([0.1, 0.9]), (bools(1, 1), bools(1, 1), bools(0, 0))
     options = {"name": "x", "choices": (0, 1), "high_is_good": high_is_good}
-    plots.hyperparameter_slice(ax, scores, scores, some, some, ~some, 0, **options)
+    plots.hyperparameter_slice(ax, scores, scores, *states, 0, **options)
     low, high = ax.collections[0].to_rgba(scores)[:, :3].sum(axis=1)
     assert (low < high) != high_is_good
     assert ax.get_yscale() == ("linear" if high_is_good else "log")
 
 
 def test_choices_stand_side_by_side_also_those_never_drawn(ax):
-    names, ones = np.array(["sgd", "adam", "sgd"]), np.ones(3)
-    plots.hyperparameter_slice(
-        ax, names, ones, ones > 0, ones > 0, ones < 0, 1, name="optimizer", choices=["adam", "sgd", "rmsprop"]
-    )
-    assert tick_labels(ax.xaxis) == ["adam", "sgd", "rmsprop"]
+    names, choices = np.array(["sgd", "adam", "sgd"]), ["adam", "sgd", "rmsprop"]
+    states = bools(1, 1, 1), bools(1, 1, 1), bools(0, 0, 0)
+    plots.hyperparameter_slice(ax, names, np.ones(3), *states, 1, name="optimizer", choices=choices)
+    assert tick_labels(ax.xaxis) == choices
     np.testing.assert_array_equal(ax.collections[0].get_offsets()[:, 0], [1, 0, 1])
 
 
 def test_the_score_plane_marks_optimizers_and_the_best(ax):
     x, y, scores = np.array([1e-3, 1e-2, 1e-1]), np.array([1e-4, 1e-3, 1e-2]), np.array([1.0, 2.0, np.nan])
-    plots.score_plane(
-        ax, x, y, scores, np.array([True, True, False]), np.zeros(3, bool), np.array(["sgd", "adam", "sgd"]), 0,
-        x_range=(1e-3, 1e-1), y_range=(1e-4, 1e-1), title="Both", labels=("learning rate", "L2", "loss"),
-    )  # fmt: skip
+    look = {"x_range": (1e-3, 1e-1), "y_range": (1e-4, 1e-1), "labels": ("learning rate", "L2", "loss")}
+    names = np.array(["sgd", "adam", "sgd"])
+    plots.score_plane(ax, x, y, scores, bools(1, 1, 0), bools(0, 0, 0), names, 0, title="Both", **look)
     offsets = [tuple(np.ravel(c.get_offsets())) for c in ax.collections]
     assert offsets == [(1e-2, 1e-3), (1e-3, 1e-4), (1e-3, 1e-4)]  # adam, sgd, the ring
     assert legend(ax) == ["adam", "sgd", "best trial", "failed or off the scale"]
@@ -300,8 +295,7 @@ def test_the_score_plane_marks_optimizers_and_the_best(ax):
 
 def test_more_names_than_markers_are_all_drawn(ax):
     names, ones = [f"kind {i}" for i in range(9)], np.ones(9)
-    look = {"x_range": (1, 99), "y_range": (1, 99), "title": "", "labels": ("x", "y", "z")}
-    plots.score_plane(ax, ones, ones, np.arange(9.0), ones > 0, ones > 3, names, 0, **look)
+    plots.score_plane(ax, ones, ones, np.arange(9.0), ones > 0, ones > 3, names, 0, **PLANE)
     assert legend(ax) == [*names, "best trial"] and len(ax.collections) == 10
 
 
@@ -309,7 +303,7 @@ def test_parallel_coordinates_have_a_line_a_trial_and_the_best_in_front(ax):
     places = np.array([[0.0, 0.5, 0.1], [1.0, 0.5, 0.9], [0.2, 0.5, 0.0]])
     ticks = [[(0.0, "10"), (1.0, "50")], [(0.5, "adam")], [(0.0, "low")]]
     look = {"names": ["hidden units", "optimizer", "loss"], "ticks": ticks, "label": "validation loss"}
-    scores, pruned = np.array([2.0, 3.0, 1.0]), np.array([False, True, False])
+    scores, pruned = np.array([2.0, 3.0, 1.0]), bools(0, 1, 0)
     plots.parallel_coordinates(ax, places, scores, pruned, 2, **look)
     trials = [line for line in ax.lines if len(line.get_xdata()) == 3]
     assert [line.get_ydata().tolist() for line in trials] == [places[row].tolist() for row in (1, 0, 2, 2)]
@@ -317,43 +311,23 @@ def test_parallel_coordinates_have_a_line_a_trial_and_the_best_in_front(ax):
     assert trials[-1].get_label() == "best trial" and trials[-1].get_color() == plots.BEST
     assert [text.get_text() for text in ax.texts] == ["10", "50", "adam", "low"]
     assert tick_labels(ax.xaxis) == ["hidden\nunits", "optimizer", "loss"]
-    dark = sum(trials[2].get_color()[:3])
-    assert dark < sum(trials[0].get_color()[:3])
-    other = plots.figure(height=2)[1][0, 0]
+    assert sum(trials[2].get_color()[:3]) < sum(trials[0].get_color()[:3]), "the better is darker"
+    other = Figure().subplots()
     plots.parallel_coordinates(other, places, scores, pruned, 1, high_is_good=True, **look)
     assert [line.get_ydata()[0] for line in other.lines if len(line.get_xdata()) == 3] == [0.2, 0.0, 1.0, 1.0]
 
 
-def test_compared_curves_share_an_axis_of_epochs_or_of_shares(ax):
-    plots.compared_curves(ax, {"a": np.array([3.0, 1.0]), "b": np.array([4.0, 0.5])}, title="", label="loss", log=True)
-    assert legend(ax) == ["a", "b"] and ax.get_xlabel() == "epoch" and ax.get_yscale() == "log"
-    assert ax.lines[0].get_linestyle() != ax.lines[1].get_linestyle()
-    other = plots.figure(height=2)[1][0, 0]
-    plots.compared_curves(other, {"a": np.ones(2), "b": np.ones(4)}, title="", label="accuracy")
-    assert other.get_xlabel() == "share of its epochs" and other.get_yscale() == "linear"
-    assert [line.get_xdata()[-1] for line in other.lines] == [1, 1]
+# Networks
 
 
-def test_a_notebook_shows_a_figure_in_few_bytes_at_its_width():
-    with plots.style():
-        figure, _ = plots.figure(height=2)
-    content, size = figure._repr_png_()
-    assert content.startswith(b"\x89PNG") and size == {"width": 624}
-    assert int.from_bytes(content[16:20]) == pytest.approx(plots.WIDTH * plots.NOTEBOOK_DOTS_PER_INCH, abs=1)
-    assert figure.dpi == plots.DOTS_PER_INCH and len(content) < len(plots.png(figure))
-
-
-def test_weight_histogram_counts_every_weight_and_marks_the_biases(ax):
+def test_histograms_count_every_value_and_mark_the_biases(ax):
     weights, biases = RANDOM.normal(size=(20, 10)), np.array([0.5, -0.5])
     plots.weight_histogram(ax, weights, biases, layer="hidden layer 1")
     assert sum(patch.get_height() for patch in ax.patches) == 200
     np.testing.assert_array_equal(ax.lines[0].get_xdata(), biases)
     assert ax.get_title("left") + ax.get_title() == "hidden layer 1: 200 weights"
-
-
-def test_values_of_any_shape_are_counted_without_ticks(ax):
-    plots.value_histogram(ax, np.zeros((2, 3, 4)), title="Dense_0/kernel", label="value")
-    assert sum(patch.get_height() for patch in ax.patches) == 24 and not ax.lines
+    other = plots.value_histogram(Figure().subplots(), np.zeros((2, 3, 4)), title="Dense_0/kernel", label="value")
+    assert sum(patch.get_height() for patch in other.patches) == 24 and not other.lines
 
 
 def test_activation_profile_has_a_bar_a_unit_between_0_and_1(ax):
@@ -364,18 +338,14 @@ def test_activation_profile_has_a_bar_a_unit_between_0_and_1(ax):
     assert ax.get_ylim() == (-1, 3)
 
 
-def test_image_shows_the_pixels_on_a_fixed_scale(ax):
-    pixels = RANDOM.randint(0, 256, (28, 28)).astype(np.uint8)
-    plots.image(ax, pixels, title="Coat")
+@pytest.mark.parametrize("shape", [(28, 28), (4, 5, 3)])
+def test_image_shows_the_pixels_on_a_fixed_scale_or_in_colours(ax, shape):
+    (image,) = pixels(1, *shape)
+    plots.image(ax, image, title="Coat")
     (drawn,) = ax.images
-    np.testing.assert_array_equal(drawn.get_array(), pixels)
-    assert drawn.get_clim() == (0, 255) and ax.get_title() == "Coat" and not ax.axison
-
-
-def test_an_image_in_colours_keeps_them(ax):
-    pixels = RANDOM.randint(0, 256, (4, 5, 3)).astype(np.uint8)
-    plots.image(ax, pixels, title="")
-    np.testing.assert_array_equal(ax.images[0].get_array(), pixels)
+    np.testing.assert_array_equal(drawn.get_array(), image)
+    assert ax.get_title() == "Coat" and not ax.axison
+    assert len(shape) == 3 or drawn.get_clim() == (0, 255)
 
 
 def test_feature_maps_are_tiles_on_one_scale(ax):
@@ -407,6 +377,9 @@ def test_dead_kernels_and_maps_are_drawn_too(ax):
     ax.figure.canvas.draw()
 
 
+# Classes
+
+
 def test_confusion_matrix_shows_names_and_percentages_on_the_right_cells(ax):
     shares = np.array([[0.9, 0.1, 0], [0.25, 0.75, 0], [0, 0, 1]])
     plots.confusion_matrix(ax, shares, ["Coat", "Bag", "Shirt"])
@@ -417,11 +390,8 @@ def test_confusion_matrix_shows_names_and_percentages_on_the_right_cells(ax):
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("predicted class", "true class")
     colors = {text.get_text(): to_hex(text.get_color()) for text in ax.texts}
     assert colors["100.0"] == "#ffffff" and colors["0"] == "#000000"
-
-
-def test_of_very_many_classes_the_confusions_are_colours_alone(ax):
-    plots.confusion_matrix(ax, np.eye(30), [str(i) for i in range(30)])
-    assert not ax.texts and len(tick_labels(ax.xaxis)) == 30
+    many = plots.confusion_matrix(Figure().subplots(), np.eye(30), [str(i) for i in range(30)])
+    assert not many.texts and len(tick_labels(many.xaxis)) == 30
 
 
 def test_precision_and_recall_stand_beside_their_class(ax):
@@ -445,56 +415,50 @@ def test_confidence_histogram_stacks_the_wrong_on_the_right(ax):
     assert legend(ax) == ["right", "wrong"] and ax.get_ylabel() == "test images"
 
 
-def test_every_drawing_takes_an_ax_first_and_gives_it_back(ax):
-    for name, function in inspect.getmembers(plots, inspect.isfunction):
-        if (
-            function.__module__ == plots.__name__
-            and not name.startswith("_")
-            and name not in ("figure", "png", "style")
-        ):
-            assert next(iter(inspect.signature(function).parameters)) == "ax", name
-            assert inspect.signature(function).return_annotation is plots.Axes, name
-    for drawn in (plots.nothing(ax), plots.shade_gaps(ax, ()), plots.image(ax, np.zeros((2, 2)), title="")):
-        assert drawn is ax
-
-
-def test_the_style_holds_within_alone():
-    before = dict(matplotlib.rcParams)
-    with plots.style():
-        assert matplotlib.rcParams["font.size"] == plots.STYLE["font.size"]
-    assert dict(matplotlib.rcParams) == before
-
-
-def test_a_figure_is_a_page_wide_and_its_png_the_same_every_time():
-    with plots.style():
-        first, second = (plots.figure(2, 3, height=1.5) for _ in range(2))
-        assert first[1].shape == (2, 3) and tuple(first[0].get_size_inches()) == (plots.WIDTH, 1.5)
-        content = plots.png(first[0])
-        assert content == plots.png(second[0])
-        with Image.open(io.BytesIO(content)) as image:
-            assert image.mode == "P" and image.info["dpi"] == pytest.approx((plots.DOTS_PER_INCH,) * 2, rel=1e-3)
-    assert content.startswith(b"\x89PNG")
-    assert int.from_bytes(content[16:20]) == pytest.approx(plots.WIDTH * plots.DOTS_PER_INCH, abs=1)
-
-
-def test_pyplot_and_its_global_state_stay_out():
-    tree = ast.parse(inspect.getsource(plots))
-    imports = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
-    assert imports and not any("pyplot" in line or "pylab" in line for line in imports)
-
-
 def test_speed_up_stands_beside_the_most_that_it_could_be(ax):
     plots.speed_up(ax, np.array([1, 2, 4]), np.array([1.0, 1.9, 3.1]))
     ideal, measured = ax.get_lines()
     np.testing.assert_array_equal(ideal.get_xydata(), [[1, 1], [2, 2], [4, 4]])
     np.testing.assert_array_equal(measured.get_xydata(), [[1, 1], [2, 1.9], [4, 3.1]])
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("devices", "times faster than one")
-    assert ax.get_ylim()[0] == 0
-    assert list(ax.get_xticks()) == [1, 2, 4]
+    assert ax.get_ylim()[0] == 0 and list(ax.get_xticks()) == [1, 2, 4]
 
 
-def test_of_very_many_points_some_are_drawn():
-    for count, drawn in [(3, 3), (plots.MOST_POINTS, plots.MOST_POINTS), (10**6 + 1, 9901)]:
-        x = np.zeros(count)
-        ax = plots.regression_data(plots.figure(height=1)[1][0, 0], x, x, x, x)
-        assert [len(line.get_xdata()) for line in ax.lines] == [drawn] * 2
+# Figures
+
+
+def test_every_drawing_takes_an_ax_first_and_gives_it_back(ax):
+    functions = [f for _, f in inspect.getmembers(plots, inspect.isfunction) if f.__module__ == plots.__name__]
+    drawings = [f for f in functions if f.__name__[0] != "_" and f.__name__ not in ("figure", "png", "style")]
+    assert len(drawings) > 20
+    for function in drawings:
+        assert next(iter(inspect.signature(function).parameters)) == "ax", function
+        assert inspect.signature(function).return_annotation is plots.Axes, function
+    for drawn in (plots.nothing(ax), plots.shade_gaps(ax, ()), plots.image(ax, np.zeros((2, 2)), title="")):
+        assert drawn is ax
+
+
+def test_the_style_holds_within_alone_and_pyplots_global_state_stays_out():
+    before = dict(matplotlib.rcParams)
+    with plots.style():
+        assert matplotlib.rcParams["font.size"] == plots.STYLE["font.size"]
+    assert dict(matplotlib.rcParams) == before
+    tree = ast.parse(inspect.getsource(plots))
+    imports = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert imports and not any("pyplot" in line or "pylab" in line for line in imports)
+
+
+def test_a_figure_is_a_page_wide_its_png_the_same_every_time_and_a_notebooks_smaller():
+    with plots.style():
+        first, second = (plots.figure(2, 3, height=1.5) for _ in range(2))
+    assert first[1].shape == (2, 3) and tuple(first[0].get_size_inches()) == (plots.WIDTH, 1.5)
+    content = plots.png(first[0])
+    assert content == plots.png(second[0])
+    with Image.open(io.BytesIO(content)) as image:
+        assert image.format == "PNG" and image.mode == "P"
+        assert image.info["dpi"] == pytest.approx((plots.DOTS_PER_INCH,) * 2, rel=1e-3)
+        assert image.width == pytest.approx(plots.WIDTH * plots.DOTS_PER_INCH, abs=1)
+    small, size = first[0]._repr_png_()
+    assert small.startswith(b"\x89PNG") and size == {"width": 624}
+    assert int.from_bytes(small[16:20]) == pytest.approx(plots.WIDTH * plots.NOTEBOOK_DOTS_PER_INCH, abs=1)
+    assert first[0].dpi == plots.DOTS_PER_INCH and len(small) < len(content)
