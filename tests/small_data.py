@@ -8,14 +8,8 @@ import numpy as np
 
 from hw1jax.data import Dataset, fashion_mnist
 
-
-def load(*_, **__):
-    random = np.random.RandomState(0)
-    x, y = random.randint(0, 256, (620, 28, 28)).astype(np.uint8), np.arange(620, dtype=np.int32) % 10
-    return Dataset(x[:600], y[:600], x[600:], y[600:])
-
-
-fashion_mnist.load = load
+X, Y = np.random.RandomState(0).randint(0, 256, (620, 28, 28)).astype(np.uint8), np.arange(620, dtype=np.int32) % 10
+fashion_mnist.load = lambda *_, **__: Dataset(X[:600], Y[:600], X[600:], Y[600:])  # before the studies take it
 del sys.argv[0]
 sys.path[0] = str(Path(sys.argv[0]).parent)
 runpy.run_path(sys.argv[0], run_name="__main__")

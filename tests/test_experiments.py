@@ -78,9 +78,9 @@ OPTIMIZER = 'hw.chosen_l2(h["optimizer"], h["learning_rate"], h["l2"])'
 WITH_MOMENTUM = f'optax.chain({OPTIMIZER}, optax.trace(h["momentum"]))'
 
 
-@pytest.fixture
-def momentum(tmp_path, monkeypatch):
-    """Runs the copy with flags -> (exit code, its study)."""
+@pytest.mark.slow
+def test_one_more_hyperparameter_is_a_flag_and_in_all_that_a_run_leaves(tmp_path, monkeypatch):
+    """No other file has heard of it, or of the study's name."""
     source = inspect.getsource(regression)
     changes = {line: line + new for line, new in ONE_MORE.items()} | {OPTIMIZER: WITH_MOMENTUM}
     for old, new in (changes | {'name="regression",': 'name="other",'}).items():
@@ -91,29 +91,13 @@ def momentum(tmp_path, monkeypatch):
     module = runpy.run_path(str(path))
     monkeypatch.setattr(cli, "use_all_cores", lambda *_: None)  # the tests have devices of their own
     monkeypatch.setattr(cli, "stop_on_signals", threading.Event)
-
-    def call(*flags):
-        monkeypatch.setattr("sys.argv", [str(path), *map(str, flags)])
-        with pytest.raises(SystemExit) as caught:
-            hw.main(module["STUDY"], module["__doc__"])
-        return caught.value.code, module["STUDY"]
-
-    return call
-
-
-def test_one_more_hyperparameter_is_a_flag(momentum, capsys):
-    assert momentum("--help")[0] == 0
-    assert "--momentum LOW-HIGH" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_one_more_hyperparameter_is_in_all_that_a_run_leaves(momentum, tmp_path):
-    """No other file has heard of it, or of the study's name."""
-    out = tmp_path / "out"
+    out, other = tmp_path / "out", module["STUDY"]
     sizes = "--num-trials 3 --num-epochs 2 --num-folds 2 --num-devices 1 --hidden-units 2-5 2-5 --momentum 0.6-0.9"
-    code, other = momentum(*sizes.split(), "--out", out)
+    monkeypatch.setattr("sys.argv", [str(path), *sizes.split(), "--out", str(out)])
+    with pytest.raises(SystemExit) as end:
+        hw.main(other, module["__doc__"])
     record = json.loads((out / "results.json").read_text())
-    assert (code, record["study"]) == (0, "other")
+    assert (end.value.code, record["study"]) == (0, "other")
     assert record["config"]["space"]["momentum"] == {"low": 0.6, "high": 0.9}
     assert 0.6 <= record["best"]["params"]["momentum"] <= 0.9
     with (out / "trials.csv").open() as file:

@@ -41,8 +41,8 @@ print(result, result.best)
 """
 
 
-OTHERS = {"flax", "optuna", "matplotlib", "tensorflow_datasets", "tyro", "rich", "chex", "sqlalchemy", "msgpack"}
-HEAVY = OTHERS | {"jax", "jaxlib", "numpy", "optax", "tensorflow", "torch", "sklearn", "pandas", "IPython"}
+OTHERS = {"flax", "optuna", "matplotlib", "tensorflow_datasets", "tyro", "rich", "sqlalchemy", "msgpack"}
+HEAVY = OTHERS | {"chex", "jax", "jaxlib", "numpy", "optax", "tensorflow", "torch", "sklearn", "pandas", "IPython"}
 MISSING = {"flax": "models", "optuna": "run_study", "matplotlib": "write_report", "tyro": "main"}  # who needs it
 STRANGER = f"""
 import contextlib, json, runpy, sys
@@ -62,7 +62,7 @@ def program(*args):
     runpy.run_module("hw1jax", run_name="__main__")
 
 sys.meta_path.insert(0, Blocked)
-blocked |= set(json.loads(sys.argv[1]))
+blocked |= {OTHERS}
 import hw1jax
 from hw1jax import signals
 with contextlib.suppress(SystemExit):
@@ -90,25 +90,12 @@ def python(*args, **options):
     return subprocess.run([sys.executable, *args], capture_output=True, text=True, timeout=300, **options)
 
 
-def of_jax_optax_numpy():
-    """What is imported by the names of the distributions that these three bring, themselves included."""
-    found, left = {"jaxlib"}, ["jax", "optax", "numpy"]
-    while left:
-        name = re.sub("[-_.]+", "_", left.pop()).lower()
-        if name not in found:
-            found.add(name)
-            left += [re.split(r"[^\w.-]", need)[0] for need in metadata.requires(name) or [] if ";" not in need]
-    return found
-
-
 @pytest.fixture(scope="module")
 def stranger(tmp_path_factory):
     """A process in which packages are missing -> (what it printed, what it found, how it ended)."""
     folder = tmp_path_factory.mktemp("stranger")
     (folder / "small_line.py").write_text(STUDY.lstrip())
-    others = json.dumps(sorted(OTHERS - of_jax_optax_numpy()))
-    assert "flax" in others and "optuna" in others
-    tried = python("-W", "error::DeprecationWarning:hw1jax", "-c", STRANGER, others, cwd=folder)
+    tried = python("-W", "error::DeprecationWarning:hw1jax", "-c", STRANGER, cwd=folder)
     assert "{" in tried.stdout, tried.stderr
     return tried.stdout, json.loads(tried.stdout.splitlines()[-1]), tried
 
@@ -118,7 +105,7 @@ def test_each_part_imports_what_it_needs_alone(stranger):
     printed, answers, _ = stranger
     assert printed.startswith("hw1jax ") and "CrossValidation" in printed  # with the others out of reach
     assert answers["package"] == []
-    assert set(answers["cross-validation"]) <= of_jax_optax_numpy()
+    assert set(answers["cross-validation"]) <= {"jax", "jaxlib", "numpy", "optax", "chex"}  # which Optax has brought
     assert set(answers["study"]) & {"optuna", "matplotlib", "tyro", "tensorflow_datasets", "IPython"} == {"optuna"}
 
 
@@ -262,13 +249,10 @@ def shown(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("checker", [["mypy"], ["pyright", "--pythonpath", sys.executable]], ids=["mypy", "pyright"])
-def test_a_checker_finds_nothing_in_the_examples_and_what_is_wrong_elsewhere(checker, tmp_path):
-    """But for Optax, which says nothing of its types."""
+def test_pyright_finds_nothing_in_the_examples_and_what_is_wrong_elsewhere(tmp_path):
     for name in ("study", "example"):
         (tmp_path / f"{name}.py").write_text(shown(name))
     (tmp_path / "typo.py").write_text(TYPO)
-    (tmp_path / "mypy.ini").write_text("[mypy]\n[mypy-optax.*]\nignore_missing_imports = True\n")
-    checked = python("-m", *checker, ".", cwd=tmp_path)
-    found = re.findall(r"(\w+)\.py:(\d+):.*error", checked.stdout)
-    assert found == [("typo", "3"), ("typo", "4")], checked
+    checked = python("-m", "pyright", "--pythonpath", sys.executable, ".", cwd=tmp_path)
+    found = re.findall(r"(\w+)\.py:(\d+):\d+ - error", checked.stdout)
+    assert found == [("typo", "3"), ("typo", "4")], checked.stdout
