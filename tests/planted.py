@@ -212,7 +212,7 @@ FAULTS = [
         "checks.py",
         'array.dtype.kind in "fc" and not np.isfinite(array).all():',
         'array.dtype.kind in "fc" and np.isinf(array).any():',
-        ("test_cross_validation.py", "test_study.py", "test_first_errors.py"),
+        ("test_cross_validation.py", "test_study.py", "test_mistakes.py"),
     ),
     Fault(
         "A script that calls an experiment can't tell a wrong flag's exit code from a crash",
