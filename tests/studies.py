@@ -18,12 +18,12 @@ import optax
 import pytest
 import regression
 
-from hw1jax import models, run_study, storage, study
-from hw1jax.data import Dataset
+from hw1jax import models, results, run_study, space, storage, study
+from hw1jax.data import Dataset, sha256
 from hw1jax.losses import accuracy, cross_entropy, squared_error
 from hw1jax.optimizers import OPTIMIZERS, chosen_l2
 from hw1jax.space import Choice, Float, Int
-from hw1jax.study import Halving, Study
+from hw1jax.study import Halving, Study, TrialScore
 from hw1jax.trained import Model
 from hw1jax.training import Task
 
@@ -243,3 +243,80 @@ def examples(name: str) -> np.ndarray:
     if name == "regression":
         return np.random.default_rng(1).uniform(-5, 5, (7, 1)).astype(np.float32)
     return pixels(7, seed=1)
+
+
+# A folder as a run would leave it, written by hand: its networks and losses are random.
+
+STATES = ("pruned", "complete", "failed", "pruned", "failed")
+EPOCHS = (2, 6, 2, 2, 6)  # that these trials were trained, of 6; failed ones diverged in epochs 2 and 4
+
+
+def write_run(folder: Path, asked: Study, states=STATES, epochs=EPOCHS, *, with_folds=True) -> Path:
+    """What trials in these states would have left in the folder."""
+    rng, data, num_folds = (
+        np.random.default_rng(2),
+        study.load_data(asked, dict.fromkeys(asked.inputs)),
+        asked.num_folds,
+    )
+    shape, names = (len(states), num_folds, max(epochs)), ("loss", *asked.metrics)
+    train, *values = rng.uniform(1, 2, (1 + len(names), *shape)).astype(np.float32)
+    val, trials = dict(zip(names, values, strict=True)), []
+    for i, (state, end) in enumerate(zip(states, epochs, strict=True)):
+        for losses in (train, *values):
+            losses[i, :, end:] = np.nan
+        if state == "failed":
+            val["loss"][i, -1, end // 2 : end] = np.inf
+        scores = {name: tuple(val[name][i, :, end - 1].tolist()) for name in names}
+        trials.append(TrialScore(i, space.random_draw(asked.space, 0, i), state, scores, end))
+    best = results.best(trials, asked)
+    model = Model(asked, best.draw, {})
+    shapes = study.variable_shapes(model.task, model.hyperparameters)
+    (params, state), *folds = (
+        jax.tree.map(lambda a: rng.normal(size=a.shape).astype(a.dtype), shapes) for _ in range(1 + num_folds)
+    )
+    model = model._replace(params=params, state=state, folds=tuple(folds) if with_folds else ())
+    arrays = {"refit_number": np.array(best.number), "refit_train_loss": np.ones(max(epochs), np.float32)}
+    arrays["test_outputs"] = model.predict(data.x_test)
+    if with_folds:
+        arrays["ensemble_outputs"] = model.predict(data.x_test, ensemble=True)
+        if np.shape(data.x_train)[1:] == np.shape(data.y_train)[1:] == (1,):
+            points = np.linspace(-5, 5, 100, dtype=np.float32)
+            curves = [outputs[:, 0] for outputs in model.fold_outputs(points[:, None])]
+            arrays |= {"curve_x": points, "curve_outputs": curves[0], "curve_fold_outputs": np.stack(curves)}
+    ends = sorted({end for end, state in zip(epochs, states, strict=True) if state != "failed"})
+    rungs = [
+        {
+            "num_epochs": end,
+            "num_trials": sum(reached >= end for reached in epochs),
+            "went_on": sum(reached > end for reached in epochs),
+            "failed": sum(t.state == "failed" and t.epochs == end for t in trials),
+            "seconds": 1.5 + i,
+        }
+        for i, end in enumerate(ends)
+    ]
+    config = {"num_trials": len(trials), "num_epochs": max(epochs), "num_folds": num_folds, "seed": 0}
+    config |= {"batch_size": asked.batch_size, "halving": 3 if len(ends) > 1 else None, "first_rung": None}
+    config |= {"brackets": False, "averaging": None, "precision": "float32", "space": space.to_json(asked.space)}
+    config |= {"score": asked.score, "direction": "maximize" if asked.maximize else "minimize"}
+    scored = {
+        name: results.score(model, arrays[f"{name}_outputs"], data.y_test)
+        for name in ("test", "ensemble")[: 1 + with_folds]
+    }
+    record = {
+        "format": storage.FORMAT,
+        "study": asked.name,
+        "title": asked.shown,
+        "command": f"python {asked.name}.py",
+        "config": config | {"data_sha256": sha256(data)},
+        "environment": {"device": "cpu", "num_devices": 2},
+        "inputs": dict.fromkeys(asked.inputs),
+        "best": results.summary(asked, best),
+        "refit": {"state": "complete", "failure": None, "train_loss": 1.0, "folds_train_loss": 1.5, "warning": None},
+        "ensemble": None,
+        "reference": results.reference(asked),
+        "trials": {state: states.count(state) for state in ("complete", "pruned", "failed")},
+        "rungs": rungs,
+        "timing": {"compile_seconds": 1.25, "train_seconds": 62.3, "total_seconds": 1416.9},
+    }
+    results.write(folder, asked, record | scored, trials, train, val, arrays, model)
+    return folder
