@@ -14,7 +14,7 @@ import optax
 import pytest
 from studies import DEEP, TOY, TOY_DATA
 
-from hw1jax import brackets, plan, population, programs, storage, training
+from hw1jax import brackets, models, plan, population, programs, storage, training
 from hw1jax import space as space_
 from hw1jax import study as study_
 from hw1jax.brackets import Brackets
@@ -308,12 +308,22 @@ def test_a_net_that_does_not_look_at_its_width_is_never_padded():
 
 def test_the_homeworks_nets_begin_in_the_corner_of_the_widest_one_which_is_compiled_once(tmp_path):
     """So at first they train as padded ones do."""
-    study = narrow(TOY, hidden_units=(Int(2, 6, width=True),))
+
+    def task(fixed):
+        mlp = models.MLP((fixed["units"],), num_outputs=1)
+        return Task(
+            init=lambda key, h: mlp.init(key, jnp.zeros((1, 1)), (h["units"],))["params"],
+            apply=lambda params, x, h: mlp.apply({"params": params}, x, (h["units"],)),
+            loss=squared_error,
+            optimizer=lambda h: optax.sgd(h["rate"]),
+        )
+
+    study = replace(NET, task=task)
     draws = {number: space_.random_draw(study.space, 0, number) for number in range(2)}
     made, _ = training_of(tmp_path / "exact", study, widths="exact", num_trials=2, num_epochs=1)
     with compilations.counted() as compiled:
         exact = made.train(draws)
-    assert Counter(compiled)["jit(_fit)"] == len({draw["hidden_units"] for draw in draws.values()}) == 2
+    assert Counter(compiled)["jit(_fit)"] == len({draw["units"] for draw in draws.values()}) == 2
     assert "jit(_init)" not in compiled, "the widest one's was needed before, to see what padding changes"
     padded = training_of(tmp_path / "padded", study, num_trials=2, num_epochs=1)[0].train(draws)
     for number in draws:

@@ -190,15 +190,18 @@ def test_a_bracket_of_diverged_trials_alone_is_told_in_one_line_and_the_next_one
     assert found.record["trials"] == {"complete": 1, "pruned": 2, "failed": 3}
 
 
-def test_of_equal_trials_the_first_go_on(tmp_path):
-    def constant(fixed):
-        return Task(
-            init=lambda key, h: {"w": jnp.zeros((1, 1))},
-            apply=lambda params, x, h: x * params["w"],
-            loss=squared_error,
-            optimizer=lambda h: optax.sgd(0 * h["rate"]),
-        )
+def slope(optimizer, first=jax.random.normal):
+    """fixed -> a net of one number, which starts at first(key, shape)."""
+    return lambda fixed: Task(
+        init=lambda key, h: {"w": first(key, (1, 1))},
+        apply=lambda params, x, h: x * params["w"],
+        loss=squared_error,
+        optimizer=optimizer,
+    )
 
+
+def test_of_equal_trials_the_first_go_on(tmp_path):
+    constant = slope(lambda h: optax.sgd(0 * h["rate"]), lambda key, shape: jnp.zeros(shape))
     found = halved(tmp_path, replace(STUDY, task=constant, space=RATE), **ONE_SLOT)
     assert len(set(found.trials.means["loss"])) == 1
     assert found.trials.epochs.tolist() == [9, 3, 3, 1, 1, 1, 1, 1, 1]
@@ -219,7 +222,7 @@ def test_in_programs_of_the_same_shape_a_history_is_that_of_the_trial_without_ha
     if case == "static, random, with state":
         full, found = request.getfixturevalue("shallow")
     else:
-        asked = replace(STUDY, num_trials=6, task=task_with(scheduled) if case == "scheduled" else STUDY.task)
+        asked = STUDY if case != "scheduled" else replace(STUDY, task=slope(scheduled), space=RATE)
         shape = OWN_WIDTHS if case == "own widths" else ONE_SLOT
         full = run_study(asked, out=tmp_path / "full", **shape)
         found = halved(tmp_path / "halved", asked, **shape)

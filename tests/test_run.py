@@ -14,15 +14,15 @@ import plain
 import pytest
 import reproduce
 from processes import lasting
-from studies import DEEP, FINISHED, TOY, TOY_DATA, change_record, finished_copy, finished_run
+from studies import TOY, TOY_DATA, change_record, finished_copy, finished_run
 
 from hw1jax import brackets, cli, population, record, results, run, search, storage, trained
 from hw1jax import space as space_
 from hw1jax.folds import PADDING, Fold, minibatches
-from hw1jax.losses import squared_error
+from hw1jax.losses import accuracy, cross_entropy, squared_error
 from hw1jax.observer import Observer
 from hw1jax.run import run_study
-from hw1jax.space import Float, Int
+from hw1jax.space import Choice, Float, Int
 from hw1jax.study import Search, Study, narrow, order
 from hw1jax.training import Task
 
@@ -47,6 +47,24 @@ LINE = Study(
     num_trials=2,
     num_epochs=2,
     batch_size=20,
+)
+
+
+# Ranked by accuracy, with two programs; its highest rates diverge.
+CLASSES = replace(
+    LINE,
+    name="classes",
+    task=lambda fixed: line(fixed)._replace(
+        init=lambda key, h: {"w": jax.random.normal(key, (1, 3)), "b": jnp.zeros(3)},
+        loss=lambda outputs, y: fixed["scale"] * cross_entropy(outputs, y),
+        optimizer=lambda h: optax.sgd(jnp.where(h["rate"] > 1, jnp.inf, h["rate"])),
+    ),
+    data=TOY_DATA._replace(y_train=np.arange(61) % 3, y_test=np.arange(20) % 3),
+    space={"rate": Float(1e-3, 1e3, log=True), "scale": Choice(1.0, 2.0, static=True)},
+    metrics={"accuracy": accuracy},
+    maximize="accuracy",
+    classes=("a", "b", "c"),
+    num_trials=6,
 )
 
 
@@ -82,9 +100,13 @@ def trained_jobs(monkeypatch):
 # What is left.
 
 
-@pytest.mark.parametrize("name", ["regression", "toy", "deep"])
-def test_run_leaves_consistent_files_behind(name, tmp_path_factory):
-    folder, study = finished_run(name, tmp_path_factory), FINISHED[name]
+@pytest.mark.parametrize("study", [TOY, LINE, CLASSES], ids=lambda study: study.name)
+def test_run_leaves_consistent_files_behind(study, tmp_path, tmp_path_factory):
+    folder = tmp_path
+    if study is TOY:
+        folder = finished_run("toy", tmp_path_factory)
+    else:
+        go_on(folder, study)
     found, rows = json.loads((folder / "results.json").read_text()), rows_of(folder)
     arrays = storage.read_arrays(folder / "histories.npz")
     assert arrays["val_loss"].shape == (study.num_trials, 3, study.num_epochs)
@@ -125,12 +147,12 @@ def test_run_leaves_consistent_files_behind(name, tmp_path_factory):
     assert found["refit"]["folds_train_loss"] == pytest.approx(arrays["train_loss"][best, :, -1].mean())
     assert arrays["refit_train_loss"].shape == (study.num_epochs,)
     failed = study.num_trials - len(in_order)
-    assert (failed > 0) == (name == "regression")
+    assert (failed > 0) == (study is CLASSES)
     assert found["trials"] == {"complete": len(in_order), "pruned": 0, "failed": failed}
     (rung,) = found["rungs"]
     assert rung.pop("seconds") > 0
     assert rung == {"num_epochs": study.num_epochs, "num_trials": study.num_trials, "went_on": 0, "failed": failed}
-    assert found["num_programs"] == (3 if name == "deep" else 1)
+    assert found["num_programs"] == (2 if study is CLASSES else 1)
     assert min(found["timing"].values()) >= 0
 
 
@@ -279,7 +301,6 @@ OWN_FOLDS = [(np.arange(20, 61), np.arange(20)), (np.arange(30), np.arange(30, 6
     ("changes", "settings", "message"),
     [
         ({}, {"num_epochs": 5}, "num_epochs = 4, not 5"),
-        ({}, {"precision": "bfloat16"}, "precision = float32, not bfloat16"),
         ({"space": TOY.space | {"l2": Float(1e-4, 1, log=True)}}, {}, "l2 = .*, not "),
         ({"folds": OWN_FOLDS}, {}, "num_folds = 3, not 2"),
         ({"data": TOY_DATA._replace(x_test=TOY_DATA.x_test + 1)}, {}, "data_sha256 = .*, not "),
@@ -323,8 +344,7 @@ def test_a_folder_of_another_version_is_refused_in_one_line_and_left_as_it_is(to
 # How exactly it computes.
 
 
-@pytest.mark.parametrize("widths", ["padded", "exact"])
-def test_everything_is_computed_in_the_precision_that_is_recorded(widths, tmp_path):
+def test_everything_is_computed_in_the_precision_that_is_recorded(tmp_path):
     """Search, refit and test, in whichever thread; and a second precision is compiled anew."""
     seen, before = set(), jax.config.jax_default_matmul_precision
 
@@ -344,10 +364,12 @@ def test_everything_is_computed_in_the_precision_that_is_recorded(widths, tmp_pa
 
     study = replace(LINE, task=net, space={"units": Int(1, 2, width=True)})
     for precision in ("bfloat16", "tensorfloat32"):
-        found = go_on(tmp_path / precision, study, Begun(), widths=widths, precision=precision)
+        found = go_on(tmp_path / precision, study, Begun(), widths="exact", precision=precision)
         assert seen == {precision}
         assert found["config"]["precision"] == precision
         assert found["environment"]["matmul_precision"] == "float32"  # a CPU takes no notice
+    with pytest.raises(ValueError, match="precision = tensorfloat32, not bfloat16"):
+        go_on(tmp_path / "tensorfloat32", study, widths="exact", precision="bfloat16")
     seen.clear()
     run.refit(order(study, precision="bfloat16", batch_size=10), TOY_DATA, 3, space_.widest(study.space), Observer())
     assert seen == {"bfloat16"}
@@ -432,14 +454,14 @@ def test_reproduce_goes_on_after_a_study_that_fails(toy, monkeypatch, capsys):
         raise ValueError("no images today")
 
     told = []
-    studies = {"toy": TOY, "deep": replace(DEEP, data=no_data), "line": LINE}
+    studies = {"toy": TOY, "classes": replace(CLASSES, data=no_data), "line": LINE}
     monkeypatch.setattr(reproduce, "STUDIES", studies)
     monkeypatch.setattr(cli.report, "write_report", lambda *_: None)
     monkeypatch.setattr(reproduce.report, "write_overview", lambda *args: told.append(args))
     options = reproduce.Options(out=toy.parent, quiet=True, num_devices=1)
     assert reproduce.reproduce(options, threading.Event()) == 1
-    assert "failed: deep: no images today" in capsys.readouterr().err
-    assert told[-1][2:] == ([toy, toy.parent / "line"], {"deep": "no images today"})
+    assert "failed: classes: no images today" in capsys.readouterr().err
+    assert told[-1][2:] == ([toy, toy.parent / "line"], {"classes": "no images today"})
 
 
 def test_where_memory_runs_out_the_job_is_split_and_the_results_say_so(tmp_path, tmp_path_factory, monkeypatch):
