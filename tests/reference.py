@@ -1,5 +1,5 @@
-"""The plain way to train one network alone: its own widths, `lax.conv`, autodiff, a Python loop. Nothing is shared
-with the package but the layout of the parameters, so that agreement means something."""
+"""The plain way to compute one network alone: its own widths, `lax.conv`, autodiff, optax's own rules. Nothing is
+shared with the package but the layout of the parameters, so that agreement means something."""
 
 import flax.linen as nn
 import jax
@@ -9,18 +9,28 @@ import optax
 from jax import lax
 
 
+def activations(params, x):
+    """What each layer makes of x, by its name: of a dense net, or of a CNN where the parameters have convolutions.
+
+    Pixels are uint8. Convolutions have [image, channel, row, column], dense layers [example, unit].
+    """
+    found = {}
+    x = x / 255.0 if x.dtype == np.uint8 else x
+    x = x[:, None] if "conv1" in params else x
+    for name in sorted(params):  # conv1, ..., dense1, ..., output
+        weights = params[name]["weights"]
+        if name.startswith("conv"):
+            found[name] = nn.relu(convolution(x, weights))
+            x = found[name.replace("conv", "pool")] = pool(found[name])
+        else:
+            z = x.reshape(len(x), -1) @ weights[:, 1:].T + weights[None, :, 0]
+            x = found[name] = z if name == "output" else nn.sigmoid(z)
+    return found
+
+
 def forward(params, x):
-    """Outputs [example, output] of a dense net, or of a CNN for uint8 images where the parameters have convolutions."""
-    if "conv1" in params:
-        x = (x / 255.0)[:, None]  # [image, channel, row, column]
-        for name in sorted(name for name in params if name.startswith("conv")):
-            x = pool(nn.relu(convolution(x, params[name]["weights"])))
-    elif x.dtype == np.uint8:
-        x = x / 255.0
-    x = x.reshape(x.shape[0], -1)
-    for name in sorted(name for name in params if name.startswith("dense")):
-        x = nn.sigmoid(x @ params[name]["weights"][:, 1:].T + params[name]["weights"][None, :, 0])
-    return x @ params["output"]["weights"][:, 1:].T + params["output"]["weights"][None, :, 0]
+    """Outputs [example, output]."""
+    return activations(params, x)["output"]
 
 
 def convolution(x, weights):
@@ -58,20 +68,3 @@ def optimizer(name, learning_rate, l2):
 def crop(params, shapes):
     """The corner of padded parameters that a network of these shapes has."""
     return jax.tree.map(lambda leaf, shape: leaf[tuple(map(slice, shape.shape))], params, shapes)
-
-
-def train(params, loss, rule, x, y, batches):
-    """-> (params, loss of each step); `batches` lists index arrays."""
-    state, x, y = jax.jit(rule.init)(params), jnp.asarray(x), jnp.asarray(y)
-
-    @jax.jit  # as a whole: operations one by one are compiled too, each of them
-    def step(params, state, index):
-        value, gradient = jax.value_and_grad(lambda p: loss(forward(p, x[index]), y[index]))(params)
-        updates, state = rule.update(gradient, state, params)
-        return optax.apply_updates(params, updates), state, value
-
-    values = []
-    for index in batches:
-        params, state, value = step(params, state, jnp.asarray(index))
-        values.append(float(value))
-    return params, np.array(values)

@@ -1,7 +1,6 @@
 """A member of a population equals the same network trained alone, at its own widths, in the plain way."""
 
-import functools
-import itertools
+from functools import cache
 
 import fashion_cnn
 import fashion_mlp
@@ -9,213 +8,234 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import plain
 import pytest
 import reference
 import regression
+from plain import float64  # noqa: F401
 
 from hw1jax import population, space, training
 from hw1jax.folds import PADDING, k_fold, minibatches
 from hw1jax.layout import Layout
 from hw1jax.population import Plan, Spec, Trials
-from hw1jax.space import Int
+from hw1jax.space import Choice
 from hw1jax.study import make_task, num_parameters, one_trial, parameter_shapes
 from hw1jax.training import Data
 
-ALL = (regression.STUDY, fashion_mlp.STUDY, fashion_cnn.STUDY)
+ALL = {study.name: study for study in (regression.STUDY, fashion_mlp.STUDY, fashion_cnn.STUDY)}
 LOSSES = {"regression": reference.squared_error, "fashion_mlp": reference.cross_entropy}
 LOSSES["fashion_cnn"] = reference.cross_entropy
-# A CPU's layouts and an accelerator's: chunks of 10 examples and members one by one, or all at once.
-LAYOUTS = {"regression": [Layout()], "fashion_mlp": [Layout()], "fashion_cnn": [Layout(10, 20, True), Layout()]}
-STUDIES = pytest.mark.parametrize("study", ALL, ids=lambda study: study.name)
-DENSE_NET_SOON = pytest.mark.parametrize(
-    "study", [pytest.param(s, id=s.name, marks=[] if s is fashion_mlp.STUDY else pytest.mark.slow) for s in ALL]
-)
+STUDIES = pytest.mark.parametrize("name", ALL)
+
+# Folds train on 10 samples: the second of an epoch's two steps is short.
+NUM_SAMPLES, BATCH_SIZE, NUM_EPOCHS, SEED = 15, 6, 25, 9
+FOLDS = k_fold(NUM_SAMPLES, 3, (5,))
+# All members at once, as accelerators have it; and members one by one, in chunks of which one is short.
+AT_ONCE, ONE_BY_ONE = Layout(), Layout(4, 3, one_by_one=True)
+
+# Which end of its range a hyperparameter has: each pair of the three columns has all four pairs of ends.
+ENDS = [(0, 0, 0), (0, 1, 1), (1, 0, 1), (1, 1, 0)]
+CHOSEN = ("adam", "sgd", "rmsprop", "adam")
+STEADY_RATES = (2**-10, 2**-8, 2**-7, 2**-9)  # at .1 RMSprop is chaotic
 
 
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
+def draws(name):
+    """The narrowest network, the widest and two of narrow and wide layers, with learning rates and L2 as extreme."""
+    ranges = {column: r for column, r in space.columns(ALL[name].space).items() if not isinstance(r, Choice)}
+    for ends, optimizer in zip(ENDS, CHOSEN, strict=True):
+        flat = {"optimizer": optimizer}
+        for i, (column, r) in enumerate(ranges.items()):
+            end = ends[{"learning_rate": 2, "l2": 0}.get(column, i % 2)]
+            exact_in_float32 = float(np.float32((r.low, r.high)[end]))
+            flat[column] = type(r.low)(exact_in_float32)
+        yield space.unflatten(ALL[name].space, flat)
 
 
-def examples(study, num):
-    rng = np.random.default_rng(7)
-    if study.classes is None:
-        x = rng.uniform(-5, 5, (num, 1))
-        return x, np.sin(x)
-    return rng.integers(0, 256, (num, 28, 28), dtype=np.uint8), rng.integers(0, 10, num)
-
-
-def corners(study):
-    """The narrowest and widest network, and each mixture of narrow and wide layers between; all three optimizers."""
-    ranges = {name: (r.low, r.high) for name, r in space.columns(study.space).items() if isinstance(r, Int)}
-    names = itertools.cycle(study.space["optimizer"].values)
-    for widths in itertools.product(*ranges.values()):
-        rest = {"learning_rate": 2**-7, "l2": 2**-7, "optimizer": next(names)}  # exact in float32
-        yield space.unflatten(study.space, dict(zip(ranges, widths, strict=True)) | rest)
+def steady(name):
+    return [draw | {"learning_rate": rate} for draw, rate in zip(draws(name), STEADY_RATES, strict=True)]
 
 
 def in_float64(hyperparameters):
     return jax.tree.map(lambda a: a.astype(np.float64) if a.dtype == np.float32 else a, hyperparameters)
 
 
-def as_arrays(study, draws):
-    return in_float64(space.as_arrays(study.space, draws))
+def as_arrays(name, drawn):
+    return in_float64(space.as_arrays(ALL[name].space, list(drawn)))
 
 
-def own_task(study, draw):
-    return make_task(study, space.fixed(study.space, draw, widest=False))
+def own_task(name, draw):
+    return make_task(ALL[name], space.fixed(ALL[name].space, draw, widest=False))
 
 
-def own_shapes(study, draw):
-    return parameter_shapes(own_task(study, draw), one_trial(study, draw))
+def own_shapes(name, draw):
+    return parameter_shapes(own_task(name, draw), one_trial(ALL[name], draw))
 
 
-def widest_task(study):
-    return make_task(study, space.fixed(study.space, space.widest(study.space), widest=True))
+def widest_task(name):
+    return make_task(ALL[name], space.fixed(ALL[name].space, space.widest(ALL[name].space), widest=True))
+
+
+def examples(name):
+    rng = np.random.default_rng(7)
+    if ALL[name].classes is None:
+        x = rng.uniform(-5, 5, (NUM_SAMPLES, 1))
+        return x, np.sin(x)
+    return rng.integers(0, 256, (NUM_SAMPLES, 28, 28), dtype=np.uint8), rng.integers(0, 10, NUM_SAMPLES)
 
 
 def assert_close(found, expected, tolerance):
-    """|found - expected| <= tolerance * max(1, |expected|), on every leaf."""
-    jax.tree.map(
-        lambda a, b: np.testing.assert_array_less(np.abs(a - b), tolerance * np.maximum(1, np.abs(b)) + 1e-300),
-        found,
-        expected,
+    jax.tree.map(lambda a, b: plain.assert_close(a, b, tolerance), found, expected)
+
+
+def each_trial(tree, *fold):
+    return tuple(jax.tree.map(lambda a: np.asarray(a)[t, *fold], tree) for t in range(len(ENDS)))  # noqa: B023
+
+
+def crop_each(name, trees):
+    """The networks' own parameters; those beyond are exactly 0."""
+    own = []
+    for params, draw in zip(trees, draws(name), strict=True):
+        own.append(reference.crop(params, own_shapes(name, draw)))
+        beyond = jax.tree.map(lambda all_, few: np.count_nonzero(all_) - np.count_nonzero(few), params, own[-1])
+        assert set(jax.tree.leaves(beyond)) == {0}
+    return tuple(own)
+
+
+@cache
+def population_of(name, layout=AT_ONCE):
+    plan, spec = Plan(4, 2, 2, layout), Spec(NUM_EPOCHS, BATCH_SIZE, (5,))
+    return population.place(widest_task(name), plan, spec, Data(*examples(name)), FOLDS)
+
+
+def trials(name, hyperparameters):
+    return Trials(jax.random.key(SEED), np.arange(len(ENDS)), hyperparameters)
+
+
+@cache
+def initial(name):
+    """The population's parameters, [trial, fold, ...]."""
+    members = trials(name, as_arrays(name, steady(name)))
+    return jax.tree.map(np.asarray, population.start(population_of(name), members).params)
+
+
+@cache
+def plain_step(name):
+    """One step of the networks of all trials, each by itself: tuples of (params, state, loss, gradient)."""
+
+    def alone(optimizer, params, state, h, x, y):
+        rule = reference.optimizer(optimizer, h["learning_rate"], h["l2"])
+        value, gradient = jax.value_and_grad(lambda p: LOSSES[name](reference.forward(p, x), y))(params)
+        updates, state = rule.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state, value, gradient
+
+    @plain.compiled
+    def step(networks, states, hyperparameters, x, y):
+        members = zip(CHOSEN, networks, states, hyperparameters, strict=True)
+        return tuple(zip(*(alone(*member, x, y) for member in members), strict=True))
+
+    return step
+
+
+def plain_states(networks):
+    rules = [reference.optimizer(optimizer, 0.1, 0.1) for optimizer in CHOSEN]
+    made = jax.eval_shape(lambda: tuple(rule.init(params) for rule, params in zip(rules, networks, strict=True)))
+    return jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), made)
+
+
+@STUDIES
+def test_initial_parameters_are_those_of_the_unpadded_network_for_the_key_of_trial_and_fold(name):
+    t, f = 1, 2
+    networks = crop_each(name, each_trial(initial(name), f))
+    for leaf in jax.tree.leaves(networks):
+        largest = np.abs(leaf).max() * (leaf.shape[1] - 1) ** 0.5
+        assert largest <= 1
+        assert largest > 0.7 or leaf.size < 10
+    draw, key = steady(name)[t], jax.random.fold_in(jax.random.fold_in(jax.random.key(SEED), t), f)
+    own = plain.compiled(own_task(name, draw).init)(key, each_trial(as_arrays(name, steady(name)))[t])
+    jax.tree.map(np.testing.assert_array_equal, networks[t], own)
+
+
+@STUDIES
+def test_loss_gradient_and_update_equal_the_plain_networks_over_the_search_space(name):
+    kept = optax.GradientTransformation(lambda params: params, lambda gradient, state, params=None: (gradient,) * 2)
+    given = widest_task(name)
+    task = given._replace(optimizer=lambda h: optax.chain(kept, given.optimizer(h)))
+    (x, y), hyperparameters = examples(name), as_arrays(name, draws(name))
+    index = np.array([3, 1, 7, 11, PADDING, PADDING])  # the second chunk is empty
+
+    @plain.compiled
+    def step(params, h):
+        batch = training.gather(task, Data(jnp.asarray(x), jnp.asarray(y)), jnp.asarray(index), 3)
+        new, total = training.step(task, training.State(params, task.optimizer(h).init(params)), batch, h)
+        return new.params, total / 4, new.opt_state[0]
+
+    before, trials = jax.tree.map(lambda a: a[:, 0], initial(name)), each_trial(hyperparameters)
+    updated, losses, gradients = map(each_trial, jax.vmap(step)(before, hyperparameters))
+    networks, real = crop_each(name, each_trial(before)), index[:4]
+    expected, _, plain_losses, plain_gradients = plain_step(name)(
+        networks, plain_states(networks), trials, x[real], y[real]
     )
+    assert_close(losses, plain_losses, 1e-10)
+    assert_close(crop_each(name, gradients), plain_gradients, 1e-10)
+    # Where a gradient is rounding alone, Adam's and RMSprop's first step is its sign times the learning rate.
+    noise = jax.tree.map(lambda g: np.abs(g) < 1e-12, plain_gradients)
+    assert_close(jax.tree.map(np.where, noise, expected, crop_each(name, updated)), expected, 1e-10)
 
 
-def batch_of(task, study, num, layout):
-    x, y = examples(study, num)
-    index = jnp.concatenate([jnp.arange(num), jnp.full(-num % 20, PADDING)])
-    return x, y, training.gather(task, Data(jnp.asarray(x), jnp.asarray(y)), index, layout.chunk_size or 20)
+@cache
+def trained(name, layout, diverging=None):
+    """The population after each of its epochs; after the first few where a trial diverges."""
+    hyperparameters = as_arrays(name, steady(name))
+    if diverging is not None:
+        hyperparameters["learning_rate"][diverging] = 1e300
+    steps = population.train(population_of(name, layout), trials(name, hyperparameters))
+    return [jax.tree.map(np.array, next(steps)) for _ in range(NUM_EPOCHS if diverging is None else 3)]
 
 
-@pytest.mark.slow
-@STUDIES
-def test_loss_gradient_and_update_equal_the_plain_network_over_the_search_space(study):
-    task = widest_task(study)
-    layout = LAYOUTS[study.name][0]
-    num = 16  # of 20: the batch is short, and its last chunk too
-    x, y, batch = batch_of(task, study, num, layout)
-    compute = jax.jit(lambda state, h: (training.loss_and_gradient(task, state.params, batch, h), one_step(state, h)))
-
-    new = jax.jit(lambda h: training.init(task, jax.random.key(3), h))
-
-    def one_step(state, h):
-        return training.step(task, state, batch, h)[0].params
-
-    def plain_step(rule):
-        def step(params):
-            value, gradient = jax.value_and_grad(lambda p: LOSSES[study.name](reference.forward(p, x), y))(params)
-            updates, _ = rule.update(gradient, rule.init(params), params)
-            return value, gradient, optax.apply_updates(params, updates)
-
-        return step  # compiled as a whole, as operations one by one are compiled too, each of them
-
-    for draw in corners(study):
-        hyperparameters = in_float64(one_trial(study, draw))
-        state = new(hyperparameters)
-        ((total, _), gradient), updated = jax.tree.map(np.asarray, compute(state, hyperparameters))
-
-        shapes = own_shapes(study, draw)
-        small = reference.crop(jax.tree.map(np.asarray, state.params), shapes)
-        rule = reference.optimizer(draw["optimizer"], draw["learning_rate"], draw["l2"])
-        value, plain_gradient, plain = jax.tree.map(np.asarray, jax.jit(plain_step(rule))(small))
-        assert_close(total / num, value, 1e-10)
-        assert_close(jax.tree.map(lambda g: g / num, reference.crop(gradient, shapes)), plain_gradient, 1e-10)
-
-        # Where a gradient is rounding alone, Adam's and RMSprop's first step is its sign times the learning rate.
-        noise = jax.tree.map(lambda g: np.abs(g) < 1e-12, plain_gradient)
-        shown = jax.tree.map(lambda a, b, n: np.where(n, b, a), reference.crop(updated, shapes), plain, noise)
-        assert_close(shown, plain, 1e-10)
-
-
-SEED, NUM_EPOCHS, BATCH_SIZE = 9, 17, 20  # epochs of 3 steps
-FOLDS = k_fold(65, 3, (5,))  # of 43 and 44 samples: the last batch of an epoch is short
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("study", "layout"), [(study, layout) for study in ALL for layout in LAYOUTS[study.name]],
-    ids=lambda value: getattr(value, "name", "one by one" if getattr(value, "one_by_one", False) else "at once"),
-)  # fmt: skip
-def test_population_of_mixed_trials_follows_the_trajectories_of_networks_trained_alone(study, layout):
-    draws = mixed_draws(study)
-    spec = Spec(NUM_EPOCHS, BATCH_SIZE, (5,), epochs_per_call=1)
-    data = Data(*examples(study, 65))
-    placed = population.place(widest_task(study), Plan(4, 2, 1, layout), spec, data, FOLDS)
-    trials = Trials(jax.random.key(SEED), np.arange(4), as_arrays(study, draws))
-    steps = list(population.train(placed, trials))
-    found = steps[-1].state.params
-
-    for (t, draw), f in itertools.product(enumerate(draws), range(3)):
-        plain, train_loss, val_loss = trained_alone(study.name, t, f)
-        member = jax.tree.map(lambda a: a[t, f], found)  # noqa: B023
-        assert_close(reference.crop(member, own_shapes(study, draw)), plain, 1e-9)
-        assert_close(np.concatenate([s.train_loss[t, f] for s in steps]), train_loss, 1e-9)
-        assert_close(steps[-1].val["loss"][t, f, -1], val_loss, 1e-9)
-
-
-@functools.cache  # a study's layouts are compared with the same
-def trained_alone(name, t, f):
-    """A network of the population by itself: (parameters, loss of each epoch, validation loss at the end)."""
-    [study] = [study for study in ALL if study.name == name]
-    x, y = examples(study, 65)
-    draw = mixed_draws(study)[t]
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(SEED), t), f)
-    alone = own_task(study, draw).init(key, in_float64(one_trial(study, draw)))
+@cache
+def trained_alone(name, f):
+    """(parameters of each trial's network, training losses, validation losses) of a fold."""
+    (x, y), hyperparameters = examples(name), each_trial(as_arrays(name, steady(name)))
+    networks = crop_each(name, each_trial(initial(name), f))
+    states, train_loss = plain_states(networks), np.zeros((len(ENDS), NUM_EPOCHS))
     order = minibatches(FOLDS, range(NUM_EPOCHS), batch_size=BATCH_SIZE, seed=(5,))[f]
-    batches = [row[row != PADDING] for row in order.reshape(-1, BATCH_SIZE)]
-    rule = reference.optimizer(draw["optimizer"], draw["learning_rate"], draw["l2"])
-    plain, losses = reference.train(alone, LOSSES[name], rule, x, y, batches)
-    sizes = np.array([len(batch) for batch in batches]).reshape(NUM_EPOCHS, -1)
-    train_loss = (losses.reshape(NUM_EPOCHS, -1) * sizes).sum(1) / sizes.sum(1)
+    for e, s in np.ndindex(order.shape[:2]):
+        index = order[e, s][order[e, s] != PADDING]
+        networks, states, losses, _ = plain_step(name)(networks, states, hyperparameters, x[index], y[index])
+        train_loss[:, e] += np.array(losses) * len(index) / len(FOLDS[f].train)
     held_out = FOLDS[f].validation
-    return plain, train_loss, LOSSES[name](reference.forward(plain, x[held_out]), y[held_out])
+    validate = plain.compiled(
+        lambda networks: [LOSSES[name](reference.forward(p, x[held_out]), y[held_out]) for p in networks]
+    )
+    return networks, train_loss, np.array(validate(networks))
 
 
-def mixed_draws(study):
-    return [replace_rate(draw, i) for i, draw in enumerate(list(corners(study))[1::2][:4])]
+@pytest.mark.parametrize(
+    ("name", "layout", "num_folds"),
+    [
+        ("regression", AT_ONCE, 3),
+        ("fashion_mlp", AT_ONCE, 3),
+        pytest.param("fashion_cnn", ONE_BY_ONE, 1, marks=pytest.mark.slow),
+        pytest.param("fashion_cnn", AT_ONCE, 1, marks=pytest.mark.slow),
+    ],
+)
+def test_a_population_follows_the_trajectories_of_networks_trained_alone_for_fifty_steps(name, layout, num_folds):
+    steps = trained(name, layout)
+    for f in range(num_folds):
+        networks, train_loss, val_loss = trained_alone(name, f)
+        own = crop_each(name, each_trial(steps[-1].state.params, f))
+        assert_close(own, networks, 1e-9)
+        assert_close(np.concatenate([step.train_loss[:, f] for step in steps], axis=1), train_loss, 1e-9)
+        assert_close(steps[-1].val["loss"][:, f, -1], val_loss, 1e-9)
 
 
-def replace_rate(draw, i):
-    return draw | {"learning_rate": (2**-10, 2**-8, 2**-7, 2**-9)[i], "optimizer": ("adam", "sgd", "rmsprop")[i % 3]}
-
-
-@DENSE_NET_SOON
-def test_padded_parameters_stay_exactly_zero(study):
-    task, draw = widest_task(study), next(corners(study))
-    x, y = examples(study, 60)
-    plan = Plan(1, 1, 1, LAYOUTS[study.name][0])
-    trials = Trials(jax.random.key(0), np.arange(1), as_arrays(study, [draw]))
-    placed = population.place(task, plan, Spec(2, 20, (0,)), Data(x, y), k_fold(60, 2, (0,)))
-    state = list(population.train(placed, trials))[-1].state
-    shapes = own_shapes(study, draw)
-
-    def outside(leaf, shape):
-        leaf = np.array(leaf)
-        leaf[(slice(None), slice(None), *map(slice, shape.shape))] = 0
-        return leaf
-
-    for leaf in jax.tree.leaves(jax.tree.map(outside, state.params, shapes)):
-        assert leaf.size and not leaf.any()
-
-
-@pytest.mark.slow
-@STUDIES
-def test_initial_parameters_do_not_depend_on_the_padding(study):
-    draw = space.widest(study.space) | {"hidden_units": tuple(23 for _ in study.space["hidden_units"])}
-    hyperparameters = one_trial(study, draw)
-    tasks = own_task(study, draw), widest_task(study)
-    compiled = (jax.jit(task.init, compiler_options={"xla_backend_optimization_level": 0}) for task in tasks)
-    own, padded = (init(jax.random.key(1), hyperparameters) for init in compiled)
-    shapes = own_shapes(study, draw)
-    jax.tree.map(np.testing.assert_array_equal, reference.crop(padded, shapes), own)
-    for leaf in jax.tree.leaves(own):
-        fan_in = leaf.shape[1] - 1
-        assert np.abs(leaf).max() <= 1 / fan_in**0.5
-        assert np.abs(leaf).max() > 0.7 / fan_in**0.5
+@pytest.mark.parametrize(("name", "layout"), [("regression", AT_ONCE), ("fashion_mlp", AT_ONCE)])
+def test_a_trial_that_diverges_changes_no_other_by_a_bit(name, layout):
+    for usual, found in zip(trained(name, layout), trained(name, layout, diverging=1), strict=False):
+        assert not np.isfinite(found.train_loss[1]).any() or found.num_epochs == 1
+        others = [jax.tree.map(lambda a: np.delete(a, 1, axis=0), step[1:4]) for step in (found, usual)]
+        jax.tree.map(np.testing.assert_array_equal, *others)
 
 
 def test_parameter_counts_at_maximum_width_are_the_reports():
-    assert [num_parameters(study, space.widest(study.space)) for study in ALL] == [4211, 43640, 25795]
+    assert [num_parameters(study, space.widest(study.space)) for study in ALL.values()] == [4211, 43640, 25795]
