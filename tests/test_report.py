@@ -15,41 +15,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import regression
-from studies import DRAWS, HALVING, SMALL, STATES, TOY_X, change_record, fake_images, toy_task, write_run
+from studies import DRAWS, HALVING, LINE, SMALL, STATES, TOY_DATA, TOY_X, change_record, fake_images, write_run
 
 from hw1jax import evaluation, storage
-from hw1jax.data import Dataset
-from hw1jax.optimizers import chosen_l2
 from hw1jax.report import plots, search, sections, write_comparison, write_overview, write_report
 from hw1jax.report.items import Markup, Picture, grid
 from hw1jax.results import load_results, read_record
 from hw1jax.space import Choice, Float, Int
-from hw1jax.study import Halving, Reference, Study
+from hw1jax.study import Halving, Reference
 from hw1jax.trials import Trials
 
 EVIL = '<script>alert(1)</script>"><img src=x onerror=alert(2)>'
 
 
-def distance(outputs, y):
-    """A metric of the study below."""
-    return jnp.abs(outputs - y)[:, 0]
-
-
-def two_inputs(fixed):
-    """A net of a dict of inputs, in plain JAX."""
-
-    def init(key, h):
-        return {"layers": [{"kernel": jnp.ones((2, 1)), "bias": jnp.zeros(1)}] * fixed["depth"]}
-
-    def apply(params, x, h):
-        for layer in params["layers"]:
-            out = jnp.concatenate([x["a"], x["b"]], axis=1) @ layer["kernel"] + layer["bias"][None]
-            x = {"a": out, "b": x["b"]}
-        return h["factor"] * out
-
-    return toy_task({"hidden_units": (2,)})._replace(
-        init=init, apply=apply, optimizer=lambda h: chosen_l2(0, h["rate"], jnp.where(h["decay"], 0.1, 0))
-    )
+def takes_a_dict(fixed):
+    """The line's task, which takes one of its two inputs."""
+    task = LINE.task(fixed)
+    return task._replace(apply=lambda params, x, h: task.apply(params, x["a"], h | fixed))
 
 
 def greeting(results):
@@ -62,25 +44,23 @@ def greeting(results):
     return ["<plain & escaped>", Markup("<em>markup</em>"), picture]
 
 
-def inputs_of(x):
-    return {"a": x, "b": -x}
-
-
-OWN = Study(
-    "own",
-    task=two_inputs,
-    data=Dataset(inputs_of(TOY_X[:60]), TOY_X[:60], inputs_of(TOY_X[60:]), TOY_X[60:]),
+OWN = replace(
+    LINE,
+    name="own",
+    title="",
+    task=takes_a_dict,
+    data=TOY_DATA._replace(x_train={"a": TOY_X[:61], "b": TOY_X[:61]}, x_test={"a": TOY_X[61:], "b": TOY_X[61:]}),
     space={
         "rate": Float(0.1, 1.0),
         "factor": Choice(0.5, 1, 2),
         "decay": Choice(True, False),
-        "depth": Int(1, 2, static=True),
+        "units": Int(1, 2, static=True),
     },
-    metrics={"distance": distance, "high": lambda outputs, y: outputs[:, 0] > 0},
+    metrics={
+        "distance": lambda outputs, y: jnp.abs(outputs - y)[:, 0],
+        "high": lambda outputs, y: outputs[:, 0] > 0,
+    },
     minimize="distance",
-    num_trials=4,
-    num_epochs=3,
-    batch_size=20,
     num_folds=2,
     sections={"Greetings": [greeting], "Data": [lambda results: "only this"], "Where the time went": []},
 )
@@ -344,11 +324,11 @@ def test_where_no_constant_is_known_to_compare_with_the_median_is(runs):
 
 
 def test_hyperparameters_of_all_kinds_are_drawn(runs):
-    rate, factor, decay, depth = named(search.all_trials(load_results(runs / "own", OWN)), "slices").draw().axes
-    assert [ax.get_xlabel() for ax in (rate, factor, decay, depth)] == ["rate", "factor", "decay", "depth"]
+    rate, factor, decay, units = named(search.all_trials(load_results(runs / "own", OWN)), "slices").draw().axes
+    assert [ax.get_xlabel() for ax in (rate, factor, decay, units)] == ["rate", "factor", "decay", "units"]
     assert [tick.get_text() for tick in factor.get_xticklabels()] == ["0.5", "1", "2"]
     assert [tick.get_text() for tick in decay.get_xticklabels()] == ["True", "False"]
-    assert rate.get_xscale() == depth.get_xscale() == "linear"
+    assert rate.get_xscale() == units.get_xscale() == "linear"
 
 
 def repeated(results, times: int):
@@ -391,7 +371,7 @@ def test_a_study_without_a_reference_classes_or_activations_has_no_places_for_th
     page = Page(runs / "own" / "report.html")
     for word in ("report", "reference", "amount of work", "accuracy", "onfusion", "activation", "differ", "to epoch"):
         assert word not in page.text.replace("report.html", ""), word
-    assert any("layers/0/bias, layers/0/kernel" in image["alt"] for image in page.all("img"))
+    assert any("weights of slopes" in image["alt"] for image in page.all("img"))
 
 
 def test_metrics_have_cards_columns_and_curves(runs):
