@@ -48,10 +48,8 @@ def test_help_shows_an_examples_space(name, monkeypatch, capsys):
 def test_an_example_is_trained(name):
     asked, (draw,) = load(name), draws(load(name), 1)
     task, data = study.make_task(asked, space.fixed(asked.space, draw, widest=True)), study.load_data(asked, {})
-    functions, h = (
-        (task.init, task.apply, task.loss, task.optimizer),
-        space.as_arrays(asked.space, [draw | {"learning_rate": 0.002}]),
-    )
+    functions = task.init, task.apply, task.loss, task.optimizer
+    h = space.as_arrays(asked.space, [draw | {"learning_rate": 0.002}])
     found = hw.cross_validate(*functions, h, data.x_train[:200], data.y_train[:200], key=jax.random.key(0),
                               num_folds=2, num_epochs=3, batch_size=50, metrics=dict(asked.metrics))  # fmt: skip
     assert np.isfinite(found.val_loss).all() and (found.train_loss[..., -1] < found.train_loss[..., 0]).all()
