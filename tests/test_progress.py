@@ -112,28 +112,23 @@ def test_pruned_trials_are_counted_and_halving_says_how_much_less_it_trains(caps
     assert first.endswith("60 trials x 3 folds x 1000 epochs, of which halving trains 14%")
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0 s"), (4.24, "4.2 s"), (7.0, "7 s"), (9.97, "10 s"), (1417, "23 min 37 s"), (3599.6, "1 h 0 min")],
-)
-def test_durations_are_as_people_say_them(seconds, text):
-    assert duration(seconds) == text
+DURATIONS = {
+    0: "0 s",
+    4.24: "4.2 s",
+    7.0: "7 s",
+    9.97: "10 s",
+    1417: "23 min 37 s",
+    3599.6: "1 h 0 min",
+    3900: "1 h 5 min",
+}
+NUMBERS = {0.1707: "0.171", 1.0: "1.000", 0.0: "0.000", 0.0123: "0.012", 0.00349: "0.0035", -0.00349: "-0.0035"}
+NUMBERS |= {12_345_678.0: "1.235e+07", float("nan"): "nan", float("inf"): "inf"}
 
 
-@pytest.mark.parametrize(
-    ("value", "decimals", "text"),
-    [
-        *((value, 3, text) for value, text in [(0.1707, "0.171"), (1.0, "1.000"), (0.0, "0.000"), (0.0123, "0.012")]),
-        *(
-            (value, 3, text)
-            for value, text in [(0.00349, "0.0035"), (-0.00349, "-0.0035"), (12_345_678.0, "1.235e+07")]
-        ),
-        *((value, 3, str(value)) for value in (float("nan"), float("inf"))),
-        *((value, 4, text) for value, text in [(0.00349, "0.0035"), (0.000349, "0.00035"), (3.5e-9, "3.5e-09")]),
-    ],
-)
-def test_numbers_of_any_size_can_be_read(value, decimals, text):
-    assert number(value, decimals) == text
+def test_durations_and_numbers_of_any_size_can_be_read():
+    assert {seconds: duration(seconds) for seconds in DURATIONS} == DURATIONS
+    assert {value: number(value) for value in NUMBERS} == NUMBERS
+    assert [number(value, 4) for value in (0.00349, 0.000349, 3.5e-9)] == ["0.0035", "0.00035", "3.5e-09"]
 
 
 def test_counts_name_what_was_pruned_where_anything_was():
