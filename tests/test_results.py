@@ -288,10 +288,15 @@ def test_exported_parameters_are_named_arrays_without_padding(folder):
         found._replace(model=None, record=record).export_parameters(folder / "none.npz")
 
 
-def test_without_an_ensemble_results_are_read_too(tmp_path):
-    found = load_results(write_run(tmp_path, TOY, with_folds=False), TOY)
-    assert found.ensemble is None and not found.model.has_ensemble
-    assert "ensemble of" not in repr(found) and "ensemble_outputs" not in found.histories
+def test_without_an_ensemble_and_by_the_score_of_the_run_results_are_read_too(tmp_path):
+    measured = replace(TOY, metrics={"distance": lambda outputs, y: jnp.abs(outputs - y)[:, 0]})
+    for ranked in (replace(measured, maximize="distance"), replace(measured, minimize="distance")):
+        folder = write_run(tmp_path / f"{ranked.maximize}", ranked, ("complete",) * 3, (2,) * 3, with_folds=False)
+        found = load_results(folder, measured)
+        assert (found.study.score, found.study.maximize) == ("distance", ranked.maximize)
+        assert found.best.mean == found.record["best"]["mean_val_distance"] != found.record["best"]["mean_val_loss"]
+        assert found.ensemble is None and not found.model.has_ensemble
+        assert "ensemble of" not in repr(found) and "ensemble_outputs" not in found.histories
 
 
 def test_fold_models_that_are_not_finite_are_not_written(tmp_path):
