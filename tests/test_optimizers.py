@@ -1,11 +1,12 @@
 """The optimizers are torch's published update rules, with L2 added to the gradient, written out here in numpy."""
 
-from functools import lru_cache, partial
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import plain
 import pytest
 from jax import lax
 
@@ -14,6 +15,7 @@ from hw1jax import optimizers
 NUM_STEPS = 100
 NAMES = optimizers.OPTIMIZERS
 OURS = {"adam": optimizers.adam_l2, "sgd": optimizers.sgd_l2, "rmsprop": optimizers.rmsprop_l2}
+CHOSEN = {f"chosen {name}": partial(optimizers.chosen_l2, i) for i, name in enumerate(NAMES)}
 VALUES = [(0.01, 0.0), (0.01, 0.003), (0.002, 0.1)]  # learning rate, L2
 
 
@@ -79,12 +81,13 @@ def expected(name, learning_rate, l2):
         return jax.tree.map(run, params, noise)
 
 
-@lru_cache  # one compiled program for each optimizer, as other values are not another program
-def program(make):
-    """(params, noise, *scalars) -> the parameters after each step, by an optax transformation made of the scalars."""
+@pytest.mark.parametrize("name", [*NAMES, "chosen"])
+def test_each_trial_of_a_program_has_torchs_rule_and_the_values_of_its_own_for_a_hundred_steps(name):
+    names = NAMES if name == "chosen" else (name,)
+    trials = [(own, *values) for values in VALUES for own in names]
 
-    def run(params, noise, *scalars):
-        optimizer = make(*scalars)
+    def run(params, noise, number, *values):
+        optimizer = optimizers.chosen_l2(number, *values) if name == "chosen" else OURS[name](*values)
 
         def step(carry, noise):
             params, state = carry
@@ -95,102 +98,48 @@ def program(make):
 
         return lax.scan(step, (params, optimizer.init(params)), noise)[1]
 
-    return run, jax.jit(run)
-
-
-def trajectory(make, *scalars):
-    params, noise = jax.tree.map(jnp.asarray, problem())
-    return program(make)[1](params, noise, *(jnp.asarray(s) for s in scalars))
-
-
-def assert_trees_close(actual, desired, tolerance):
-    for path, leaf in jax.tree.leaves_with_path(desired):
-        found = dict(jax.tree.leaves_with_path(actual))[path]
-        assert found.dtype == np.float64
-        np.testing.assert_allclose(found, leaf, rtol=tolerance, atol=tolerance, err_msg=str(path))
-
-
-@pytest.mark.parametrize("learning_rate, l2", VALUES)
-@pytest.mark.parametrize("name", NAMES)
-def test_each_optimizer_is_torchs_rule_for_a_hundred_steps(name, learning_rate, l2):
     with jax.enable_x64(True):
-        actual = trajectory(OURS[name], learning_rate, l2)
-        assert_trees_close(actual, expected(name, learning_rate, l2), 1e-9)
+        given = jax.tree.map(jnp.asarray, problem())
+        numbers = jnp.array([NAMES.index(own) for own, *_ in trials])
+        values = (jnp.array(column) for column in list(zip(*trials, strict=True))[1:])
+        together = plain.compiled(jax.vmap(partial(run, *given)))(numbers, *values)
+    for i, trial in enumerate(trials):
+        leaves = jax.tree.leaves_with_path(expected(*trial))
+        for (path, leaf), found in zip(leaves, jax.tree.leaves(together), strict=True):
+            assert found.dtype == np.float64
+            np.testing.assert_allclose(found[i], leaf, rtol=1e-9, atol=1e-9, err_msg=f"{trial} {path}")
 
 
-@pytest.mark.parametrize("learning_rate, l2", VALUES)
-@pytest.mark.parametrize("name", NAMES)
-def test_the_chosen_optimizer_is_torchs_rule_as_well(name, learning_rate, l2):
-    with jax.enable_x64(True):
-        actual = trajectory(optimizers.chosen_l2, NAMES.index(name), learning_rate, l2)
-        assert_trees_close(actual, expected(name, learning_rate, l2), 1e-9)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_chosen_optimizer_equals_the_one_of_that_name(name):
-    with jax.enable_x64(True):
-        chosen = trajectory(optimizers.chosen_l2, NAMES.index(name), 0.01, 0.003)
-        assert_trees_close(chosen, trajectory(OURS[name], 0.01, 0.003), 1e-9)
-
-
-def test_each_trial_of_a_program_has_the_optimizer_and_the_values_of_its_own():
-    trials = [(name, *values) for values in VALUES for name in NAMES]
-    numbers = np.array([NAMES.index(name) for name, *_ in trials])
-    with jax.enable_x64(True):
-        rates, l2s = (jnp.asarray(column, jnp.float64) for column in list(zip(*trials, strict=True))[1:])
-        run, _ = program(optimizers.chosen_l2)
-        together = jax.jit(jax.vmap(partial(run, *jax.tree.map(jnp.asarray, problem()))))(numbers, rates, l2s)
-        for i, trial in enumerate(trials):
-            assert_trees_close(jax.tree.map(lambda a, i=i: a[i], together), expected(*trial), 1e-9)
-
-
-def test_other_values_are_not_another_program():
-    traces = []
-    params = {"weights": jnp.ones((2, 2))}
-
-    @jax.jit
-    def first_step(optimizer, learning_rate, l2):
-        traces.append(1)
-        made = optimizers.chosen_l2(optimizer, learning_rate, l2)
-        named = [OURS[name](learning_rate, l2) for name in NAMES]
-        return [o.update(params, o.init(params), params)[0] for o in (made, *named)]
-
-    results = [first_step(np.int32(n), *map(np.float32, (r, l2))) for n, r, l2 in [(0, 0.1, 0.0), (1, 0.2, 0.5)]]
-    assert len(traces) == 1
-    assert not np.array_equal(results[0][1]["weights"], results[1][1]["weights"])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("make", [optimizers.sgd_l2, partial(optimizers.chosen_l2, 1)])
-def test_l2_pulls_at_every_parameter_biases_included_and_python_numbers_will_do(make):
+@pytest.mark.parametrize("name", [*OURS, *CHOSEN])
+def test_l2_is_coupled_at_every_parameter_biases_included_and_python_numbers_will_do(name):
+    """Adam and RMSprop normalise the decay with the gradient: a first step's length doesn't depend on L2."""
     params = {"weights": jnp.full((2, 2), 3.0), "bias": jnp.full(2, -2.0), "scalar": jnp.array(4.0)}
-    optimizer = make(0.5, 0.25)
-    still = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = optimizer.update(still, optimizer.init(params), params)
-    for update, p in zip(jax.tree.leaves(updates), jax.tree.leaves(params), strict=True):
-        np.testing.assert_array_equal(update, -0.5 * 0.25 * p)
+
+    @plain.compiled
+    def first_updates(params):
+        optimizers = [(OURS | CHOSEN)[name](0.5, l2) for l2 in (0.25, 0.5)]
+        still = jax.tree.map(jnp.zeros_like, params)
+        return [optimizer.update(still, optimizer.init(params), params)[0] for optimizer in optimizers]
+
+    for l2, updates in zip((0.25, 0.5), first_updates(params), strict=True):
+        for update, p in zip(jax.tree.leaves(updates), jax.tree.leaves(params), strict=True):
+            length = {"adam": np.sign(p), "sgd": l2 * p, "rmsprop": np.sign(p) / np.sqrt(1 - 0.99)}
+            np.testing.assert_allclose(update, -0.5 * length[name.removeprefix("chosen ")], rtol=1e-5)
 
 
-@pytest.mark.parametrize("make", [optimizers.adam_l2, partial(optimizers.chosen_l2, 0)])
-def test_l2_is_coupled(make):
-    """Adam normalises the decay with the gradient: a first step is as long as the learning rate, whatever L2."""
-    params = {"bias": jnp.array([1.0, -3.0])}
-    for l2 in (0.01, 0.1):
-        optimizer = make(0.5, l2)
-        updates, _ = optimizer.update({"bias": jnp.zeros(2)}, optimizer.init(params), params)
-        np.testing.assert_allclose(updates["bias"], [-0.5, 0.5], rtol=1e-5)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("make", [*OURS.values(), *(partial(optimizers.chosen_l2, n) for n in range(3))])
+@pytest.mark.parametrize("name", [*OURS, *CHOSEN])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_what_is_trained_keeps_its_type_whatever_that_of_the_scalars(make, dtype):
-    with jax.enable_x64(True):
-        params = {"weights": jnp.ones((2, 2), dtype), "bias": jnp.ones(2, dtype)}
-        optimizer = make(jnp.float64(0.1), jnp.float64(0.01))
+def test_what_is_trained_keeps_its_type_whatever_that_of_the_scalars(name, dtype):
+    params = {"weights": jnp.ones((2, 2), dtype), "bias": jnp.ones(2, dtype)}
+
+    def first_step(params, *scalars):
+        optimizer = (OURS | CHOSEN)[name](*scalars)
         state = optimizer.init(params)
-        updates, after = optimizer.update(jax.tree.map(jnp.ones_like, params), state, params)
-        if make in OURS.values():  # optax's last link lets a wide learning rate widen the update, not the parameters
+        updates, after = optimizer.update(params, state, params)
+        if name in OURS:  # optax's last link lets a wide learning rate widen the update, not the parameters
             updates = optax.apply_updates(params, updates)
-        for before, now in ((params, updates), (state, after)):
-            assert jax.tree.map(lambda leaf: leaf.dtype, now) == jax.tree.map(lambda leaf: leaf.dtype, before)
+        return (params, state), (updates, after)
+
+    with jax.enable_x64(True):
+        before, now = jax.eval_shape(first_step, params, jnp.float64(0.1), jnp.float64(0.01))
+    assert jax.tree.map(lambda leaf: leaf.dtype, now) == jax.tree.map(lambda leaf: leaf.dtype, before)
