@@ -29,6 +29,7 @@ from hw1jax.space import Draw
 from hw1jax.study import Order, Study, TrialScore
 from hw1jax.trained import Model
 
+SCORED_AGAIN = 0.02  # of a loss, between a network in its search and the same alone, in whatever precision
 CURVE_POINTS = 400  # where the fitted curve of a scalar regression is drawn
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -181,12 +182,13 @@ def run(
                 its_bracket = next(stretch.numbers for stretch in stretches if best.number in stretch.numbers)
                 draws = {trial.number: trial.draw for trial in trials if trial.number in its_bracket}
                 model = model._replace(folds=trained.fold_models(best.number, draws))
+                _check_fold_models(model, best, data, splits)
         observer.stage("looking at the test set")
         with clock.measure("test_seconds"):
             test_outputs = model.predict(data.x_test)
         arrays = {"refit_number": np.array(best.number), "refit_train_loss": refit_train_loss}
         arrays["test_outputs"] = test_outputs
-        if len(curve_x := _curve_inputs(data)):
+        if len(curve_x := _curve_inputs(data, test_outputs)):
             arrays |= {"curve_x": curve_x, "curve_outputs": model.predict(curve_x[:, None])[:, 0]}
             arrays["curve_fold_outputs"] = np.stack(model.fold_outputs(curve_x[:, None]))[:, :, 0]
         test, ensemble = results.score(model, test_outputs, data.y_test), None
@@ -300,6 +302,22 @@ def _plan_of(config: dict[str, Any]) -> SearchPlan:
     return planned
 
 
+def _check_fold_models(model: Model, best: TrialScore, data: Dataset, splits: list[Fold]) -> None:
+    """Raises a ValueError unless the kept networks of the best trial score as they did in the search.
+
+    They may be cut out of wider ones, and are evaluated in another program than the search's.
+    """
+    for i, (fold, (params, state)) in enumerate(zip(splits, model.folds, strict=True)):
+        x, y, weights = jax.tree.map(lambda a: a[fold.validation], (data.x_train, data.y_train, data.weights))  # noqa: B023
+        outputs = population.predict(model.task, params, model.hyperparameters, x, state=state)
+        loss = float(np.average(np.asarray(model.task.loss(outputs, y), np.float64), weights=weights))
+        if np.isfinite(loss) and not np.isclose(loss, best.scores["loss"][i], rtol=SCORED_AGAIN, atol=1e-5):
+            raise ValueError(
+                f"trial {best.number} has a validation loss of {best.scores['loss'][i]:.6g} in fold {i}, and the network "
+                f"that is kept of it {loss:.6g}: what it computes depends on more than parameters, state and inputs"
+            )
+
+
 def _failure(model: Model, test: dict[str, Any]) -> str | None:
     """Why there is no test loss, in a line; None if there is one."""
     if not model.is_finite:
@@ -352,9 +370,9 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _curve_inputs(data: Dataset) -> np.ndarray:
-    """Inputs [point] along which a scalar regression is drawn; none where the data are something else."""
-    parts = (data.x_train, data.y_train, data.x_test)
+def _curve_inputs(data: Dataset, outputs: Any) -> np.ndarray:
+    """Inputs [point] along which a scalar regression is drawn; none where data or outputs are something else."""
+    parts = (data.x_train, data.y_train, data.x_test, outputs)
     if not all(isinstance(a, np.ndarray) and a.shape[1:] == (1,) and a.dtype.kind == "f" for a in parts):
         return np.zeros(0, np.float32)
     both = np.concatenate([data.x_train, data.x_test])

@@ -1,5 +1,7 @@
 """Right values, known independently, where other trainers and earlier versions gave wrong ones without a word."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -414,3 +416,47 @@ def test_arguments_without_effect_are_refused():
     with pytest.raises(ValueError, match="stratify= has no effect"):
         cross_validate(rule, stratify=True, folds=splitters.KFold(5))
     assert len(cross_validate(rule, groups=groups, folds=splitters.GroupKFold(5)).folds) == 5
+
+
+# What is done after the search.
+
+
+def columns(params, x):
+    return jnp.tanh(x @ params["w"]) @ jnp.tile(params["v"], (1, 3))
+
+
+OUTPUTS = {
+    "a dict": (lambda params, x, h: {"a": columns(params, x)[:, :1]}, lambda o, y: (o["a"] - y)[:, 0] ** 2),
+    "one axis": (lambda params, x, h: columns(params, x)[:, 0], lambda o, y: (o - y[:, 0]) ** 2),
+    "three columns": (lambda params, x, h: columns(params, x), lambda o, y: jnp.mean((o - y) ** 2, axis=1)),
+}
+
+
+def broken(results):
+    raise RuntimeError("no <such> thing")
+
+
+@pytest.mark.parametrize("outputs", OUTPUTS)
+def test_outputs_of_any_shape_have_results_and_a_page_without_a_curve_that_is_not_theirs(outputs, tmp_path):
+    forward, loss = OUTPUTS[outputs]
+    task = hw.Task(init, forward, loss, lambda h: optax.sgd(h["rate"]))
+    study = replace(sine(name="shapes"), task=lambda fixed: task, sections={"Mine": [broken]})
+    found = hw.run_study(study, out=tmp_path)
+    right = np.mean(loss(forward(found.model.params, X[30:], None), Y[30:]))
+    assert found.test["loss"] == pytest.approx(float(right), rel=1e-5)
+    assert "curve_x" not in found.histories
+    page = hw.write_report(tmp_path, study).read_text()
+    assert "broken could not be shown: RuntimeError: no &lt;such&gt; thing" in page
+
+
+def test_a_kept_network_that_does_not_have_its_score_is_refused(tmp_path, monkeypatch):
+    fold_models = Brackets.fold_models
+
+    def halved(self, *args):
+        return jax.tree.map(lambda a: a / 2, fold_models(self, *args))
+
+    monkeypatch.setattr(Brackets, "fold_models", halved)
+    with pytest.raises(ValueError, match="trial . has a validation loss of .* the network that is kept of it"):
+        hw.run_study(sine(), out=tmp_path)
+    monkeypatch.undo()
+    assert hw.run_study(sine(), out=tmp_path).ensemble["loss"] is not None

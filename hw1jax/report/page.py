@@ -38,9 +38,14 @@ def write_report(folder: Path | str, study: Study) -> Path:
         content = _sections(results)
         pngs = {}
         for picture in _pictures(content):
-            with plots.style():
-                pngs[picture.name] = plots.png(picture.draw())
-            storage.write_bytes(folder / "figures" / f"{picture.name}.png", pngs[picture.name])
+            file = folder / "figures" / f"{picture.name}.png"
+            try:
+                with plots.style():
+                    pngs[picture.name] = plots.png(picture.draw())
+            except Exception:  # somebody's own, perhaps: it costs this figure, not the page
+                file.unlink(missing_ok=True)
+            else:
+                storage.write_bytes(file, pngs[picture.name])
         path = folder / "report.html"
         body = _study_html(results, content, pngs, level=1)
         storage.write_bytes(path, _page(results.record["title"], body).encode())
@@ -135,7 +140,7 @@ def _read_pngs(folder: Path, study: Study, pictures: Sequence[Picture]) -> dict[
     ended = (folder / "results.json").stat().st_mtime
     if not all(path.exists() and path.stat().st_mtime >= ended for path in paths.values()):
         write_report(folder, study)
-    return {name: path.read_bytes() for name, path in paths.items()}
+    return {name: path.read_bytes() for name, path in paths.items() if path.exists()}
 
 
 # What a study's page shows
@@ -168,7 +173,11 @@ def _items(functions: Sequence[Any], results: Results) -> list[Item]:
     """What sections give, each an item or several."""
     found: list[Item] = []
     for function in functions:
-        made = function(results)
+        try:
+            made = function(results)
+        except Exception as error:  # somebody's own, perhaps: it costs this section, not the page
+            name, reason = getattr(function, "__name__", "a section"), " ".join(str(error).split())
+            made = f"{name} could not be shown: {type(error).__name__}: {reason}"
         found += [made] if isinstance(made, Picture | str) else made
     return found
 
@@ -315,8 +324,16 @@ def _study_html(results: Results, content: Sequence[Section], pngs: dict[str, by
 
 
 def _section_html(heading: str, anchor: str, content: Sequence[Item], pngs: dict[str, bytes], *, level: int) -> str:
-    items = [_image(item, pngs[item.name]) if isinstance(item, Picture) else _text(item) for item in content]
+    items = [_item_html(item, pngs) for item in content]
     return f'<h{level} id="{anchor}">{escape(heading)}</h{level}><div class="items">{"".join(items)}</div>'
+
+
+def _item_html(item: Item, pngs: dict[str, bytes]) -> str:
+    if not isinstance(item, Picture):
+        return _text(item)
+    if item.name not in pngs:
+        return _text(f"The figure {item.name} could not be drawn.")
+    return _image(item, pngs[item.name])
 
 
 def _text(item: str) -> str:
