@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import plain
 import pytest
 import regression
 from jax import lax
@@ -24,55 +25,49 @@ class ConvNet(nn.Module):
         return nn.Dense(3)(nn.Conv(4, (3, 3))(x).reshape(len(x), -1))
 
 
-def chosen(net, x, platform, batch_size=20):
-    def apply(params, x, hyperparameters):
-        return net.apply(params, x)
+class OneWayOrTheOther(nn.Module):
+    """What is computed depends on the size of a batch, as in `hw1jax.layers.dense`."""
 
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(2000)(x)
+        return nn.Dense(3)(x if len(x) < 150 else jnp.maximum(x, 0) + 1)
+
+
+class Wide(nn.Module):
+    """Large parameters are no activations: transposed or cut, they are no larger in a larger batch."""
+
+    @nn.compact
+    def __call__(self, x):
+        weights = self.param("weights", nn.initializers.zeros, (1000, 1000))  # 4 MB
+        return jax.jit(lambda x, w: x @ (w.T + 1)[:5])(x, weights)
+
+
+IMAGES, ROWS, AT_ONCE = np.zeros((30, 8, 8, 1), np.float32), np.zeros((30, 5), np.float32), Layout(None, 500)
+
+
+@pytest.mark.parametrize(
+    ("net", "x", "batch_size", "platform", "expected"),
+    [
+        (ConvNet(), IMAGES, 20, "cpu", Layout(None, 500, one_by_one=True)),
+        (nn.Dense(3), ROWS, 20, "cpu", AT_ONCE),
+        (OneWayOrTheOther(), ROWS, 20, "cpu", AT_ONCE),
+        (OneWayOrTheOther(), ROWS, 100, "cpu", Layout(50, 50, one_by_one=True)),
+        (Wide(), ROWS, 20, "cpu", AT_ONCE),
+        (ConvNet(), IMAGES, 20, "gpu", AT_ONCE),
+        (nn.Dense(3), ROWS, 20, "tpu", AT_ONCE),
+        (nn.Dense(3), ROWS, 400, "gpu", Layout(None, 800)),
+    ],
+)
+def test_a_cpu_takes_convolutions_and_large_activations_one_by_one_and_an_accelerator_all_at_once(
+    net, x, batch_size, platform, expected
+):
     params = jax.eval_shape(net.init, jax.random.key(0), x[:1])
-    return layout.choose(apply, params, x, None, batch_size, platform)
+    assert layout.choose(lambda params, x, h: net.apply(params, x), params, x, None, batch_size, platform) == expected
 
 
-def test_a_cpu_takes_members_with_convolutions_one_by_one_and_dense_ones_all_at_once():
-    images, rows = np.zeros((30, 8, 8, 1), np.float32), np.zeros((30, 5), np.float32)
-    assert chosen(ConvNet(), images, "cpu") == Layout(None, 500, one_by_one=True)
-    assert chosen(nn.Dense(3), rows, "cpu") == Layout(None, 500)
-
-
-def test_what_is_computed_may_depend_on_the_size_of_a_batch():
-    """As in `hw1jax.layers.dense`, which takes few inputs in another way."""
-
-    class OneWayOrTheOther(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            x = nn.Dense(2000)(x)
-            return nn.Dense(3)(x if len(x) < 150 else jnp.maximum(x, 0) + 1)
-
-    rows = np.zeros((30, 5), np.float32)
-    assert chosen(OneWayOrTheOther(), rows, "cpu", 20) == Layout(None, 500)
-    assert chosen(OneWayOrTheOther(), rows, "cpu", 100) == Layout(50, 50, one_by_one=True)
-
-
-def test_large_parameters_are_no_activations():
-    """Transposed or cut, as before a product, they are no larger in a larger batch."""
-
-    class Wide(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            weights = self.param("weights", nn.initializers.zeros, (1000, 1000))  # 4 MB
-            return jax.jit(lambda x, w: x @ (w.T + 1)[:5])(x, weights)
-
-    assert chosen(Wide(), np.zeros((30, 5), np.float32), "cpu") == Layout(None, 500)
-
-
-@pytest.mark.parametrize("platform", ["gpu", "tpu"])
-def test_an_accelerator_takes_all_members_and_whole_batches_at_once(platform):
-    assert chosen(ConvNet(), np.zeros((30, 8, 8, 1), np.float32), platform) == Layout(None, 500)
-    assert chosen(nn.Dense(3), np.zeros((30, 5), np.float32), platform) == Layout(None, 500)
-
-
-@pytest.mark.parametrize("platform", ["cpu", "gpu"])
 @pytest.mark.parametrize("study", [regression.STUDY, fashion_mlp.STUDY, fashion_cnn.STUDY], ids=lambda s: s.name)
-def test_each_study_has_the_layout_that_was_measured_for_it(study, platform):
+def test_each_study_has_the_layout_that_was_measured_for_it(study):
     widest = space.widest(study.space)
     task, one = make_task(study, space.fixed(study.space, widest, widest=True)), one_trial(study, widest)
     x = np.zeros((1, 28, 28), np.uint8) if study.classes else np.zeros((1, 1), np.float32)
@@ -80,8 +75,9 @@ def test_each_study_has_the_layout_that_was_measured_for_it(study, platform):
     def apply(params, x, hyperparameters):
         return task.apply(params, task.prepare(x), hyperparameters)
 
-    found = layout.choose(apply, parameter_shapes(task, one), x, one, study.batch_size, platform)
-    assert found == (CPU[study.name] if platform == "cpu" else Layout(None, 500))
+    for platform, expected in (("cpu", CPU[study.name]), ("gpu", AT_ONCE)):
+        found = layout.choose(apply, parameter_shapes(task, one), x, one, study.batch_size, platform)
+        assert found == expected
 
 
 def test_a_batch_is_not_cut_where_what_is_drawn_or_averaged_belongs_to_all_of_it(monkeypatch):
@@ -100,17 +96,16 @@ def test_a_batch_is_not_cut_where_what_is_drawn_or_averaged_belongs_to_all_of_it
     assert random == masked == free._replace(chunk_size=None)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("numbers", "x", "kernel", "options"),
     [
+        (("NHWC", "OHWI", "NWCH"), (2, 6, 7, 4), (8, 3, 2, 1), {"feature_group_count": 4}),
+        (("NWC", "WIO", "CWN"), (4, 9, 3), (2, 3, 6), {"batch_group_count": 2, "padding": ((3, 0),)}),
+        (("HCNW", "WOHI", "WCHN"), (6, 4, 2, 7), (2, 5, 3, 4), {"rhs_dilation": (2, 1)}),
         (("NHWC", "HWIO", "NHWC"), (2, 6, 7, 4), (3, 2, 4, 5), {}),
         (("NCHW", "OIHW", "NCHW"), (2, 4, 6, 7), (5, 4, 3, 2), {"padding": ((1, 0), (2, 1))}),
         (("CHWN", "IHWO", "HWNC"), (4, 6, 7, 2), (4, 3, 2, 5), {"window_strides": (2, 1)}),
-        (("HCNW", "WOHI", "WCHN"), (6, 4, 2, 7), (2, 5, 3, 4), {"rhs_dilation": (2, 1)}),
         (("NCHW", "HWIO", "CWNH"), (2, 4, 6, 7), (3, 2, 2, 6), {"feature_group_count": 2}),
-        (("NHWC", "OHWI", "NWCH"), (2, 6, 7, 4), (8, 3, 2, 1), {"feature_group_count": 4}),
-        (("NWC", "WIO", "CWN"), (4, 9, 3), (2, 3, 6), {"batch_group_count": 2, "padding": ((3, 0),)}),
         (("NWC", "OWI", "NCW"), (2, 9, 3), (4, 3, 3), {"lhs_dilation": (2,), "padding": ((2, 2),)}),
     ],
 )
@@ -120,13 +115,11 @@ def test_convolutions_in_canonical_form_equal_those_written(numbers, x, kernel, 
     def convolve(x, kernel):
         return lax.conv_general_dilated(x, kernel, dimension_numbers=numbers, **options)
 
-    def gradient(x, kernel):
-        return jax.grad(lambda *both: jnp.sum(jnp.sin(convolve(*both))), (0, 1))(x, kernel)
+    def both(x, kernel):
+        return convolve(x, kernel), jax.grad(lambda *both: jnp.sum(jnp.sin(convolve(*both))), (0, 1))(x, kernel)
 
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
-        x, kernel = rng.normal(size=x), rng.normal(size=kernel)
-        for function in (convolve, gradient):
-            found = layout.canonical_convolutions(function)(x, kernel)
-            for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(function(x, kernel)), strict=True):
-                np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+        given = rng.normal(size=x), rng.normal(size=kernel)
+        found, expected = (plain.compiled(f)(*given) for f in (layout.canonical_convolutions(both), both))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), found, expected)
