@@ -388,7 +388,8 @@ def make_population(
     num_indices = len(splits) * max(len(fold.train) for fold in splits)
     most = study_.epochs_per_call or population.enough_epochs(num_indices)
     per_call = population.epochs_of_a_call(_epochs_at_a_go(search), most)
-    spec = Spec(search.num_epochs, search.batch_size, (search.seed,), per_call, first_fold)
+    batch_size = min(search.batch_size, max(len(fold.train) for fold in splits))  # as cross_validate does
+    spec = Spec(search.num_epochs, batch_size, (search.seed,), per_call, first_fold)
     return population.place(task, plan, spec, Data(data.x_train, data.y_train, data.weights), splits)
 
 
@@ -419,9 +420,6 @@ def check_networks(study_: Study, search: Search, data: Dataset, splits: list[Fo
     Raises:
       ValueError, TypeError: they can't be trained on the data, or a hyperparameter has no effect; in one line.
     """
-    shortest = min(len(fold.train) for fold in splits)
-    if search.batch_size > shortest:
-        raise ValueError(f"batch_size={search.batch_size} is more than a fold's {shortest} training samples")
     checks.check_weights(data.weights, splits)
     samples = Data(data.x_train, data.y_train)
 

@@ -53,43 +53,48 @@ LARGEST_DIFFERENCE = 0.02  # of the largest output, between machines and precisi
 
 
 def refit_warning(refit_train_loss: float, folds_train_loss: Sequence[float] | np.ndarray) -> str | None:
-    """That the refit has ended far above the folds, in a sentence; None if it has not, or where these aren't finite.
-
-    Its loss is far above if it is more than twice the highest of the folds'. It is as well if it is more than five of
-    the folds' standard deviations above their mean, and at least a tenth above the highest: of a few folds, some are
-    close to each other by chance.
+    """That the refit has ended far above the folds (`is_far_above`), in a sentence; None if it has not.
 
     Args:
       refit_train_loss: its training loss in the last epoch.
       folds_train_loss: [fold], of the same hyperparameters.
     """
-    folds = np.asarray(folds_train_loss, np.float64)
-    if not np.isfinite(folds).all():
-        return None
-    mean, highest = float(folds.mean()), float(folds.max())
-    spread = float(folds.std(ddof=1)) if len(folds) > 1 else np.inf
-    beyond = max(highest + NOT_LESS * abs(highest), mean + 5 * spread)
-    if refit_train_loss <= min(beyond, highest + abs(highest)):
+    if not is_far_above(refit_train_loss, folds_train_loss):
         return None
     return (
-        f"the refit ended at a training loss of {refit_train_loss:.3g}, where the folds ended at {mean:.3g} on average "
-        f"and {highest:.3g} at most: its optimizer has jumped in the last epochs, or has not settled"
+        f"the refit ended at a training loss of {refit_train_loss:.3g}, where the folds ended at "
+        f"{np.mean(folds_train_loss):.3g} on average and {np.max(folds_train_loss):.3g} at most: its optimizer has "
+        "jumped in the last epochs, or has not settled"
     )
 
 
 def test_warning(test_loss: float | None, folds_val_loss: Sequence[float]) -> str | None:
-    """That the refit's test loss is more than twice the highest that its folds have found; None if it is not.
+    """That the refit's test loss is far above what its folds have found (`is_far_above`); None if it is not.
 
     A refit of few epochs can end at chance with a training loss like the folds', which is the mean over an epoch.
     """
-    highest = max(folds_val_loss)
-    if test_loss is None or not test_loss > highest + abs(highest):
+    if test_loss is None or not is_far_above(test_loss, folds_val_loss):
         return None
     return (
         f"the refit's loss on the test set is {test_loss:.3g}, where its folds had {np.mean(folds_val_loss):.3g} on "
-        f"average and {highest:.3g} at most on what they held out: its training has not settled, or the test set is "
-        "of another kind"
+        f"average and {np.max(folds_val_loss):.3g} at most on what they held out: its training has not settled, or the "
+        "test set is of another kind"
     )
+
+
+def is_far_above(loss: float, folds_loss: Sequence[float] | np.ndarray) -> bool:
+    """True if a loss is far above those of the folds; False where these aren't finite.
+
+    It is more than five of their standard deviations above their mean, and at least a tenth above the highest, as a few
+    folds can be close to each other by chance; or more than twice the highest.
+    """
+    folds = np.asarray(folds_loss, np.float64)
+    if not np.isfinite(folds).all():
+        return False
+    highest = float(folds.max())
+    spread = float(folds.std(ddof=1)) if len(folds) > 1 else np.inf
+    beyond = max(highest + NOT_LESS * abs(highest), float(folds.mean()) + 5 * spread)
+    return not loss <= min(beyond, highest + abs(highest))
 
 
 def score(model: Model, outputs: Any, y: Any) -> dict[str, Any]:

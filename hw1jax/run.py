@@ -313,8 +313,8 @@ def _check_fold_models(model: Model, best: TrialScore, data: Dataset, splits: li
         loss = float(np.average(np.asarray(model.task.loss(outputs, y), np.float64), weights=weights))
         if np.isfinite(loss) and not np.isclose(loss, best.scores["loss"][i], rtol=SCORED_AGAIN, atol=1e-5):
             raise ValueError(
-                f"trial {best.number} has a validation loss of {best.scores['loss'][i]:.6g} in fold {i}, and the network "
-                f"that is kept of it {loss:.6g}: what it computes depends on more than parameters, state and inputs"
+                f"trial {best.number} has a validation loss of {best.scores['loss'][i]:.6g} in fold {i}, and the "
+                f"network that is kept of it {loss:.6g}: it depends on more than parameters, state and inputs"
             )
 
 

@@ -76,7 +76,7 @@ class Study:
       num_trials: draws where nobody says otherwise, as of the next three.
       num_folds: folds of the cross-validation.
       num_epochs: passes over the training data.
-      batch_size: samples a step.
+      batch_size: samples a step, at most all of a fold.
       halving: whether trials that do badly are pruned early, where nobody says otherwise.
       averaging: decay of the parameters' moving average, where nobody says otherwise; None: as `task` says.
       folds: list of (training indices, validation indices), or a splitter object as scikit-learn has them (with the

@@ -157,9 +157,11 @@ def test_a_reference_is_recorded_as_json_has_it():
         ("refit", 0.4, [0.4, np.nan], False),
         ("refit", 0.4, [0.4, np.inf], False),
         ("test", 2.3, [0.72, 0.8], True),  # at chance
-        ("test", 1.5, [0.72, 0.8], False),
+        ("test", 1.5, [0.72, 0.8], True),
+        ("test", 0.519, [0.407, 0.415, 0.423], True),
+        ("test", 0.43, [0.407, 0.415, 0.423], False),
         ("test", 0.1, [0.72, 0.8], False),  # lower is better
-        ("test", -0.4, [-1.0, -1.1], False),
+        ("test", -0.8, [-1.0, -1.1], False),
         ("test", 0.1, [-1.0, -1.1], True),
         ("test", None, [0.4], False),  # a failure, told elsewhere
         ("test", 0.4, [0.4, np.inf], False),

@@ -418,6 +418,15 @@ def test_arguments_without_effect_are_refused():
     assert len(cross_validate(rule, groups=groups, folds=splitters.GroupKFold(5)).folds) == 5
 
 
+def test_a_batch_larger_than_a_fold_is_all_of_it_in_both_ways(tmp_path):
+    large, whole = (
+        hw.run_study(sine(batch_size=size), out=tmp_path / str(size)).trials.folds["loss"] for size in (1000, 20)
+    )
+    np.testing.assert_array_equal(large, whole)
+    large, whole = (cross_validate(lambda h: optax.sgd(h["rate"]), batch_size=size).val_loss for size in (1000, 27))
+    np.testing.assert_array_equal(large, whole)
+
+
 # What is done after the search.
 
 

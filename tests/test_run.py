@@ -435,7 +435,6 @@ def test_test_labels_too_large_for_a_finite_loss_leave_a_model_and_no_test_loss(
 @pytest.mark.parametrize(
     ("changes", "settings", "message"),
     [
-        ({}, {"batch_size": 41}, "batch_size=41 is more than a fold's 40"),
         ({"task": lambda fixed: None}, {}, "task= must return a Task, got NoneType"),
         ({"maximize": "accuracy"}, {}, "maximize= must be one of loss, got 'accuracy'"),
         ({"folds": [(np.arange(61), np.arange(20))]}, {}, "fold 0: the same sample is in its training and its val"),

@@ -122,7 +122,6 @@ BAD_SETTINGS = [
     ({"num_trials": 0}, "num_trials= must be at least 1, got 0"),
     ({"num_epochs": -1}, "num_epochs= must be at least 1, got -1"),
     ({"batch_size": 0}, "batch_size= must be at least 1, got 0"),
-    ({"batch_size": 50}, "batch_size=50 is more than a fold's 40 training samples"),
     ({"num_folds": 1}, "num_folds= must be at least 2, got 1"),
     ({"num_devices": 0}, "num_devices= must be at least 1, got 0"),
     ({"members_per_program": 0}, "members_per_program= must be at least 1, got 0"),

@@ -236,13 +236,19 @@ def _cards(results: Results) -> Markup:
     def beside(name: str) -> str:
         return f"{escape(reference['name'])}: {theirs(name, reference['test'])}" if reference else ""
 
+    folds = results.trials.folds["loss"][list(results.trials.numbers).index(best["number"])]
     notes = [escape(results.study.loss_name), beside("loss")]
     cards = [("test loss", number(test["loss"]), "; ".join(filter(None, notes)))]
     names = ["accuracy"] * (test["accuracy"] is not None) + [n for n in results.study.metrics if n != "accuracy"]
     cards += [(f"test {words(name)}", score(name, test[name]), beside(name)) for name in names]
     if results.ensemble:
         of = f"ensemble of the {results.num_folds} fold models"
-        cards += [(f"ensemble&rsquo;s test {words(n)}", score(n, results.ensemble[n]), of) for n in ("loss", *names)]
+        ensemble = results.ensemble["loss"]
+        refit_fails = None not in (ensemble, test["loss"]) and ensemble < test["loss"]
+        refit_fails = refit_fails and results_.is_far_above(test["loss"], folds)
+        of += ", better than the refit by more than its folds differ" if refit_fails else ""
+        own = [(f"ensemble&rsquo;s test {words(n)}", score(n, results.ensemble[n]), of) for n in ("loss", *names)]
+        cards = [*own, *cards] if refit_fails else [*cards, *own]
     for name in ("loss", *results.study.metrics):
         std = f"± {score(name, best[f'std_val_{name}'])} over the folds, trial {number(best['number'], '{}')}"
         cards.append((f"validation {words(name)}", score(name, best[f"mean_val_{name}"]), std))
