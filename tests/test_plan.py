@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -89,9 +89,8 @@ def test_members_of_a_program_are_as_many_as_the_devices_memory_holds(monkeypatc
 
     monkeypatch.setattr(population, "bytes_needed", a_hundred_a_trial)
     for free, slots in [(10_000, 8), (900, 8), (800, 4), (300, 2), (1, 1)]:
-        statistics = {"bytes_limit": free + 70, "bytes_in_use": 70}
-        device = SimpleNamespace(memory_stats=lambda statistics=statistics: statistics)
-        monkeypatch.setattr(jax, "local_devices", lambda device=device: [device])
+        device = Mock(**{"memory_stats.return_value": {"bytes_limit": free + 70, "bytes_in_use": 70}})
+        monkeypatch.setattr(jax, "local_devices", Mock(return_value=[device]))
         assert only_rung(laid_out(WIDE, **asked)).program.slots == slots
 
 

@@ -204,6 +204,7 @@ def test_a_run_without_a_test_loss_gets_a_page_that_says_why(name, state, copied
         text = path.read_text()
         assert "too &lt;large&gt;" in text and f'id="{name}' in text and ">None<" not in text
         assert ("Histograms" in text) == (state == "complete")
+        assert "Confusion matrix" not in text and "The curve of the refitted" not in text
 
 
 def test_notices_say_what_is_less_or_wrong_and_durations_are_as_people_say_them(copied, blank):
@@ -223,12 +224,13 @@ def test_notices_say_what_is_less_or_wrong_and_durations_are_as_people_say_them(
 def test_errors_inside_and_outside_the_gaps_add_up_to_the_test_loss(runs):
     page, results = Page(runs / "regression" / "report.html"), load_results(runs / "regression", HALVING)
     inside = sections.inside_gaps(results.data.x_test[:, 0], ((-3, -1), (1.75, 3.1)))
-    squares = ((results.histories["test_outputs"] - results.data.y_test) ** 2)[:, 0]
-    parts = [squares[inside].mean(), squares[~inside].mean()]
     values = [float(value) for value in page.values]
-    assert all(np.isclose(values, part, rtol=1e-5).any() for part in parts)
-    total = np.average(parts, weights=[inside.sum(), (~inside).sum()])
-    assert total == pytest.approx(results.test["loss"], rel=1e-5)
+    for part, tested in (("test", results.test), ("ensemble", results.ensemble)):
+        squares = ((results.histories[f"{part}_outputs"] - results.data.y_test) ** 2)[:, 0]
+        parts = [squares[inside].mean(), squares[~inside].mean()]
+        assert all(np.isclose(values, part, rtol=1e-5).any() for part in parts)
+        total = np.average(parts, weights=[inside.sum(), (~inside).sum()])
+        assert total == pytest.approx(tested["loss"], rel=1e-5)
 
 
 def test_own_data_have_no_gaps(runs, copied, tmp_path, blank):
@@ -321,6 +323,8 @@ def test_where_no_constant_is_known_to_compare_with_the_median_is(runs):
     assert "Crosses: 0 failed, 1 beyond 5 times the median." in caption and "dashed line" not in caption
     highest = results._replace(study=replace(results.study, maximize="distance"))
     assert "Crosses" not in named(search.all_trials(highest), "trial_scores").caption  # no value is too good
+    far[results.row] = 1e9
+    assert search.on_one_scale(changed(results, mean_val_distance=far), "distance")[results.row], "always the best"
 
 
 def test_hyperparameters_of_all_kinds_are_drawn(runs):

@@ -145,7 +145,7 @@ def test_the_journal_holds_every_trial_for_any_other_program(tmp_path):
     assert opened.best_trial.number == results.best(trials, STUDY).number
 
 
-# Which trial is best.
+# Which trial is best; ties and ranks: test_results.py.
 
 
 @pytest.mark.parametrize("with_scores", [(NAN, 1.0, 2.0), (0.1, 0.1, INF), (-INF, 0.1, 0.1), (INF, -INF, 0)])
@@ -156,30 +156,16 @@ def test_a_diverged_trial_fails_and_is_never_best(tmp_path, with_scores):
     assert [trial.state for trial in opened.trials] == [STATES[trial.state] for trial in trials]
     assert opened.trials[0].user_attrs["scores_loss"] == pytest.approx(with_scores, nan_ok=True)
     assert results.best(trials, STUDY).number == opened.best_trial.number not in (0, 5)
-    ranks = results.ranks(trials, STUDY)
-    assert ranks[0] is None and sorted(filter(None, ranks)) == [1, 2, 3, 4, 5]
-    assert np.isnan(trials[0].std("loss"))
-    assert results.best(trials[:1], STUDY) is None
 
 
-@pytest.mark.parametrize(
-    "study, values, states, ranks",
-    [  # values: (epochs, loss, accuracy) of a trial each; the first of equals is the best
-        (STUDY, [(9, 2, 0), (9, 1, NAN), (9, 2, 0), (9, INF, 0), (9, 1, 0)], "cccfc", [3, 1, 3, None, 1]),
-        (STUDY, [(1, 1, 0), (9, 9, 0), (3, 5, 0), (9, 3, 0), (3, 2, 0), (3, NAN, 0)], "pcpcpf", [5, 2, 4, 1, 3, None]),
-        (CLASSIFIER, [(9, 1, 5), (9, 1, 9), (9, 1, 9), (9, 1, 1), (9, NAN, 9), (9, 1, NAN)], "ccccff",
-         [3, 1, 1, 4, None, None]),
-    ],
-)  # fmt: skip
-def test_states_and_ranks_by_hand(study, values, states, ranks):
-    each = [{"loss": after((loss,) * 2, n), "accuracy": after((accuracy,) * 2, n)} for n, loss, accuracy in values]
-    trials = [scored(number, {}, study, of_one, 9) for number, of_one in enumerate(each)]
-    assert "".join(trial.state[0] for trial in trials) == states
-    assert [trial.epochs for trial in trials] == [num_epochs for num_epochs, *_ in values]
-    assert results.ranks(trials, study) == ranks
-    assert results.best(trials, study).number == ranks.index(1)
-    alone = scored(0, {}, STUDY, {"loss": after((1.0, 3.0))}, 1)
-    assert (alone.mean("loss"), alone.std("loss")) == (2.0, 1.0)
+@pytest.mark.parametrize("study", [STUDY, CLASSIFIER])
+def test_what_is_not_a_number_fails_a_trial_where_it_counts_and_fewer_epochs_prune_one(study):
+    counts = "f" if study is CLASSIFIER else "c"
+    for epochs, loss, accuracy, state in [(9, 2, 1, "c"), (9, NAN, 1, "f"), (9, 2, NAN, counts), (3, 2, 1, "p")]:
+        values = {"loss": after((loss, 4), epochs), "accuracy": after((accuracy, 1), epochs)}
+        trial = scored(7, {}, study, values, 9)
+        assert (trial.number, trial.state[0], trial.epochs) == (7, state, epochs)
+        np.testing.assert_equal([trial.mean("loss"), trial.std("loss")], [3, 1] if loss == 2 else [NAN, NAN])
 
 
 def test_the_highest_is_best_where_a_metric_is_maximized_and_every_metric_is_kept_and_read_back(tmp_path):
@@ -213,11 +199,10 @@ def test_more_trials_later_give_what_all_at_once_would_and_fewer_are_the_first_o
 
 def test_a_trial_that_has_a_score_keeps_it_when_its_bracket_is_filled_up(tmp_path):
     """Its bracket has to run once more for the new trials; what Optuna was told and what is reported stay the same."""
-    run(open_storage(tmp_path), num_trials=2)
+    (before,) = run(open_storage(tmp_path), num_trials=2)
     opened = open_storage(tmp_path)
-    (bracket,) = run(opened, Training(lambda drawn: (1.0, 2.0, 3.0)), num_trials=3)
-    expected = [scores_of(trial.draw) for trial in bracket[:2]] + [(1.0, 2.0, 3.0)]
-    assert [trial.scores["loss"] for trial in bracket] == expected
+    (bracket,) = run(opened, Training(lambda _: (1.0, 2.0, 3.0)), num_trials=3)
+    assert bracket[:2] == before and bracket[2].scores["loss"] == (1.0, 2.0, 3.0)
     assert [trial.value for trial in opened.trials] == [trial.mean("loss") for trial in bracket]
 
 
