@@ -35,6 +35,7 @@ class Reference:
       params: the best hyperparameters by name; a tuple where a name has several. Others are left out.
       test: by name, "loss" or a metric, on the test set.
       about: who that is, for people who don't know: "the homework report that ..".
+      data: on what data its numbers are, where these are others: "its own test set, with more noise".
       notes: where this differs from what they did, a sentence each.
     """
 
@@ -42,6 +43,7 @@ class Reference:
     params: Mapping[str, Any] = field(default_factory=dict)
     test: Mapping[str, float] = field(default_factory=dict)
     about: str = ""
+    data: str = ""
     notes: Sequence[str] = ()
 
 

@@ -283,15 +283,15 @@ FAULTS = [
     Fault(
         "A search has as many folds as the study says, whatever num_folds is given",
         "study.py",
-        "search.num_folds, (search.seed,)",
-        "study.num_folds, (search.seed,)",
+        "num_folds=search.num_folds if",
+        "num_folds=study.num_folds if",
         ("test_study.py",),
     ),
     Fault(
         "A splitter that keeps groups together is not given them",
         "study.py",
-        "folds_.given(study.folds, data.x_train, data.y_train, data.groups)",
-        "folds_.given(study.folds, data.x_train, data.y_train)",
+        "        groups=data.groups,",
+        "        groups=None,",
         ("test_study.py",),
     ),
     Fault(

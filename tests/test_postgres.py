@@ -1,6 +1,7 @@
 """A search that is kept in a PostgreSQL server, started here on the loopback."""
 
 import contextlib
+import gc
 import glob
 import importlib.util
 import json
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +25,15 @@ from hw1jax import search
 pytestmark = pytest.mark.slow
 
 BINARIES = sorted(glob.glob("/usr/lib/postgresql/*/bin")) or [str(Path(shutil.which("initdb") or "/none").parent)]
+
+
+@pytest.fixture(autouse=True)
+def connections_are_closed():
+    """Optuna keeps a pool of connections, which end with it."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 class Server(NamedTuple):

@@ -234,7 +234,11 @@ def _cards(results: Results) -> Markup:
     best, test, reference = results.record["best"], results.test, results.record.get("reference")
 
     def beside(name: str) -> str:
-        return f"{escape(reference['name'])}: {theirs(name, reference['test'])}" if reference else ""
+        if not reference:
+            return ""
+        other = results.study.reference.data if results.study.reference else ""
+        whose = f"{reference['name']} on {other}" if other else reference["name"]
+        return f"{escape(whose)}: {theirs(name, reference['test'])}"
 
     folds = results.trials.folds["loss"][list(results.trials.numbers).index(best["number"])]
     notes = [escape(results.study.loss_name), beside("loss")]
