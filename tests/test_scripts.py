@@ -88,3 +88,18 @@ def test_readme_writes_the_readme_of_its_checkout(tmp_path):
     text = (tmp_path / "docs" / "reproduce.md").read_text()
     assert "none (0.27)" in text and "it diverged" in text
     assert np.isclose(len(text), len((ROOT / "docs" / "reproduce.md").read_text()), rtol=0.05)
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_docs_run_one_after_the_other_in_one_clone(tmp_path):
+    page = (ROOT / "docs" / "reproduce.md").read_text()
+    block = page.partition("<!-- commands: searching further -->\n```bash\n")[2].partition("```")[0]
+    commands = [line.partition("#")[0].split()[1:] for line in block.splitlines()]
+    assert len(commands) == 6
+    for name in ("train", "test"):
+        rows = [f"{x / 10},{np.sin(x / 10)}" for x in range(40)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["input,label", *rows]))
+    for script, *flags in (["experiments/regression.py"], *commands):  # the main command's own folder is there first
+        run(ROOT / script, *flags, "--num-trials 3 --num-epochs 2 --num-devices 1", cwd=tmp_path)
+    found = {path.parent.name for path in (tmp_path / "runs").glob("*/results.json")}
+    assert found == {"regression", "regression_beyond", "halving", "deeper", "third", "tpe", "own"}
