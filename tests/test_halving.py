@@ -40,7 +40,7 @@ def task_with(optimizer):
     """fixed -> a padded net of one hidden layer, soon traced and compiled, with this optimizer."""
 
     def task(fixed):
-        unit = jnp.arange(fixed["units"])
+        unit = np.arange(fixed["units"], dtype=np.int32)  # tasks are kept, whichever types JAX computes in by then
 
         def init(key, h):
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, unit)
