@@ -51,9 +51,9 @@ def _table(table: Any, name: str) -> np.ndarray:
     """The numbers of a data frame, [sample, column], or of one column, [sample]."""
     if not hasattr(table, "columns"):
         return _column(table, f"{name}=")
+    if len(set(table.columns)) < len(table.columns):  # which have no name to be told by
+        return _numbers(table.to_numpy(), f"{name}=")
     columns = [_column(table[column], f"{name}[{column!r}]") for column in table.columns]
-    if not columns:
-        raise ValueError(f"{name}= has no columns")
     return np.stack(columns, axis=1).astype(np.result_type(*columns))
 
 

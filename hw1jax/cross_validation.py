@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import optax
 
-from hw1jax import checks, lines, population
+from hw1jax import checks, identity, lines, population
 from hw1jax import folds as folds_
 from hw1jax.folds import Fold
 from hw1jax.training import Data, Hyperparameters, Metric, Params, Task
@@ -264,6 +264,10 @@ def cross_validate(
     all_steps = population.num_updates(task, splits, num_epochs, batch_size)
     params, state = checks.check_task(task, first, data, all_steps)
     checks.check_examples(task, key, first, data, all_steps)
+    unused = identity.unused(identity.traced(task, first, data, batch_size, all_steps))
+    if unused and len(unused) < len(jax.tree.leaves(first)):  # one alone may just count the trials
+        text = "neither initial parameters nor training nor evaluation depend on it"
+        raise ValueError(f"hyperparameters{unused[0]} has no effect: {text}")
 
     layout = population.choose_layout(task, params, state, x, first, batch_size=batch_size)
     plan = population.make_plan(_num_slots(num_trials), len(splits), params, layout)

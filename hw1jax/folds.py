@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 PADDING = -1  # index of an empty place in a batch
-DEFAULT_FOLDS = 3
+DEFAULT_FOLDS = 3  # of a cross-validation, where nobody says how many
 
 
 class Fold(NamedTuple):
@@ -120,7 +120,7 @@ def make_folds(
     x: Any,
     y: Any,
     *,
-    num_folds: int = 3,
+    num_folds: int = DEFAULT_FOLDS,
     seed: Sequence[int],
     folds: Any = None,
     groups: Any = None,

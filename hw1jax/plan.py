@@ -450,7 +450,17 @@ def _check_used(study_: Study, programs: Sequence[Traced], digests: Sequence[str
       digests: of these.
     """
     paths = set.intersection(*(set(identity.unused(program)) for program in programs))
-    names = [name for name in study_.space if f"['{name}']" in paths and name not in space_.widths(study_.space)]
+    widest = space_.widest(study_.space)
+    lowest = space_.narrowest(study_.space, widest)
+    names = [
+        name
+        for name in study_.space
+        if f"['{name}']" in paths
+        and (
+            name not in space_.widths(study_.space)  # these may shape the network, and be of no use beside
+            or (name in vary_of(study_) and _shapes(study_, {**widest, name: lowest[name]}) == _shapes(study_, widest))
+        )
+    ]
     draws = statics(study_)
     for name in space_.statics(study_.space):
         others = [
@@ -465,6 +475,13 @@ def _check_used(study_: Study, programs: Sequence[Traced], digests: Sequence[str
             f"space: {names[0]} has no effect: neither initial parameters nor training nor evaluation depend on it. "
             f"The task has it as {'fixed' if names[0] in space_.statics(study_.space) else 'h'}[{names[0]!r}]"
         )
+
+
+def _shapes(study_: Study, draw: Draw) -> list[tuple[int, ...]]:
+    """Of the parameters and the state of a network at its own widths."""
+    task = study.make_task(study_, space_.fixed(study_.space, draw, widest=False))
+    variables = study.variable_shapes(task, study.one_trial(study_, draw))
+    return [leaf.shape for leaf in jax.tree.leaves(variables)]
 
 
 def _of_widest(study_: Study, draw: Draw) -> tuple[Task, dict[str, Any]]:

@@ -99,7 +99,7 @@ def _try_out(task: Task, kind, key_data, params: Params, state, hyperparameters,
     return Found(Alike(outputs, one_by_one(in_evaluation, x)), losses, values, of_labels, padding)
 
 
-LARGEST_ROUNDING = 1e-3  # of the largest value, between a network that is padded and the same at its own widths
+PADDED_ROUNDING = 1e-3  # of the largest value, between a network that is padded and the same at its own widths
 
 
 def padding_changes(
@@ -165,7 +165,7 @@ def _same(wide: Any, narrow: Any) -> bool:
         corner, own = _corner(wide, narrow).astype(np.float64), np.asarray(narrow, np.float64)
         largest = np.max(np.abs(own), where=np.isfinite(own), initial=0)
         return corner.shape == own.shape and np.allclose(
-            corner, own, rtol=0, atol=LARGEST_ROUNDING * largest, equal_nan=True
+            corner, own, rtol=0, atol=PADDED_ROUNDING * largest, equal_nan=True
         )
 
     return all(jax.tree.leaves(jax.tree.map(same, wide, narrow)))

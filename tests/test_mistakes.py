@@ -411,12 +411,14 @@ class Own:
 
 
 # Several things in each that are right beside what is wrong above.
+RATES = {"hyperparameters": {"rate": [0.1, 0.01]}}  # all that the nets above use
 RIGHT = {
     "functions": {
         "init": Own().init,
         "apply": Own().apply,
         "loss": functools.partial(lambda outputs, y, scale: scale[0] * squared_error(outputs, y), scale=[2]),
         "folds": Splitter(),
+        "hyperparameters": PLAIN["hyperparameters"],
     },
     "numbers": {
         "x": (10 * X).astype(np.int32),
@@ -450,11 +452,11 @@ def test_what_is_right_beside_it_is_not_refused(what, monkeypatch):
 
     monkeypatch.setattr(population, "choose_layout", stop)  # what comes first after them
     with pytest.raises(CheckedError):
-        call(**RIGHT[what])
+        call(**RATES | RIGHT[what])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", RIGHT)
 def test_what_is_right_is_trained(what):
-    made = cross_validate(**{"key": jax.random.key(0)} | PLAIN | RIGHT[what])
+    made = cross_validate(**{"key": jax.random.key(0)} | PLAIN | RATES | RIGHT[what])
     assert np.isfinite(made.val_loss).all()

@@ -290,12 +290,24 @@ def test_a_name_that_is_compared_with_a_text_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("extra", [hw.Float(0, 1), hw.Int(1, 3), hw.Int(1, 3, static=True), hw.Choice("a", "b")])
+@pytest.mark.parametrize(
+    "extra", [hw.Float(0, 1), hw.Int(1, 3), hw.Int(1, 3, static=True), hw.Int(1, 3, width=True), hw.Choice("a", "b")]
+)
 def test_a_hyperparameter_without_effect_is_refused_by_name(tmp_path, extra):
     space = {"rate": hw.Float(1e-3, 1e-1, log=True), "forgotten": extra}
     with pytest.raises(ValueError, match="forgotten has no effect"):
         hw.run_study(sine(space=space), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_hyperparameter_of_cross_validate_without_effect_is_refused_unless_it_counts_the_trials():
+    data = {"key": jax.random.key(0), "num_epochs": 1, "batch_size": 8}
+    functions = init, apply, hw.squared_error
+    rates = np.float32([0.1, 0.1])
+    with pytest.raises(ValueError, match=r"hyperparameters\['ratte'\] has no effect"):
+        hw.cross_validate(*functions, lambda h: optax.sgd(h["rate"]), {"rate": rates, "ratte": rates}, X, Y, **data)
+    repeats = hw.cross_validate(*functions, lambda h: optax.sgd(0.1), {"repeat": np.arange(2)}, X, Y, **data)
+    assert repeats.val_loss.shape == (2, 3, 1)
 
 
 # Widths that are not masked.
@@ -385,6 +397,8 @@ def test_other_byte_orders_and_tables_are_taken_as_scikit_learn_takes_them():
     np.testing.assert_array_equal(checks.as_arrays(nullable, "x"), [[1, 1], [2, 0]])
     dummies = pandas.get_dummies(pandas.DataFrame({"kind": ["u", "v"], "size": [0.5, 2]}))
     np.testing.assert_array_equal(checks.as_arrays(dummies, "x"), [[0.5, 1, 0], [2, 0, 1]])
+    twice = pandas.DataFrame([[1.0, 2.0], [3.0, 4.0]], columns=["a", "a"])
+    np.testing.assert_array_equal(checks.as_arrays(twice, "x"), [[1, 2], [3, 4]])
     with pytest.raises(ValueError, match=r"x\['a'\] must be finite"):
         checks.as_arrays(pandas.DataFrame({"a": pandas.array([1, None], "Int64")}), "x")
 
