@@ -13,7 +13,7 @@ if __name__ == "__main__":
 import sys
 import threading
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -67,9 +67,6 @@ class Options:
     """Only rebuild the figures and pages of this folder from what is on disk."""
 
 
-FLAGS = {field.name: field.name.replace("_", "-") for field in fields(Options)}  # as messages name them
-
-
 def order_of(asked: Study, options: Options, folder: Path) -> Order:
     """The study's own settings with the options that are given."""
     given = {name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None}
@@ -87,9 +84,9 @@ def reproduce(options: Options, stop: threading.Event) -> int:
     started, all_results, failures = cli.STARTED, [], {}
     for order in orders:
         try:
-            all_results.append(cli.run_order(order, flags, started, stop, FLAGS))
+            all_results.append(cli.run_order(order, flags, started, stop))
         except (ValueError, OSError) as error:
-            cli.report_error(error, FLAGS)
+            cli.report_error(error)
             failures[order.study.name] = str(error)
         rebuild(folder, failures)
         started = time.time()
@@ -124,9 +121,9 @@ def main() -> None:
     if options.reproducible:
         record.make_reproducible()
     if (folder := options.report_only) is not None:
-        cli.with_exit_code(lambda: report_only(folder), FLAGS)
+        cli.with_exit_code(lambda: report_only(folder))
     stop = cli.stop_on_signals()
-    cli.with_exit_code(lambda: reproduce(options, stop), FLAGS)
+    cli.with_exit_code(lambda: reproduce(options, stop))
 
 
 if __name__ == "__main__":

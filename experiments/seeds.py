@@ -16,7 +16,7 @@ if __name__ == "__main__":
 import json
 import threading
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -51,9 +51,6 @@ class Options:
     """On a GPU, the same bits each time: slower."""
 
 
-FLAGS = {field.name: field.name.replace("_", "-") for field in fields(Options)}  # as messages name them
-
-
 def folder_of(options: Options) -> Path:
     return options.out or Path("runs", *(["quick"] if options.quick else []), "seeds")
 
@@ -85,7 +82,7 @@ def search(name: str, way: str, seed: int, options: Options, stop: threading.Eve
         settings = HALVING | ({} if options.quick else {"num_trials": HALVING_TRIALS[name]})
     order = order_of(asked, options, seed, folder_of(options) / f"{name}-{way}-{seed}", **settings)
     if not (order.folder / "results.json").exists():
-        cli.run_order(order, cli.Flags(quiet=True), time.time(), stop, FLAGS)
+        cli.run_order(order, cli.Flags(quiet=True), time.time(), stop)
     read = json.loads((order.folder / "results.json").read_text())
     found = {"seed": seed, "seconds": read["timing"]["total_seconds"], "val_loss": read["best"]["mean_val_loss"]}
     where = f"{read['environment']['cores']} cores of {read['environment']['device']}"
@@ -137,4 +134,4 @@ if __name__ == "__main__":
     if chosen.reproducible:
         record.make_reproducible()
     asked_to_stop = cli.stop_on_signals()
-    cli.with_exit_code(lambda: compute(chosen, asked_to_stop), FLAGS)
+    cli.with_exit_code(lambda: compute(chosen, asked_to_stop))

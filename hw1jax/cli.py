@@ -34,7 +34,6 @@ from hw1jax.study import Order, Output, Program, Search, Study
 STARTED = time.time() - time.process_time()
 
 CHECKS = tuple(room.__name__ for room in (study_, space_, checks, failures))  # whose TypeErrors are a person's mistakes
-NO_FLAGS: Mapping[str, str] = MappingProxyType({})
 REAL = r"[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?"
 SECONDS_TO_NOTICE = 5  # that another process has died, once training with it has failed
 ending = threading.Lock()  # whoever gets it ends the process
@@ -79,7 +78,6 @@ def main(study: Study, description: str | None = None, **settings: Study) -> NoR
             study_.check_study(each)
     except (TypeError, ValueError) as error:  # whoever wrote the study gave arguments, not flags
         sys.exit(report_error(error))
-    names = flag_names(chosen_setting(study, settings, sys.argv[1:]))
 
     def work() -> Any:
         order, flags = parse(study, description, sys.argv[1:], settings)
@@ -87,20 +85,18 @@ def main(study: Study, description: str | None = None, **settings: Study) -> NoR
         if order.program.reproducible:
             record.make_reproducible()
         stop = stop_on_signals()
-        return with_others(flags, stop, lambda: run_order(order, flags, STARTED, stop, names), names)
+        return with_others(flags, stop, lambda: run_order(order, flags, STARTED, stop))
 
-    with_exit_code(work, names)
+    with_exit_code(work)
 
 
-def run_order(
-    order: Order, flags: Flags, started: float, stop: threading.Event, names: Mapping[str, str] = NO_FLAGS
-) -> dict[str, Any]:
+def run_order(order: Order, flags: Flags, started: float, stop: threading.Event) -> dict[str, Any]:
     """Carries an order out, then draws its figures and page -> what `results.json` holds.
 
     Raises:
       ValueError: there is no test loss, as the refit diverged; everything else has been written.
     """
-    observer = _FlagObserver(names, quiet=flags.quiet, verbose=flags.verbose)
+    observer = ConsoleObserver(quiet=flags.quiet, verbose=flags.verbose)
     try:
         results = run.run(order, observer, command=command_line(), started=started, stop=stop)
     finally:
@@ -112,17 +108,6 @@ def run_order(
     if results["test"]["loss"] is None:
         raise ValueError(f"{order.study.shown}: {results['refit']['failure']}")
     return results
-
-
-class _FlagObserver(ConsoleObserver):
-    """Names flags where the library names arguments."""
-
-    def __init__(self, names: Mapping[str, str], *, quiet: bool, verbose: bool) -> None:
-        super().__init__(quiet=quiet, verbose=verbose)
-        self._names = names
-
-    def note(self, text: str) -> None:
-        super().note(as_flags(text, self._names))
 
 
 # Flags out of a study.
@@ -354,9 +339,7 @@ def use_all_cores(most: int | None = None) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-def with_others(
-    flags: Flags, stop: threading.Event, work: Callable[[], Any], names: Mapping[str, str] = NO_FLAGS
-) -> Any:
+def with_others(flags: Flags, stop: threading.Event, work: Callable[[], Any]) -> Any:
     """Does the work, as one of several processes if the flags say so: then all of them end when one does, with a line.
 
     Before JAX is first used. What JAX itself does at the end of a process, or when another one has died, it does with
@@ -388,11 +371,11 @@ def with_others(
     except BaseException as error:
         if not is_mistake(error):
             traceback.print_exc()
-            hosts.leave(f"another process has failed: {as_line(error, names)}")
+            hosts.leave(f"another process has failed: {as_line(error)}")
             end_at_once(1)
         if isinstance(error, hosts.LostError):
             time.sleep(SECONDS_TO_NOTICE)  # who has died, and that this process is to end, another thread knows
-        line = as_line(error, names)
+        line = as_line(error)
         hosts.leave(line)
         end_with_error(line)
     hosts.leave()
@@ -420,7 +403,7 @@ def stop_on_signals() -> threading.Event:
     return signals.ask_first()
 
 
-def with_exit_code(work: Callable[[], Any], names: Mapping[str, str] = NO_FLAGS) -> NoReturn:
+def with_exit_code(work: Callable[[], Any]) -> NoReturn:
     """Does the work and exits with its code, if it returns one, or with 2 and one line for what the user can mend."""
     try:
         result = work()
@@ -432,7 +415,7 @@ def with_exit_code(work: Callable[[], Any], names: Mapping[str, str] = NO_FLAGS)
     except Exception as error:
         if not is_mistake(error):
             raise
-        sys.exit(report_error(error, names))
+        sys.exit(report_error(error))
     signals.finish(result if isinstance(result, int) else 0)
 
 
@@ -448,30 +431,17 @@ def is_mistake(error: BaseException) -> bool:
     return frame.f_globals["__name__"] in CHECKS
 
 
-def report_error(error: Exception, names: Mapping[str, str] = NO_FLAGS) -> int:
+def report_error(error: Exception) -> int:
     """Prints an error that the user can mend as one line, and returns the exit code for it."""
-    print(f"error: {as_line(error, names)}", file=sys.stderr)
+    print(f"error: {as_line(error)}", file=sys.stderr)
     return 2
 
 
-def as_line(error: BaseException, names: Mapping[str, str] = NO_FLAGS) -> str:
-    """What an error says, in one line, in the words of the command line (see `as_flags`)."""
+def as_line(error: BaseException) -> str:
+    """The message of an error in one line."""
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
-    return as_flags(" ".join(str(error).split()), names)
-
-
-def as_flags(text: str, names: Mapping[str, str]) -> str:
-    """A message of the library with flags for arguments: `batch_size=300 is` -> `--batch-size 300 is`.
-
-    `names`: the flags there are, as of `flag_names`. What else looks like an argument stays as it is.
-    """
-
-    def flag(match: re.Match[str]) -> str:
-        name, value = match.groups()
-        return f"--{names[name]} {value}".rstrip() if name in names else match[0]
-
-    return re.sub(r"(?<![^\s(])(\w+)=(\.*[^\s.:;,)]|)", flag, text)
+    return " ".join(str(error).split())
 
 
 def command_line() -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 
 import numpy as np
 import reproduce
@@ -96,7 +97,7 @@ def test_any_flags_are_valid_settings_or_a_mistake_told_in_one_line(study, flags
         return
     except ValueError as error:
         assert len(str(error).splitlines()) == 1
-        assert cli.as_line(error, cli.flag_names(study)).startswith("--")
+        assert re.match(r"\w+=", str(error))
         return
     assert order.study.name == study.name
     assert_valid(order)
