@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from hw1jax import hosts, plan, population, record, storage, study, training
+from hw1jax import plan, population, record, storage, study, training
 from hw1jax import space as space_
 from hw1jax.checkpoint import Checkpoint, damaged, in_one
 from hw1jax.observer import Observer
@@ -195,10 +195,6 @@ class Brackets:
                 side_by_side(lambda part, place: self._do(part, draws, place), parts, self._places_of(bracket, i))
             except _Gone:
                 return None
-            except Exception as error:
-                if hosts.are_several() and not isinstance(error, Stopped):
-                    raise hosts.LostError(f"training with the other processes has failed: {error}") from error
-                raise
             if not all(map(self._is_kept, parts)):
                 return None
             for part in rungs[-1] if rungs else []:
@@ -296,7 +292,7 @@ class Brackets:
         try:
             return self._train_job(part, draws, place)
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error) or len(numbers) == 1 or hosts.are_several():
+            if "RESOURCE_EXHAUSTED" not in str(error) or len(numbers) == 1:
                 raise
         self.splits += 1
         half = -(-len(numbers) // 2)
@@ -308,10 +304,6 @@ class Brackets:
     def _train_job(self, part: Part, draws: Mapping[int, Draw], place: Population) -> tuple[Trained, Members]:
         numbers, last_epoch, begun = part.job.numbers, part.rung.num_epochs, time.perf_counter()
         members, trials, slots = _in_slots(self._study, self._key, part.job, draws, place)
-        if hosts.are_several():
-            here = {"bracket": self._plan.brackets.index(part.bracket), "rung": part.i}
-            told = [space_.draw_to_json(draws[number]) for number in slots]
-            hosts.send(here | {"numbers": slots, "draws": told})
         if part.i:
             state = self._selected(part, members, trials, slots)
         else:
@@ -321,17 +313,14 @@ class Brackets:
         kind = f"{place.plan.slots}.{len(numbers)}.checkpoint"
         checkpoint = Checkpoint(self._path(part, kind))
         state, done, losses = checkpoint.read(state, part.first_epoch)
-        state = _resumed(members, state, done)
+        state = population.put(members, state)
         for step in population.resume(members, state, trials, first_epoch=done, last_epoch=last_epoch):
             state, done = step.state, step.num_epochs
             assert step.val is not None  # every fold has a validation part
             losses.append((step.train_loss, step.val))
             self._show(part, step)
             stopped = self._stop.is_set()
-            due = (stopped or checkpoint.is_due()) and done < last_epoch
-            if done < last_epoch:
-                hosts.send({"checkpoint": due})
-            if due:
+            if (stopped or checkpoint.is_due()) and done < last_epoch:
                 checkpoint.write(step.state, done, losses)
             if stopped:
                 raise Stopped
@@ -458,7 +447,7 @@ def _new(
 
 def _on_host(kept: Any) -> Members:
     """What is kept of members, [trial, fold, ...]: all that training needs to go on, or the networks alone."""
-    return {f"leaf_{i}": population.on_host(leaf) for i, leaf in enumerate(jax.tree.leaves(kept))}
+    return {f"leaf_{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(kept))}
 
 
 def trials_of(study_: Study, key: jax.Array, numbers: list[int], draws: list[Draw]) -> Trials:
@@ -469,34 +458,3 @@ def trials_of(study_: Study, key: jax.Array, numbers: list[int], draws: list[Dra
 def joined(parts: list[Trained]) -> Trained:
     """The trials of several brackets as those of one."""
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
-
-
-def follow(study_: Study, searched: SearchPlan, wide: Population, seed: int) -> None:
-    """What the other processes do while process 0 searches: their part of each job."""
-    try:
-        while message := hosts.receive():
-            bracket, i = searched.brackets[message["bracket"]], message["rung"]
-            draws = [space_.draw_from_json(study_.space, values) for values in message["draws"]]
-            fixed = space_.fixed(study_.space, draws[0], widest=True)
-            place = population.rearranged(wide, bracket.rungs[i].program)
-            members = place._replace(task=study.make_task(study_, fixed))
-            trials = trials_of(study_, jax.random.key(seed), message["numbers"], draws)
-            state = population.empty(members, trials) if i else population.start(members, trials)
-            done, last = hosts.receive()["first_epoch"], bracket.rungs[i].num_epochs
-            state = _resumed(members, state, done)
-            for step in population.resume(members, state, trials, first_epoch=done, last_epoch=last):
-                state = step.state
-                if step.num_epochs < last and hosts.receive()["checkpoint"]:
-                    jax.tree.map(population.on_host, state)  # process 0 writes it
-            is_last = i == len(bracket.rungs) - 1
-            _on_host(population.final_variables(members.task, state) if is_last else state)
-    except (jax.errors.JaxRuntimeError, ValueError) as error:
-        raise hosts.LostError(f"training with the other processes has failed: {error}") from error
-
-
-def _resumed(members: Population, state: State, first_epoch: int) -> State:
-    """The state in which training goes on; from a checkpoint, which process 0 alone has read, it goes to all."""
-    hosts.send({"first_epoch": first_epoch})
-    if first_epoch and hosts.are_several():
-        state = hosts.share(state)
-    return population.put(members, state)

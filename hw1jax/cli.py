@@ -22,7 +22,7 @@ import jax
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from hw1jax import checks, failures, hosts, record, report, run, search, signals
+from hw1jax import checks, failures, record, report, run, search, signals
 from hw1jax import space as space_
 from hw1jax import study as study_
 from hw1jax.brackets import Stopped
@@ -35,25 +35,12 @@ STARTED = time.time() - time.process_time()
 
 CHECKS = tuple(room.__name__ for room in (study_, space_, checks, failures))  # whose TypeErrors are a person's mistakes
 REAL = r"[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?"
-SECONDS_TO_NOTICE = 5  # that another process has died, once training with it has failed
-ending = threading.Lock()  # whoever gets it ends the process
 
 
 @dataclass(frozen=True)
 class Flags:
     """What only the command line needs to know."""
 
-    distributed: bool = False
-    """One program over the devices of several processes, each started with the same flags; found by themselves on
-    SLURM, Kubernetes and Cloud TPU, elsewhere by the next three flags."""
-    coordinator: str | None = None
-    """HOST:PORT where process 0 listens."""
-    num_processes: int | None = None
-    """Processes in all."""
-    process_id: int | None = None
-    """This process's number, from 0."""
-    join_timeout: int = 60
-    """Seconds that the processes wait for each other at the start."""
     quiet: bool = False
     """Show the results alone."""
     verbose: bool = False
@@ -85,7 +72,7 @@ def main(study: Study, description: str | None = None, **settings: Study) -> NoR
         if order.program.reproducible:
             record.make_reproducible()
         stop = stop_on_signals()
-        return with_others(flags, stop, lambda: run_order(order, flags, STARTED, stop))
+        return run_order(order, flags, STARTED, stop)
 
     with_exit_code(work)
 
@@ -101,8 +88,6 @@ def run_order(order: Order, flags: Flags, started: float, stop: threading.Event)
         results = run.run(order, observer, command=command_line(), started=started, stop=stop)
     finally:
         observer.close()
-    if not results:
-        return results
     page = report.write_report(order.folder, order.study)
     print(f"Report: {page}")
     if results["test"]["loss"] is None:
@@ -317,7 +302,7 @@ def _rule(kind: type, metavar: str, convert: Callable[[str], Any]) -> None:
 _rule(int, "INT", _whole_number)
 _rule(Path, "PATH", given_path)
 
-# The process: its devices, its companions, its end.
+# The process: its devices, its end.
 
 
 def use_all_cores(most: int | None = None) -> None:
@@ -337,65 +322,6 @@ def use_all_cores(most: int | None = None) -> None:
             cache = Path(cache if os.path.isabs(cache) else "~/.cache").expanduser()
             jax.config.update("jax_compilation_cache_dir", str(cache / "hw1jax" / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-
-
-def with_others(flags: Flags, stop: threading.Event, work: Callable[[], Any]) -> Any:
-    """Does the work, as one of several processes if the flags say so: then all of them end when one does, with a line.
-
-    Before JAX is first used. What JAX itself does at the end of a process, or when another one has died, it does with
-    stack dumps: so this process ends here, unless it was stopped.
-
-    Raises:
-      ValueError: flags that go with --distributed alone.
-      Stopped: by a signal.
-    """
-    if not flags.distributed:
-        if {flags.coordinator, flags.num_processes, flags.process_id} != {None}:
-            raise ValueError("coordinator=, num_processes= and process_id= go with distributed=")
-        return work()
-    try:
-        if not hosts.join(
-            flags.coordinator,
-            flags.num_processes,
-            flags.process_id,
-            versions=record.versions(),
-            timeout=flags.join_timeout,
-            stop=stop,
-            end=end_with_error,
-        ):
-            raise Stopped
-        work()
-    except Stopped:
-        hosts.leave("another process was stopped: the same command goes on from here")
-        raise
-    except BaseException as error:
-        if not is_mistake(error):
-            traceback.print_exc()
-            hosts.leave(f"another process has failed: {as_line(error)}")
-            end_at_once(1)
-        if isinstance(error, hosts.LostError):
-            time.sleep(SECONDS_TO_NOTICE)  # who has died, and that this process is to end, another thread knows
-        line = as_line(error)
-        hosts.leave(line)
-        end_with_error(line)
-    hosts.leave()
-    end_at_once(0)
-
-
-def end_with_error(line: str) -> NoReturn:
-    """Ends the process from whichever thread, with a line and exit code 2."""
-    ending.acquire()
-    print(f"error: {line}", file=sys.stderr)
-    end_at_once(2)
-
-
-def end_at_once(code: int) -> NoReturn:
-    """Ends the process where it stands: files appear whole or not at all."""
-    if sys.stderr.isatty():
-        print("\x1b[?25h", end="", file=sys.stderr, flush=True)  # the bar has hidden the cursor
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def stop_on_signals() -> threading.Event:

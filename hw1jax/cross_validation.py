@@ -280,14 +280,12 @@ def cross_validate(
 
     trained, best_epoch = last.state, None
     if last.best is not None and early_stopping is not None:
-        trained, best_epoch = last.best.state, population.on_host(last.best.epoch)[:num_trials]
+        trained, best_epoch = last.best.state, np.asarray(last.best.epoch)[:num_trials]
         has_stopped = np.arange(num_epochs)[None, None] > best_epoch[:, :, None] + early_stopping
         train_loss, values = jax.tree.map(lambda a: np.where(has_stopped, np.nan, a), (train_loss, values))
     params = state = None
     if return_params:
-        params, state = jax.tree.map(
-            lambda a: population.on_host(a)[:num_trials], population.final_variables(task, trained)
-        )
+        params, state = jax.tree.map(lambda a: np.asarray(a)[:num_trials], population.final_variables(task, trained))
     named = {name: values[name] for name, _ in task.metrics}
     return CrossValidation(
         train_loss, values["loss"], params, named, state, best_epoch, hyperparameters, splits, task, x
@@ -305,11 +303,11 @@ def _train(
     for last in population.train(members, trials):
         assert last.val is not None  # every fold has a validation part
         histories.append(jax.tree.map(lambda a: a[:num_trials], (last.train_loss, last.val)))
-        best_loss = last.val["loss"][:, :, -1] if last.best is None else population.on_host(last.best.val_loss)
+        best_loss = last.val["loss"][:, :, -1] if last.best is None else np.asarray(last.best.val_loss)
         if say is not None:
             say(last.num_epochs, spec.num_epochs, best_loss[:num_trials])
         if last.best is not None and spec.patience is not None:
-            since = last.num_epochs - population.on_host(last.best.epoch)
+            since = last.num_epochs - np.asarray(last.best.epoch)
             if (since > spec.patience).all():
                 break
     assert last is not None  # there is an epoch

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.stages import Traced
 
-from hw1jax import checks, hosts, identity, population, probe, study
+from hw1jax import checks, identity, population, probe, study
 from hw1jax import space as space_
 from hw1jax.data import Dataset
 from hw1jax.folds import Fold
@@ -172,17 +172,17 @@ def make_plan(
             f"and {changed} is another: mask what lies beyond, as hw1jax.models does, or give widths=exact"
         )
 
-    def plan_for(num_trials: int, least: int = 1) -> Plan:
-        each = max(least, -(-num_trials // num_programs))
+    def plan_for(num_trials: int) -> Plan:
+        each = -(-num_trials // num_programs)
         return population.make_plan(each, len(splits), shapes, layout, program.num_devices)
 
-    def fit(wanted: int, least: int = 1) -> tuple[int, Plan]:
+    def fit(wanted: int) -> tuple[int, Plan]:
         """(trials at a time, their program): at most so many, fewer where the memory asks for it."""
-        plan = plan_for(wanted, least)
+        plan = plan_for(wanted)
         while program.members_per_program is not None and plan.slots > most:  # slots are rounded to divide evenly
             wanted -= 1
             plan = plan_for(wanted)
-        if program.members_per_program is None and not hosts.are_several():
+        if program.members_per_program is None:
             while (free := _free_bytes()) and wanted > 1:
                 fixed = space_.fixed(study_.space, space_.widest(study_.space), widest=True)
                 trial = make_population(study_, search, plan, data, splits, fixed)
@@ -213,17 +213,15 @@ def make_plan(
         num_trials = plan.slots if num_programs == 1 else wanted
         return SearchPlan((Bracket(num_trials, (Rung(search.num_epochs, plan),)),))
 
-    least = len(jax.devices()) if hosts.are_several() else 1  # all processes have their part in every program
-
     def rung(stage: Stage) -> Rung:
         if own_widths:
             return alone(stage.num_trials, stage.last_epoch)
         in_a_job = -(-stage.num_trials // -(-stage.num_trials // most))
-        return Rung(stage.last_epoch, programs.get(stage) or fit(in_a_job, least)[1])
+        return Rung(stage.last_epoch, programs.get(stage) or fit(in_a_job)[1])
 
     brackets = [_stages(size, ends, search.halving) for size, ends in _bracket_sizes(num_trials, search)]
     programs: dict[Stage, Plan] = {}
-    if jax.default_backend() == "cpu" and not hosts.are_several() and not own_widths:
+    if jax.default_backend() == "cpu" and not own_widths:
         stages = list(chain(*brackets))
         plans = [plan_for(n) for n in range(1, min(most, max(stage.num_trials for stage in stages)) + 1)]
         small_enough = {plan.slots: plan for plan in plans if plan.slots <= most}
@@ -522,9 +520,9 @@ def _trains_best_alone(params: Any, layout: Layout, num_folds: int) -> bool:
     """Whether trials gain nothing by training beside others on a device, so that each can be almost as narrow as it is.
 
     So it is on a CPU, where no two fit its cache or they follow one another in any case. An accelerator is better
-    filled by all trials in one program, and several hosts share each program.
+    filled by all trials in one program.
     """
-    if jax.devices()[0].platform != "cpu" or hosts.are_several():
+    if jax.devices()[0].platform != "cpu":
         return False
     return layout.one_by_one or population.trials_that_fit(params, num_folds) == 1
 

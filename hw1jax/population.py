@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jax.experimental import multihost_utils
 from jax.extend.core import jaxpr_as_fun
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -310,7 +309,7 @@ def resume(
             numbers,
             population.steps_of_folds,
         )
-        train_loss, val = jax.tree.map(lambda values: on_host(values)[:, :, : len(epochs)], (train_loss, val))  # noqa: B023
+        train_loss, val = jax.tree.map(lambda values: np.asarray(values)[:, :, : len(epochs)], (train_loss, val))  # noqa: B023
         yield Progress(epochs.stop, state, train_loss, val, best)
 
 
@@ -368,19 +367,6 @@ def final_variables(task: Task, state: State) -> tuple[Params, Any]:
     if task.averaging is not None or task.eval_params is not None:
         params = jax.vmap(jax.vmap(partial(training.final_params, task)))(state)
     return params, state.model_state
-
-
-def empty(population: Population, trials: Trials) -> State:
-    """Zeros in the shape of a population's state [trial, fold, ...]."""
-    leading = (population.plan.slots, len(population.folds))
-    return jax.tree.map(lambda a: np.zeros((*leading, *a.shape), a.dtype), member_shapes(population, trials))
-
-
-def on_host(array: jax.Array) -> np.ndarray:
-    """A whole array; where several processes hold its parts, all of them call this together."""
-    if array.is_fully_addressable:
-        return np.asarray(array)
-    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def one_trial_each(population: Population) -> list[Population]:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from hw1jax import brackets, folds, hosts, plan, population, record, results, search, storage, study
+from hw1jax import brackets, folds, plan, population, record, results, search, storage, study
 from hw1jax import space as space_
 from hw1jax.brackets import Brackets, Stopped, Trained
 from hw1jax.checkpoint import Checkpoint, in_one
@@ -89,8 +89,7 @@ def run(
       stop: training stops soon after it is set.
 
     Returns:
-      What `results.json` holds, the test loss None where the refit diverged; nothing in the processes that only help
-      process 0 (see `hosts`).
+      What `results.json` holds, the test loss None where the refit diverged.
 
     Raises:
       ValueError, TypeError: a study or data that can't be run (nothing has been written then), or no trial that didn't
@@ -103,12 +102,6 @@ def run(
     task_digest = plan.check_networks(asked, order.search, data, splits)
     versions = {name: record.version_of(name) for name in ("jax", "flax", "optax")}
     config = _config(order, data, splits) | {"task_sha256": task_digest, "task_versions": versions}
-    hosts.agree(config | {"devices of this process": jax.local_device_count()})
-    if hosts.follows():
-        if told := hosts.receive():
-            planned = _plan_of(told)
-            brackets.follow(asked, planned, _wide(order, planned, data, splits), order.search.seed)
-        return {}
     clock = Clock()
     journal = folder / "journal.log"
 
@@ -119,46 +112,44 @@ def run(
             yield
             storage.sync(journal)
 
-    with hosts.leading():
-        with storage.new_folder(folder, folder / ".search.lock"):
-            if order.output.overwrite:
-                results.remove(folder)
-            opened = search.open_storage(
-                journal,
-                asked,
-                sampler=order.search.sampler,
-                seed=order.search.seed,
-                url=order.output.storage,
-            )
-            config = search.begin(opened, config, folder)
-            before = results.read_record(folder)
-        planned = _plan_of(config)
-        stretches = planned.stretches(order.num_trials)
-        hosts.send(config)  # before the data are put on the devices of all
-        wide = _wide(order, planned, data, splits)
-        place = folder / "brackets" / _digest(config)
-        trained = Brackets(place, asked, planned, wide, order.search.seed, observer, stop, num_trials=order.num_trials)
-        if rare := folds.rare_classes(data.y_train, splits):
-            observer.note(rare)
-        observer.start(asked, order.num_trials, len(splits), order.search.num_epochs, trained.work)
-        if order.program.reproducible and jax.default_backend() != "cpu" and not record.is_reproducible():
-            observer.note("not reproducible: XLA_FLAGS must say so before JAX starts (record.make_reproducible)")
-        trials: list[TrialScore] = []
-        histories: dict[int, Trained] = {}  # by each bracket's first trial
-        threads = max(rung.program.num_devices if rung.own_widths else 1 for rung in planned.rungs)
-        with clock.measure("train_seconds", threads=threads):
-            for bracket in search.search(
-                opened,
-                asked,
-                trained.train,
-                brackets=[stretch.numbers for stretch in stretches],
-                num_epochs=order.search.num_epochs,
-                one_at_a_time=one_at_a_time,
-                note=observer.note,
-            ):
-                trials = sorted([*trials, *bracket], key=lambda trial: trial.number)
-                histories[bracket[0].number] = trained.read({trial.number: trial.draw for trial in bracket})
-                observer.trials(trials, asked)
+    with storage.new_folder(folder, folder / ".search.lock"):
+        if order.output.overwrite:
+            results.remove(folder)
+        opened = search.open_storage(
+            journal,
+            asked,
+            sampler=order.search.sampler,
+            seed=order.search.seed,
+            url=order.output.storage,
+        )
+        config = search.begin(opened, config, folder)
+        before = results.read_record(folder)
+    planned = _plan_of(config)
+    stretches = planned.stretches(order.num_trials)
+    wide = _wide(order, planned, data, splits)
+    place = folder / "brackets" / _digest(config)
+    trained = Brackets(place, asked, planned, wide, order.search.seed, observer, stop, num_trials=order.num_trials)
+    if rare := folds.rare_classes(data.y_train, splits):
+        observer.note(rare)
+    observer.start(asked, order.num_trials, len(splits), order.search.num_epochs, trained.work)
+    if order.program.reproducible and jax.default_backend() != "cpu" and not record.is_reproducible():
+        observer.note("not reproducible: XLA_FLAGS must say so before JAX starts (record.make_reproducible)")
+    trials: list[TrialScore] = []
+    histories: dict[int, Trained] = {}  # by each bracket's first trial
+    threads = max(rung.program.num_devices if rung.own_widths else 1 for rung in planned.rungs)
+    with clock.measure("train_seconds", threads=threads):
+        for bracket in search.search(
+            opened,
+            asked,
+            trained.train,
+            brackets=[stretch.numbers for stretch in stretches],
+            num_epochs=order.search.num_epochs,
+            one_at_a_time=one_at_a_time,
+            note=observer.note,
+        ):
+            trials = sorted([*trials, *bracket], key=lambda trial: trial.number)
+            histories[bracket[0].number] = trained.read({trial.number: trial.draw for trial in bracket})
+            observer.trials(trials, asked)
     history = brackets.joined([histories[first] for first in sorted(histories)])
     best = results.best(trials, asked)
     if best is None:
@@ -287,17 +278,11 @@ def _plan_of(config: dict[str, Any]) -> SearchPlan:
       ValueError: it needs more devices than there are here.
     """
     planned = SearchPlan.from_json(config["plan"])
-    own_widths = any(rung.own_widths for rung in planned.rungs)
     num_devices = max(rung.program.num_devices for rung in planned.rungs)
     if any(r.program.num_devices > len(jax.devices()) and not r.own_widths for r in planned.rungs):
         raise ValueError(
             f"this search was begun on {num_devices} devices, here are {len(jax.devices())}: go on with it where "
             "there are as many (on a CPU, with JAX_NUM_CPU_DEVICES), or give another out="
-        )
-    if hosts.are_several() and (own_widths or num_devices < len(jax.devices())):
-        raise ValueError(
-            "several processes train one program on all their devices: give widths=padded, no num_devices=, and "
-            "trials enough for all devices"
         )
     return planned
 

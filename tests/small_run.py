@@ -79,25 +79,20 @@ def main():
     parser.add_argument("--kill-at", help="die after the third call of what is called so")
     parser.add_argument("--kill-at-record", type=int, help="die in the middle of writing the n-th time to the journal")
     parser.add_argument("--largest-file", type=int, help="bytes, as if the disk were full then")
-    parser.add_argument("--process-id", type=int, help="this is one of two processes")
-    parser.add_argument("--coordinator", help="HOST:PORT")
     options = parser.parse_args()
     if options.kill_at_record:
         die_in_the_middle_of_a_record(options.kill_at_record)
     if options.largest_file:
         resource.setrlimit(resource.RLIMIT_FSIZE, (options.largest_file, resource.RLIM_INFINITY))
     checkpoint.SECONDS_BETWEEN_CHECKPOINTS = 0
-    several = options.process_id is not None
-    others = {"num_processes": 2, "process_id": options.process_id, "coordinator": options.coordinator}
-    flags = cli.Flags(distributed=several, **others if several else {})
-    settings = options.settings | ({} if several else ONE_DEVICE)
+    settings = options.settings | ONE_DEVICE
     cli.use_all_cores()
     stop = cli.stop_on_signals()
 
     def work():
         complete(options.out, options.study, log=options.log, kill_at=options.kill_at, stop=stop, **settings)
 
-    cli.with_exit_code(lambda: cli.with_others(flags, stop, work))
+    cli.with_exit_code(work)
 
 
 if __name__ == "__main__":

@@ -135,7 +135,7 @@ def test_every_flag_reaches_its_setting():
         "--hidden-units 10-50 20-60 3-3 --channels 4-10 10-15 2-3 --learning-rate 1e-3-1e-1 --l2 0.5-2 "
         "--optimizers sgd adam --data-dir data "
     )
-    only_here = "--distributed --coordinator HOST:1 --num-processes 2 --process-id 1 --join-timeout 9 --quiet --verbose"
+    only_here = "--quiet --verbose"
     given = {flag.removeprefix("--") for flag in (line + only_here).split() if flag.startswith("--")}
     assert given == set(cli.flag_names(FASHION_CNN).values())
     order = parse(FASHION_CNN, line)
@@ -153,8 +153,7 @@ def test_every_flag_reaches_its_setting():
         Output(Path("some/where"), "sqlite:///x", overwrite=True, quick=True),
         {"data_dir": Path("data")},
     )
-    own = cli.parse(REGRESSION, None, only_here.replace(" --verbose", "").split())[1]
-    assert own == cli.Flags(True, "HOST:1", 2, 1, 9, quiet=True)
+    assert cli.parse(REGRESSION, None, ["--quiet"])[1] == cli.Flags(quiet=True)
     assert cli.parse(REGRESSION, None, ["--verbose"])[1] == cli.Flags(verbose=True)
     order = parse(REGRESSION, "--train-csv a.csv --test-csv b.csv")
     assert order.inputs == {"train_csv": Path("a.csv"), "test_csv": Path("b.csv")}
@@ -300,7 +299,7 @@ def test_help_of_any_study_shows_its_space_and_its_title(monkeypatch, capsys):
     assert "--num-folds" not in flat(out)  # it has folds of its own
 
 
-@pytest.mark.parametrize("name", ["quiet", "help", "no_quick", "table", "process_id"])
+@pytest.mark.parametrize("name", ["quiet", "help", "no_quick", "table", "quiet"])
 def test_a_hyperparameter_that_would_be_another_flag_is_refused_in_one_line(call, elsewhere, name):
     asked = replace(ODD, space={name: hw.Float(0, 1)})
     assert_one_line(call(asked), elsewhere, f"{name} is the name of", "give it another")
@@ -446,7 +445,6 @@ def test_a_wrong_flag_gets_tyros_message(call, elsewhere, name, args, words):
         ("regression", "--train-csv x.csv --test-csv y.csv", ["x.csv", "header input,label"]),
         ("fashion_mlp", "--data-dir nowhere", ["nowhere", "data_dir="]),
         ("regression", "--quiet --verbose", ["quiet= and verbose= don't go together"]),
-        ("regression", "--process-id 1", ["coordinator=, num_processes= and process_id= go with distributed="]),
         (None, "--quick --seed -1", ["seed= must be at least 0, got -1"]),
         (None, "--report-only nowhere", ["nowhere", "results.json"]),
     ],

@@ -135,11 +135,6 @@ def test_states_of_narrower_networks_are_refused(members):
         population.select(members, rows_of(small, [0] * 8), trials_of(DRAWS))
 
 
-def test_an_empty_state_is_one_of_zeros_in_the_shape_of_the_program(members, usual):
-    empty = population.empty(members, trials_of(DRAWS))
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, np.zeros_like(b), strict=True), empty, usual[2])
-
-
 # Members of one parameter and of a small network, which compile soon.
 
 
