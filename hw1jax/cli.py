@@ -22,7 +22,7 @@ import jax
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from hw1jax import checks, failures, record, report, run, search, signals
+from hw1jax import checks, failures, record, report, run, signals
 from hw1jax import space as space_
 from hw1jax import study as study_
 from hw1jax.brackets import Stopped
@@ -371,7 +371,7 @@ def as_line(error: BaseException) -> str:
 
 
 def command_line() -> str:
-    """The command that repeats this run, without the password of a database.
+    """The command that repeats this run.
 
     A script of a checkout's experiments is named from the checkout's root, any other from the working folder. A study
     that `python -m hw1jax` runs has that command, and its own module, for the first of the arguments.
@@ -379,14 +379,6 @@ def command_line() -> str:
     script = Path(sys.argv[0]).absolute()
     above = (folder for folder in script.parents if folder / "experiments" in script.parents)
     root = next((folder for folder in above if (folder / "hw1jax" / "cli.py").exists()), None)
-    args = []
-    for before, arg in pairwise(sys.argv):
-        flag, equals, value = arg.partition("=")
-        if before == "--storage":
-            arg = search.shown_url(arg) or "URL"
-        elif equals and flag == "--storage":
-            arg = f"{flag}={search.shown_url(value) or 'URL'}"
-        args.append(arg)
     is_module = sys.argv[0].startswith("python -m ")
     start = shlex.split(sys.argv[0]) if is_module else ["python", os.path.relpath(script, root)]
-    return shlex.join([*start, *args])
+    return shlex.join([*start, *sys.argv[1:]])

@@ -135,10 +135,7 @@ def _are_classes(study: Study, outputs: Any, y: Any) -> bool:
 def remove(folder: Path) -> None:
     """Removes the search and the results that a folder holds, and nothing else."""
     with storage.results_lock(folder):
-        for name in (
-            *("results.json", "report.html", "trials.csv", "histories.npz", "model.msgpack", "journal.log"),
-            "study_name.txt",  # of its search in a database
-        ):
+        for name in ("results.json", "report.html", "trials.csv", "histories.npz", "model.msgpack", "journal.log"):
             (folder / name).unlink(missing_ok=True)
         for name in ("brackets", "figures"):
             shutil.rmtree(folder / name, ignore_errors=True)

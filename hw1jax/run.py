@@ -115,13 +115,7 @@ def run(
     with storage.new_folder(folder, folder / ".search.lock"):
         if order.output.overwrite:
             results.remove(folder)
-        opened = search.open_storage(
-            journal,
-            asked,
-            sampler=order.search.sampler,
-            seed=order.search.seed,
-            url=order.output.storage,
-        )
+        opened = search.open_storage(journal, asked, sampler=order.search.sampler, seed=order.search.seed)
         config = search.begin(opened, config, folder)
         before = results.read_record(folder)
     planned = _plan_of(config)
@@ -145,7 +139,6 @@ def run(
             brackets=[stretch.numbers for stretch in stretches],
             num_epochs=order.search.num_epochs,
             one_at_a_time=one_at_a_time,
-            note=observer.note,
         ):
             trials = sorted([*trials, *bracket], key=lambda trial: trial.number)
             histories[bracket[0].number] = trained.read({trial.number: trial.draw for trial in bracket})

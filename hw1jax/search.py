@@ -3,15 +3,12 @@
 import hashlib
 import json
 import os
-import re
-import secrets
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,19 +21,13 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "IProgress not found")  # of bars that are not shown, in a notebook
     import optuna
     from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-    from optuna.exceptions import StorageInternalError
     from optuna.storages import BaseStorage, JournalStorage
     from optuna.storages.journal import JournalFileBackend
     from optuna.trial import FrozenTrial, Trial, TrialState
 
-Result = TypeVar("Result")
 FOREST_SEED = 0  # of importances: the same trials give the same shares
 MOST_REPORTS = 20  # intermediate values of a trial, for Optuna's plots
 SECONDS_BETWEEN_LOOKS = 0.5  # at what other processes are training
-SECONDS_WITHOUT_DATABASE = 60  # that a search waits for one that is away
-SECONDS_BETWEEN_TRIES = 0.5
-NAME_FILE = "study_name.txt"  # of a folder whose search is in a database
-FIRST_TRIES = 10  # to make the tables of a new database, which others may be making at the same time
 
 
 class PureRandomSampler(optuna.samplers.BaseSampler):
@@ -123,7 +114,7 @@ def lock_journal(path: Path) -> AbstractContextManager[None]:
     return storage.lock(path.with_name(f".{path.name}.lock"))
 
 
-def open_storage(journal: Path, study: Study, *, sampler: str, seed: int, url: str | None = None) -> optuna.Study:
+def open_storage(journal: Path, study: Study, *, sampler: str, seed: int) -> optuna.Study:
     """The study's search in Optuna's journal, created if there is none (`optuna-dashboard` opens it as well).
 
     Args:
@@ -131,10 +122,9 @@ def open_storage(journal: Path, study: Study, *, sampler: str, seed: int, url: s
       study: whose name and direction it has.
       sampler: "random" or "tpe".
       seed: of the sampler.
-      url: of a database to use instead of the journal, as Optuna's RDBStorage takes it.
 
     Raises:
-      ValueError: the file is no journal, is damaged, or holds another study; there is no such database.
+      ValueError: the file is no journal, is damaged, or holds another study.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():
@@ -142,14 +132,13 @@ def open_storage(journal: Path, study: Study, *, sampler: str, seed: int, url: s
         chosen = PureRandomSampler(seed)
         if sampler == "tpe":
             chosen = BracketSampler(lambda seed: optuna.samplers.TPESampler(seed=seed), seed)
-        if url is None:
-            return _create(_open_journal(journal, study.name), study, study.name, chosen)
-        return _open_database(url, journal.parent, study, chosen)
-
-
-def _create(kept: BaseStorage, study: Study, name: str, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
-    direction = "maximize" if study.maximize else "minimize"
-    return optuna.create_study(storage=kept, study_name=name, sampler=sampler, direction=direction, load_if_exists=True)
+        return optuna.create_study(
+            storage=_open_journal(journal, study.name),
+            study_name=study.name,
+            sampler=chosen,
+            direction="maximize" if study.maximize else "minimize",
+            load_if_exists=True,
+        )
 
 
 def _open_journal(journal: Path, name: str) -> BaseStorage:
@@ -164,117 +153,6 @@ def _open_journal(journal: Path, name: str) -> BaseStorage:
     if others:
         raise ValueError(f"{journal.parent} holds the study {others[0]}, not {name}: give another out=")
     return kept
-
-
-def _open_database(url: str, folder: Path, study: Study, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
-    if shown_url(url) is None:
-        raise ValueError(
-            "storage=: the URL can't be read; it looks like postgresql+psycopg://USER:PASSWORD@HOST/NAME, with %40 "
-            "for an @ and %2F for a / in the password"
-        )
-    _check_name(folder, study.name)
-    for tries_left in reversed(range(FIRST_TRIES)):
-        try:
-            kept = optuna.storages.RDBStorage(url)
-            return _create(kept, study, _name_in_database(folder, study.name), sampler)
-        except Exception as error:  # SQLAlchemy's and the drivers' errors have no base of their own
-            if not (tries_left and _others_may_have_been_first(error)):
-                raise ValueError(f"storage=: the database doesn't open ({_reason(error, url)})") from error
-        time.sleep(SECONDS_BETWEEN_TRIES)
-    raise AssertionError("the last try returns or raises")
-
-
-def _others_may_have_been_first(error: Exception) -> bool:
-    """Whether an error is what making tables ends with that another process makes at the same moment."""
-    from sqlalchemy.exc import IntegrityError, ProgrammingError
-
-    words = ("already exists", "locked")  # SQLite's and MySQL's, in the class that a lost connection has as well
-    return isinstance(error, IntegrityError | ProgrammingError) or any(word in str(error) for word in words)
-
-
-def _name_in_database(folder: Path, name: str) -> str:
-    """What a database calls the search of a folder: the study's name and a mark of the folder's own, kept in it.
-
-    So a database holds the searches of any number of folders, and a folder may be moved.
-    """
-    path = folder / NAME_FILE
-    if not path.exists():
-        storage.write_bytes(path, f"{name}-{secrets.token_hex(4)}".encode())
-    return path.read_text().strip()
-
-
-def _check_name(folder: Path, name: str) -> None:
-    """Raises a ValueError if the folder's search in a database is another study's."""
-    if (folder / NAME_FILE).exists():
-        own = (folder / NAME_FILE).read_text(errors="replace").strip()
-        if own != name and not own.startswith(f"{name}-"):
-            raise ValueError(f"{folder / NAME_FILE} names the study {own[:40]!r}, not {name}: give another out=")
-
-
-SECRETS = re.compile("pass|pwd|secret|token|key", re.IGNORECASE)  # in names of a URL's parameters, and in their values
-
-
-def shown_url(url: str) -> str | None:
-    """A database's URL with *** for what is secret; None if it can't be parsed, as nobody knows then where that is."""
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        parsed = make_url(url)
-    except (SQLAlchemyError, ValueError):  # a port that is no number is a ValueError
-        return None
-    if parsed.password is not None and url.count("@") > 1:
-        return None  # the password may have one, and what stands after it would be taken for the host
-    hidden = {n: "***" for n, value in parsed.query.items() if SECRETS.search(n) or SECRETS.search(str(value))}
-    return parsed.update_query_dict(hidden).render_as_string(hide_password=True).replace("%2A%2A%2A", "***")
-
-
-def _first_line(error: BaseException) -> str:
-    """What the database's driver says."""
-    error = error.__cause__ or error if isinstance(error, StorageInternalError) else error
-    return str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
-
-
-def _reason(error: BaseException, url: str) -> str:
-    """Why the database failed, in one line, without what is secret in its URL."""
-    from sqlalchemy.engine import make_url
-
-    reason = _first_line(error)
-    parsed = make_url(url)
-    values = [v for n, value in parsed.query.items() for v in ([value] if isinstance(value, str) else value)]
-    for secret in [parsed.password, *(v for v in values if v not in (shown_url(url) or ""))]:
-        reason = reason.replace(str(secret), "***") if secret else reason
-    return reason
-
-
-def _database_errors() -> tuple[type[Exception], ...]:
-    """What a database that is away raises; imported by those alone who have met an error."""
-    from sqlalchemy.exc import SQLAlchemyError
-
-    return SQLAlchemyError, StorageInternalError
-
-
-def _patiently(work: Callable[[], Result], note: Callable[[str], None]) -> Result:
-    """Does the work, again and again for a while where the database is away. It may have been done in part.
-
-    Raises:
-      ConnectionError: the database has stayed away.
-    """
-    begin, noted = time.monotonic(), False
-    while True:
-        try:
-            return work()
-        except _database_errors() as error:
-            reason = _first_line(error)
-            if time.monotonic() - begin > SECONDS_WITHOUT_DATABASE:
-                raise ConnectionError(
-                    f"storage=: the database has been away for {SECONDS_WITHOUT_DATABASE} s ({reason}): the same "
-                    "command goes on from here when it is back"
-                ) from error
-            if not noted:
-                note(f"the database is away ({reason}): trying again for {SECONDS_WITHOUT_DATABASE} s")
-                noted = True
-        time.sleep(SECONDS_BETWEEN_TRIES)
 
 
 def _repair(journal: Path) -> None:
@@ -311,10 +189,10 @@ def begin(opened: optuna.Study, config: dict[str, Any], folder: Path) -> dict[st
       ValueError: the folder holds a search with other settings (the message names the first difference), or one of a
         later format.
     """
-    stored = _patiently(lambda: opened.user_attrs.get("config"), lambda text: None)
+    stored = opened.user_attrs.get("config")
     if stored is None:
-        _patiently(lambda: opened.set_user_attr("config", config), lambda text: None)
-        return _patiently(lambda: opened.user_attrs["config"], lambda text: None)
+        opened.set_user_attr("config", config)
+        return opened.user_attrs["config"]
     storage.check_format(stored, f"the search in {folder}")
     wanted = json.loads(json.dumps(config))
     flat, flat_wanted = ({**c.pop("space", {}), **c} for c in (dict(stored), dict(wanted)))
@@ -366,7 +244,6 @@ def search(
     brackets: Iterable[range],
     num_epochs: int,
     one_at_a_time: Callable[[], AbstractContextManager] = nullcontext,
-    note: Callable[[str], None] = lambda text: None,
 ) -> Iterator[list[TrialScore]]:
     """Asks for brackets of trials, trains each bracket, tells its scores; yields each bracket.
 
@@ -381,10 +258,6 @@ def search(
       brackets: the numbers of each one's trials, from 0 on; those of trials that the search already has included.
       num_epochs: of a trial that is complete; one whose values are of fewer was pruned.
       one_at_a_time: makes a context in which no other process asks or tells.
-      note: is told that the database is away, and that the search waits for it.
-
-    Raises:
-      ConnectionError: it has stayed away; nothing is lost.
     """
 
     def ask(numbers: range) -> tuple[dict[int, Draw], dict[int, TrialScore]]:
@@ -405,11 +278,11 @@ def search(
         done = []
         for numbers in waiting:
             with one_at_a_time():
-                draws, told = _patiently(partial(ask, numbers), note)
+                draws, told = ask(numbers)
             values = {} if len(told) == len(numbers) else train(draws)
             if values is not None:
                 with one_at_a_time():
-                    trials = _patiently(partial(tell, draws, values), note)
+                    trials = tell(draws, values)
                 yield trials
                 done.append(numbers)
             elif isinstance(opened.sampler, BracketSampler):

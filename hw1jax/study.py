@@ -189,8 +189,6 @@ class Output:
 
     out: Path | None = None
     """Folder of the results; runs/STUDY, or runs/quick/STUDY with --quick, if not given."""
-    storage: str | None = None
-    """URL of a database for Optuna, such as postgresql+psycopg://user@host/name, instead of OUT/journal.log."""
     overwrite: bool = False
     """Begin anew: remove the search and the results that the folder holds."""
     quick: bool = False

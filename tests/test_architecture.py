@@ -87,7 +87,7 @@ def test_imports_point_one_way_and_each_library_has_one_door(capsys):
 def test_every_library_is_a_dependency():
     declared = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]["dependencies"]
     needs = {re.split(r"[^\w-]", need)[0].replace("-", "_") for need in declared}
-    brought = {"PIL", "sqlalchemy", "IPython"}  # by matplotlib, by Optuna, by a notebook
+    brought = {"PIL", "IPython"}  # by matplotlib, by a notebook
     found = set.union(*map(libraries, MODULES.values()))
     assert found - sys.stdlib_module_names - brought - {"hw1jax"} <= needs
 

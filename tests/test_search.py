@@ -115,18 +115,6 @@ def test_the_order_of_asking_does_not_matter():
         PureRandomSampler(0).sample_independent(None, SimpleNamespace(number=0), "something", None)
 
 
-def test_a_database_holds_the_searches_of_several_folders_and_a_wrong_url_is_told_without_its_password(tmp_path):
-    url = f"sqlite:///{tmp_path}/all.db"
-    for seed in (0, 1):
-        brackets = run(open_storage(tmp_path / str(seed), seed, url=url), num_trials=1)
-        assert [trial.draw for trial in all_of(brackets)] == [space_.random_draw(SPACE, seed, 0)]
-    again = run(open_storage(tmp_path / "1", 1, url=url), Training(lambda _: (1.0, 2.0, 3.0)), num_trials=1)
-    assert again == brackets
-    with pytest.raises(ValueError, match="the database doesn't open") as caught:
-        open_storage(tmp_path, url="postgresql+nothing://me:hush@127.0.0.1:1/none")
-    assert "hush" not in str(caught.value)
-
-
 def test_the_journal_holds_every_trial_for_any_other_program(tmp_path):
     trials = all_of(run(open_storage(tmp_path), Training(failing=[4])))
     for line in (tmp_path / "journal.log").read_text().splitlines():

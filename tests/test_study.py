@@ -41,14 +41,14 @@ def test_settings_go_to_the_room_that_they_belong_to():
     search = {"num_epochs": 5, "batch_size": 3, "num_folds": 2, "seed": 2**32 - 1, "sampler": "tpe", "halving": 4}
     search |= {"first_rung": 2, "brackets": True, "averaging": 0.9, "precision": "bfloat16"}
     program = {"widths": "exact", "members_per_program": 2, "num_devices": 3, "reproducible": True}
-    output = {"out": "runs/here", "storage": "sqlite:///x", "overwrite": True}
+    output = {"out": "runs/here", "overwrite": True}
     inputs = {"data_csv": "here.csv"}
     order = study_.order(STUDY, inputs=inputs, num_trials=7, quick=True, **search, **program, **output)
     assert order[1:] == (
         7,
         Search(**search),
         Program(**program),
-        Output(Path("runs/here"), "sqlite:///x", overwrite=True, quick=True),
+        Output(Path("runs/here"), overwrite=True, quick=True),
         {"data_csv": Path("here.csv")},
     )
     assert order.folder == Path("runs/here")
