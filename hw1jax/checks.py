@@ -1,8 +1,11 @@
-"""What a user gives, checked before it is trusted: data, hyperparameters, a task. A mistake is told in one line."""
+"""Checks of what a user gives: data, hyperparameters, a task. The message of a mistake is one line.
+
+What a user's own function raises keeps its type, message and traceback, and gets a note (`in_function`).
+"""
 
 import textwrap
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import jax
@@ -12,7 +15,7 @@ import optax
 from jax.core import Tracer
 from optax.contrib import ScheduleFreeState
 
-from hw1jax import failures, losses, probe, training
+from hw1jax import losses, probe, training
 from hw1jax.folds import Fold
 from hw1jax.probe import Alike
 from hw1jax.training import Data, Hyperparameters, NumSteps, Params, Task
@@ -21,6 +24,72 @@ NUM_EXAMPLES = 4  # tried alone and together
 NUM_LABELS = 1000  # tried at most
 LARGEST_ROUNDING = 0.01  # of values' standard deviation, by the type in which JAX computes
 NUMBERS = "biufcV"  # kinds of numpy's types; V: bfloat16 and its like
+TRACED = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+
+
+@contextmanager
+def in_function(name: str, function: Callable[..., Any], **given: Any) -> Iterator[None]:
+    """Adds a note to what a user's function raises in this block: its name, what it was called with, what may help.
+
+    Args:
+      name: of the function as an argument, such as "apply".
+      function: the user's own.
+      **given: its arguments, by name.
+    """
+    try:
+        yield
+    except Exception as error:
+        called = ", ".join(f"{key}: {_described(value)}" for key, value in given.items())
+        error.add_note(f"in {name}, called with ({called}){_hint(error, name, function, given)}")
+        raise
+
+
+def note_of(error: BaseException) -> str | None:
+    """The note of `in_function`; None if no user's function has raised the error."""
+    return next((note for note in getattr(error, "__notes__", ()) if note.startswith("in ")), None)
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + textwrap.shorten(", ".join(map(str, value)), 60, placeholder="..") + "}"
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"{value.dtype}{list(value.shape)}"
+    return type(value).__name__
+
+
+def _hint(error: Exception, name: str, function: Any, given: Mapping[str, Any]) -> str:
+    """What may help where a user's function fails, if that can be said."""
+    if isinstance(error, TRACED) or "Tracer" in str(error) or "concrete values" in str(error):
+        return (
+            ": a traced value is no Python number; use jax.numpy and jnp.where, without float(), int() and if. In a "
+            "Study, declare it static=True, or a size as width=True with the layers of hw1jax.models"
+        )
+    if "outputs" in given:
+        return of_shapes(None, **given)
+    if all(hasattr(getattr(function, "__self__", None), part) for part in ("init", "apply")):  # a method of a network
+        own = {"init": "lambda key, h: net.init(key, x[:1])", "apply": "lambda params, x, h: net.apply(params, x)"}
+        return f": give {own[name]}" if name in own else ""
+    if getattr(function, "__module__", "").startswith("optax"):
+        return ": give lambda h: optax.adam(h['learning_rate']), say"
+    if any(jnp.issubdtype(a.dtype, jnp.integer) for a in jax.tree.leaves(given.get("x"))):
+        return ": x is of whole numbers; make it floating-point there, as x / 255"
+    return ""
+
+
+def of_shapes(shape: tuple[int, ...] | None, outputs: Any = None, y: Any = None) -> str:
+    """What may help where a loss or metric fails, or returns another shape than [batch], if that can be said."""
+    o, y = getattr(outputs, "shape", None), getattr(y, "shape", None)
+    if o and y and len(o) == 2 and o[1] == 1 and len(y) == 1:
+        return ": y is [sample], outputs [batch, 1]; give y[:, None]"
+    if o and y and y[1:] == (1,) and o != y:
+        return f": y is [sample, 1], outputs [batch{''.join(f', {n}' for n in o[1:])}]; give y[:, 0]"
+    if shape == ():
+        return ": don't average over the batch"
+    return ": average over the other axes, as .mean(axis=-1)" if shape and o and shape[:1] == o[:1] else ""
 
 
 def as_arrays(tree: Any, name: str) -> Any:
@@ -244,10 +313,14 @@ def check_task(
     _check_functions(task)
     if task.averaging is not None:
         check_averaging(task.averaging)
-    task, key = failures.told_task(task), jax.random.key(0)
-    params, state = jax.eval_shape(
-        lambda key, hyperparameters: training.init_variables(task, key, hyperparameters), key, hyperparameters
-    )
+    key = jax.random.key(0)
+
+    def new_member(key: jax.Array, hyperparameters: Hyperparameters) -> tuple[Params, Any]:
+        params, state = training.init_variables(task, key, hyperparameters)
+        return _checked_arrays(params, "init"), _checked_arrays(state, "init")
+
+    with in_function("init", task.init, key=key, hyperparameters=hyperparameters):
+        params, state = jax.eval_shape(new_member, key, hyperparameters)
     if isinstance(params, Mapping) and "params" in params and len(params) > 1:
         others = ", ".join(sorted(str(name) for name in params if name != "params"))
         raise ValueError(
@@ -268,29 +341,45 @@ def check_task(
 
     def in_training(params: Params, state: Any, x: Any, hyperparameters: Hyperparameters) -> Any:
         mask = jnp.ones(num_examples, bool)
-        return training.outputs_of(
-            task, params, state, task.prepare(x), hyperparameters, mask=mask, key=key, train=True
-        )[1]
+        made = training.outputs_of(task, params, state, x, hyperparameters, mask=mask, key=key, train=True)
+        return _checked_arrays(made[1], "apply")
 
-    _check_state(state, jax.eval_shape(in_training, params, state, x, hyperparameters))
-    outputs = jax.eval_shape(
-        lambda params, state, x, hyperparameters: training.evaluated(task, params, state, x, hyperparameters),
-        params, state, x, hyperparameters,
-    )  # fmt: skip
+    def in_evaluation(params: Params, state: Any, x: Any, hyperparameters: Hyperparameters) -> Any:
+        return _checked_arrays(training.evaluated(task, params, state, x, hyperparameters), "apply")
+
+    with in_function("prepare", task.prepare, x=x):
+        prepared = jax.eval_shape(task.prepare, x)
+    with in_function("apply", task.apply, params=params, x=prepared, hyperparameters=hyperparameters):
+        new_state = jax.eval_shape(in_training, params, state, prepared, hyperparameters)
+        outputs = jax.eval_shape(in_evaluation, params, state, x, hyperparameters)
+    _check_state(state, new_state)
     if not jax.tree.leaves(outputs):
         raise ValueError("apply returns no outputs: is there a return?")
     for name, function in (("loss", task.loss), *((f"metric {name}", function) for name, function in task.metrics)):
-        made = jax.eval_shape(function, outputs, y)
+        with in_function(name, function, outputs=outputs, y=y):
+            made = jax.eval_shape(function, outputs, y)
         shape = getattr(made, "shape", None)
         if shape != (num_examples,):
             got = f"shape {shape} for a batch of {num_examples}" if shape is not None else type(made).__name__
             raise ValueError(
-                f"{name} must return one value an example, [batch], got {got}{failures.of_shapes(shape, outputs, y)}"
+                f"{name} must return one value an example, [batch], got {got}{of_shapes(shape, outputs, y)}"
             )
         if name == "loss" and not jnp.issubdtype(made.dtype, jnp.floating):
             raise TypeError(f"loss must return floating-point numbers, got {made.dtype}")
     _check_optimizer(task, hyperparameters, params, num_steps)
     return params, state
+
+
+def _checked_arrays(made: Any, name: str) -> Any:
+    """What a function has returned; a TypeError where a part of it is no array."""
+    for path, leaf in jax.tree.leaves_with_path(made):
+        if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
+            where = jax.tree_util.keystr(path) or "it"
+            what = "a function" if callable(leaf) else f"a {type(leaf).__name__}"
+            way = ": of an Equinox module, return eqx.filter(net, eqx.is_array), and eqx.combine it in apply"
+            way = way if callable(leaf) else ": give jnp.asarray" if isinstance(leaf, int | float) else ""
+            raise TypeError(f"{name} returns {what} as {where}, where arrays are expected{way}")
+    return made
 
 
 class _Compared(Exception):
@@ -400,7 +489,8 @@ def _check_optimizer(task: Task, hyperparameters: Hyperparameters, params: Param
         _check_eval_params(task, opt_state)
         return new_params, new_params if task.eval_params is None else task.eval_params(new_state, new_params)
 
-    updated, final = jax.eval_shape(update, hyperparameters, params)
+    with in_function("optimizer", task.optimizer, hyperparameters=hyperparameters):
+        updated, final = jax.eval_shape(update, hyperparameters, params)
     for what, made in (("optimizer", updated), ("eval_params", final)):
         if jax.tree.structure(made) != jax.tree.structure(params) or [a.shape for a in jax.tree.leaves(made)] != [
             a.shape for a in jax.tree.leaves(params)
@@ -471,7 +561,7 @@ def check_examples(
             raise ValueError(
                 f"{name} mixes examples: an example's value changes with the others of its batch. Compute it from the "
                 f"example's own outputs and y alone (do shapes broadcast? {_shape(found.outputs)} outputs, y {shapes})"
-                f"{failures.of_shapes(None, found.outputs.together, few.y)}"
+                f"{of_shapes(None, found.outputs.together, few.y)}"
             )
     if not is_labels:
         return

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import sys
+import sysconfig
 import threading
 import time
 import traceback
@@ -22,7 +23,7 @@ import jax
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from hw1jax import checks, failures, record, report, run, signals
+from hw1jax import checks, record, report, run, signals
 from hw1jax import space as space_
 from hw1jax import study as study_
 from hw1jax.brackets import Stopped
@@ -33,7 +34,7 @@ from hw1jax.study import Order, Output, Program, Search, Study
 # Until here a process has only imported: its wall time is the processor's.
 STARTED = time.time() - time.process_time()
 
-CHECKS = tuple(room.__name__ for room in (study_, space_, checks, failures))  # whose TypeErrors are a person's mistakes
+CHECKS = tuple(room.__name__ for room in (study_, space_, checks))  # whose TypeErrors are a person's mistakes
 REAL = r"[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?"
 
 
@@ -346,11 +347,13 @@ def with_exit_code(work: Callable[[], Any]) -> NoReturn:
 
 
 def is_mistake(error: BaseException) -> bool:
-    """Whether an error is for a person to mend, and told in one line.
+    """True if an error is for a person to mend, so that it ends with exit code 2 and without our traceback.
 
-    A TypeError is where one of the library's checks has raised it; any other comes of wrong code, the study's or ours,
-    and its traceback says where.
+    A TypeError is where one of the library's checks, or a function of the study's that is checked, has raised it; any
+    other comes of wrong code, and its traceback says where.
     """
+    if checks.note_of(error):
+        return True
     if not isinstance(error, TypeError):
         return isinstance(error, ValueError | OSError)
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
@@ -358,9 +361,24 @@ def is_mistake(error: BaseException) -> bool:
 
 
 def report_error(error: Exception) -> int:
-    """Prints an error that the user can mend as one line, and returns the exit code for it."""
-    print(f"error: {as_line(error)}", file=sys.stderr)
+    """Prints an error that the user can mend, and returns the exit code for it.
+
+    It is one line, or for what a function of the study's has raised: where in the user's files, the error, the note.
+    """
+    if note := checks.note_of(error):
+        error.__notes__ = [note]  # JAX has one as well, on what it has left out of the traceback
+        text = "".join(traceback.format_exception_only(error))
+        print(f"{_last_own_frame(error)}error: {text}", end="", file=sys.stderr)
+    else:
+        print(f"error: {as_line(error)}", file=sys.stderr)
     return 2
+
+
+def _last_own_frame(error: BaseException) -> str:
+    """The innermost frame of a traceback that is neither the package's, nor an installed library's, nor Python's."""
+    others = (str(Path(__file__).parent), *sysconfig.get_paths().values())
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(others)]
+    return "".join(traceback.format_list(own[-1:]))
 
 
 def as_line(error: BaseException) -> str:

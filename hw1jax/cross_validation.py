@@ -233,7 +233,8 @@ def cross_validate(
       ValueError: sizes that don't fit each other, values that aren't finite, a loss that isn't one value an example,
         examples that are mixed with each other, labels without an output, parameters that can't be trained.
       TypeError: data or hyperparameters that are not numbers, `y` of a type that the loss doesn't take, or a function
-        that is none or that fails, as it was called (its own exception is the cause); a call within `jax.jit`.
+        that is none; a call within `jax.jit`.
+      Exception: whatever one of the functions raises, with a note on how it was called.
     """
     checks.check_outside(x, y, hyperparameters, weights, key)
     checks.check_calls(num_folds, folds, metrics, progress)

@@ -58,6 +58,7 @@ def run_study(
     Raises:
       ValueError, TypeError: a study, settings or data that can't be run, in one line (nothing has been written then);
         or no trial that didn't diverge.
+      Exception: whatever a function of the study raises, with a note on how it was called.
     """
     order = study.order(study_, inputs=inputs, quick=quick, **settings)
     run(order, observer or usual_observer(), command="hw1jax.run_study", started=time.time())

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import numpy as np
 
-from hw1jax import checks, failures, training
+from hw1jax import checks, training
 from hw1jax import folds as folds_
 from hw1jax import space as space_
 from hw1jax.data import Dataset
@@ -423,7 +423,9 @@ def make_task(study: Study, fixed: Mapping[str, Any]) -> Task:
 def _make_task(
     function: Callable[..., Task], metrics: tuple[tuple[str, Metric], ...], averaging: float | None, key: tuple
 ) -> Task:
-    task = failures.told(function, "task", ("fixed",))({name: value for name, _, value in key})
+    fixed = {name: value for name, _, value in key}
+    with checks.in_function("task", function, fixed=fixed):
+        task = function(fixed)
     if not isinstance(task, Task):
         raise TypeError(f"task= must return a Task, got {type(task).__name__}")
     if task.metrics:

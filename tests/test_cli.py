@@ -11,7 +11,9 @@ from pathlib import Path
 
 import fashion_cnn
 import fashion_mlp
+import jax.numpy as jnp
 import matplotlib
+import optax
 import pytest
 import regression
 import reproduce
@@ -449,10 +451,12 @@ def test_a_study_that_cant_be_searched_gets_one_line(call, elsewhere, asked, wor
     assert_one_line(call(asked), elsewhere, *words)
 
 
-def test_more_convolutions_than_the_image_has_room_for_get_one_line(call, elsewhere):
+def test_more_convolutions_than_the_image_has_room_for_are_refused(call, elsewhere):
     asked = replace(FASHION_CNN, data=few_images)
-    result = call(asked, "--batch-size", "10", "--channels", "4-10", "10-15", "10-15", "10-15")
-    assert_one_line(result, elsewhere, "channels= needs 1 to 3 ranges")
+    code, out, err = call(asked, "--batch-size", "10", "--channels", "4-10", "10-15", "10-15", "10-15")
+    assert (code, out) == (2, "")
+    assert "\nerror: ValueError: channels= needs 1 to 3 ranges" in err
+    assert os.listdir(elsewhere) == []
 
 
 def test_out_that_names_a_file_is_refused_and_the_file_stays(call, elsewhere):
@@ -511,6 +515,31 @@ def test_a_bug_is_not_dressed_up_as_the_users_mistake():
         cli.with_exit_code(lambda: 1 // 0)
     with pytest.raises(TypeError, match="unsupported operand"):
         cli.with_exit_code(lambda: 1 + None)  # as wrong code in a network would raise it
+
+
+def test_what_a_studys_own_function_raises_ends_with_its_line_the_error_and_the_note(call, elsewhere):
+    def task(fixed):
+        return hw.Task(
+            init=lambda key, h: {"w": jnp.zeros((1, 1))},
+            apply=lambda params, x, h: x @ params["w"],
+            loss=hw.squared_error,
+            optimizer=optimizer,
+        )
+
+    def optimizer(h):
+        return optax.sgd(h["rate"])
+
+    code, out, err = call(replace(LINE, task=task))
+    assert (code, out) == (2, "")
+    frame, line, *marks, error, note = err.splitlines()
+    assert re.fullmatch(r' +File ".*test_cli\.py", line \d+, in optimizer', frame)
+    assert line.strip() == 'return optax.sgd(h["rate"])'
+    assert len(marks) <= 1, "the place in the line, where Python shows it"
+    assert (error, note) == (
+        "error: KeyError: 'rate'",
+        "in optimizer, called with (hyperparameters: {units, learning_rate})",
+    )
+    assert os.listdir(elsewhere) == []
 
 
 def test_a_script_ends_as_it_should(elsewhere):

@@ -11,6 +11,7 @@ import pytest
 from studies import TOY, TOY_DATA, TOY_X, toy_task
 
 import hw1jax as hw
+from hw1jax import checks
 from hw1jax import study as study_
 from hw1jax.data import Dataset
 from hw1jax.folds import k_fold, stratified_k_fold
@@ -166,17 +167,9 @@ BAD_STUDIES = [
     ({"task": lambda fixed: None}, "task= must return a Task, got NoneType"),
     ({"task": toy_task({"hidden_units": (3,)})}, "task= must be a function of the static hyperparameters that returns"),
     ({"task": Unhashable()}, "task= must be hashable, which Unhashable is not: wrap it"),
-    ({"task": lambda fixed: toy_task(fixed["units"])}, "task(fixed: {hidden_units}) fails at test_study.py:"),
     (
         {"task": lambda fixed: toy_task(fixed)._replace(metrics=tuple(METRICS.items()))},
         "metrics= of a Task are for who trains it without a study: give them to the",
-    ),
-    (
-        {
-            "space": {**TOY.space, "depth": Int(1, 2, static=True)},
-            "task": lambda fixed: toy_task(fixed)._replace(optimizer=lambda h: optax.sgd(h["depth"])),
-        },
-        "optimizer(hyperparameters: {hidden_units, l2, learning_rate, optimizer}) fails at test_study.py:",
     ),
     # data
     ({"data": (X, Y, X, Y)}, "data= must be a Dataset or a function that returns one, got tuple"),
@@ -217,6 +210,27 @@ def test_what_cant_be_run_is_told_in_one_line_and_nothing_is_written(message, ch
     text = str(caught.value)
     assert text.startswith(message)
     assert len(text.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "note"),
+    [
+        ({"task": lambda fixed: toy_task(fixed["units"])}, "units", "in task, called with (fixed: {hidden_units})"),
+        (
+            {
+                "space": {**TOY.space, "depth": Int(1, 2, static=True)},
+                "task": lambda fixed: toy_task(fixed)._replace(optimizer=lambda h: optax.sgd(h["depth"])),
+            },
+            "depth",
+            "in optimizer, called with (hyperparameters: {hidden_units, learning_rate, l2, optimizer})",
+        ),
+    ],
+)
+def test_what_a_function_of_a_study_raises_has_a_note_and_nothing_is_written(changes, name, note, tmp_path):
+    with pytest.raises(KeyError, match=name) as caught:
+        hw.run_study(replace(STUDY, **changes), out=tmp_path / "out")
+    assert checks.note_of(caught.value) == note
     assert not (tmp_path / "out").exists()
 
 
