@@ -173,7 +173,8 @@ class Brackets:
         except (KeyError, TypeError, ValueError) as error:
             raise damaged(self._path(part, MEMBERS), error) from error
         folds = range(len(self._wide.folds))
-        return tuple(jax.tree.unflatten(tree, [np.array(a[fold]) for a in own]) for fold in folds)
+        networks = [jax.tree.unflatten(tree, [np.array(a[fold]) for a in own]) for fold in folds]
+        return tuple(training.with_keys(network) for network in networks)
 
     def _all_of(self, draws: dict[int, Draw]) -> list[list[Part]]:
         """The jobs of each rung of a bracket, once all are done."""

@@ -487,6 +487,7 @@ def _check_optimizer(task: Task, hyperparameters: Hyperparameters, params: Param
         updates, new_state = rule.update(jax.tree.map(jnp.ones_like, params), opt_state, params, value=value)
         new_params = optax.apply_updates(params, updates)
         _check_eval_params(task, opt_state)
+        new_state = training.with_keys(new_state)
         return new_params, new_params if task.eval_params is None else task.eval_params(new_state, new_params)
 
     with in_function("optimizer", task.optimizer, hyperparameters=hyperparameters):

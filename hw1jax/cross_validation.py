@@ -13,7 +13,7 @@ import optax
 from hw1jax import checks, identity, lines, population
 from hw1jax import folds as folds_
 from hw1jax.folds import Fold
-from hw1jax.training import Data, Hyperparameters, Metric, Params, Task
+from hw1jax.training import Data, Hyperparameters, Metric, Params, Task, with_keys
 
 Say = Callable[[int, int, np.ndarray], None]  # (epochs done, num_epochs, validation loss [trial, fold])
 
@@ -287,6 +287,7 @@ def cross_validate(
     params = state = None
     if return_params:
         params, state = jax.tree.map(lambda a: np.asarray(a)[:num_trials], population.final_variables(task, trained))
+        state = with_keys(state)
     named = {name: values[name] for name, _ in task.metrics}
     return CrossValidation(
         train_loss, values["loss"], params, named, state, best_epoch, hyperparameters, splits, task, x

@@ -258,12 +258,8 @@ def new_members(
     pieces = [jax.tree.map(lambda a: a[index], members) for index in few]  # noqa: B023
     made = [_init(task)(*programs.key_parts(key), num_steps, *piece) for piece in pieces]
 
-    def join(*parts: jax.Array) -> Any:
-        # On the host, as each shape would be a program; but there are no keys of JAX's on it.
-        on = jnp if jnp.issubdtype(parts[0].dtype, jax.dtypes.prng_key) else np
-        return on.concatenate(parts)[: len(numbers)]
-
-    return jax.tree.map(join, *made)
+    # On the host, as each shape would be a program.
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(numbers)], *made)
 
 
 def put(population: Population, state: Any) -> Any:

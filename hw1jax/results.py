@@ -28,7 +28,7 @@ from hw1jax import study as study_
 from hw1jax.data import Dataset, sha256
 from hw1jax.space import Draw
 from hw1jax.study import Study, TrialScore
-from hw1jax.trained import Model, by_path, load_model, save_model
+from hw1jax.trained import Model, are_close, by_path, load_model, save_model
 from hw1jax.training import Task
 from hw1jax.trials import Trials, read_trials
 
@@ -49,7 +49,6 @@ def ranks(trials: Sequence[TrialScore], study: Study) -> list[int | None]:
 
 
 NOT_LESS = 0.1  # of the folds' highest loss: a refit that is above by less is like them, however close they are
-LARGEST_DIFFERENCE = 0.02  # of the largest output, between machines and precisions
 
 
 def refit_warning(refit_train_loss: float, folds_train_loss: Sequence[float] | np.ndarray) -> str | None:
@@ -165,6 +164,7 @@ def write(
     val: Mapping[str, np.ndarray],
     arrays: Mapping[str, Any],
     model: Model,
+    x: Any = None,
 ) -> None:
     """Writes all files of a run, the record last.
 
@@ -177,6 +177,7 @@ def write(
       val: "loss" and metrics by name, [trial, fold, epoch] each.
       arrays: what histories.npz has beside these.
       model: the refitted best one, with its fold models; those are left out where one isn't finite.
+      x: examples, for the model's file.
     """
     histories = {"format": np.array(storage.FORMAT), "train_loss": train_loss}
     histories |= {f"val_{name}": values for name, values in val.items()}
@@ -187,9 +188,8 @@ def write(
         storage.write_arrays(folder / "histories.npz", histories)
         if model.is_finite:
             folds = model.folds if model.has_ensemble else ()
-            save_model(
-                folder / "model.msgpack", model._replace(folds=folds)
-            )  # after the histories: where it is, they are
+            # After the histories: where it is, they are.
+            save_model(folder / "model.msgpack", model._replace(folds=folds), x)
         else:
             (folder / "model.msgpack").unlink(missing_ok=True)  # the best model of fewer trials
         storage.write_json(folder / "results.json", record)
@@ -456,19 +456,11 @@ def read(folder: Path, study: Study) -> Results:
     path = folder / "histories.npz"
     num_test = len(jax.tree.leaves(data.x_test)[0])
     histories = _checked(path, lambda: _read_histories(path, study, record, trials, num_test))
-    if model and "test_outputs" in histories and not _are_close(model.predict(data.x_test), histories["test_outputs"]):
+    if model and "test_outputs" in histories and not are_close(model.predict(data.x_test), histories["test_outputs"]):
         raise ValueError(
             f"{folder} was run with another network than the study's is now: restore it, or repeat the run"
         )
     return Results(study, folder, record, trials, histories, model, data)
-
-
-def _are_close(outputs: Any, before: np.ndarray) -> bool:
-    """Whether outputs are those of the same network, computed elsewhere perhaps, or in another precision."""
-    if not isinstance(outputs, np.ndarray) or outputs.shape != before.shape:
-        return False
-    outputs, before = outputs.astype(np.float64), before.astype(np.float64)
-    return np.allclose(outputs, before, rtol=0, atol=LARGEST_DIFFERENCE * np.abs(before).max(), equal_nan=True)
 
 
 def read_curves(folder: Path | str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

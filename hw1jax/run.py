@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from hw1jax import brackets, folds, plan, population, record, results, search, storage, study
+from hw1jax import brackets, folds, plan, population, record, results, search, storage, study, training
 from hw1jax import space as space_
 from hw1jax.brackets import Brackets, Stopped, Trained
 from hw1jax.checkpoint import Checkpoint, in_one
@@ -210,7 +210,7 @@ def run(
             "rungs": _rungs(trials, stretches, trained.seconds),
             "timing": clock.seconds() | {"total_seconds": time.time() - started},
         }
-        results.write(folder, asked, written, trials, history.train_loss, history.val, arrays, model)
+        results.write(folder, asked, written, trials, history.train_loss, history.val, arrays, model, data.x_test)
         for left_over in place.glob("refit-*.checkpoint"):
             left_over.unlink(missing_ok=True)
     observer.finish(written, folder)
@@ -256,7 +256,7 @@ def refit(
         if stopping:
             raise Stopped
     params, model_state = jax.tree.map(lambda a: np.asarray(a[0, 0]), population.final_variables(members.task, state))
-    return Model(asked, draw, params, model_state), in_one(losses)[0][0, 0]
+    return Model(asked, draw, params, training.with_keys(model_state)), in_one(losses)[0][0, 0]
 
 
 def _wide(order: Order, planned: SearchPlan, data: Dataset, splits: list[Fold]) -> population.Population:

@@ -13,7 +13,11 @@ from hw1jax import space as space_
 from hw1jax import study as study_
 from hw1jax.space import Draw
 from hw1jax.study import Study
-from hw1jax.training import Task
+from hw1jax.training import Task, with_keys, without_keys
+
+
+LARGEST_DIFFERENCE = 0.02  # of the largest output, between machines and precisions
+NUM_EXAMPLES = 4  # kept in a model's file, with their outputs
 
 
 class Model(NamedTuple):
@@ -23,7 +27,7 @@ class Model(NamedTuple):
       study: that it belongs to.
       draw: its hyperparameters.
       params: a tree of arrays, as the study's task makes them.
-      state: the same of what isn't trained.
+      state: the same of what isn't trained; typed PRNG keys are keys.
       folds: (params, state) of the networks that cross-validation has trained with these hyperparameters, one a fold.
     """
 
@@ -100,17 +104,35 @@ class Model(NamedTuple):
 
 
 def _all_finite(tree: Any) -> bool:
-    return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
+    return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(without_keys(tree)))
 
 
-def save_model(path: Path, model: Model) -> None:
-    """Writes a model as MessagePack; the file appears whole or not at all."""
+def are_close(outputs: Any, before: np.ndarray) -> bool:
+    """Whether outputs are those of the same network, computed elsewhere perhaps, or in another precision."""
+    if not isinstance(outputs, np.ndarray) or outputs.shape != before.shape:
+        return False
+    outputs, before = outputs.astype(np.float64), before.astype(np.float64)
+    return np.allclose(outputs, before, rtol=0, atol=LARGEST_DIFFERENCE * np.abs(before).max(), equal_nan=True)
+
+
+def save_model(path: Path, model: Model, x: Any = None) -> None:
+    """Writes a model as MessagePack; the file appears whole or not at all.
+
+    `x`: examples, of which the first few are kept with their outputs where both are one array: `load_model` refuses a
+    network that computes others.
+    """
+    outputs = None
+    if isinstance(x, np.ndarray):
+        x = x[:NUM_EXAMPLES]
+        outputs = model.predict(x)
+    kept = isinstance(outputs, np.ndarray) and not any(a.dtype.isbuiltin == 2 for a in (x, outputs))
     content = {
         "format": storage.FORMAT,
         "study": model.study.name,
         "hyperparameters": space_.draw_to_json(model.draw),
         **_network_to_file(model.params, model.state),
         "folds": [_network_to_file(*network) for network in model.folds],
+        "examples": {"x": x, "outputs": outputs} if kept else {},
     }
     storage.write_bytes(path, flax.serialization.msgpack_serialize(content))
 
@@ -121,7 +143,8 @@ def load_model(path: Path | str, study: Study) -> Model:
     `study` is the one that it was trained in; ranges of its space may be others by now.
 
     Raises:
-      ValueError: the file is damaged, of another format or study, or its arrays don't fit its hyperparameters.
+      ValueError: the file is damaged, of another format or study, its arrays don't fit its hyperparameters, or the
+        study's network is another by now.
     """
     try:
         content: Any = flax.serialization.msgpack_restore(Path(path).read_bytes())
@@ -139,6 +162,8 @@ def load_model(path: Path | str, study: Study) -> Model:
         model = model._replace(params=params, state=state, folds=folds)
         if not _all_finite((params, state, folds)):
             raise ValueError("parameters that are not finite")
+        if (examples := content["examples"]) and not are_close(model.predict(examples["x"]), examples["outputs"]):
+            raise ValueError("of another network than the study's is now")
     except OSError:
         raise
     except Exception as error:  # whatever MessagePack or the checks choke on, the file is not a model
@@ -160,17 +185,17 @@ def _network_to_file(params: Any, state: Any) -> dict[str, dict[str, np.ndarray]
 
 def _network_from_file(content: Any, shapes: tuple[Any, Any]) -> tuple[Any, Any]:
     """(params, state); `shapes`: of these two."""
-    return _from_paths(content["params"], shapes[0]), _from_paths(content["state"], shapes[1])
+    return _from_paths(content["params"], shapes[0]), with_keys(_from_paths(content["state"], shapes[1]))
 
 
 def by_path(tree: Any) -> dict[str, np.ndarray]:
     """A tree's arrays by their places in it, whatever it is made of."""
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(without_keys(tree))}
 
 
 def _by_name(tree: Any, prefix: str) -> list[tuple[str, np.ndarray]]:
     """A tree's arrays by their places in it, as people say them: the tree of one array alone is called "parameters"."""
-    leaves = jax.tree.leaves_with_path(tree)
+    leaves = jax.tree.leaves_with_path(without_keys(tree))
     return [
         (prefix + (jax.tree_util.keystr(path, simple=True, separator="/") or "parameters"), np.asarray(leaf))
         for path, leaf in leaves

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -76,6 +76,35 @@ class NumSteps:
     index: Any = 0  # int [], traced: which of them is the member's
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class KeyData:
+    """A typed PRNG key within a state, as plain numbers: numpy, files and `jnp.where` across devices know no keys."""
+
+    data: Any  # uint32 [..., words]
+    impl: Any = field(metadata={"static": True})
+
+
+def without_keys(tree: Any) -> Any:
+    """The tree with `KeyData` for typed PRNG keys: as states are kept."""
+
+    def convert(leaf: Any) -> Any:
+        if not jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+            return leaf
+        return KeyData(jax.random.key_data(leaf), jax.random.key_impl(leaf))
+
+    return jax.tree.map(convert, tree)
+
+
+def with_keys(tree: Any) -> Any:
+    """The tree with typed PRNG keys for `KeyData`: as a task's functions, and people, have it."""
+
+    def convert(leaf: Any) -> Any:
+        return jax.random.wrap_key_data(leaf.data, impl=leaf.impl) if isinstance(leaf, KeyData) else leaf
+
+    return jax.tree.map(convert, tree, is_leaf=lambda leaf: isinstance(leaf, KeyData))
+
+
 class Average(NamedTuple):
     """The exponential moving average of a member's parameters, in float32 at least: bfloat16 loses small updates."""
 
@@ -84,7 +113,7 @@ class Average(NamedTuple):
 
 
 class State(NamedTuple):
-    """A member in training; a population adds the leading axes [trial, fold]."""
+    """A member in training, without typed PRNG keys; a population adds the leading axes [trial, fold]."""
 
     params: Params
     opt_state: optax.OptState
@@ -156,13 +185,14 @@ def wants_num_steps(task: Task) -> bool:
 
 
 def init_variables(task: Task, key: jax.Array, hyperparameters: Hyperparameters) -> tuple[Params, Any]:
-    """(params, state) of a new member; the state is None for a task that has none."""
+    """(params, state) of a new member, without typed PRNG keys; the state is None for a task that has none."""
     made = task.init(key, hyperparameters)
     if not has_state(task):
         return made, None
     if not isinstance(made, tuple) or len(made) != 2:
         raise ValueError("init must return (params, state), as apply asks for state")
-    return made
+    params, state = made
+    return params, without_keys(state)
 
 
 def outputs_of(
@@ -178,13 +208,14 @@ def outputs_of(
 ) -> tuple[Any, Any]:
     """(outputs, new state) of a prepared batch."""
     wanted = asks(task.apply, 3, MAY_ASK)
-    given = {"key": key, "train": train, "state": state, "mask": mask}
+    given = {"key": key, "train": train, "state": with_keys(state), "mask": mask}
     made = task.apply(params, x, hyperparameters, **{name: given[name] for name in wanted})
     if "state" not in wanted:
         return made, state
     if not isinstance(made, tuple) or len(made) != 2:
         raise ValueError("apply must return (outputs, state), as it asks for state")
-    return made
+    outputs, new_state = made
+    return outputs, without_keys(new_state)
 
 
 def evaluated(
@@ -198,10 +229,15 @@ def evaluated(
 def optimizer_of(
     task: Task, hyperparameters: Hyperparameters, num_steps: NumSteps | None
 ) -> optax.GradientTransformationExtraArgs:
-    """The member's optimizer; `num_steps` for one that asks for it. Its `update` takes the loss as `value`."""
+    """The member's optimizer; `num_steps` for one that asks for it.
+
+    Its `update` takes the loss as `value`, and its state has no typed PRNG keys.
+    """
     if num_steps is None or not wants_num_steps(task):
-        return _takes_value(task.optimizer(hyperparameters))
-    each = [_takes_value(task.optimizer(hyperparameters, num_steps=number)) for number in num_steps.numbers]
+        return _without_keys(_takes_value(task.optimizer(hyperparameters)))
+    each = [
+        _without_keys(_takes_value(task.optimizer(hyperparameters, num_steps=number))) for number in num_steps.numbers
+    ]
     if len(each) == 1:
         return each[0]
 
@@ -229,6 +265,19 @@ def _takes_value(rule: optax.GradientTransformation) -> optax.GradientTransforma
     )
 
 
+def _without_keys(rule: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
+    """The same rule with a state that has no typed PRNG keys, as `optax.add_noise` keeps one."""
+
+    def init(params: Params) -> optax.OptState:
+        return without_keys(rule.init(params))
+
+    def update(updates: optax.Updates, state: optax.OptState, params: Params | None = None, **extra: Any) -> Any:
+        updates, new_state = rule.update(updates, with_keys(state), params, **extra)
+        return updates, without_keys(new_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
 def init(task: Task, key: jax.Array, hyperparameters: Hyperparameters, *, num_steps: NumSteps | None = None) -> State:
     """A new member."""
     params, model_state = init_variables(task, key, hyperparameters)
@@ -252,7 +301,7 @@ def final_params(task: Task, state: State) -> Params:
     """The parameters that count: those that are evaluated, and kept in the end."""
     if state.average is not None:
         return jax.tree.map(lambda mean, own: mean.astype(own.dtype), state.average.params, state.params)
-    return state.params if task.eval_params is None else task.eval_params(state.opt_state, state.params)
+    return state.params if task.eval_params is None else task.eval_params(with_keys(state.opt_state), state.params)
 
 
 def gather(task: Task, data: Data, index: jax.Array, chunk_size: int) -> Batch:

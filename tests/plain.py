@@ -146,6 +146,11 @@ def assert_close(found, expected, tolerance=1e-10):
     assert error.max(initial=0) <= tolerance, f"{error.max()} > {tolerance}"
 
 
+def numbers(leaf):
+    """An array's numbers; those of typed PRNG keys."""
+    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+
 def assert_equal(result, expected: Found, tolerance=1e-10):
     """That a `CrossValidation` has the losses, parameters and states of the plain way, and that its members differ."""
     assert_close(result.train_loss, expected.train_loss, tolerance)
@@ -153,6 +158,6 @@ def assert_equal(result, expected: Found, tolerance=1e-10):
     for member in expected.params:
         for found, plain in ((result.params, expected.params), (result.state, expected.state)):
             own = jax.tree.map(lambda a: a[member], found)  # noqa: B023
-            jax.tree.map(lambda a, b: assert_close(a, b, tolerance), own, plain[member])
+            jax.tree.map(lambda a, b: assert_close(numbers(a), numbers(b), tolerance), own, plain[member])
     last = expected.val_loss[:, :, 0]
     assert len(np.unique(last)) == last.size

@@ -95,7 +95,7 @@ def deep_task(fixed):
     def init(key, h):
         keys = jax.random.split(key, len(shapes))
         params = [jax.random.normal(k, shape) / shape[0] ** 0.5 for k, shape in zip(keys, shapes, strict=True)]
-        return params, {"mean": jnp.zeros(DEEP_UNITS)}
+        return params, {"mean": jnp.zeros(DEEP_UNITS), "key": jax.random.key(3)}
 
     def apply(params, x, h, key, state, mask):
         if key is not None:
@@ -104,7 +104,7 @@ def deep_task(fixed):
         x = x @ first
         if key is not None:
             now = jnp.sum(jnp.where(mask[:, None], x, 0), axis=0) / jnp.sum(mask)
-            state = {"mean": 0.9 * state["mean"] + 0.1 * now}
+            state = {"mean": 0.9 * state["mean"] + 0.1 * now, "key": jax.random.fold_in(state["key"], 1)}
         x = x - state["mean"][None]
         for weights in hidden:
             x = x + jnp.where(h["smooth"], jnp.tanh(x @ weights), jax.nn.relu(x @ weights))

@@ -1,4 +1,4 @@
-"""Six studies that are not the homework's: all show their flags and are trained, two as by a plain loop."""
+"""Seven studies that are not the homework's: all show their flags and are trained, three as by a plain loop."""
 
 import csv
 import importlib
@@ -17,7 +17,7 @@ from hw1jax import cli, report, space, study
 
 EXAMPLES = Path(__file__).parents[1] / "experiments" / "examples"
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
-TRAINED, WHOLE = ["digits", "two_metrics"], "two_inputs"  # against the plain loop; from its data to its page
+TRAINED, WHOLE = ["digits", "nnx_net", "two_metrics"], "two_inputs"  # against the plain loop; from its data to its page
 
 
 def load(name):
@@ -79,7 +79,8 @@ def test_an_example_ends_with_results_a_page_and_a_journal(tmp_path):
 def test_a_member_of_an_example_equals_the_network_trained_alone(name):
     """In float64, over two epochs with their short last batches: losses and parameters to 1e-10.
 
-    Digits have dropout, batch normalisation and a schedule; the two metrics have weights.
+    Digits have dropout, batch normalisation and a schedule; nnx_net has PRNG keys in its state; the two metrics have
+    weights.
     """
     asked, (first, second) = load(name), draws(load(name), 2)
     task = study.make_task(asked, space.fixed(asked.space, first, widest=True))
@@ -101,6 +102,8 @@ def in_float64(init):
     """The initial variables in float64, which Flax doesn't make, to 1/64, which no way to compile rounds otherwise."""
 
     def wide(leaf):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf
         return jnp.round(64 * leaf.astype(jnp.float64)) / 64
 
     return lambda key, h: jax.tree.map(wide, init(key, h))

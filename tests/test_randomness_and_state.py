@@ -23,6 +23,7 @@ X = RNG.normal(size=(24, 3))
 Y = np.sin(X).sum(axis=1, keepdims=True)
 # The first has three steps an epoch, the last short; the second one: its two empty batches must change nothing.
 FOLDS = [Fold(np.arange(16), np.arange(16, 24)), Fold(np.arange(20, 24), np.arange(3, 11))]
+RATES = np.array([2**-4, 2**-6, 2**-5])
 SETTINGS = {"key": KEY, "num_epochs": 3, "batch_size": 6, "folds": FOLDS}
 # Trials 0 and 2 have the same hyperparameters: they differ by what is drawn.
 HYPERPARAMETERS = {"learning_rate": np.array([2**-4, 2**-6, 2**-4]), "dropout": np.array([0.25, 0.5, 0.25])}
@@ -149,3 +150,34 @@ def test_an_accelerator_trains_all_members_at_once_whatever_they_draw_and_keep(p
     assert len(products) == 2 + 3 + 2  # forward; backward, but for x; in evaluation
     for shape in products:
         assert {trials, 3} <= set(map(int, shape.split("x")[:3])), shape
+
+
+def noisy(h):
+    """Adam on a gradient with noise, whose typed key is in the optimizer's state."""
+    return optax.chain(optax.add_noise(0.1, 0.5, key=jax.random.key(5)), optax.adam(h["learning_rate"]))
+
+
+def count_draws(params, x, h, state, train):
+    """A network whose state is a typed key, split in each step, and a draw from it."""
+    key, own = jax.random.split(state["key"])
+    x = x + jnp.where(train, 0.1 * jax.random.normal(own, (1, x.shape[1])), 0)
+    return jnp.tanh(x @ params), {"key": jnp.where(train, key, state["key"])}
+
+
+def init_with_key(key, h):
+    return plain.exact(key, jax.ShapeDtypeStruct((3, 1), float)), {"key": jax.random.key(2)}
+
+
+@pytest.mark.parametrize("early_stopping", [None, 1])
+def test_typed_keys_in_the_states_of_network_and_optimizer(early_stopping):
+    def forward(params, state, x, h, key, train):
+        return count_draws(params, x, h, state, train)
+
+    net = plain.Net(init_with_key, forward, squared_error, lambda h, num_steps: noisy(h))
+    settings = SETTINGS | {"early_stopping": early_stopping}
+    found = cross_validate(init_with_key, count_draws, squared_error, noisy, {"learning_rate": RATES}, X, Y,
+                           return_params=True, **settings)  # fmt: skip
+    assert jnp.issubdtype(found.state["key"].dtype, jax.dtypes.prng_key)
+    assert found.predict(X).shape == Y.shape
+    expected = plain.cross_validate(net, {"learning_rate": RATES}, X, Y, **settings)
+    plain.assert_equal(found, expected)
