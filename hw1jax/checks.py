@@ -387,7 +387,13 @@ class _Compared(Exception):
 
 
 class _Name(np.ndarray):
-    """The index of a name, int [], as a task gets it; comparing it with a text raises, where an array says False."""
+    """The index of a name, int [], as a task gets it, or several; comparing with a text raises, not just says False."""
+
+    def __getitem__(self, item: Any) -> Any:
+        return np.asarray(super().__getitem__(item)).view(_Name)
+
+    def __iter__(self) -> Any:
+        return (self[i] for i in range(len(self)))
 
     def __eq__(self, other: Any) -> Any:
         if isinstance(other, str):

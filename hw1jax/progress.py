@@ -185,6 +185,9 @@ def print_summary(all_results: Sequence[dict[str, Any]], folder: Path) -> None:
     console = Console(width=None if sys.stdout.isatty() else 110)
     console.print(table)
     for r in all_results:
+        if r["reference"] and r["reference"]["data"]:
+            text = f"{r['title']}: {r['reference']['name']}'s numbers are on {r['reference']['data']}"
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
         if wrong := r["refit"]["failure"] or r["refit"]["warning"]:
             console.print(f"{r['title']}: {wrong}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"Files: {folder}", markup=False, highlight=False, soft_wrap=True)

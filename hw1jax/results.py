@@ -152,7 +152,10 @@ def summary(study: Study, trial: TrialScore) -> dict[str, Any]:
 def reference(study: Study) -> dict[str, Any] | None:
     """What others have found, as the record has it."""
     found = study.reference
-    return found and {"name": found.name, "params": space_.draw_to_json(found.params), "test": dict(found.test)}
+    if found is None:
+        return None
+    params = space_.draw_to_json(found.params)
+    return {"name": found.name, "params": params, "test": dict(found.test), "data": found.data}
 
 
 def write(

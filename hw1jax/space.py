@@ -208,9 +208,9 @@ def statics(space: Space) -> list[str]:
 
 
 def names(space: Space) -> dict[str, tuple[str, ...]]:
-    """Of each hyperparameter that `h` has as the index of a name: the names."""
-    alone = {name: r for name, r in space.items() if isinstance(r, Choice)}
-    return {name: r.values for name, r in alone.items() if r.is_named and not r.static}
+    """Of each hyperparameter that `h` has as the index of a name, or as several: the names, of the first of several."""
+    first = {name: each[0] for name, each in ranges_of(space).items()}
+    return {name: r.values for name, r in first.items() if isinstance(r, Choice) and r.is_named and not r.static}
 
 
 def narrowest(space: Space, draw: Mapping[str, Any]) -> Draw:

@@ -15,7 +15,6 @@ from hw1jax.space import Draw
 from hw1jax.study import Study
 from hw1jax.training import Task, with_keys, without_keys
 
-
 LARGEST_DIFFERENCE = 0.02  # of the largest output, between machines and precisions
 NUM_EXAMPLES = 4  # kept in a model's file, with their outputs
 
@@ -190,7 +189,9 @@ def _network_from_file(content: Any, shapes: tuple[Any, Any]) -> tuple[Any, Any]
 
 def by_path(tree: Any) -> dict[str, np.ndarray]:
     """A tree's arrays by their places in it, whatever it is made of."""
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(without_keys(tree))}
+    return {
+        jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(without_keys(tree))
+    }
 
 
 def _by_name(tree: Any, prefix: str) -> list[tuple[str, np.ndarray]]:

@@ -159,13 +159,13 @@ def summary(capsys, *records):
 
 
 def test_the_summary_has_a_references_numbers_in_brackets(capsys):
-    theirs = {"name": "the report", "params": {}, "test": {"loss": 0.27}}
+    theirs = {"name": "the report", "params": {}, "test": {"loss": 0.27}, "data": "its own data"}
     found = summary(capsys, record("Mine", {"loss": 0.1707}, reference=theirs), record("Other", {"loss": 1.0}))
     assert found[0] == "Results, the report's in brackets"
     assert found[2] == "┃ study ┃ validation loss ┃ test loss ┃ trials ┃ time ┃"
     assert found[4] == "│ Mine │ 0.5000 ± 0.2500 │ 0.171 (0.27) │ 3 + 1 failed │ 12 s │"
     assert found[5] == "│ Other │ 0.5000 ± 0.2500 │ 1.000 │ 3 + 1 failed │ 12 s │"
-    assert found[-1] == "Files: somewhere"
+    assert found[-2:] == ["Mine: the report's numbers are on its own data", "Files: somewhere"]
 
 
 def test_the_summary_shows_small_losses_and_tells_what_is_wrong_with_a_refit(capsys):
@@ -177,7 +177,10 @@ def test_the_summary_shows_small_losses_and_tells_what_is_wrong_with_a_refit(cap
 
 
 def test_the_summary_of_a_classifier_has_percentages_and_the_ensemble_below_the_refit(capsys):
-    theirs, ensemble = {"name": "the report", "test": {"loss": 0.3, "accuracy": 0.89}}, {"loss": 0.2, "accuracy": 0.9}
+    theirs, ensemble = (
+        {"name": "the report", "test": {"loss": 0.3, "accuracy": 0.89}, "data": ""},
+        {"loss": 0.2, "accuracy": 0.9},
+    )
     net = record("Net", {"loss": 0.25, "accuracy": 0.8712}, reference=theirs, ensemble=ensemble)
     found = summary(capsys, net, record("Curve", {}))
     assert found[2] == "┃ study ┃ validation loss ┃ test loss ┃ accuracy ┃ trials ┃ time ┃"

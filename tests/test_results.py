@@ -131,7 +131,7 @@ def test_the_score_of_an_ensemble_is_the_entropy_and_accuracy_of_its_mean_probab
 
 def test_a_reference_is_recorded_as_json_has_it():
     someone = Reference("someone", {"hidden_units": (3, 4)}, {"loss": 1.0})
-    expected = {"name": "someone", "params": {"hidden_units": [3, 4]}, "test": {"loss": 1.0}}
+    expected = {"name": "someone", "params": {"hidden_units": [3, 4]}, "test": {"loss": 1.0}, "data": ""}
     assert results.reference(replace(TOY, reference=someone)) == expected
     assert results.reference(TOY) is None
 

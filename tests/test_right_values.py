@@ -251,6 +251,8 @@ def test_a_folder_belongs_to_what_its_task_computes(tmp_path):
         assert (tmp_path / "results.json").read_bytes() == before
     with pytest.raises(ValueError, match="another network"):
         hw.load_results(tmp_path, sine(activation=jax.nn.relu))
+    with pytest.raises(ValueError, match="another network than the study's is now"):
+        hw.load_model(tmp_path / "model.msgpack", sine(activation=jax.nn.relu))
 
     def the_same(values):  # written anew
         return jnp.tanh(values)
@@ -283,10 +285,20 @@ def by_name(h):
     return optax.adam(h["rate"]) if h["optimizer"] == "adam" else optax.sgd(h["rate"])
 
 
-def test_a_name_that_is_compared_with_a_text_is_refused(tmp_path):
-    space = {"rate": hw.Float(1e-3, 1e-1, log=True), "optimizer": hw.Choice("adam", "sgd")}
+def by_second_name(h):
+    return by_name(h | {"optimizer": h["optimizer"][1]})
+
+
+def by_any_name(h):
+    return optax.adam(h["rate"]) if any(name == "adam" for name in h["optimizer"]) else optax.sgd(h["rate"])
+
+
+@pytest.mark.parametrize(("optimizer", "several"), [(by_name, False), (by_second_name, True), (by_any_name, True)])
+def test_a_name_that_is_compared_with_a_text_is_refused(tmp_path, optimizer, several):
+    names = hw.Choice("adam", "sgd")
+    space = {"rate": hw.Float(1e-3, 1e-1, log=True), "optimizer": (names, names) if several else names}
     with pytest.raises(TypeError, match=r"compares h\['optimizer'\] with 'adam'.*chosen_l2.*static=True"):
-        hw.run_study(sine(space=space, optimizer=by_name), out=tmp_path / "out")
+        hw.run_study(sine(space=space, optimizer=optimizer), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
