@@ -1,28 +1,30 @@
-"""What a run leaves in its folder: the only room that knows these files. They are checked before they are trusted.
+"""The files that a run leaves in its folder, written and read here alone.
 
-results.json    the record: what was asked, the best trial, what it does on the test set, on what, how long
 trials.csv      a row a trial
 histories.npz   losses and metrics by epoch, NaN after a trial's last; outputs on the test set
 model.msgpack   the refitted best trial and the networks of its folds; none where the refit diverged
+results.json    the record: what was asked, the best trial, what it does on the test set, on what, how long
+results.sha256  the digests of these, as `sha256sum` writes them; the last file of a run
 
-`record_checks` knows what results.json must hold, `trials` reads trials.csv; docs/results.md has every key and column.
+Files that differ from their digests are not read: they are damaged, or of two runs. docs/results.md has every key and
+column.
 """
 
 import csv
+import hashlib
 import io
 import json
 import shutil
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from hw1jax import evaluation, record_checks, storage
+from hw1jax import evaluation, storage
 from hw1jax import space as space_
 from hw1jax import study as study_
 from hw1jax.data import Dataset, sha256
@@ -31,6 +33,9 @@ from hw1jax.study import Study, TrialScore
 from hw1jax.trained import Model, are_close, by_path, load_model, save_model
 from hw1jax.training import Task
 from hw1jax.trials import Trials, read_trials
+
+FILES = ("trials.csv", "histories.npz", "model.msgpack", "results.json")
+DIGESTS = "results.sha256"
 
 # What trials are worth
 
@@ -134,7 +139,7 @@ def _are_classes(study: Study, outputs: Any, y: Any) -> bool:
 def remove(folder: Path) -> None:
     """Removes the search and the results that a folder holds, and nothing else."""
     with storage.results_lock(folder):
-        for name in ("results.json", "report.html", "trials.csv", "histories.npz", "model.msgpack", "journal.log"):
+        for name in (DIGESTS, *FILES, "report.html", "journal.log"):
             (folder / name).unlink(missing_ok=True)
         for name in ("brackets", "figures"):
             shutil.rmtree(folder / name, ignore_errors=True)
@@ -169,7 +174,7 @@ def write(
     model: Model,
     x: Any = None,
 ) -> None:
-    """Writes all files of a run, the record last.
+    """Writes all files of a run, their digests last.
 
     Args:
       folder: where.
@@ -191,11 +196,22 @@ def write(
         storage.write_arrays(folder / "histories.npz", histories)
         if model.is_finite:
             folds = model.folds if model.has_ensemble else ()
-            # After the histories: where it is, they are.
             save_model(folder / "model.msgpack", model._replace(folds=folds), x)
         else:
             (folder / "model.msgpack").unlink(missing_ok=True)  # the best model of fewer trials
         storage.write_json(folder / "results.json", record)
+        write_digests(folder)
+
+
+def write_digests(folder: Path) -> None:
+    """Writes results.sha256 for the files of a run as they are: from here on they are read."""
+    storage.write_bytes(folder / DIGESTS, "".join(f"{line}\n" for line in _digests(folder).values()).encode())
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """The lines of results.sha256 by file, for the files that are there."""
+    contents = {name: (folder / name).read_bytes() for name in FILES if (folder / name).exists()}
+    return {name: f"{hashlib.sha256(content).hexdigest()}  {name}" for name, content in contents.items()}
 
 
 def write_trials(
@@ -231,28 +247,50 @@ def finite(value: float | np.floating) -> float | None:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What results.json holds; nothing if there is none, or none that can be read."""
+    """The content of results.json.
+
+    Raises:
+      ValueError: no run has ended in the folder, or one of its files is damaged, missing or of another run; the message
+        is one line that names the file.
+    """
+    for name in ("results.json", DIGESTS):
+        if not (folder / name).exists():
+            raise ValueError(f"{folder / name} is missing: name the folder of a finished run, or repeat the run")
+    recorded = (folder / DIGESTS).read_text(encoding="utf-8", errors="replace").splitlines()
+    now = _digests(folder)
+    for name in FILES:
+        before = next((line for line in recorded if line.endswith(f"  {name}")), None)
+        if now.get(name) != before:
+            what = "is missing" if name not in now else f"differs from its digest in {DIGESTS}"
+            raise ValueError(f"{folder / name} {what}: repeat the run's command, which writes it again")
+    record = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    storage.check_format(record, folder / "results.json")
+    return record
+
+
+def ended(folder: Path) -> dict[str, Any]:
+    """As `read_record`, but empty where no run has ended, or its files can't be trusted."""
     try:
-        record = json.loads((folder / "results.json").read_text())
-        return record if isinstance(record["config"]["num_trials"], int) else {}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return read_record(folder)
+    except ValueError:
         return {}
 
 
-def kept_refit(folder: Path, study: Study, trial: TrialScore, num_epochs: int) -> tuple[Model, np.ndarray] | None:
+def kept_refit(folder: Path, study: Study, trial: TrialScore) -> tuple[Model, np.ndarray] | None:
     """(model, train_loss [epoch]) that an earlier run of the same search has refitted, if it was this trial.
 
     The model has the networks of the trial's folds, where that run has kept them.
     """
+    record = ended(folder)
+    if not record or record["refit"]["state"] == "diverged":
+        return None
     try:
         model = load_model(folder / "model.msgpack", study)
-        arrays = storage.read_arrays(folder / "histories.npz")
-        number, train_loss = int(arrays["refit_number"]), arrays["refit_train_loss"]
-    except (FileNotFoundError, KeyError, TypeError, ValueError):
-        return None  # none yet, or damaged: it is made anew
-    # A process that was killed between the two files may have left those of two trials.
-    same = (model.draw, number) == (trial.draw, trial.number) and train_loss.shape == (num_epochs,)
-    return (model, train_loss) if same else None
+    except ValueError:  # other versions compute other outputs, say: it is made anew
+        return None
+    if (model.draw, record["best"]["number"]) != (trial.draw, trial.number):
+        return None
+    return model, storage.read_arrays(folder / "histories.npz")["refit_train_loss"]
 
 
 # Reading
@@ -298,7 +336,7 @@ class Results(NamedTuple):
     @property
     def ensemble(self) -> dict[str, Any] | None:
         """What the networks of the best trial's folds do together on the test set, as `test`; None without them."""
-        return self.record.get("ensemble")
+        return self.record["ensemble"]
 
     @property
     def failure(self) -> str | None:
@@ -323,7 +361,7 @@ class Results(NamedTuple):
     @property
     def has_usual_data(self) -> bool:
         """Whether the data are the study's own, and not a person's files."""
-        return not any(self.record.get("inputs", {}).values())
+        return not any(self.record["inputs"].values())
 
     @property
     def has_classes(self) -> bool:
@@ -421,12 +459,13 @@ def _in_words(tested: Mapping[str, Any]) -> str:
 
 
 def load_results(folder: Path | str, study: Study) -> Results:
-    """Reads and checks what a run of the study has left in a folder, and its data.
+    """Reads what a run of the study has left in a folder, and its data.
 
     Ranges of the study's space, and how its trials are ranked, may be others by now: those of the run count.
 
     Raises:
-      ValueError: a file is missing or damaged, or the data are not those of the run; the message is one line.
+      ValueError: a file is missing or damaged, or the data or the study are not those of the run; the message is one
+        line.
     """
     folder = Path(folder)
     with storage.results_lock(folder):
@@ -435,30 +474,22 @@ def load_results(folder: Path | str, study: Study) -> Results:
 
 def read(folder: Path, study: Study) -> Results:
     """As `load_results`, for who holds the folder's lock already."""
-    path = folder / "results.json"
-    record = _checked(path, lambda: _read_record(path))
+    record = read_record(folder)
     if record["study"] != study.name:
         raise ValueError(f"{folder} holds results of the study {record['study'][:60]!r}, not {study.name}")
-    study = _checked(path, lambda: _as_searched(study, record))
-    path = folder / "trials.csv"
-    trials = _checked(path, lambda: read_trials(path, study, record))
-    path = folder / "model.msgpack"
     try:
-        model = None if record["refit"]["state"] == "diverged" else load_model(path, study)
-    except FileNotFoundError:
-        raise _missing(path) from None
-    same = not model or space_.draw_to_json(model.draw) == record["best"]["params"]
-    if not same or (model and record["ensemble"] and len(model.folds) != record["config"]["num_folds"]):
-        raise ValueError(f"{path} is not the best model of the results.json beside it: repeat the run")
-    inputs = record.get("inputs", {})
+        study = _as_searched(study, record)
+        trials = read_trials(folder / "trials.csv", study)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder} was run with another study {study.name} than it is now ({error})") from None
+    model = None if record["refit"]["state"] == "diverged" else load_model(folder / "model.msgpack", study)
+    inputs = record["inputs"]
     named = {name: Path(inputs[name]) for name in study.inputs if inputs.get(name)}
     data = study_.load_data(study, {name: named.get(name) for name in study.inputs})
     if sha256(data) != record["config"]["data_sha256"]:
         what = ", ".join(map(str, named.values())) or "the usual data"
         raise ValueError(f"{folder} was run with other data than {what} is now: restore the data, or repeat the run")
-    path = folder / "histories.npz"
-    num_test = len(jax.tree.leaves(data.x_test)[0])
-    histories = _checked(path, lambda: _read_histories(path, study, record, trials, num_test))
+    histories = storage.read_arrays(folder / "histories.npz")
     if model and "test_outputs" in histories and not are_close(model.predict(data.x_test), histories["test_outputs"]):
         raise ValueError(
             f"{folder} was run with another network than the study's is now: restore it, or repeat the run"
@@ -477,87 +508,27 @@ def read_curves(folder: Path | str) -> tuple[dict[str, Any], dict[str, np.ndarra
     """
     folder = Path(folder)
     with storage.results_lock(folder):
-        path = folder / "results.json"
-        record = _checked(path, lambda: _read_record(path))
-        path = folder / "histories.npz"
-        arrays = _checked(path, lambda: storage.read_arrays(path))
-
-    def of_best() -> dict[str, np.ndarray]:
-        storage.check_format(arrays, path)
+        record = read_record(folder)
+        arrays = storage.read_arrays(folder / "histories.npz")
         with (folder / "trials.csv").open(encoding="utf-8", newline="") as file:
             row = [row["number"] for row in csv.DictReader(file)].index(str(record["best"]["number"]))
-        names = ["train_loss", *(name for name in arrays if name.startswith("val_"))]
-        curves = {name: arrays[name][row] for name in names}
-        shape = record["config"]["num_folds"], record["config"]["num_epochs"]
-        if "val_loss" not in curves or any(curve.shape != shape for curve in curves.values()):
-            raise ValueError(f"losses that are not those of {shape[0]} folds and {shape[1]} epochs")
-        return curves
-
-    return record, _checked(path, of_best)
+    names = ["train_loss", *(name for name in arrays if name.startswith("val_"))]
+    return record, {name: arrays[name][row] for name in names}
 
 
 def study_of(folder: Path, studies: Mapping[str, Study]) -> Study:
     """Whose results a folder holds; a ValueError of one line if it is none of these."""
-    path = folder / "results.json"
-    name = _checked(path, lambda: _read_record(path))["study"]
+    name = read_record(folder)["study"]
     if name not in studies:
-        raise ValueError(f"{path}: unknown study {name[:60]!r}; there are {', '.join(studies)}")
+        raise ValueError(f"{folder} holds results of an unknown study {name[:60]!r}; there are {', '.join(studies)}")
     return studies[name]
 
 
-def _checked(path: Path, read: Callable[[], Any]) -> Any:
-    """What is read of a file; whatever is wrong with it becomes a ValueError of one line that says what to do."""
-    try:
-        return read()
-    except storage.FormatError:
-        raise
-    except FileNotFoundError:
-        raise _missing(path) from None
-    except (OSError, ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError, csv.Error) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path} is damaged ({reason}): repeat the run's command, which writes it again") from None
-
-
-def _missing(path: Path) -> ValueError:
-    return ValueError(f"{path} is missing: name the folder of a finished run, or repeat the run")
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    record = json.loads(path.read_text(encoding="utf-8"))
-    if isinstance(record, dict):
-        storage.check_format(record, path)
-    record_checks.check_record(record)
-    return record
-
-
 def _as_searched(study: Study, record: dict[str, Any]) -> Study:
-    """The study with the ranges and the score of the run."""
+    """The study with the ranges and the score of the run; a ValueError if it can't have them."""
     config, name = record["config"], record["config"]["score"]
     if name not in ("loss", *study.metrics):
         raise ValueError(f"ranked by {name}, which the study doesn't have")
     space_.draw_from_json(study.space, record["best"]["params"])
-    record_checks.check_values(record, list(study.metrics))
     searched = replace(study, minimize=name, maximize=name if config["direction"] == "maximize" else None)
     return study_.narrow(searched, **space_.from_json(study.space, config["space"]))
-
-
-def _read_histories(
-    path: Path, study: Study, record: dict[str, Any], trials: Trials, num_test: int
-) -> dict[str, np.ndarray]:
-    arrays = storage.read_arrays(path)
-    storage.check_format(arrays, path)
-    members, num_epochs = trials.folds["loss"].shape, record["config"]["num_epochs"]
-    names = ("train_loss", "val_loss", *(f"val_{name}" for name in study.metrics))
-    shapes = dict.fromkeys(names, (*members, num_epochs)) | {"refit_train_loss": (num_epochs,)}
-    if "curve_x" in arrays:
-        num_points = len(arrays["curve_x"])
-        shapes |= {"curve_outputs": (num_points,), "curve_fold_outputs": (members[1], num_points)}
-    if "test_outputs" in arrays:  # else they are a tree
-        shapes["test_outputs"] = (num_test, *arrays["test_outputs"].shape[1:])
-    if record["ensemble"] is not None:  # its outputs are as those of the refit, one array or several
-        outputs = {name: array for name, array in arrays.items() if name.startswith("test_outputs")}
-        shapes |= {name.replace("test", "ensemble", 1): array.shape for name, array in outputs.items()}
-    for name, shape in shapes.items():
-        if arrays[name].shape != shape:
-            raise ValueError(f"{name} has the shape {arrays[name].shape}, expected {shape}")
-    return arrays

@@ -118,7 +118,7 @@ def run(
             results.remove(folder)
         opened = search.open_storage(journal, asked, sampler=order.search.sampler, seed=order.search.seed)
         config = search.begin(opened, config, folder)
-        before = results.read_record(folder)
+        before = results.ended(folder)
     planned = _plan_of(config)
     stretches = planned.stretches(order.num_trials)
     wide = _wide(order, planned, data, splits)
@@ -153,14 +153,14 @@ def run(
         raise ValueError(f"{who} diverged, see {folder / 'trials.csv'}; search smaller learning rates")
 
     with storage.lock(folder / ".refit.lock"):  # the first of several processes trains, the others find the model
-        now = results.read_record(folder)
+        now = results.ended(folder)
         if now != before and now and (more := now["config"]["num_trials"]) > order.num_trials:
             observer.note(f"a search of {more} trials has ended in {folder} meanwhile: its results stay")
             observer.finish(now, folder)
             return now
         with clock.measure("refit_seconds"):
             checkpoint = Checkpoint(place / f"refit-{best.number}.checkpoint")
-            model, refit_train_loss = results.kept_refit(folder, asked, best, order.search.num_epochs) or refit(
+            model, refit_train_loss = results.kept_refit(folder, asked, best) or refit(
                 order, data, len(splits), best.draw, observer, checkpoint, stop
             )
             if not model.folds:

@@ -199,9 +199,10 @@ def finished_copy(name: str, factory: pytest.TempPathFactory, to: Path) -> Path:
 
 
 def change_record(folder: Path, **changes) -> Path:
-    """Changes entries of results.json."""
+    """Changes entries of results.json, as if the run had written them."""
     record = json.loads((folder / "results.json").read_text())
     storage.write_json(folder / "results.json", record | changes)
+    results.write_digests(folder)
     return folder
 
 

@@ -7,7 +7,6 @@ HW1JAX_LONG_TESTS=1.
 import gzip
 import hashlib
 import io
-import json
 import math
 import os
 import re
@@ -28,13 +27,12 @@ import studies
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hw1jax import load_model, load_results, report, search, storage
+from hw1jax import load_model, load_results, search, storage
 from hw1jax.data import fashion_mnist, regression
-from hw1jax.report import plots
 
 STUDY = studies.LINE
-SLOW = pytest.mark.slow
 TIMES = 10 if "HW1JAX_LONG_TESTS" in os.environ else 1
+NUM_FILES = 50  # of each kind
 SLOW_SECONDS = 10  # of one file, on a busy machine
 MORE_MEMORY = 3 << 30  # bytes of address space that reading may take
 ODD = (b"-1", b"0", b"NaN", b"-Infinity", b"1e999", b"1e308", b"4294967296", b"999999999999", b"9" * 400)
@@ -117,10 +115,6 @@ def read_results(path):
     assert load_results(path.parent, STUDY).trials.rows
 
 
-def read_page(path):
-    assert report.write_report(path.parent, STUDY).is_file()
-
-
 def read_journal(path):
     opened = search.open_storage(path, STUDY, sampler="random", seed=0)
     assert opened.study_name == "line"
@@ -164,8 +158,7 @@ def read_images_of_any_checksum(path):
 
 
 KINDS = {
-    "results.json": Kind("line/results.json", number_in_text, read_results),
-    "trials.csv": Kind("line/trials.csv", number_in_text, read_results),
+    "results.sha256": Kind("line/results.sha256", number_in_text, read_results),
     "journal.log": Kind("line/journal.log", number_in_text, read_journal),
     "model.msgpack": Kind("line/model.msgpack", number_in_model, read_model),
     "histories.npz": Kind("line/histories.npz", number_in_arrays, read_arrays),
@@ -174,7 +167,6 @@ KINDS = {
     "train-images of any checksum": Kind("own/train-images", number_in_idx, read_images_of_any_checksum),
     "train-images.gz": Kind("packed/train-images.gz", number_in_idx, read_images),
 }
-PAGE = {"results.json on the page": Kind("line/results.json", number_in_text, read_page)}
 
 
 @pytest.fixture(scope="module")
@@ -225,28 +217,18 @@ def attempt(kind, folder, content):
 
 
 @pytest.mark.timeout(100 * TIMES)
-@pytest.mark.parametrize(
-    ("name", "num_files"), [*((name, 50) for name in KINDS), *(pytest.param(name, 15, marks=SLOW) for name in PAGE)]
-)
-def test_a_damaged_file_is_refused_in_one_line_that_names_it_or_read(folder, name, num_files, monkeypatch):
-    monkeypatch.setattr(plots, "DOTS_PER_INCH", 20)
-    kind, outcomes = (KINDS | PAGE)[name], Counter()
+@pytest.mark.parametrize("name", KINDS)
+def test_a_damaged_file_is_refused_in_one_line_that_names_it_or_read(folder, name):
+    kind, outcomes = KINDS[name], Counter()
     original = (folder / kind.path).read_bytes()
     assert attempt(kind, folder, original) == "read"
     damages = st.composite(lambda draw: draw(st.sampled_from([kind.number, splice, flip]))(draw, original))
 
-    @settings(max_examples=TIMES * num_files, derandomize=True, deadline=None, database=None)
+    @settings(max_examples=TIMES * NUM_FILES, derandomize=True, deadline=None, database=None)
     @given(damages() | st.just(b""))
     def read(content):
         outcomes[attempt(kind, folder, content)] += 1
 
     read()
     assert outcomes["refused"] > 0
-    assert outcomes.total() >= num_files / 2
-
-
-def test_a_length_that_would_fill_the_memory_is_not_believed(folder):
-    kind = KINDS["results.json"]
-    record = json.loads((folder / kind.path).read_text())
-    record["config"]["num_folds"] = 999_999_999_999
-    assert attempt(kind, folder, json.dumps(record).encode()) == "refused"
+    assert outcomes.total() >= NUM_FILES / 2

@@ -494,7 +494,7 @@ def test_ended_just_before_a_file_gets_its_name_it_goes_on_to_the_same_end(
     assert {int(name.split("-")[1].split(".")[0]) for name in of_jobs} == rungs
     assert any(name.endswith(".checkpoint") for name in of_jobs)
     assert sum(name.startswith("refit-") for name in names) == num_epochs - 1
-    assert names[-4:] == ["trials.csv", "histories.npz", "model.msgpack", "results.json"]
+    assert names[-5:] == ["trials.csv", "histories.npz", "model.msgpack", "results.json", "results.sha256"]
 
 
 def cache_of_one(function):

@@ -20,7 +20,7 @@ from studies import DRAWS, HALVING, LINE, SMALL, STATES, TOY_DATA, TOY_X, change
 from hw1jax import evaluation, storage
 from hw1jax.report import plots, search, sections, write_comparison, write_overview, write_report
 from hw1jax.report.items import Markup, Picture, grid
-from hw1jax.results import load_results, read_record
+from hw1jax.results import load_results, read_record, write_digests
 from hw1jax.space import Choice, Float, Int
 from hw1jax.study import Halving, Reference
 from hw1jax.trials import Trials
@@ -200,6 +200,7 @@ def test_a_run_without_a_test_loss_gets_a_page_that_says_why(name, state, copied
         arrays = storage.read_arrays(folder / "histories.npz")
         wrong = {part: arrays[part] * np.nan for part in ("test_outputs", "refit_train_loss")}
         storage.write_arrays(folder / "histories.npz", arrays | wrong)
+        write_digests(folder)
     for path in (write_report(folder, STUDIES[name]), write_overview(folder.parent, STUDIES, [folder], {})):
         text = path.read_text()
         assert "too &lt;large&gt;" in text and f'id="{name}' in text and ">None<" not in text
@@ -424,11 +425,11 @@ def test_a_damaged_run_keeps_its_page_and_the_overview_shows_the_others(runs, co
     damaged = copied("regression").rename(tmp_path / "fashion_mlp")
     (damaged / "results.json").write_text("{")
     before = (damaged / "report.html").read_bytes()
-    with pytest.raises(ValueError, match="results.json is damaged"):
+    with pytest.raises(ValueError, match="results.json differs from its digest"):
         write_report(damaged, HALVING)
     assert (damaged / "report.html").read_bytes() == before
     page = Page(write_overview(tmp_path, STUDIES, [runs / "regression", damaged], {}))
-    assert "results.json is damaged" in page.text and page.all("img")
+    assert "results.json differs from its digest" in page.text and page.all("img")
 
 
 def test_the_overview_takes_figures_as_they_are_and_draws_missing_or_old_ones(copied, blank):

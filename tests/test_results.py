@@ -1,6 +1,7 @@
-"""What a run leaves comes back as it was; whatever else is in its files is refused in one line."""
+"""What a run leaves comes back as it was; files that it has not written, or of two runs, are refused in one line."""
 
 import csv
+import hashlib
 import json
 import os
 from dataclasses import replace
@@ -22,9 +23,9 @@ from hw1jax.losses import accuracy
 from hw1jax.results import load_results
 from hw1jax.space import Choice, Float, Int
 from hw1jax.study import Reference, TrialScore
-from hw1jax.trained import load_model, save_model
+from hw1jax.trained import load_model
 
-FILES = ("results.json", "trials.csv", "histories.npz", "model.msgpack")
+FILES = (*results.FILES, results.DIGESTS)
 CLASSIFIER = replace(TOY, metrics={"accuracy": accuracy}, space={"l2": Float(0, 1)})
 
 
@@ -272,7 +273,7 @@ def test_a_record_and_curves_are_read_without_the_study(folder):
     assert record == found.record and set(curves) == {"train_loss", "val_loss"}
     np.testing.assert_array_equal(curves["val_loss"], found.histories["val_loss"][found.row])
     (folder / "trials.csv").write_text("number\n7\n")
-    with pytest.raises(ValueError, match="histories.npz is damaged"):
+    with pytest.raises(ValueError, match="trials.csv differs from its digest"):
         results.read_curves(folder)
     (folder / "results.json").unlink()
     with pytest.raises(ValueError, match="results.json is missing"):
@@ -313,7 +314,7 @@ def test_fold_models_that_are_not_finite_are_not_written(tmp_path):
 def test_the_ranges_and_the_score_are_those_of_the_run_whatever_the_study_says_by_now(written):
     now = study.narrow(HALVING, hidden_units=(Int(100, 200, width=True),), l2=Float(0.5, 0.6, log=True))
     now = replace(now, metrics={"distance": lambda outputs, y: jnp.abs(outputs - y)[:, 0]}, maximize="distance")
-    with pytest.raises(ValueError, match=r"results\.json is damaged \('best' has no 'mean_val_distance'\)"):
+    with pytest.raises(ValueError, match="was run with another study regression than it is now .*_val_distance"):
         load_results(written, now)
     found, ranges = load_results(written, replace(now, metrics={}, maximize=None)), space.columns(HALVING.space)
     assert {name: str(r) for name, r in space.columns(found.study.space).items()} == {
@@ -325,7 +326,7 @@ def test_the_ranges_and_the_score_are_those_of_the_run_whatever_the_study_says_b
 def test_results_of_another_study_are_not_read(written):
     with pytest.raises(ValueError, match="holds results of the study 'regression', not toy"):
         load_results(written, TOY)
-    with pytest.raises(ValueError, match="unknown study 'regression'; there are toy"):
+    with pytest.raises(ValueError, match="results of an unknown study 'regression'; there are toy"):
         results.study_of(written, {"toy": TOY})
     assert results.study_of(written, {"toy": TOY, "regression": HALVING}) is HALVING
 
@@ -351,26 +352,18 @@ def test_other_data_than_those_of_the_run_are_named(folder):
     load_results(folder, HALVING)
 
 
-def test_a_refit_is_kept_only_if_it_is_of_this_trial_and_as_long(folder):
+def test_a_refit_is_kept_only_if_it_is_of_this_trial_and_all_is_as_it_was_written(folder):
     found = load_results(folder, HALVING)
     trial = TrialScore(found.best.number, found.best.params, "complete", {"loss": (1.0,)})
-    model, train_loss = results.kept_refit(folder, HALVING, trial, 6)
+    model, train_loss = results.kept_refit(folder, HALVING, trial)
     np.testing.assert_array_equal(train_loss, found.histories["refit_train_loss"])
     assert model.draw == trial.draw and len(model.folds) == 3 and model.has_ensemble
-    assert results.kept_refit(folder, HALVING, trial, 5) is None
-    assert results.kept_refit(folder, HALVING, trial._replace(number=0), 6) is None
-    assert results.kept_refit(folder, HALVING, trial._replace(draw=trial.draw | {"l2": 0.05}), 6) is None
+    assert results.kept_refit(folder, HALVING, trial._replace(number=0)) is None
+    assert results.kept_refit(folder, HALVING, trial._replace(draw=trial.draw | {"l2": 0.05})) is None
     (folder / "model.msgpack").write_bytes(b"x")
-    assert results.kept_refit(folder, HALVING, trial, 6) is None
-
-
-def test_a_record_that_cannot_be_read_is_none(tmp_path):
-    assert results.read_record(tmp_path) == {}
-    for content in ("{", "[]", '{"config": {}}', '{"config": {"num_trials": "many"}}', "[" * 100_000):
-        (tmp_path / "results.json").write_text(content)
-        assert results.read_record(tmp_path) == {}
-    (tmp_path / "results.json").write_text('{"config": {"num_trials": 3}}')
-    assert results.read_record(tmp_path)["config"]["num_trials"] == 3
+    assert results.kept_refit(folder, HALVING, trial) is None and results.ended(folder) == {}
+    change_record(folder, refit=found.record["refit"] | {"state": "diverged"})
+    assert results.kept_refit(folder, HALVING, trial) is None and results.ended(folder)["study"] == "regression"
 
 
 # Damages
@@ -386,90 +379,48 @@ def refused(folder: Path, *words: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_missing_truncated_or_other_file_is_named_in_one_line(folder, name):
+def test_a_file_of_which_a_byte_is_another_or_that_is_cut_or_missing_is_named_in_one_line(folder, name):
     content = (folder / name).read_bytes()
-    for damaged in (content[: len(content) * 2 // 3], b"", b"\xff\xfe", b"x", b"[" * 100_000, b"null"):
+    other = bytes(a ^ 1 if i == len(content) // 2 else a for i, a in enumerate(content))
+    for damaged in (other, content[: len(content) * 2 // 3], b"", b"\xff\xfe", content + b"\0"):
         (folder / name).write_bytes(damaged)
-        refused(folder, name)
+        if name == results.DIGESTS:  # whatever it has no line of is another file
+            damaged[:-1] == content or refused(folder, "differs from its digest")
+        else:
+            refused(folder, f"{name} differs from its digest in results.sha256")
     (folder / name).unlink()
     refused(folder, f"{name} is missing")
 
 
-RUNGS = [{"num_epochs": 2, "num_trials": 5, "went_on": 5, "failed": 1, "seconds": 1.5}]
-DIVERGED = {"state": "diverged", "failure": "it did", "train_loss": 1, "folds_train_loss": 1, "warning": None}
+def test_files_of_two_runs_are_refused(folder, tmp_path_factory):
+    other = write_run(tmp_path_factory.mktemp("other"), HALVING, STATES[:3], EPOCHS[:3])
+    for name in FILES:
+        before = (folder / name).read_bytes()
+        (folder / name).write_bytes((other / name).read_bytes())
+        refused(folder, "differs from its digest in results.sha256")
+        (folder / name).write_bytes(before)
+    load_results(folder, HALVING)
+
+
+def test_digests_are_as_sha256sum_writes_them(folder):
+    lines = (folder / "results.sha256").read_text().splitlines()
+    digests = [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in results.FILES]
+    assert lines == [f"{digest}  {name}" for digest, name in zip(digests, results.FILES, strict=True)]
 
 
 @pytest.mark.parametrize(
-    "part, value, words",
+    ("changes", "words"),
     [
-        ("format", storage.FORMAT - 1, [f"has the format {storage.FORMAT - 1}, ", f"reads {storage.FORMAT}: ", "out="]),
-        ("study", "poetry", ["'poetry'"]),
-        ("best number", 2, ["trials.csv"]),  # it has failed
-        ("best params l2", "much", ["results.json is damaged"]),
-        ("best mean_val_loss", None, ["results.json is damaged"]),
-        ("config num_folds", 2, ["trials.csv is damaged"]),
-        ("config precision", "float8", ["results.json is damaged"]),
-        ("config halving", "3", ["results.json is damaged", "'halving'"]),
-        ("config space l2", {"low": 0.1, "high": 0.01}, ["results.json is damaged"]),
-        ("config space optimizer", {"among": ["lion"]}, ["results.json is damaged"]),
-        ("test", {"loss": None, "accuracy": None, "confusion": None}, ["results.json is damaged"]),
-        ("ensemble", {}, ["results.json is damaged"]),
-        ("rungs", RUNGS, ["results.json is damaged"]),
-        ("trials pruned", 3, ["trials.csv is damaged"]),
-        ("refit", DIVERGED, ["results.json is damaged"]),
-        ("timing total_seconds", 1e300, ["results.json is damaged"]),
+        ({"format": storage.FORMAT - 1}, f"has the format {storage.FORMAT - 1}, this version of hw1jax reads"),
+        ({"study": "poetry"}, "'poetry'"),
     ],
 )
-def test_a_record_that_does_not_fit_is_refused(folder, part, value, words):
-    record = place = record_of(folder)
-    *outer, last = part.split()
-    for name in outer:
-        place = place[name]
-    place[last] = value
-    storage.write_json(folder / "results.json", record)
-    refused(folder, *words)
+def test_a_run_of_another_version_or_study_is_refused(folder, changes, words):
+    refused(change_record(folder, **changes), words)
 
 
-def test_numbers_that_json_has_not_are_refused_and_large_losses_are_none_of_them(folder):
-    text = (folder / "results.json").read_text()
-    for wrong in ("NaN", "-Infinity", "9" * 5000):
-        (folder / "results.json").write_text(text.replace('"number": 1', f'"number": {wrong}'))
-        refused(folder, "results.json is damaged")
-    record = json.loads(text)
-    record["test"]["loss"] = 1e30
-    del record["inputs"]
-    storage.write_json(folder / "results.json", record)
-    found = load_results(folder, HALVING)
-    assert found.test["loss"] == 1e30 and found.has_usual_data, "older runs have no inputs"
-
-
-@pytest.mark.parametrize(
-    "old, new",
-    [
-        ("0,pruned,2,", "0,pruned,0,"),
-        ("0,pruned,2,", "0,pruned,7,"),
-        ("0,pruned,2,", "0,lost,2,"),
-        ("1,complete,6,", "1,complete,5,"),
-        ("state,epochs,", "state,time,"),
-    ],
-)
-def test_a_table_whose_states_or_epochs_do_not_fit_is_refused(folder, old, new):
-    content = (folder / "trials.csv").read_text()
-    assert content.count(old) == 1
-    (folder / "trials.csv").write_text(content.replace(old, new))
-    refused(folder, "trials.csv is damaged")
-
-
-def test_histories_and_a_model_of_another_run_are_refused(folder):
-    arrays, model = storage.read_arrays(folder / "histories.npz"), load_results(folder, HALVING).model
-    for name, cut in (("val_loss", 4), ("test_outputs", 99), ("ensemble_outputs", 99), ("curve_fold_outputs", 2)):
-        storage.write_arrays(folder / "histories.npz", arrays | {name: arrays[name][:cut]})
-        refused(folder, "histories.npz is damaged", f"{name} has the shape")
-    storage.write_arrays(folder / "histories.npz", {n: a for n, a in arrays.items() if n != "ensemble_outputs"})
-    refused(folder, "histories.npz is damaged", "ensemble_outputs")
+def test_a_study_whose_network_is_another_by_now_is_refused(folder):
+    arrays = storage.read_arrays(folder / "histories.npz")
     storage.write_arrays(folder / "histories.npz", arrays | {"test_outputs": arrays["test_outputs"] + 1})
+    results.write_digests(folder)
     refused(folder, "another network than the study's is now")
-    storage.write_arrays(folder / "histories.npz", arrays)
-    for other in (model._replace(draw=model.draw | {"l2": 0.05}), model._replace(folds=model.folds[:2])):
-        save_model(folder / "model.msgpack", other)
-        refused(folder, "is not the best model of the results.json beside it")

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 EXPERIMENTS = ROOT / "experiments"
 SMALL = "--quick --num-trials 1 --num-epochs 1 --num-folds 2 --num-devices 1"
 STUDIES = ("regression", "fashion_mlp", "fashion_cnn")
-LEFT = ("results.json", "trials.csv", "histories.npz", "model.msgpack", "report.html")
+LEFT = ("results.json", "results.sha256", "trials.csv", "histories.npz", "model.msgpack", "report.html")
 
 
 def run(script, *flags, cwd):

@@ -210,7 +210,7 @@ def _headlines(studies: Iterable[Study], records: Iterable[dict[str, Any]], othe
     columns += ["validation loss", "trials", "time"]
     rows = []
     for r in records:
-        row, reported = [r["title"]], (r.get("reference") or {}).get("test", {})
+        row, reported = [r["title"]], (r["reference"] or {}).get("test", {})
         for name in names:
             there = name == "loss" or r["test"].get(name) is not None
             row += [score(name, r["test"][name]) if there else "-", *([theirs(name, reported)] if compared else [])]
@@ -231,7 +231,7 @@ def _headlines(studies: Iterable[Study], records: Iterable[dict[str, Any]], othe
 
 def _cards(results: Results) -> Markup:
     """The numbers that count, of one study, the reference's beside them."""
-    best, test, reference = results.record["best"], results.test, results.record.get("reference")
+    best, test, reference = results.record["best"], results.test, results.record["reference"]
 
     def beside(name: str) -> str:
         if not reference:

@@ -24,7 +24,7 @@ Gaps = Sequence[tuple[float, float]]  # intervals of the inputs without training
 
 def hyperparameters(results: Results) -> Markup:
     """Ranges and best values, the reference's beside them."""
-    reference, best = results.record.get("reference"), space_.flatten(results.best.params)
+    reference, best = results.record["reference"], space_.flatten(results.best.params)
     others = space_.flatten(reference["params"]) if reference else {}
     rows = []
     for name, r in space_.columns(results.study.space).items():
@@ -184,7 +184,7 @@ def test_set(results: Results) -> list[Item]:
 
 def scores(results: Results) -> Markup:
     """Loss and metrics on the test set, of the refit, of the ensemble and of the reference."""
-    reference, names = results.record.get("reference"), {"loss": results.study.loss_name}
+    reference, names = results.record["reference"], {"loss": results.study.loss_name}
     names |= {"accuracy": "accuracy"} if results.test["accuracy"] is not None else {}
     names |= {name: words(name) for name in results.study.metrics}
     tested = {"refit": results.test}
@@ -348,7 +348,7 @@ def repeat(results: Results) -> Markup:
     record, config = results.record, dict(results.record["config"])
     del config["space"]
     ranges = {name: ", ".join(map(_in_words, r)) for name, r in space_.ranges_of(results.study.space).items()}
-    given = {name: value for name, value in record.get("inputs", {}).items() if value}
+    given = {name: value for name, value in record["inputs"].items() if value}
     settings = [[words(name), _setting(value)] for name, value in (ranges | config | given).items()]
     environment = [[words(name), _setting(value)] for name, value in record["environment"].items()]
     return Markup(
