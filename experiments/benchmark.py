@@ -32,22 +32,15 @@ and more trials and of more folds (speed/growth.py), and writes search_growth.md
 nothing, and says what an accelerator would be asked for (speed/prediction.py); it writes prediction.md and .json.
 """
 
-from hw1jax import signals
-
-if __name__ == "__main__":
-    signals.listen()  # before the imports that take seconds
-
 import argparse
 import json
 import math
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -331,7 +324,6 @@ def benchmark(options: argparse.Namespace) -> None:
         options.devices = machine["num_devices"]
     results = {"environment": machine, "settings": settings, "peak": peak, "versions": {}, "studies": {}}
     with tempfile.TemporaryDirectory() as folder:
-        signals.at_end.append(partial(shutil.rmtree, folder, ignore_errors=True))
         for name in options.studies:
             try:
                 result = measure_study(name, options, Path(folder), peak["gflops"])

@@ -6,11 +6,6 @@ set.
     python experiments/fashion_mlp.py [--quick] [--beyond] [--out DIR] [--help]
 """
 
-from hw1jax import signals
-
-if __name__ == "__main__":
-    signals.listen()  # before the imports that take seconds
-
 from dataclasses import replace
 
 import flax.linen as nn

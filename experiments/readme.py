@@ -5,11 +5,6 @@ Small copies of the numbers and figures that they show are kept in `experiments/
     python experiments/readme.py [RUNS]
 """
 
-from hw1jax import signals
-
-if __name__ == "__main__":
-    signals.listen()  # before the imports that take seconds
-
 import contextlib
 import io
 import json

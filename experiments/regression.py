@@ -6,11 +6,6 @@ data and looks at the test set.
     python experiments/regression.py [--quick] [--beyond] [--out DIR] [--help]
 """
 
-from hw1jax import signals
-
-if __name__ == "__main__":
-    signals.listen()  # before the imports that take seconds
-
 from dataclasses import replace
 from functools import partial
 

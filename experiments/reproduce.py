@@ -5,11 +5,6 @@ A study that fails doesn't stop the others; it is named at the end, and the exit
     python experiments/reproduce.py [--quick] [--out DIR] [--help]
 """
 
-from hw1jax import signals
-
-if __name__ == "__main__":
-    signals.listen()  # before the imports that take seconds
-
 import sys
 import threading
 import time

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from hw1jax import data as data
     from hw1jax import models as models
     from hw1jax import report as report
-    from hw1jax import signals as signals
     from hw1jax.cli import main as main
     from hw1jax.cross_validation import CrossValidation as CrossValidation
     from hw1jax.cross_validation import cross_validate as cross_validate
@@ -58,7 +57,7 @@ _ROOMS = {
     "training": ("Task",),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
-_DOORS = ("data", "models", "report", "signals")  # modules that are public as a whole
+_DOORS = ("data", "models", "report")  # modules that are public as a whole
 _NEEDED = ("jax", "numpy", "optax", "flax", "optuna", "matplotlib", "rich", "tyro")  # imported and installed as this
 
 if not TYPE_CHECKING:  # or a checker would let any name pass

@@ -5,7 +5,9 @@ import contextlib
 import inspect
 import os
 import re
+import select
 import shlex
+import signal
 import sys
 import sysconfig
 import threading
@@ -23,7 +25,7 @@ import jax
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from hw1jax import checks, record, report, run, signals
+from hw1jax import checks, record, report, run
 from hw1jax import space as space_
 from hw1jax import study as study_
 from hw1jax.brackets import Stopped
@@ -35,6 +37,8 @@ from hw1jax.study import Order, Output, Program, Search, Study
 STARTED = time.time() - time.process_time()
 
 CHECKS = tuple(room.__name__ for room in (study_, space_, checks))  # whose TypeErrors are a person's mistakes
+SECONDS_TO_STOP = 2.5  # until a process that was asked to stop ends where it stands
+heard: list[int] = []  # numbers of the signals so far
 REAL = r"[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?"
 
 
@@ -326,24 +330,63 @@ def use_all_cores(most: int | None = None) -> None:
 
 
 def stop_on_signals() -> threading.Event:
-    """From here on Ctrl-C and SIGTERM ask training to stop, see `signals` -> the event that does."""
-    return signals.ask_first()
+    """From here on Ctrl-C and SIGTERM set the event that is returned, so that training writes down where it is.
+
+    Then the process ends with 130 or 143: when training has stopped (`with_exit_code`), after `SECONDS_TO_STOP`, or at
+    a second signal. A thread waits for signals, as Python's own handlers run in the main thread alone, between two of
+    its instructions, and that may be deep in a compiled program.
+    """
+    stop = threading.Event()
+    receiving, sending = os.pipe()
+    os.set_blocking(sending, False)
+    signal.set_wakeup_fd(sending, warn_on_full_buffer=False)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    threading.Thread(target=_wait_for_signals, args=(receiving, stop), daemon=True).start()
+    return stop
+
+
+def _wait_for_signals(receiving: int, stop: threading.Event) -> None:
+    heard.append(os.read(receiving, 1)[0])
+    stop.set()
+    with contextlib.suppress(OSError):  # a terminal that is gone
+        print("\nstopping; the same command goes on from here", file=sys.stderr, flush=True)
+    if select.select([receiving], [], [], SECONDS_TO_STOP)[0]:
+        heard.append(os.read(receiving, 1)[0])
+    end_at_once(128 + heard[-1])
+
+
+def end_at_once(code: int) -> NoReturn:
+    """Ends the process where it stands: files appear whole or not at all."""
+    try:
+        if sys.stderr.isatty():
+            print("\x1b[?25h", end="", file=sys.stderr, flush=True)  # a progress bar has hidden the cursor
+        sys.stdout.flush()
+    finally:
+        os._exit(code)
 
 
 def with_exit_code(work: Callable[[], Any]) -> NoReturn:
-    """Does the work and exits with its code, if it returns one, or with 2 and one line for what the user can mend."""
+    """Does the work and exits with its code, if it returns one, or with 2 and one line for what the user can mend.
+
+    A signal that was heard before, by which training has stopped, ends the process with its own code.
+    """
+    result = None
     try:
         result = work()
     except MemoryError as error:
         where = str(error) or "of the host"
         sys.exit(report_error(MemoryError(f"out of memory ({where}): give less data or smaller nets")))
     except Stopped:
-        signals.wait_for_end()
+        pass
     except Exception as error:
         if not is_mistake(error):
             raise
         sys.exit(report_error(error))
-    signals.finish(result if isinstance(result, int) else 0)
+    if heard:
+        end_at_once(128 + heard[0])
+    signal.set_wakeup_fd(-1)  # the work is done: from here on a signal changes nothing
+    sys.exit(result if isinstance(result, int) else 0)
 
 
 def is_mistake(error: BaseException) -> bool:

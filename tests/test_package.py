@@ -61,7 +61,6 @@ def heavy():
 sys.meta_path.insert(0, Blocked)
 blocked |= {OTHERS}
 import hw1jax
-from hw1jax import signals
 answers["package"] = heavy()
 {CROSS_VALIDATED}
 answers["cross-validation"] = heavy()

@@ -11,11 +11,6 @@ that the work is a part of. Two weaker forms have a program a trial, or a member
 can draw.
 """
 
-from hw1jax import signals
-
-if __name__ == "__main__":
-    signals.listen()  # before the imports that take seconds
-
 import argparse
 import json
 import math

@@ -6,14 +6,11 @@ a trial to be asked for and kept, is seen beside what its training takes.
 """
 
 import argparse
-import shutil
 import tempfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hw1jax import signals
 from speed import forms, peers
 
 NUM_TRIALS, NUM_FOLDS = (10, 100, 1000), (3, 10)
@@ -94,7 +91,6 @@ def measure(options: argparse.Namespace, run_form: Callable[..., dict[str, Any]]
     settings = {name: str(v) if isinstance(v, Path) else v for name, v in vars(options).items()}
     results: dict[str, Any] = {"environment": record.describe(), "settings": settings, "studies": {}}
     with tempfile.TemporaryDirectory() as folder:
-        signals.at_end.append(partial(shutil.rmtree, folder, ignore_errors=True))
         for name in options.studies:
             try:
                 result = measure_study(name, options, Path(folder), run_form)

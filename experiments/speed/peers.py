@@ -17,7 +17,7 @@ where a peer trains.
 import signal
 
 if __name__ in ("__main__", "__mp_main__"):  # and in the processes that it starts
-    # Ctrl-C ends it whatever it is at. (`hw1jax.signals` may be missing where torch is.)
+    # Ctrl-C ends it whatever it is at.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
