@@ -1,6 +1,5 @@
 """The package as a stranger finds it: its files, what it needs, `python -m hw1jax`, types seen from outside."""
 
-import json
 import re
 import subprocess
 import sys
@@ -42,80 +41,30 @@ print(result, result.best)
 """
 
 
-OTHERS = {"flax", "optuna", "matplotlib", "tensorflow_datasets", "tyro", "rich", "sqlalchemy", "msgpack"}
-HEAVY = OTHERS | {"chex", "jax", "jaxlib", "numpy", "optax", "tensorflow", "torch", "sklearn", "pandas", "IPython"}
-MISSING = {"flax": "models", "optuna": "run_study", "matplotlib": "write_report", "tyro": "main"}  # who needs it
-STRANGER = f"""
-import json, sys
-
-blocked, answers = set(), {{}}
-
-class Blocked:
-    def find_spec(name, *_):
-        if name.partition(".")[0] in blocked:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-
-def heavy():
-    return sorted({HEAVY} & {{name.partition(".")[0] for name in sys.modules}})
-
-sys.meta_path.insert(0, Blocked)
-blocked |= {OTHERS}
-import hw1jax
-answers["package"] = heavy()
-{CROSS_VALIDATED}
-answers["cross-validation"] = heavy()
-for missing, name in {MISSING}.items():
-    blocked.clear()
-    blocked.add(missing)
-    try:
-        getattr(hw1jax, name)
-    except ImportError as error:
-        answers[name] = [str(error), error.name]
-    if name == "run_study":
-        blocked.clear()
-        hw1jax.run_study, hw1jax.Study, hw1jax.Float, hw1jax.load_model
-        answers["study"] = heavy()
-print(json.dumps(answers))
-"""
+OTHERS = ("flax", "optuna", "matplotlib", "tensorflow_datasets", "tyro", "rich", "sqlalchemy", "msgpack", "tensorflow",
+          "torch", "sklearn", "pandas", "IPython")  # fmt: skip
+IMPORTED = f"print(*sorted({{name.partition('.')[0] for name in sys.modules}} & {{*{OTHERS}}}))"
 
 
 def python(*args, **options):
     return subprocess.run([sys.executable, *args], capture_output=True, text=True, timeout=300, **options)
 
 
-@pytest.fixture(scope="module")
-def stranger(tmp_path_factory):
-    """A process in which packages are missing -> (what it printed, what it found, how it ended)."""
-    folder = tmp_path_factory.mktemp("stranger")
-    (folder / "small_line.py").write_text(STUDY.lstrip())
-    tried = python("-W", "error::DeprecationWarning:hw1jax", "-c", STRANGER, cwd=folder)
-    assert "{" in tried.stdout, tried.stderr
-    return tried.stdout, json.loads(tried.stdout.splitlines()[-1]), tried
-
-
-def test_each_part_imports_what_it_needs_alone(stranger):
-    """Nothing at first, so Ctrl-C is heard from the first lines of a program on; a study draws no page."""
-    printed, answers, _ = stranger
-    assert printed.startswith("CrossValidation(")  # with the others out of reach
-    assert answers["package"] == []
-    assert set(answers["cross-validation"]) <= {"jax", "jaxlib", "numpy", "optax", "chex"}  # which Optax has brought
-    assert set(answers["study"]) & {"optuna", "matplotlib", "tyro", "tensorflow_datasets", "IPython"} == {"optuna"}
-
-
-def test_a_missing_package_is_named_with_what_to_install(stranger):
-    for package, name in MISSING.items():
-        line = f"hw1jax.{name} needs {package}, which is not installed: pip install {package}"
-        assert stranger[1][name] == [line, package]
-
-
-def test_what_else_is_missing_is_not_said_to_be_the_packages(monkeypatch):
-    def missing(name):
-        raise ModuleNotFoundError("No module named 'other'", name="other")
-
-    monkeypatch.setattr(hw1jax, "import_module", missing)
-    monkeypatch.delitem(vars(hw1jax), "models", raising=False)
-    with pytest.raises(ModuleNotFoundError, match="^No module named 'other'$"):
-        _ = hw1jax.models
+@pytest.mark.parametrize(
+    ("code", "allowed"),
+    [
+        (CROSS_VALIDATED, set()),
+        ("import hw1jax as hw\nhw.Study, hw.Float, hw.data.Dataset", set()),
+        ("import hw1jax as hw\nhw.models, hw.load_model", {"flax", "msgpack", "rich"}),
+        ("import hw1jax as hw\nhw.run_study, hw.Results", {"flax", "msgpack", "rich", "optuna", "sqlalchemy"}),
+    ],
+    ids=["cross-validation", "study", "model", "search"],
+)
+def test_each_part_imports_what_it_needs_alone(code, allowed):
+    """The command line needs all the others."""
+    done = python("-W", "error::DeprecationWarning:hw1jax", "-c", f"{code}\nimport sys\n{IMPORTED}")
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.splitlines()[-1].split()) <= allowed
 
 
 def test_the_wheel_has_every_file_and_says_what_it_is(tmp_path):
