@@ -12,13 +12,13 @@ column.
 
 import csv
 import hashlib
+import html
 import io
 import json
 import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +36,7 @@ from hw1jax.trials import Trials, read_trials
 
 FILES = ("trials.csv", "histories.npz", "model.msgpack", "results.json")
 DIGESTS = "results.sha256"
+MOST_ROWS = 8  # of trials, in a notebook
 
 # What trials are worth
 
@@ -392,39 +393,17 @@ class Results(NamedTuple):
         return "\n  ".join([*shown, _cut(f"folder: {self.folder})", 98)])
 
     def _repr_html_(self) -> str:
-        return _figures().summary(self)
-
-    def plot_learning_curves(self) -> Any:
-        """Losses by epoch, of the best trial's folds and of all trials: a matplotlib `Figure`, as all `plot_*` give.
-
-        A notebook shows it, `figure.savefig(path)` writes it, `figure.axes` change it. Pyplot doesn't know it.
-        """
-        return _figures().learning_curves(self)
-
-    def plot_trials(self) -> Any:
-        """The score of every trial with its folds, the best first."""
-        return _figures().trials(self)
-
-    def plot_parallel_coordinates(self) -> Any:
-        """Each trial a line through its hyperparameters to its score, dark the good ones."""
-        return _figures().parallel_coordinates(self)
-
-    def plot_importances(self) -> Any:
-        """The share of the score's variance that each hyperparameter explains, by Optuna's fANOVA.
-
-        Raises:
-          ImportError: scikit-learn, which Optuna needs for it, is not installed.
-          ValueError: fewer than two complete trials, or all of them are equally good.
-        """
-        return _figures().importances(self)
-
-    def plot_fit(self) -> Any:
-        """The curve that a scalar regression has learned, over its data; a ValueError for anything else."""
-        return _figures().fit(self)
-
-    def plot_confusion(self) -> Any:
-        """The confusion matrix of a classifier on the test set; a ValueError for anything else."""
-        return _figures().confusion(self)
+        """The numbers that count, without the folder, and a table of the best trials."""
+        trials, scores = self.trials, dict.fromkeys([self.study.score, "loss", *self.study.metrics])
+        rows: list[list[Any]] = [["trial", "state", *(f"validation {name}" for name in scores), *trials.params]]
+        for i in np.argsort(trials.ranks, kind="stable")[:MOST_ROWS]:
+            numbers = [trials.means[name][i] for name in scores] + [trials.params[name][i] for name in trials.params]
+            shown = [f"{value:.4g}" if isinstance(value, np.floating) else value for value in numbers]
+            rows.append([trials.numbers[i], trials.states[i], *shown])
+        cells = [[f"<td>{html.escape(str(value))}</td>" for value in row] for row in rows]
+        table = "".join(f"<tr>{''.join(row)}</tr>" for row in cells)
+        lines = [line.strip() for line in repr(self).removeprefix("Results(").splitlines()[:-1]]
+        return f"<p>{'<br>'.join(map(html.escape, lines))}</p><table>{table}</table>"
 
     def export_parameters(self, path: Path | str) -> Path:
         """Writes the refitted best model's parameters as an npz that `numpy.load(path)` reads.
@@ -442,11 +421,6 @@ class Results(NamedTuple):
             raise ValueError(f"no parameters to export: {self.failure}")
         storage.write_arrays(Path(path), self.model.named_parameters())
         return Path(path)
-
-
-def _figures() -> Any:
-    """What draws, found when it is first asked: who reads results draws nothing, and pictures are made of results."""
-    return import_module("hw1jax.report.figures")
 
 
 def _cut(text: str, most: int) -> str:

@@ -17,7 +17,7 @@ import pytest
 import regression
 from studies import DRAWS, HALVING, LINE, SMALL, STATES, TOY_DATA, TOY_X, change_record, fake_images, write_run
 
-from hw1jax import evaluation, storage
+from hw1jax import evaluation, report, storage
 from hw1jax.report import plots, search, sections, write_comparison, write_overview, write_report
 from hw1jax.report.items import Markup, Picture, grid
 from hw1jax.results import load_results, read_record, write_digests
@@ -492,36 +492,36 @@ def test_a_comparison_of_what_is_no_two_runs_is_refused(runs, tmp_path):
 # Results in a notebook
 
 
-def test_results_draw_the_pages_figures_alone_and_say_where_they_cannot(runs):
+def test_the_pages_figures_are_drawn_alone_and_say_where_they_cannot(runs):
     regressed = load_results(runs / "regression", HALVING)
     classified = load_results(runs / "fashion_cnn", CNN)
     titles = {
-        regressed.plot_learning_curves: "Learning profile of the best trial",
-        regressed.plot_trials: "Score of each trial, the best first",
-        regressed.plot_parallel_coordinates: "Each trial a line through its hyperparameters",
-        classified.plot_importances: "Importance of hyperparameters",
-        regressed.plot_fit: "Fitted curve",
-        classified.plot_confusion: "Confusion on the test set: % of each true class",
+        report.learning_curves: (regressed, "Learning profile of the best trial"),
+        report.trial_scores: (regressed, "Score of each trial, the best first"),
+        report.parallel_coordinates: (regressed, "Each trial a line through its hyperparameters"),
+        report.importances: (classified, "Importance of hyperparameters"),
+        report.fitted_curve: (regressed, "Fitted curve"),
+        report.confusion_matrix: (classified, "Confusion on the test set: % of each true class"),
     }
-    for plot, title in titles.items():
-        figure = plot()
+    for draw, (results, title) in titles.items():
+        figure = draw(results)
         assert isinstance(figure, plots.Drawing) and figure.axes[0].get_title(loc="left") == title
-    assert len(regressed.plot_learning_curves().axes) == 2
-    with pytest.raises(ValueError, match="plot_fit: only where one number"):
-        classified.plot_fit()
-    with pytest.raises(ValueError, match="plot_confusion: only of a study with classes="):
-        regressed.plot_confusion()
+    assert len(report.learning_curves(regressed).axes) == 2
+    with pytest.raises(ValueError, match="fitted_curve: only where one number"):
+        report.fitted_curve(classified)
+    with pytest.raises(ValueError, match="confusion_matrix: only of a study with classes="):
+        report.confusion_matrix(regressed)
 
 
-def test_a_notebook_shows_results_as_numbers_a_table_and_curves(runs):
+def test_a_notebook_shows_results_as_numbers_and_a_table(runs):
     results = load_results(runs / "regression", HALVING)
     results.record["refit"]["warning"] = "the refit has jumped"
     shown = results._repr_html_()
-    assert shown.count("<tr>") == 6 and "All trials, the best first" in shown and "data:image/png;base64," in shown
+    assert shown.count("<tr>") == 1 + 5 and "validation loss" in shown and f"{results.best.mean:.4g}" in shown
     assert f"test: loss {results.test['loss']:.4g}" in shown and "folder" not in shown
     assert "warning: the refit has jumped" in shown
     evil = repeated(results, 3)._replace(study=replace(results.study, name=EVIL))._repr_html_()
-    assert "The 8 best trials" in evil and EVIL not in evil
+    assert evil.count("<tr>") == 1 + 8 and EVIL not in evil
 
 
 @pytest.mark.parametrize(

@@ -1,70 +1,50 @@
-"""Figures of a run, drawn alone for a notebook or a paper: the page's own. `Results.plot_*` are their door.
+"""Figures of a run, drawn alone for a notebook or a paper: those of the page.
 
-Each takes a run's results and returns a matplotlib Figure that pyplot does not know.
+Each is a matplotlib Figure that pyplot does not know: a notebook shows it, `figure.savefig(path)` writes it.
 """
 
-import base64
-
-import numpy as np
-
 from hw1jax.report import plots, search, sections
-from hw1jax.report.items import Item, Picture, escape, grid, table, words
+from hw1jax.report.items import Item, Picture, grid
 from hw1jax.results import Results
-
-MOST_ROWS = 8  # of trials in a summary
 
 
 def learning_curves(results: Results) -> plots.Drawing:
-    """Losses by epoch, of the best trial and of all."""
+    """Losses by epoch, of the best trial's folds and of all trials."""
     return _drawn(Picture("", "", "", grid(sections.learning_cells(results), 1, height=6)))
 
 
-def trials(results: Results) -> plots.Drawing:
-    """The score of every trial with its folds."""
+def trial_scores(results: Results) -> plots.Drawing:
+    """The score of every trial with its folds, the best first."""
     return _drawn(_named(search.all_trials(results), "trial_scores"))
 
 
 def parallel_coordinates(results: Results) -> plots.Drawing:
-    """Each trial a line through its hyperparameters to its score."""
+    """Each trial a line through its hyperparameters to its score, dark the good ones."""
     return _drawn(search.parallel_coordinates(results))
 
 
 def importances(results: Results) -> plots.Drawing:
-    """The share of the score's variance that each hyperparameter explains."""
+    """The share of the score's variance that each hyperparameter explains, by Optuna's fANOVA.
+
+    Raises:
+      ImportError: scikit-learn, which Optuna needs for it, is not installed.
+      ValueError: fewer than two complete trials, or all of them are equally good.
+    """
     return _drawn(search.importances(results))
 
 
-def fit(results: Results) -> plots.Drawing:
-    """The curve that a scalar regression has learned; a ValueError for anything else."""
+def fitted_curve(results: Results) -> plots.Drawing:
+    """The curve that a scalar regression has learned, over its data; a ValueError for anything else."""
     if not results.has_curve:
-        raise ValueError("plot_fit: only where one number is predicted from one number")
+        raise ValueError("fitted_curve: only where one number is predicted from one number")
     return _drawn(_named(_test_set(results), "fitted_curve"))
 
 
-def confusion(results: Results) -> plots.Drawing:
+def confusion_matrix(results: Results) -> plots.Drawing:
     """The confusion matrix on the test set; a ValueError for anything but a classifier."""
     if not results.has_classes:
-        raise ValueError("plot_confusion: only of a study with classes= and an output for each class")
+        raise ValueError("confusion_matrix: only of a study with classes= and an output for each class")
     return _drawn(_named(sections.test_set(results), "confusion"))
-
-
-def summary(results: Results) -> str:
-    """What a notebook shows of results, HTML: the numbers that count, the best trials, the learning curves."""
-    trials, study = results.trials, results.study
-    first = [line.strip() for line in repr(results).removeprefix("Results(").splitlines()[:-1]]  # without the folder
-    names = list(dict.fromkeys([study.score, "loss", *study.metrics]))
-    rows = []
-    for i in np.argsort(trials.ranks, kind="stable")[:MOST_ROWS]:
-        params = [trials.params[name][i].item() for name in trials.params]
-        shown = [f"{value:.4g}" if isinstance(value, float) else value for value in params]
-        rows.append([trials.numbers[i], trials.states[i], *(f"{trials.means[name][i]:.4g}" for name in names), *shown])
-    headings = ["trial", "state", *(f"validation {words(name)}" for name in names), *map(words, trials.params)]
-    caption = "All trials, the best first" if len(trials.rows) <= MOST_ROWS else f"The {len(rows)} best trials"
-    content, size = learning_curves(results)._repr_png_()
-    image = f'<img alt="Losses by epoch, of the best trial and of all trials" width="{size["width"]}" src="data:'
-    image += f'image/png;base64,{base64.b64encode(content).decode()}">'
-    head = f"<strong>{escape(first[0])}</strong><br>" + "<br>".join(map(escape, first[1:]))
-    return f"<div><p>{head}</p>{table(headings, rows, caption=caption)}{image}</div>"
 
 
 def _test_set(results: Results) -> list[Item]:
