@@ -2,9 +2,8 @@
 
 A *job* is what one program trains: a rung's trials that share it, or one trial at its own widths. Its files appear when
 it is done: what became of its trials, and what those need that may go on. Until then a checkpoint appears beside them
-now and then, and whoever trains it holds a lock that dies with the process. So several processes can share a folder,
-and none trains again what one of them has finished. No rung begins before all jobs of the one before are done: who goes
-on doesn't depend on who trains.
+now and then. So a search that was stopped trains nothing again that it has finished. No rung begins before all jobs of
+the one before are done: which trials go on doesn't depend on the order of the jobs.
 """
 
 import queue
@@ -29,7 +28,6 @@ from hw1jax.space import Draw
 from hw1jax.study import Search, Study, TrialScore
 from hw1jax.training import State
 
-SECONDS_BETWEEN_LOOKS = 0.5  # at what another process is training
 LOSSES, MEMBERS = "npz", "members.npz"  # kinds of a job's files
 Work = TypeVar("Work")
 Members = dict[str, np.ndarray]  # the leaves of a tree of members, [trial, fold, ...]
@@ -37,10 +35,6 @@ Members = dict[str, np.ndarray]  # the leaves of a tree of members, [trial, fold
 
 class Stopped(Exception):
     """Training was asked to stop, and has put down where it was."""
-
-
-class _Gone(Exception):
-    """Files of a rung that is done are missing: somebody has tidied up, or has gone further meanwhile."""
 
 
 class Trained(NamedTuple):
@@ -118,17 +112,13 @@ class Brackets:
         ends = {end for end, _ in self._seconds.values()}
         return {end: sum(spent for own, spent in self._seconds.values() if own == end) for end in ends}
 
-    def train(self, draws: dict[int, Draw]) -> dict[int, dict[str, np.ndarray]] | None:
+    def train(self, draws: dict[int, Draw]) -> dict[int, dict[str, np.ndarray]]:
         """{trial number: draw} -> {trial number: validation loss and metrics by name, [fold, epoch]}.
 
-        The draws are all of a bracket, the epochs those that the trial was trained. None if a part of the bracket is in
-        the hands of another process: ask again later.
+        The draws are all of a bracket, the epochs those that the trial was trained.
         """
-        rungs = self._climb(draws)
-        if rungs is None:
-            return None
         found: dict[int, list[dict[str, np.ndarray]]] = {number: [] for number in draws}
-        for part in chain(*rungs):
+        for part in chain(*self._climb(draws)):
             val = self._read(part).val
             for i, number in enumerate(part.job.numbers):
                 found[number].append({name: values[i] for name, values in val.items()})
@@ -136,7 +126,7 @@ class Brackets:
 
     def read(self, draws: dict[int, Draw]) -> Trained:
         """All trials of a bracket in the order of their numbers, once they are trained; NaN after a trial's last."""
-        rungs = self._all_of(draws)
+        rungs = self._climb(draws)
         rows = {number: row for row, number in enumerate(sorted(draws))}
 
         def empty(like: np.ndarray, length: int) -> np.ndarray:
@@ -160,7 +150,7 @@ class Brackets:
 
     def fold_models(self, trial: int, draws: dict[int, Draw]) -> tuple[tuple[Any, Any], ...]:
         """(params, state) of each fold's network of a bracket's best trial, at its own widths."""
-        *_, last = self._all_of(draws)
+        *_, last = self._climb(draws)
         part = next(part for part in last if trial in part.job.numbers)
         arrays = storage.read_arrays(self._path(part, MEMBERS))
         task = study.make_task(self._study, space_.fixed(self._study.space, draws[trial], widest=False))
@@ -176,14 +166,8 @@ class Brackets:
         networks = [jax.tree.unflatten(tree, [np.array(a[fold]) for a in own]) for fold in folds]
         return tuple(training.with_keys(network) for network in networks)
 
-    def _all_of(self, draws: dict[int, Draw]) -> list[list[Part]]:
-        """The jobs of each rung of a bracket, once all are done."""
-        while (rungs := self._climb(draws)) is None:  # somebody has tidied up
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-        return rungs
-
-    def _climb(self, draws: dict[int, Draw]) -> list[list[Part]] | None:
-        """Trains a bracket from rung to rung -> the jobs of each rung; None if another process is at one of them."""
+    def _climb(self, draws: dict[int, Draw]) -> list[list[Part]]:
+        """Trains a bracket from rung to rung -> the jobs of each rung."""
         bracket = next(stretch.bracket for stretch in self._stretches if min(draws) in stretch.numbers)
         self._done = {number: (0, np.full(len(self._wide.folds), np.nan)) for number in draws}
         rungs: list[list[Part]] = []
@@ -192,12 +176,10 @@ class Brackets:
             before = [part.job for part in rungs[-1]] if rungs else []
             parts = [Part(job, bracket, i, before) for job in self._jobs_of(rung, left)]
             self._left = list(left)
-            try:
-                side_by_side(lambda part, place: self._do(part, draws, place), parts, self._places_of(bracket, i))
-            except _Gone:
-                return None
-            if not all(map(self._is_kept, parts)):
-                return None
+            todo = [part for part in parts if not self._is_kept(part)]
+            if todo:
+                self._restore(rungs, draws)
+                self._train_all(todo, draws)
             for part in rungs[-1] if rungs else []:
                 self._path(part, MEMBERS).unlink(missing_ok=True)
             rungs.append(parts)
@@ -205,6 +187,21 @@ class Brackets:
             if not left:
                 break
         return rungs
+
+    def _restore(self, rungs: list[list[Part]], draws: Mapping[int, Draw]) -> None:
+        """Trains the jobs of the last rung again whose networks are gone, so that trials can go on from them.
+
+        Networks are removed as soon as the next rung is done; a file of that rung may have been lost since.
+        """
+        gone = [part for part in rungs[-1] if not self._path(part, MEMBERS).exists()] if rungs else []
+        if gone:
+            self._restore(rungs[:-1], draws)
+            self._train_all(gone, draws)
+
+    def _train_all(self, parts: list[Part], draws: Mapping[int, Draw]) -> None:
+        """Trains jobs of one rung."""
+        places = self._places_of(parts[0].bracket, parts[0].i)
+        side_by_side(lambda part, place: self._do(part, draws, place), parts, places, self._stop)
 
     def _jobs_of(self, rung: Rung, left: dict[int, Draw]) -> list[Job]:
         """Those of a rung, looked up once: their order asks for the size of each network."""
@@ -262,22 +259,16 @@ class Brackets:
         return len(self._read(part).train_loss) >= len(part.job.numbers)
 
     def _do(self, part: Part, draws: Mapping[int, Draw], place: Population) -> None:
-        """Trains a job, unless it is done or another process is at it."""
-        lock = self._path(part, "lock")
-        if self._is_kept(part):
-            return
-        with storage.try_lock(lock) as ours:
-            if not ours or self._is_kept(part):
-                return
-            trained, members = self._train(part, draws, place)
-            if part.is_last:
-                members = self._best_of(part, trained, members)
-            storage.write_arrays(self._path(part, MEMBERS), members, compressed=False)  # first, as they are needed
-            named = {f"val_{name}": values for name, values in trained.val.items()}
-            kept = {"train_loss": trained.train_loss, "seconds": trained.seconds} | named
-            storage.write_arrays(self._path(part, LOSSES), kept)
-            for left_over in (*self._folder.glob(self._path(part, "*.checkpoint").name), lock):
-                left_over.unlink(missing_ok=True)
+        """Trains a job, and keeps what comes of it."""
+        trained, members = self._train(part, draws, place)
+        if part.is_last:
+            members = self._best_of(part, trained, members)
+        storage.write_arrays(self._path(part, MEMBERS), members, compressed=False)  # first, as they are needed
+        named = {f"val_{name}": values for name, values in trained.val.items()}
+        kept = {"train_loss": trained.train_loss, "seconds": trained.seconds} | named
+        storage.write_arrays(self._path(part, LOSSES), kept)
+        for checkpoint in self._folder.glob(self._path(part, "*.checkpoint").name):
+            checkpoint.unlink(missing_ok=True)
 
     def _best_of(self, part: Part, trained: Trained, members: Members) -> Members:
         """The job's best trial alone: the search's best is one of these."""
@@ -332,11 +323,7 @@ class Brackets:
         return jax.tree.map(lambda a: a[: len(numbers)], (whole, _on_host(kept)))
 
     def _selected(self, part: Part, members: Population, trials: Trials, slots: list[int]) -> State:
-        """The state of trials that go on, from the files of the rung before.
-
-        Raises:
-          _Gone: they are not there. The jobs that should have left them will be trained again.
-        """
+        """The state of trials that go on, from the files of the rung before."""
         rows: dict[int, list[np.ndarray]] = {}
         for job in part.before:
             if set(job.numbers).isdisjoint(slots):
@@ -348,9 +335,6 @@ class Brackets:
                 leaves = [arrays[f"leaf_{i}"] for i in range(len(arrays))]
                 own = {number: [leaf[row] for leaf in leaves] for row, number in enumerate(job.numbers)}
                 rows |= {number: own[number] for number in own if number in slots}
-            except FileNotFoundError:
-                self._path(earlier, LOSSES).unlink(missing_ok=True)
-                raise _Gone from None
             except (KeyError, IndexError) as error:
                 raise damaged(path, "not the networks of its trials") from error
         try:
@@ -376,19 +360,26 @@ class Brackets:
 
 
 def side_by_side(
-    train: Callable[[Work, Population], object], parts: Iterable[Work], places: Sequence[Population]
+    train: Callable[[Work, Population], object],
+    parts: Iterable[Work],
+    places: Sequence[Population],
+    stop: threading.Event,
 ) -> None:
     """train(part, place) for every part of some work: a thread a place, which takes the next part after each.
 
-    The first error keeps the threads from taking more, and is raised here.
+    The first error keeps the threads from taking more, and is raised here. An interrupt (Ctrl-C in a notebook) sets
+    `stop`, and is raised when they have ended: nothing writes files in the background.
     """
     waiting: queue.SimpleQueue[Work] = queue.SimpleQueue()
     for part in parts:
         waiting.put(part)
     errors: list[BaseException] = []
+    working: list[threading.Event] = []  # of each thread that has begun, set when it has ended
     precision = record.matmul_precision()  # each thread has its own
 
     def work(place: Population) -> None:
+        ended = threading.Event()
+        working.append(ended)
         try:
             with jax.default_matmul_precision(precision):
                 while not errors:
@@ -397,13 +388,22 @@ def side_by_side(
             pass
         except BaseException as error:
             errors.append(error)  # raised again in the main thread
+        finally:
+            ended.set()
 
     # Daemons, as a process that is to end doesn't wait for a program that is at its epoch.
     threads = [threading.Thread(target=work, args=(place,), daemon=True) for place in places]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    except BaseException as error:
+        errors.append(error)
+        stop.set()
+        for ended in working:  # an interrupted `join` takes its thread for one that has ended (Python 3.11)
+            ended.wait()
+        raise
     if errors:
         raise errors[0]
 

@@ -139,7 +139,7 @@ def _are_classes(study: Study, outputs: Any, y: Any) -> bool:
 
 def remove(folder: Path) -> None:
     """Removes the search and the results that a folder holds, and nothing else."""
-    with storage.results_lock(folder):
+    with storage.write_lock(folder):
         for name in (DIGESTS, *FILES, "report.html", "journal.log"):
             (folder / name).unlink(missing_ok=True)
         for name in ("brackets", "figures"):
@@ -192,7 +192,7 @@ def write(
     histories |= {f"val_{name}": values for name, values in val.items()}
     for name, tree in arrays.items():  # outputs may be a tree of arrays
         histories |= {name + path: array for path, array in by_path(tree).items()}
-    with storage.results_lock(folder):
+    with storage.write_lock(folder):
         write_trials(folder / "trials.csv", study, trials, train_loss, val)
         storage.write_arrays(folder / "histories.npz", histories)
         if model.is_finite:
@@ -442,12 +442,11 @@ def load_results(folder: Path | str, study: Study) -> Results:
         line.
     """
     folder = Path(folder)
-    with storage.results_lock(folder):
-        return read(folder, study)
+    with storage.read_lock(folder):
+        return _read(folder, study)
 
 
-def read(folder: Path, study: Study) -> Results:
-    """As `load_results`, for who holds the folder's lock already."""
+def _read(folder: Path, study: Study) -> Results:
     record = read_record(folder)
     if record["study"] != study.name:
         raise ValueError(f"{folder} holds results of the study {record['study'][:60]!r}, not {study.name}")
@@ -481,7 +480,7 @@ def read_curves(folder: Path | str) -> tuple[dict[str, Any], dict[str, np.ndarra
       ValueError: a file is missing or damaged; the message is one line.
     """
     folder = Path(folder)
-    with storage.results_lock(folder):
+    with storage.read_lock(folder):
         record = read_record(folder)
         arrays = storage.read_arrays(folder / "histories.npz")
         with (folder / "trials.csv").open(encoding="utf-8", newline="") as file:
@@ -492,7 +491,8 @@ def read_curves(folder: Path | str) -> tuple[dict[str, Any], dict[str, np.ndarra
 
 def study_of(folder: Path, studies: Mapping[str, Study]) -> Study:
     """Whose results a folder holds; a ValueError of one line if it is none of these."""
-    name = read_record(folder)["study"]
+    with storage.read_lock(folder):
+        name = read_record(folder)["study"]
     if name not in studies:
         raise ValueError(f"{folder} holds results of an unknown study {name[:60]!r}; there are {', '.join(studies)}")
     return studies[name]

@@ -4,8 +4,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import wraps
 from typing import Any, TypeVar
@@ -80,7 +79,7 @@ def _as_exactly_as_asked(function: Function) -> Function:
 def run(
     order: Order, observer: Observer, *, command: str, started: float, stop: threading.Event | None = None
 ) -> dict[str, Any]:
-    """Carries an order out, from the data to the files of its folder; goes on with one, or shares it with others.
+    """Carries an order out, from the data to the files of its folder; goes on with one that was stopped.
 
     Args:
       order: from `study.order`.
@@ -93,32 +92,37 @@ def run(
       What `results.json` holds, the test loss None where the refit diverged.
 
     Raises:
-      ValueError, TypeError: a study or data that can't be run (nothing has been written then), or no trial that didn't
-        diverge.
+      ValueError, TypeError: a study or data that can't be run, or a folder that another run holds (nothing has been
+        written then); or no trial that didn't diverge.
       brackets.Stopped: `stop` was set; the same call goes on from there.
     """
-    asked, folder, stop = order.study, order.folder, stop or threading.Event()
+    asked = order.study
     data = study.load_data(asked, order.inputs)
     splits = study.splits_of(asked, order.search, data)
     task_digest = plan.check_networks(asked, order.search, data, splits)
     versions = {name: record.version_of(name) for name in ("jax", "flax", "optax")}
     config = _config(order, data, splits) | {"task_sha256": task_digest, "task_versions": versions}
-    clock = Clock()
+    with storage.run_lock(order.folder):
+        return _run_alone(order, data, splits, config, observer, command, started, stop or threading.Event())
+
+
+def _run_alone(
+    order: Order,
+    data: Dataset,
+    splits: list[Fold],
+    config: dict[str, Any],
+    observer: Observer,
+    command: str,
+    started: float,
+    stop: threading.Event,
+) -> dict[str, Any]:
+    """As `run`, with checked data and the folder's lock."""
+    asked, folder, clock = order.study, order.folder, Clock()
+    if order.output.overwrite:
+        results.remove(folder)
     journal = folder / "journal.log"
-
-    @contextmanager
-    def one_at_a_time() -> Iterator[None]:
-        """No other process asks or tells; what was told is on the disk afterwards."""
-        with storage.lock(folder / ".search.lock"):
-            yield
-            storage.sync(journal)
-
-    with storage.new_folder(folder, folder / ".search.lock"):
-        if order.output.overwrite:
-            results.remove(folder)
-        opened = search.open_storage(journal, asked, sampler=order.search.sampler, seed=order.search.seed)
-        config = search.begin(opened, config, folder)
-        before = results.ended(folder)
+    opened = search.open_storage(journal, asked, sampler=order.search.sampler, seed=order.search.seed)
+    config = search.begin(opened, config, folder)
     planned = _plan_of(config)
     stretches = planned.stretches(order.num_trials)
     wide = _wide(order, planned, data, splits)
@@ -130,7 +134,7 @@ def run(
     if order.program.reproducible and jax.default_backend() != "cpu" and not record.is_reproducible():
         observer.note("not reproducible: XLA_FLAGS must say so before JAX starts (record.make_reproducible)")
     trials: list[TrialScore] = []
-    histories: dict[int, Trained] = {}  # by each bracket's first trial
+    histories: list[Trained] = []
     threads = max(rung.program.num_devices if rung.own_widths else 1 for rung in planned.rungs)
     with clock.measure("train_seconds", threads=threads):
         for bracket in search.search(
@@ -139,80 +143,73 @@ def run(
             trained.train,
             brackets=[stretch.numbers for stretch in stretches],
             num_epochs=order.search.num_epochs,
-            one_at_a_time=one_at_a_time,
         ):
-            trials = sorted([*trials, *bracket], key=lambda trial: trial.number)
-            histories[bracket[0].number] = trained.read({trial.number: trial.draw for trial in bracket})
+            storage.sync(journal)
+            trials = [*trials, *bracket]
+            histories.append(trained.read({trial.number: trial.draw for trial in bracket}))
             observer.trials(trials, asked)
-    history = brackets.joined([histories[first] for first in sorted(histories)])
+    history = brackets.joined(histories)
     best = results.best(trials, asked)
     if best is None:
-        with storage.results_lock(folder):
-            results.write_trials(folder / "trials.csv", asked, trials, history.train_loss, history.val)
+        results.write_trials(folder / "trials.csv", asked, trials, history.train_loss, history.val)
         who = "every trial" + (" of the last rung" if any(trial.state == "pruned" for trial in trials) else "")
         raise ValueError(f"{who} diverged, see {folder / 'trials.csv'}; search smaller learning rates")
 
-    with storage.lock(folder / ".refit.lock"):  # the first of several processes trains, the others find the model
-        now = results.ended(folder)
-        if now != before and now and (more := now["config"]["num_trials"]) > order.num_trials:
-            observer.note(f"a search of {more} trials has ended in {folder} meanwhile: its results stay")
-            observer.finish(now, folder)
-            return now
-        with clock.measure("refit_seconds"):
-            checkpoint = Checkpoint(place / f"refit-{best.number}.checkpoint")
-            model, refit_train_loss = results.kept_refit(folder, asked, best) or refit(
-                order, data, len(splits), best.draw, observer, checkpoint, stop
-            )
-            if not model.folds:
-                its_bracket = next(stretch.numbers for stretch in stretches if best.number in stretch.numbers)
-                draws = {trial.number: trial.draw for trial in trials if trial.number in its_bracket}
-                model = model._replace(folds=trained.fold_models(best.number, draws))
-                _check_fold_models(model, best, data, splits)
-        observer.stage("looking at the test set")
-        with clock.measure("test_seconds"):
-            test_outputs = model.predict(data.x_test)
-        arrays = {"refit_number": np.array(best.number), "refit_train_loss": refit_train_loss}
-        arrays["test_outputs"] = test_outputs
-        if len(curve_x := _curve_inputs(data, test_outputs)):
-            arrays |= {"curve_x": curve_x, "curve_outputs": model.predict(curve_x[:, None])[:, 0]}
-            arrays["curve_fold_outputs"] = np.stack(model.fold_outputs(curve_x[:, None]))[:, :, 0]
-        test, ensemble = results.score(model, test_outputs, data.y_test), None
-        if model.is_finite and model.has_ensemble:
-            arrays["ensemble_outputs"] = model.predict(data.x_test, ensemble=True)
-            ensemble = results.score(model, arrays["ensemble_outputs"], data.y_test)
-        own = history.train_loss[[trial.number for trial in trials].index(best.number), :, -1]  # [fold]
-        warning = None
-        if model.is_finite:
-            warning = results.refit_warning(float(refit_train_loss[-1]), own)
-            warning = warning or results.test_warning(test["loss"], best.scores["loss"])
-        written = {
-            "format": storage.FORMAT,
-            "study": asked.name,
-            "title": asked.shown,
-            "command": command,
-            "config": config | {"num_trials": order.num_trials},
-            "num_programs": len(trained.programs),
-            "splits": trained.splits,
-            "environment": record.describe() | record.numerics(),
-            "inputs": {name: path and str(path) for name, path in order.inputs.items()},
-            "best": results.summary(asked, best),
-            "refit": {
-                "state": "complete" if model.is_finite else "diverged",
-                "failure": _failure(model, test),
-                "train_loss": results.finite(refit_train_loss[-1]),
-                "folds_train_loss": results.finite(own.mean()),
-                "warning": warning,
-            },
-            "test": test,
-            "ensemble": ensemble,
-            "reference": results.reference(asked),
-            "trials": {state: sum(t.state == state for t in trials) for state in ("complete", "pruned", "failed")},
-            "rungs": _rungs(trials, stretches, trained.seconds),
-            "timing": clock.seconds() | {"total_seconds": time.time() - started},
-        }
-        results.write(folder, asked, written, trials, history.train_loss, history.val, arrays, model, data.x_test)
-        for left_over in place.glob("refit-*.checkpoint"):
-            left_over.unlink(missing_ok=True)
+    with clock.measure("refit_seconds"):
+        checkpoint = Checkpoint(place / f"refit-{best.number}.checkpoint")
+        model, refit_train_loss = results.kept_refit(folder, asked, best) or refit(
+            order, data, len(splits), best.draw, observer, checkpoint, stop
+        )
+        if not model.folds:
+            its_bracket = next(stretch.numbers for stretch in stretches if best.number in stretch.numbers)
+            draws = {trial.number: trial.draw for trial in trials if trial.number in its_bracket}
+            model = model._replace(folds=trained.fold_models(best.number, draws))
+            _check_fold_models(model, best, data, splits)
+    observer.stage("looking at the test set")
+    with clock.measure("test_seconds"):
+        test_outputs = model.predict(data.x_test)
+    arrays = {"refit_number": np.array(best.number), "refit_train_loss": refit_train_loss}
+    arrays["test_outputs"] = test_outputs
+    if len(curve_x := _curve_inputs(data, test_outputs)):
+        arrays |= {"curve_x": curve_x, "curve_outputs": model.predict(curve_x[:, None])[:, 0]}
+        arrays["curve_fold_outputs"] = np.stack(model.fold_outputs(curve_x[:, None]))[:, :, 0]
+    test, ensemble = results.score(model, test_outputs, data.y_test), None
+    if model.is_finite and model.has_ensemble:
+        arrays["ensemble_outputs"] = model.predict(data.x_test, ensemble=True)
+        ensemble = results.score(model, arrays["ensemble_outputs"], data.y_test)
+    own = history.train_loss[[trial.number for trial in trials].index(best.number), :, -1]  # [fold]
+    warning = None
+    if model.is_finite:
+        warning = results.refit_warning(float(refit_train_loss[-1]), own)
+        warning = warning or results.test_warning(test["loss"], best.scores["loss"])
+    written = {
+        "format": storage.FORMAT,
+        "study": asked.name,
+        "title": asked.shown,
+        "command": command,
+        "config": config | {"num_trials": order.num_trials},
+        "num_programs": len(trained.programs),
+        "splits": trained.splits,
+        "environment": record.describe() | record.numerics(),
+        "inputs": {name: path and str(path) for name, path in order.inputs.items()},
+        "best": results.summary(asked, best),
+        "refit": {
+            "state": "complete" if model.is_finite else "diverged",
+            "failure": _failure(model, test),
+            "train_loss": results.finite(refit_train_loss[-1]),
+            "folds_train_loss": results.finite(own.mean()),
+            "warning": warning,
+        },
+        "test": test,
+        "ensemble": ensemble,
+        "reference": results.reference(asked),
+        "trials": {state: sum(t.state == state for t in trials) for state in ("complete", "pruned", "failed")},
+        "rungs": _rungs(trials, stretches, trained.seconds),
+        "timing": clock.seconds() | {"total_seconds": time.time() - started},
+    }
+    results.write(folder, asked, written, trials, history.train_loss, history.val, arrays, model, data.x_test)
+    for left_over in place.glob("refit-*.checkpoint"):
+        left_over.unlink(missing_ok=True)
     observer.finish(written, folder)
     return written
 

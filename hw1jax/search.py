@@ -3,10 +3,8 @@
 import hashlib
 import json
 import os
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,13 +25,12 @@ with warnings.catch_warnings():
 
 FOREST_SEED = 0  # of importances: the same trials give the same shares
 MOST_REPORTS = 20  # intermediate values of a trial, for Optuna's plots
-SECONDS_BETWEEN_LOOKS = 0.5  # at what other processes are training
 
 
 class PureRandomSampler(optuna.samplers.BaseSampler):
     """Random search in which a draw is a pure function of (seed, trial number, parameter name).
 
-    Optuna's own `RandomSampler` keeps a generator: after a resume it repeats its first draws, and so do two workers
+    Optuna's own `RandomSampler` keeps a generator: after a resume it repeats its first draws, and so do two searches
     with one seed.
     """
 
@@ -91,27 +88,18 @@ class BracketSampler(PureRandomSampler):
 
 
 class Journal(JournalFileBackend):
-    """Optuna's journal, with a lock of its own, and without waiting for the disk at each record.
+    """Optuna's journal, written without a lock and without waiting for the disk at each record.
 
-    Optuna's locks are links or files that a killed process leaves behind, and that the next one waits 30 s for; this
-    one is freed by the operating system. A process that dies loses no record, and what a machine that does may lose is
-    told again, from the files that trials were trained into: `storage.sync` once for many records is enough. A trial
-    has three dozen, and a disk may take a millisecond for each.
+    The folder's lock keeps other runs away. Optuna's own locks are links or files that a killed process leaves behind,
+    and for which the next one waits 30 s. A process that dies loses no record, and the records that a machine loses
+    when it crashes are made again, from the files of the trials: `storage.sync` once for many records is enough. A
+    trial has three dozen, and a disk may take a millisecond for each.
     """
-
-    def __init__(self, path: Path):
-        super().__init__(str(path))
-        self._path = path
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
-        with lock_journal(self._path), open(self._path, "ab") as file:
+        with open(self._file_path, "ab") as file:
             file.write(lines.encode())
-
-
-def lock_journal(path: Path) -> AbstractContextManager[None]:
-    """Nobody else writes to it meanwhile."""
-    return storage.lock(path.with_name(f".{path.name}.lock"))
 
 
 def open_storage(journal: Path, study: Study, *, sampler: str, seed: int) -> optuna.Study:
@@ -144,7 +132,7 @@ def open_storage(journal: Path, study: Study, *, sampler: str, seed: int) -> opt
 def _open_journal(journal: Path, name: str) -> BaseStorage:
     _repair(journal)
     try:
-        kept = JournalStorage(Journal(journal))
+        kept = JournalStorage(Journal(str(journal)))
         others = [other for other in optuna.get_all_study_names(kept) if other != name]
     except OSError:
         raise
@@ -163,20 +151,19 @@ def _repair(journal: Path) -> None:
     """
     if not journal.is_file():
         return
-    with lock_journal(journal):
-        content = journal.read_bytes()
-        *lines, rest = content.split(b"\n")  # whole lines, and what stands after the last line's end
-        for number, line in enumerate(lines, 1):
-            try:
-                whole = isinstance(json.loads(line), dict)
-            except ValueError:
-                whole = False
-            if not whole:
-                raise ValueError(f"{journal}, line {number} is damaged: take the line out, or give another out=")
-        if rest and (lines or rest.startswith(b"{")):
-            os.truncate(journal, len(content) - len(rest))
-        elif rest:
-            raise ValueError(f"{journal} is not a journal of Optuna: give another out=")
+    content = journal.read_bytes()
+    *lines, rest = content.split(b"\n")  # whole lines, and what stands after the last line's end
+    for number, line in enumerate(lines, 1):
+        try:
+            whole = isinstance(json.loads(line), dict)
+        except ValueError:
+            whole = False
+        if not whole:
+            raise ValueError(f"{journal}, line {number} is damaged: take the line out, or give another out=")
+    if rest and (lines or rest.startswith(b"{")):
+        os.truncate(journal, len(content) - len(rest))
+    elif rest:
+        raise ValueError(f"{journal} is not a journal of Optuna: give another out=")
 
 
 def begin(opened: optuna.Study, config: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -239,63 +226,40 @@ STATES: dict[TrialState, Literal["complete", "pruned", "failed"]] = {
 def search(
     opened: optuna.Study,
     study: Study,
-    train: Callable[[dict[int, Draw]], Mapping[int, Values] | None],
+    train: Callable[[dict[int, Draw]], Mapping[int, Values]],
     *,
     brackets: Iterable[range],
     num_epochs: int,
-    one_at_a_time: Callable[[], AbstractContextManager] = nullcontext,
 ) -> Iterator[list[TrialScore]]:
     """Asks for brackets of trials, trains each bracket, tells its scores; yields each bracket.
 
-    A trial is always in the same bracket, so a search that was stopped goes on with the same brackets, and several
-    processes can work on one search. Trials that have a score are not trained again.
+    A trial is always in the same bracket, so a search that was stopped goes on with the same brackets. Trials that have
+    a score are not trained again.
 
     Args:
       opened: from `open_storage`.
       study: what to draw from, and which score counts.
-      train: {number: draw} -> {number: values}. The last epoch's are the scores. None: another process is at it; the
-        bracket's turn comes again.
+      train: {number: draw} -> {number: values}. The last epoch's are the scores.
       brackets: the numbers of each one's trials, from 0 on; those of trials that the search already has included.
       num_epochs: of a trial that is complete; one whose values are of fewer was pruned.
-      one_at_a_time: makes a context in which no other process asks or tells.
     """
-
-    def ask(numbers: range) -> tuple[dict[int, Draw], dict[int, TrialScore]]:
+    for numbers in brackets:
         if isinstance(opened.sampler, BracketSampler):
             opened.sampler.prepare(opened, study, numbers)
         draws = {number: suggest(_ask(opened, number, study), study) for number in numbers}
-        return draws, _told(opened, study, draws)
-
-    def tell(draws: dict[int, Draw], values: Mapping[int, Values]) -> list[TrialScore]:
         told = _told(opened, study, draws)
-        for number in draws.keys() - told.keys():
-            told[number] = scored(number, draws[number], study, values[number], num_epochs)
-            _tell(opened, study, _ask(opened, number, study), values[number], told[number], num_epochs)
-        return [told[number] for number in draws]
-
-    waiting = list(brackets)
-    while waiting:
-        done = []
-        for numbers in waiting:
-            with one_at_a_time():
-                draws, told = ask(numbers)
-            values = {} if len(told) == len(numbers) else train(draws)
-            if values is not None:
-                with one_at_a_time():
-                    trials = tell(draws, values)
-                yield trials
-                done.append(numbers)
-            elif isinstance(opened.sampler, BracketSampler):
-                break  # what the next bracket draws depends on this one's scores
-        if not done:
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-        waiting = [numbers for numbers in waiting if numbers not in done]
+        values = {} if len(told) == len(numbers) else train(draws)
+        for number, draw in draws.items():
+            if number not in told:
+                told[number] = scored(number, draw, study, values[number], num_epochs)
+                _tell(opened, study, _ask(opened, number, study), values[number], told[number], num_epochs)
+        yield [told[number] for number in numbers]
 
 
 def _ask(opened: optuna.Study, number: int, study: Study) -> Trial:
     """The trial with this number: a new one, or the one that has been asked for before."""
     known = opened.get_trials(deepcopy=False)
-    while len(known) <= number:  # one that others have begun and not drawn yet is drawn here
+    while len(known) <= number:
         suggest(opened.ask(), study)
         known = opened.get_trials(deepcopy=False)
     return Trial(opened, known[number]._trial_id)

@@ -1,14 +1,16 @@
-"""Files that appear whole or not at all: written beside their place, then renamed into it. Locks that die with us."""
+"""Files that appear whole or not at all: written beside their place, then renamed into it. Locks of a run's folder."""
 
 import contextlib
 import fcntl
 import io
 import json
 import os
+import platform
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import numpy as np
 
 # Of results.json, histories.npz, model.msgpack and a search's configuration with its plan.
 FORMAT = 7
+RUN_LOCK, RESULTS_LOCK = ".lock", ".results.lock"  # files of a run's folder
 
 # numpy reads an array's header with Python's `ast`, whose count of depth all threads share (in 3.11): if garbage is
 # collected in its middle, JAX's callback lets another thread at it, and the counts don't match (a SystemError).
@@ -110,62 +113,42 @@ def _is_foreign(dtype: np.dtype) -> bool:
 
 
 @contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Holds the lock file at `path`, waiting for it. The operating system frees it when its process ends, however."""
-    while True:
-        with _open_lock(path) as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if not _is_still_there(path, file):
-                continue  # whoever held it has removed it: others lock another file of that name
-            yield
-            return
+def run_lock(folder: Path) -> Iterator[None]:
+    """Makes a run's folder, if there is none, and keeps it to this run until the block ends.
 
+    The operating system frees the lock when the process ends, however it ends.
 
-def results_lock(folder: Path) -> AbstractContextManager:
-    """Held by whoever writes a run's results, or reads files that must fit each other.
-
-    Several processes with other numbers of trials may share a folder; where nobody can write, there is no lock.
+    Raises:
+      ValueError: another run holds the folder, in this process or another; the message names it. Nothing is written.
     """
-    shared = folder.is_dir() and os.access(folder, os.W_OK)
-    return lock(folder / ".results.lock") if shared else nullcontext()
-
-
-@contextmanager
-def try_lock(path: Path) -> Iterator[bool]:
-    """As `lock`, without waiting: yields False if somebody holds it, be it another thread of this process."""
-    with _open_lock(path) as file:
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / RUN_LOCK, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            yield False
-        else:
-            yield True
+            file.seek(0)
+            raise ValueError(f"{folder} is in use by {file.read()}: wait for its end, or give another out=") from None
+        file.truncate(0)
+        now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        file.write(f"process {os.getpid()} on {platform.node()} since {now}")
+        file.flush()
+        yield
 
 
-def _is_still_there(path: Path, file: io.BufferedWriter) -> bool:
-    try:
-        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False
+def write_lock(folder: Path) -> AbstractContextManager[None]:
+    """Held while files are written that must fit each other; waits for those who read them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return _locked(folder / RESULTS_LOCK, "ab", fcntl.LOCK_EX)
+
+
+def read_lock(folder: Path) -> AbstractContextManager[None]:
+    """Held while files are read that must fit each other; waits for the run that writes them. It writes nothing."""
+    path = folder / RESULTS_LOCK
+    return _locked(path, "rb", fcntl.LOCK_SH) if os.access(path, os.R_OK) else nullcontext()
 
 
 @contextmanager
-def new_folder(path: Path, lock_file: Path) -> Iterator[None]:
-    """Makes a folder and holds the lock file in it; if the block fails, what it made is gone again."""
-    made = [folder for folder in (path, *path.parents) if not folder.exists()]
-    path.mkdir(parents=True, exist_ok=True)
-    with lock(lock_file):
-        try:
-            yield
-        except BaseException:
-            if list(path.iterdir()) == [lock_file]:
-                lock_file.unlink()
-                with contextlib.suppress(OSError):  # somebody else's files are in it by now
-                    for folder in made:
-                        folder.rmdir()
-            raise
-
-
-def _open_lock(path: Path) -> io.BufferedWriter:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return open(path, "ab")
+def _locked(path: Path, mode: str, kind: int) -> Iterator[None]:
+    with open(path, mode) as file:
+        fcntl.flock(file, kind)
+        yield

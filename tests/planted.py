@@ -186,11 +186,11 @@ FAULTS = [
         ("test_storage.py",),
     ),
     Fault(
-        "Two runs write their results into one folder at the same time",
+        "Two runs train in one folder at the same time",
         "storage.py",
-        "fcntl.flock(file, fcntl.LOCK_EX)",
-        "fcntl.flock(file, fcntl.LOCK_SH)",
-        ("test_storage.py", "test_search.py", "test_recovery.py"),
+        "fcntl.LOCK_EX | fcntl.LOCK_NB",
+        "fcntl.LOCK_SH | fcntl.LOCK_NB",
+        ("test_storage.py", "test_run.py"),
     ),
     Fault(
         "After a kill in the middle of a record the next record of the journal goes on with the line before",

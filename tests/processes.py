@@ -62,6 +62,12 @@ def lasting(folder: Path):
     return results, (folder / "trials.csv").read_text(), histories, model.exists() and model.read_bytes()
 
 
+def contents(folder: Path) -> dict[Path, tuple[int, bytes]]:
+    """{path: (when it was changed, bytes)} of a folder and all that is in it."""
+    paths = [folder, *folder.rglob("*")]
+    return {path: (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"") for path in paths}
+
+
 def kill_started() -> None:
     """Ends what a test has left behind, and closes its pipes."""
     while STARTED:

@@ -167,17 +167,6 @@ def test_a_bracket_that_is_filled_up_trains_only_the_jobs_with_new_trials_and_ch
     assert as_bytes(made.read(first(7))) == as_bytes(before)  # asked for fewer again, the first of each job are read
 
 
-def test_a_job_in_another_process_hands_leaves_the_bracket_for_later(nine_copied):
-    made, planned = training_of(nine_copied)
-    job = plan.jobs_of(ASKED, planned.rungs[0], first(9))[1]
-    (nine_copied / f"{job.numbers[0]:06d}-4.npz").unlink()
-    with storage.try_lock(nine_copied / f"{job.numbers[0]:06d}-4.lock") as ours:
-        assert ours
-        assert made.train(first(9)) is None
-        assert f"{job.numbers[0]:06d}-4.npz" not in losses_in(nine_copied)
-    assert set(made.train(first(9))) == set(range(9))
-
-
 @pytest.mark.parametrize("spoil", ["cut", "other metrics", "other length"])
 def test_a_file_that_is_no_job_of_this_study_is_refused_in_one_line(nine_copied, spoil):
     made, _ = training_of(nine_copied)

@@ -6,12 +6,13 @@ which a file gets its name; test_run.py and test_search.py have what may be lost
 
 import json
 import os
+import platform
 import shutil
 import signal
 import time
 
 import pytest
-from processes import finish, lasting, num_lines, one_line, start, wait_for
+from processes import contents, finish, lasting, num_lines, one_line, start, wait_for
 from small_run import ONE_DEVICE, Log, complete
 
 pytestmark = pytest.mark.slow
@@ -91,17 +92,24 @@ def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on_when_there_is_room(
     assert lasting(tmp_path) == undisturbed("regression", {})[0]
 
 
-def test_three_processes_share_a_folder_and_make_up_for_one_that_dies(tmp_path, undisturbed):
-    expected, alone, _ = undisturbed("deep", {})
-    logs = [tmp_path / f"{i}.log" for i in range(3)]
-    processes = [start(tmp_path / "out", "--study", "deep", "--log", log) for log in logs]
-    wait_for(lambda: num_lines(logs[0]), processes[0])
-    processes[0].kill()
-    codes = [finish(process)[0] for process in processes]
-    assert codes == [-signal.SIGKILL, 0, 0]
-    assert 0 < num_lines(logs[0]) < alone, "it was killed in training"
-    assert lasting(tmp_path / "out") == expected
-    assert alone <= sum(map(num_lines, logs)) <= alone + 2  # no job is trained twice, but for what was lost
+def test_a_second_process_on_a_folder_is_told_whose_it_is_and_the_first_goes_on(tmp_path, undisturbed):
+    expected, calls, _ = undisturbed("deep", {})
+    out, log = tmp_path / "out", tmp_path / "log"
+    first = start(out, "--study", "deep", "--log", log)
+    wait_for(lambda: num_lines(log), first)
+    first.send_signal(signal.SIGSTOP)  # so that it changes nothing
+    os.waitid(os.P_PID, first.pid, os.WSTOPPED)
+    before = contents(out)
+    second = start(out, "--study", "deep")
+    code, errors = finish(second)
+    assert contents(out) == before
+    first.send_signal(signal.SIGCONT)
+    assert code == 2
+    one_line(errors)
+    assert f"{out} is in use by process {first.pid} on {platform.node()} since 20" in errors
+    assert finish(first)[0] == 0
+    assert num_lines(log) == calls
+    assert lasting(out) == expected
 
 
 def test_a_folder_that_vanishes_is_told_by_its_name_or_made_again(tmp_path, monkeypatch):

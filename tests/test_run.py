@@ -2,7 +2,12 @@
 
 import csv
 import json
+import os
+import platform
+import signal
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import fields, replace
 
 import compilations
@@ -13,7 +18,7 @@ import optax
 import plain
 import pytest
 import reproduce
-from processes import lasting
+from processes import contents, lasting
 from studies import TOY, TOY_DATA, change_record, finished_copy, finished_run
 
 from hw1jax import brackets, cli, population, record, results, run, search, storage, trained
@@ -234,21 +239,64 @@ def test_a_bracket_that_is_filled_up_does_not_go_on_from_the_checkpoint_of_a_sma
     assert lasting(tmp_path / "stopped") == lasting(tmp_path / "whole")
 
 
-def test_a_search_of_more_trials_that_ends_meanwhile_keeps_its_results(toy):
-    notes = []
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_second_run_on_a_folder_is_refused_in_one_line_and_touches_nothing(toy, overwrite):
+    expected, told = lasting(toy), []
 
-    class Meanwhile(Observer):
-        def note(self, text):
-            notes.append(text)
-
+    class Second(Observer):
         def trials(self, trials, study):
-            go_on(toy)
+            before = contents(toy)
+            with ThreadPoolExecutor() as threads:  # in this process as in another one
+                told.append(threads.submit(go_on, toy, overwrite=overwrite).exception())
+            assert contents(toy) == before
 
     (toy / "results.json").unlink()
-    found = go_on(toy, observer=Meanwhile(), num_trials=3)
-    assert found["config"]["num_trials"] == len(rows_of(toy)) == 4
-    assert notes == [f"a search of 4 trials has ended in {toy} meanwhile: its results stay"]
-    assert go_on(toy, num_trials=3)["config"]["num_trials"] == len(rows_of(toy)) == 3
+    go_on(toy, observer=Second())
+    (error,) = told
+    assert type(error) is ValueError
+    assert str(error).startswith(f"{toy} is in use by process {os.getpid()} on {platform.node()} since 20")
+    assert str(error).endswith(": wait for its end, or give another out=")
+    assert lasting(toy) == expected
+    go_on(toy)
+
+
+def test_results_that_are_read_while_a_run_writes_them_fit_each_other(toy, monkeypatch):
+    readers, write = ThreadPoolExecutor(), storage.write_arrays
+    reading = []
+
+    def slowly(path, *args, **more):
+        if path.name == "histories.npz":  # trials.csv is that of three trials, results.json that of four
+            reading.append(readers.submit(results.load_results, toy, TOY))
+            assert not wait(reading, timeout=0.5).done
+        write(path, *args, **more)
+
+    monkeypatch.setattr(storage, "write_arrays", slowly)
+    go_on(toy, num_trials=3)
+    assert len(reading[0].result().trials.numbers) == 3
+
+
+def test_an_interrupt_in_a_notebook_leaves_nothing_running_and_the_run_goes_on(tmp_path):
+    calls, seen = replace(LINE, epochs_per_call=1), []
+
+    class Interrupting(Observer):
+        def epochs(self, what, done, num_epochs, scores, search_done=None):
+            seen.append(done)
+            if len(seen) == 50:  # by then the main thread waits
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs don't have
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            go_on(tmp_path / "interrupted", calls, Interrupting(), num_epochs=1000)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    before = len(seen)
+    time.sleep(0.2)
+    assert len(seen) == before < 1000
+    assert list(tmp_path.rglob("*.checkpoint"))
+    go_on(tmp_path / "interrupted", calls, num_epochs=1000)
+    go_on(tmp_path / "whole", calls, num_epochs=1000)
+    assert lasting(tmp_path / "interrupted") == lasting(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("share", [0.5, 0.75, 0.99])
@@ -271,7 +319,7 @@ def test_records_reach_the_disk_together_before_the_results_do(toy, monkeypatch)
     (toy / "journal.log").unlink()  # all is told anew
     go_on(toy)
     assert events[-2:] == ["journal.log", "results"]
-    assert events.count("journal.log") == 2, "once for what was asked, once for what was told"
+    assert events.count("journal.log") == 1, "once for a bracket"
     assert events.count("record") > 40
     storage.sync(toy / "none")
 

@@ -4,6 +4,10 @@ import ast
 import errno
 import json
 import os
+import platform
+import re
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from processes import contents
 
 from hw1jax import storage
 
@@ -188,48 +193,76 @@ def test_content_of_another_version_is_refused_in_one_line_that_names_it(content
     assert len(text.splitlines()) == 1
 
 
-@pytest.mark.timeout(60)  # seconds: who waits for a lock that it holds itself waits for ever
-@pytest.mark.parametrize("lock", [lambda folder: storage.lock(folder / ".results.lock"), storage.results_lock])
-def test_a_lock_is_held_by_one_at_a_time_and_waited_for(tmp_path, lock):
-    order = []
+HOLD = """
+import sys
+from pathlib import Path
+from hw1jax import storage
+
+with storage.run_lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_folder_belongs_to_one_run_and_another_is_told_in_one_line_whose_it_is(tmp_path):
+    folder = tmp_path / "runs" / "one"
+    with storage.run_lock(folder):
+        (folder / "kept").write_text("something")
+        before = contents(folder)
+        for _ in range(2):  # also within one process
+            with pytest.raises(ValueError) as caught, storage.run_lock(folder):
+                raise AssertionError("two runs hold one folder")
+            assert type(caught.value) is ValueError
+            whose = f"process {os.getpid()} on {platform.node()} since 20\\d\\d-\\d\\d-\\d\\d \\d\\d:\\d\\d:\\d\\d UTC"
+            message = f"{re.escape(str(folder))} is in use by {whose}: wait for its end, or give another out="
+            assert re.fullmatch(message, str(caught.value))
+        assert contents(folder) == before
+    with storage.run_lock(folder):
+        assert (folder / "kept").read_text() == "something"
+
+
+def test_a_killed_process_holds_no_folder(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match=f"in use by process {process.pid} on"), storage.run_lock(tmp_path):
+            raise AssertionError("two processes hold one folder")
+    finally:
+        process.kill()
+        process.communicate()
+    with storage.run_lock(tmp_path):
+        assert (tmp_path / storage.RUN_LOCK).read_text().startswith(f"process {os.getpid()} on")
+
+
+@pytest.mark.timeout(60)  # seconds: a thread that waits for a lock that is never freed waits for ever
+@pytest.mark.parametrize(
+    ("first", "second", "at_once"),
+    [
+        (storage.write_lock, storage.write_lock, False),
+        (storage.write_lock, storage.read_lock, False),
+        (storage.read_lock, storage.write_lock, False),
+        (storage.read_lock, storage.read_lock, True),
+    ],
+)
+def test_files_that_fit_each_other_are_written_by_one_at_a_time_while_nobody_reads(tmp_path, first, second, at_once):
+    with storage.write_lock(tmp_path / "folder"):
+        pass
+    done = threading.Event()
 
     def wait_for_it():
-        with lock(tmp_path):
-            order.append("second")
+        with second(tmp_path / "folder"):
+            done.set()
 
     thread = threading.Thread(target=wait_for_it)
-    with lock(tmp_path):
+    with first(tmp_path / "folder"):
         thread.start()
-        with storage.try_lock(tmp_path / ".results.lock") as ours:
-            assert not ours
-        thread.join(0.1)
-        order.append("first")
+        assert done.wait(0.2) == at_once
     thread.join()
-    assert order == ["first", "second"]
-    with storage.try_lock(tmp_path / ".results.lock") as ours:
-        assert ours
+    assert done.is_set()
 
 
-def test_a_lock_file_that_was_removed_meanwhile_is_not_taken_for_the_one_that_is_there(tmp_path):
-    path, order = tmp_path / "folder" / ".lock", []
-
-    def wait_for_it():
-        with storage.lock(path):
-            order.append(path.exists())
-
-    thread = threading.Thread(target=wait_for_it)
-    with pytest.raises(ValueError), storage.new_folder(path.parent, path):
-        thread.start()
-        thread.join(0.2)  # it waits for the file that goes now
-        raise ValueError
-    thread.join()
-    assert order == [True]
-
-
-def test_a_new_folder_is_gone_when_the_beginning_fails_unless_somebody_has_put_a_file_there(tmp_path):
-    for mine in (None, tmp_path / "a" / "b" / "mine"):
-        with pytest.raises(ValueError), storage.new_folder(tmp_path / "a" / "b", tmp_path / "a" / "b" / ".lock"):
-            if mine:
-                mine.write_text("")
-            raise ValueError
-        assert sorted(os.listdir(mine.parent if mine else tmp_path)) == ([".lock", "mine"] if mine else [])
+def test_reading_writes_nothing(tmp_path):
+    with storage.read_lock(tmp_path), storage.read_lock(tmp_path / "none"):
+        assert os.listdir(tmp_path) == []

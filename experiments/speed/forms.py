@@ -16,6 +16,7 @@ import json
 import math
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -213,7 +214,7 @@ def train(form: str, work: Work, *, num_devices: int | None = None, endless: boo
         val_loss[part.members] = val["loss"][: len(part.job.numbers), :, -1]
 
     for done in range(0, spec.num_epochs, spec.epochs_per_call):
-        brackets.side_by_side(advance, range(len(parts)), places)
+        brackets.side_by_side(advance, range(len(parts)), places, threading.Event())
         yield Round(min(spec.epochs_per_call, spec.num_epochs - done), val_loss.copy())
 
 

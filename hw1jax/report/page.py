@@ -33,23 +33,22 @@ def write_report(folder: Path | str, study: Study) -> Path:
       ValueError: a file is missing or damaged, or the data are not those of the run; the message is one line.
     """
     folder = Path(folder)
-    with storage.results_lock(folder):
-        results = results_.read(folder, study)
-        content = _sections(results)
-        pngs = {}
-        for picture in _pictures(content):
-            file = folder / "figures" / f"{picture.name}.png"
-            try:
-                with plots.style():
-                    pngs[picture.name] = plots.png(picture.draw())
-            except Exception:  # somebody's own, perhaps: it costs this figure, not the page
-                file.unlink(missing_ok=True)
-            else:
-                storage.write_bytes(file, pngs[picture.name])
-        path = folder / "report.html"
-        body = _study_html(results, content, pngs, level=1)
-        storage.write_bytes(path, _page(results.record["title"], body).encode())
-        return path
+    results = results_.load_results(folder, study)
+    content = _sections(results)
+    pngs = {}
+    for picture in _pictures(content):
+        file = folder / "figures" / f"{picture.name}.png"
+        try:
+            with plots.style():
+                pngs[picture.name] = plots.png(picture.draw())
+        except Exception:  # somebody's own, perhaps: it costs this figure, not the page
+            file.unlink(missing_ok=True)
+        else:
+            storage.write_bytes(file, pngs[picture.name])
+    path = folder / "report.html"
+    body = _study_html(results, content, pngs, level=1)
+    storage.write_bytes(path, _page(results.record["title"], body).encode())
+    return path
 
 
 def write_overview(
