@@ -127,7 +127,8 @@ def run_lock(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise ValueError(f"{folder} is in use by {file.read()}: wait for its end, or give another out=") from None
+            holder = file.read() or "another run"  # which is about to write who it is
+            raise ValueError(f"{folder} is in use by {holder}: wait for its end, or give another out=") from None
         file.truncate(0)
         now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         file.write(f"process {os.getpid()} on {platform.node()} since {now}")

@@ -519,3 +519,16 @@ def test_stopped_on_any_rung_it_goes_on_to_the_same_end(tmp_path, usual):
     halved(tmp_path)
     assert lasting(tmp_path) == lasting(usual.folder)
     assert not list(tmp_path.rglob("*.checkpoint"))
+
+
+def test_a_file_of_any_rung_that_was_removed_is_made_again(tmp_path, usual):
+    """Also where the networks of the rungs before are gone, as they are once the next rung is done."""
+    shutil.copytree(usual.folder, tmp_path / "out")
+    expected, kept = lasting(tmp_path / "out"), sorted((tmp_path / "out").glob("brackets/*/*"))
+    assert {path.name.partition("-")[2] for path in kept} == {"1.npz", "3.npz", "9.npz", "9.members.npz"}
+    for gone in [[path] for path in kept] + [kept]:
+        for path in [*gone, tmp_path / "out" / "model.msgpack"]:
+            path.unlink()
+        halved(tmp_path / "out")
+        assert lasting(tmp_path / "out") == expected
+        assert sorted((tmp_path / "out").glob("brackets/*/*")) == kept
