@@ -1,421 +1,418 @@
 """The speed of the three studies, ours and the peers', at equal work, measured in one run on one machine.
 
-    python experiments/benchmark.py [--studies STUDIES] [--peers-python PYTHON] [--cold STUDIES] [--help]
-    python experiments/benchmark.py --time-to-score [--studies STUDIES] [--seeds SEEDS] [--halving-trials N ..]
-    python experiments/benchmark.py --growth [--studies STUDIES]
-    python experiments/benchmark.py --predict [--studies STUDIES]
+    python experiments/benchmark.py [--time-to-score] [--studies STUDIES] [--peers-python PYTHON] [--help]
 
 Equal work: one file a study (`peers.Work`) with the samples, the folds, the order of all minibatches and the first
 draws of the search with seed 0; everybody computes in float32. The unit is the microsecond per training sample.
 
 In the clock: making and gathering the minibatches (whole epochs of all members, warm), forward, backward, optimizer,
 each fold's validation after each epoch, and our transfer of the losses to the host. Not in it: reading the data,
-initial parameters and compiling (`compile` in the table: the first two rounds less two warm ones). Every form
-(speed/forms.py) and every peer (speed/peers.py) runs in processes of its own, on all cores; a repeat lasts at least
---seconds and counts whole rounds; the table has the median of the repeats and their range. 'search' is that median
-times the samples of the study's full search: scaled, not run. With --cold, the full searches of these studies are run
-as well, from process start to results, with an empty compilation cache and with the filled one. The images of the
-convolutional study are the first 12,000.
+initial parameters and compiling (`compile` in the table: the first two rounds less two warm ones). Ours are all folds
+of all trials in one program, and of the classifiers what a search lays out; the regression's are also repeated, to show
+how its program grows. Each form runs in processes of its own, on all cores. A repeat lasts at least --seconds and
+counts whole rounds; the table has the median of the repeats and their range. 'search' is that median times the samples
+of the study's full search: scaled, not run. The images of the convolutional study are the first 12,000.
 
-Rates count the floating-point operations of loss and gradient at each trial's own widths, by XLA's count; validation
-and the optimizer are left out, so the share of the machine's matrix-product peak is a lower bound. 'peak MB' is the
-resident memory of all processes, on an accelerator the host's alone. 'loss' is the validation loss after the whole work
-(regression: the full search; images: 2 epochs), mean over the members that no one's run diverged in, and that of the
-best trial; initial parameters differ between hw1jax and torch. scikit-learn leaves out the RMSprop trials: its rate and
-share are those of another mix.
+'peak MB' is the resident memory of all processes, on an accelerator the host's alone. 'loss' is the validation loss
+after the whole work (regression: the full search; images: 2 epochs), mean over the members that no one's run diverged
+in, and that of the best trial; initial parameters differ between hw1jax and torch. scikit-learn leaves out the RMSprop
+trials: its rate is that of another mix.
 
-With --time-to-score it measures something else: whole searches, ours at the study's own settings and with halving and
-averaged parameters (`homework.HALVING`), and those of peers that halve as well (speed/score.py says how,
-speed/time_to_score.py puts them together), one after the other for each seed: the best validation loss against the time
-since the process started. It writes time_to_score.md, .json and .png. With --growth it measures short searches of more
-and more trials and of more folds (speed/growth.py), and writes search_growth.md and .json. With --predict it runs
-nothing, and says what an accelerator would be asked for (speed/prediction.py); it writes prediction.md and .json.
+--time-to-score measures whole searches, one after the other for each seed, without the refit: the best validation loss
+against the time since the process started, with imports, reading the data, and compiling (with an empty cache). Ours
+are the study's own settings, and halving with averaged parameters (`homework.HALVING`), told the losses after each call
+of the program; the peer is Optuna with HyperbandPruner (`peers.search_optuna`).
 """
 
 import argparse
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import jax
 import numpy as np
-from speed import forms, growth, peers, prediction, time_to_score
-from speed.peers import Work
+import peers
+from homework import HALVING, HALVING_TRIALS
+from peers import OPTUNA, STUDIES, Work, load_work
 
-STUDIES = peers.STUDIES
-SAMPLES = {"regression": 100, "fashion_mlp": 60_000, "fashion_cnn": 12_000}  # of the work, the first ones
-EPOCHS = {"regression": 1000, "fashion_mlp": 2, "fashion_cnn": 2}  # of the work
-GROWTH = (10, 25, 100, 333, 1000)  # trials of 3 folds
+from hw1jax import brackets, folds, plan, population, record, space, storage
+from hw1jax.data import Dataset
+from hw1jax.observer import Observer
+from hw1jax.study import Program, Search, Study, load_data
 
-
-# The work. Importing an experiment imports JAX, so it waits until it is needed.
-
-
-def make_work(name: str, data_dir: Path | None, *, quick: bool, synthetic: bool = False) -> tuple[Work, int]:
-    """A study's first draws on its data, or on noise -> (work, training samples of the study's full search)."""
-    from hw1jax import space
-
-    asked = forms.study_of(name)
-    data = forms.data_of(asked, data_dir, synthetic=synthetic)
-    num_trials = 3 if quick else asked.num_trials
-    draws = [space.random_draw(asked.space, forms.SEED, n) for n in range(num_trials)]
-    count = min(SAMPLES[name], 3000 if quick else SAMPLES[name])
-    epochs = min(EPOCHS[name], 100 if quick else EPOCHS[name])
-    work = forms.order_work(
-        name,
-        data.x_train[:count],
-        data.y_train[:count],
-        [space.draw_to_json(draw) for draw in draws],
-        num_folds=asked.num_folds,
-        num_epochs=epochs,
-        batch_size=asked.batch_size,
-        search_epochs=asked.num_epochs * len(data.x_train) // count,
-    )
-    return work, asked.num_trials * asked.num_epochs * (asked.num_folds - 1) * len(data.x_train)
+SEED = 0
+ALL, MANY, SEARCH = "folds x trials in parallel", "folds x 1,000 trials in parallel", "as a search trains them"
+OURS, OURS_HALVING = "ours", "ours, halving"
+SPEED_WORK = {"regression": (100, 1000), "fashion_mlp": (60_000, 2), "fashion_cnn": (12_000, 2)}  # samples, epochs
+ENDLESS = 10**9  # epochs
 
 
-# The parent: starts processes, one at a time, and puts together what they print.
+def study_of(name: str) -> Study:
+    """What the experiment of this name searches."""
+    return import_module(name).STUDY
 
 
-def run_form(arguments: Sequence[str], **environment_variables: str) -> dict[str, Any]:
-    """forms.py in a fresh process without a compilation cache -> the JSON of its last line, or why it is missing."""
-    found_here = os.pathsep.join(sys.path)  # it finds what this process finds
-    variables = os.environ | {"PYTHONPATH": found_here, "JAX_ENABLE_COMPILATION_CACHE": "false"} | environment_variables
-    command = [sys.executable, "-m", forms.__name__, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=variables)
-    if done.returncode:
-        return {"skipped": f"failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"}
+def make_work(name: str, options: argparse.Namespace, size: tuple[int, int], seed: int = SEED) -> Work:
+    """The first samples of a study, so many epochs of its folds and minibatches, and a search's first draws."""
+    asked, (num_samples, num_epochs) = study_of(name), size
+    num_trials, num_folds = asked.num_trials, asked.num_folds
+    if options.quick:
+        num_samples, num_epochs, num_trials = min(num_samples, 600), max(2, num_epochs // 20), 3
+    if options.synthetic and asked.classes:  # noise images, whose losses say nothing
+        rng = np.random.default_rng(0)
+        x, y = rng.integers(0, 256, (60_000, 28, 28), np.uint8), rng.integers(0, 10, 60_000, np.int32)
+    else:
+        data = load_data(asked, {file: options.data_dir if file == "data_dir" else None for file in asked.inputs})
+        x, y = data.x_train, data.y_train
+    search_epochs = asked.num_epochs * len(x) // min(num_samples, len(x))
+    x, y = x[:num_samples], y[:num_samples]
+    splits = folds.k_fold(len(x), num_folds, (seed,))
+    train_order = folds.minibatches(splits, range(num_epochs), batch_size=asked.batch_size, seed=(seed,))
+    parts = [fold.validation for fold in splits]
+    val_order = folds.pieces(parts, max(map(len, parts)))[:, 0]
+    draws = [space.random_draw(asked.space, seed, number) for number in range(num_trials)]
+    trials = [space.draw_to_json(draw) for draw in draws]
+    return Work(name, x, y, train_order, val_order, trials, search_epochs)
+
+
+def in_process(function: Callable[..., dict[str, Any]], *arguments: Any, **variables: str) -> dict[str, Any]:
+    """What a function of this file returns in a fresh process, without a compilation cache."""
+    call = f"print(json.dumps(benchmark.{function.__name__}(*json.load(sys.stdin))))"
+    command = [sys.executable, "-c", f"import benchmark, json, sys; {call}"]
+    variables = {"PYTHONPATH": os.pathsep.join(sys.path), "JAX_ENABLE_COMPILATION_CACHE": "false"} | variables
+    given, environment = json.dumps(arguments), os.environ | variables
+    done = subprocess.run(command, input=given, stdout=subprocess.PIPE, text=True, env=environment, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def in_short(row: dict[str, Any]) -> str:
-    """A row of the table for a person who waits for it."""
-    return f"  skipped: {row['skipped']}" if "skipped" in row else f"  {speed(row):.3g} µs a sample"
+def say(*what: str) -> None:
+    """Tells a person who waits."""
+    print(f"[{time.strftime('%H:%M:%S')}]", *what, file=sys.stderr, flush=True)
 
 
-def measure_study(name: str, options: argparse.Namespace, folder: Path, peak: float) -> dict[str, Any]:
-    """Everything about one study, as benchmark.json holds it."""
-    work, search_samples = make_work(name, options.data_dir, quick=options.quick, synthetic=options.synthetic)
-    file, clock = folder / f"{name}.npz", {"repeats": options.repeats, "seconds": options.seconds}
-    peers.save_work(file, work)
-    flags = ["--work", str(file), "--repeats", str(options.repeats), "--seconds", str(options.seconds)]
-    rows = []
-    searched = [] if name == "regression" else [forms.SEARCH]  # which trains all in one program as it is
-    lax = [forms.LAX] if name == "fashion_cnn" and options.platform != "cpu" else []
-    for form in (forms.ONE_FOLD, forms.FOLDS, forms.ALL, *searched, *lax):
-        forms.say(name, form)
-        rows.append({"ours": True, "name": form, **run_form(["--form", form, *flags])})
-        forms.say(in_short(rows[-1]))
-    for peer in [] if options.no_peers else peers.list_peers(name):
-        forms.say(name, peer)
-        rows.append({"ours": False, "name": peer, **peers.run_peer(file, peer, python=options.peers_python, **clock)})
-        forms.say(in_short(rows[-1]))
+# Our forms, each in a process of its own.
 
-    forms.say(name, "quality")
-    ours = next((row for row in reversed(rows) if row["ours"] and "skipped" not in row), None)
-    eager = min((r for r in rows if r["name"].startswith("torch eager")), key=speed, default=None)
-    if ours:
-        ours["final_val_loss"] = run_form(["--form", ours["name"], "--full", *flags]).get("final_val_loss")
-    if eager and "skipped" not in eager:
-        full = peers.run_peer(file, eager["name"], python=options.peers_python, full=True)
-        eager["final_val_loss"] = full.get("final_val_loss")
 
-    operations = forms.operations_per_sample(work)
-    for row in (row for row in rows if "skipped" not in row):
-        row["search_seconds"] = 1e-6 * speed(row) * search_samples
-        row["gflops"] = 1e-3 * operations / speed(row)
-        row["share_of_peak"] = row["gflops"] / peak
-    compare_quality([row for row in rows if row.get("final_val_loss")])
-    result = {
-        "samples": len(work.x),
-        "epochs": work.train_order.shape[1],
-        "trials": work.trials,
-        "search_samples": search_samples,
-        "operations_per_sample": operations,
-        "rows": rows,
+def train(form: str, work: Work, *, endless: bool = False) -> Iterator[tuple[int, np.ndarray]]:
+    """Trains the work round by round, in each of which every program advances by a call.
+
+    Yields the epochs by which all members have advanced, and their validation losses [trial, fold].
+    """
+    asked = study_of(work.study)
+    num_folds, num_epochs, _, batch_size = work.train_order.shape
+    draws = {number: space.draw_from_json(asked.space, trial) for number, trial in enumerate(work.trials)}
+    data, splits = Dataset(work.x, work.y, work.x[:0], work.y[:0]), folds.k_fold(len(work.x), num_folds, (SEED,))
+    program = Program() if form == SEARCH else Program(widths="padded", members_per_program=sys.maxsize)
+    search = Search(num_epochs, batch_size, num_folds, SEED)
+    whole = replace(search, num_epochs=work.search_epochs)
+    [rung] = plan.make_plan(asked, len(draws), whole, program, data, splits).rungs
+    widest = space.fixed(asked.space, space.widest(asked.space), widest=True)
+    wide = plan.make_population(asked, search, rung.program, data, splits, widest)
+    if endless:
+        wide = wide._replace(spec=replace(wide.spec, num_epochs=ENDLESS))
+    places = population.one_trial_each(wide) if rung.own_widths else [wide]
+    key, jobs = jax.random.key(SEED), plan.jobs_of(asked, rung, draws)
+    val_loss, calls = np.full((len(draws), num_folds), np.nan), {}
+
+    def advance(number: int, place: Any) -> None:
+        job = jobs[number]
+        if number not in calls:
+            members, trials, state = brackets.begin(asked, key, job, draws, place, own_widths=rung.own_widths)
+            calls[number] = population.resume(members, state, trials, first_epoch=0)
+        val_loss[job.numbers] = next(calls[number]).val["loss"][: len(job.numbers), :, -1]
+
+    for done in range(0, wide.spec.num_epochs, wide.spec.epochs_per_call):
+        brackets.side_by_side(advance, range(len(jobs)), places)
+        yield min(wide.spec.epochs_per_call, wide.spec.num_epochs - done), val_loss.copy()
+
+
+def timed(rounds: Iterator[tuple[int, np.ndarray]], num_rounds: int, seconds: float) -> tuple[int, float]:
+    """At least so many rounds, for at least so long -> (their epochs, seconds)."""
+    start, epochs = time.perf_counter(), []
+    while len(epochs) < num_rounds or time.perf_counter() - start < seconds:
+        epochs.append(next(rounds)[0])
+    return sum(epochs), time.perf_counter() - start
+
+
+def run_form(file: str, form: str, repeats: int, seconds: float) -> dict[str, Any]:
+    """As `peers.run_peer`, for one of our forms."""
+    work = load_work(file)
+    if form == MANY:
+        work = work._replace(trials=[work.trials[n % len(work.trials)] for n in range(1000)])
+    with jax.default_matmul_precision("float32"):
+        if not repeats:
+            *_, (_, losses) = train(form, work)
+            return {"final_val_loss": [[finite(loss) for loss in of_trial] for of_trial in losses.tolist()]}
+        rounds = train(form, work, endless=True)
+        # Two rounds, as the second may compile again, for the sharding that the first has left.
+        first_epochs, first_seconds = timed(rounds, 2, 0)
+        spans = [timed(rounds, 1, seconds) for _ in range(repeats)]
+    an_epoch = median(spent / epochs for epochs, spent in spans)
+    samples = len(work.trials) * int((work.train_order[:, 0] >= 0).sum())  # of an epoch
+    return {
+        "compile_seconds": max(0.0, first_seconds - first_epochs * an_epoch),
+        "us_per_sample": [1e6 * spent / (epochs * samples) for epochs, spent in spans],
+        "peak_rss_mb": peers.peak_rss_mb(),
     }
-    strongest = min((row for row in rows if not row["ours"]), key=speed, default=None)
-    result["strongest_peer"] = strongest["name"] if strongest and "skipped" not in strongest else None
-    accelerator = options.platform != "cpu"
-    if name == "regression" or accelerator:
-        a_step = (work.train_order[:, 0] >= 0).sum() / (work.train_order[:, 0] >= 0).any(2).sum()  # samples
-        result["growth"] = []
-        growth = (1, *GROWTH) if accelerator else GROWTH
-        for n in growth[: 2 if options.quick else None]:
-            forms.say(name, f"growth, {3 * n} members")
-            row = {"members": 3 * n, **run_form(["--form", forms.ALL, "--trials", str(n), *flags])}
-            result["growth"].append(row if "skipped" in row else row | {"us_per_member_step": a_step * speed(row)})
-        result["devices"] = []
-        for n in sorted({1, 2, 4, 8, options.devices} & set(range(1, options.devices + 1))):
-            forms.say(name, f"{n} devices")
-            row = {"devices": n, **run_form(["--form", forms.ALL, "--num-devices", str(n), *flags])}
-            result["devices"].append(row)
-    if name == "regression":
-        forms.say(name, "progress bar")
-        # FORCE_COLOR: the bar is drawn though there is no terminal.
-        result["progress"] = run_form(["--form", "progress bar", *flags], FORCE_COLOR="1")
-    if name in options.cold:
-        result["cold"] = {cache: cold_run(name, options, folder, cache) for cache in ("empty cache", "filled cache")}
-    return result
 
 
-def compare_quality(rows: list[dict[str, Any]]) -> None:
-    """Adds to each row, of those whose final losses [trial][fold] are known, their mean and the best trial's."""
-    losses = np.array([row["final_val_loss"] for row in rows], float)  # [row, trial, fold], NaN where diverged
-    everywhere = np.isfinite(losses).all(axis=0)
-    for row, own in zip(rows, losses, strict=True):
-        row["mean_val_loss"] = forms.finite(own[everywhere].mean()) if everywhere.any() else None
-        row["best_val_loss"] = forms.finite(np.nan_to_num(own.mean(axis=1), nan=np.inf).min())
-        row["failed_members"] = int((~np.isfinite(own)).sum())
+def search_ours(file: str, seed: int, num_trials: int, settings: dict[str, Any], started: float) -> dict[str, Any]:
+    """As `peers.run_peer`, for the search of the study itself."""
+    from hw1jax import cli, run_study  # the other forms do without Optuna
+
+    points = []
+
+    class Watcher(Observer):
+        def epochs(self, what, done, num_epochs, scores, search_done=None):
+            if scores is not None:  # of the search, not of the refit
+                means = scores.mean(axis=1)  # not finite: not trained yet, or diverged
+                points.append((time.time() - started, float(np.min(means, initial=math.inf, where=np.isfinite(means)))))
+
+    cli.use_all_cores()
+    work = load_work(file)
+    num_folds, num_epochs, _, batch_size = work.train_order.shape
+    data = Dataset(work.x, work.y, work.x[:10], work.y[:10])  # nobody asks for the test
+    study = replace(study_of(work.study), data=data, inputs={})
+    sizes = {"num_trials": num_trials, "num_folds": num_folds, "num_epochs": num_epochs, "batch_size": batch_size}
+    with tempfile.TemporaryDirectory() as folder:
+        results = run_study(study, **sizes, **settings, seed=seed, out=Path(folder), observer=Watcher())
+    return peers.running_minimum(points, points[-1][0]) | {"epochs": int(results.trials.epochs.sum())}
 
 
-def cold_run(name: str, options: argparse.Namespace, folder: Path, cache: str) -> dict[str, Any]:
-    """The experiment itself in a fresh process; its compilation cache is shared by the runs of a study."""
-    forms.say(name, f"cold run, {cache}")
-    out, script = folder / f"{name} {cache}", Path(__file__).with_name(f"{name}.py")
-    command = [sys.executable, str(script), "--out", str(out), *(["--quick"] if options.quick else [])]
-    command += ["--data-dir", str(options.data_dir)] if options.data_dir and name != "regression" else []
-    variables = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(folder / f"{name} compiled")}
-    start = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, env=variables)
-    if done.returncode:
-        return {"skipped": f"failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"}
-    return json.loads((out / "results.json").read_text())["timing"] | {"process_seconds": time.perf_counter() - start}
+def finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+# Speed.
+
+
+def measure_speed(name: str, options: argparse.Namespace, file: Path) -> dict[str, Any]:
+    """Every form at the same work, one after the other."""
+    work = make_work(name, options, SPEED_WORK[name])
+    peers.save_work(file, work)
+    ours = [MANY, ALL] if name == "regression" else [ALL, SEARCH]  # the regression's search is all in one program
+    search_samples = len(work.trials) * work.search_epochs * int((work.train_order[:, 0] >= 0).sum())
+
+    def run(form: str, repeats: int) -> dict[str, Any]:
+        if form in ours:
+            return in_process(run_form, str(file), form, repeats, options.seconds)
+        python = sys.executable if form == peers.NOTEBOOK else options.peers_python
+        return peers.run_peer(python, file, form, repeats=repeats, seconds=options.seconds)
+
+    rows = []
+    for form in [*ours, *([] if options.no_peers else peers.PEERS)]:
+        say(name, form)
+        row = {"ours": form in ours, "name": form} | run(form, options.repeats)
+        if "skipped" not in row:
+            row["search_seconds"] = 1e-6 * speed(row) * search_samples
+            if form in (ours[-1], peers.EAGER):
+                row |= run(form, 0)  # with its final losses
+        rows.append(row)
+    compare_losses([row for row in rows if "final_val_loss" in row])
+    return {"samples": len(work.x), "epochs": work.train_order.shape[1], "trials": len(work.trials), "rows": rows}
 
 
 def speed(row: dict[str, Any]) -> float:
-    """Microseconds per sample, the median; infinite where nothing was measured."""
-    return median(row["us_per_sample"]) if row.get("us_per_sample") else math.inf
+    """Microseconds per sample, the median."""
+    return median(row["us_per_sample"])
 
 
-# What people read.
+def compare_losses(rows: list[dict[str, Any]]) -> None:
+    """Adds to rows, from their final losses [trial][fold], the mean and the best trial's."""
+    losses = np.array([row["final_val_loss"] for row in rows], float)  # [row, trial, fold], NaN where diverged
+    everywhere = np.isfinite(losses).all(axis=0)
+    for row, own in zip(rows, losses, strict=True):
+        best = np.nan_to_num(own.mean(axis=1), nan=np.inf).min()
+        row["loss"] = f"{own[everywhere].mean():.4g}, best {best:.4g}"
 
 
-def table(result: dict[str, Any]) -> list[str]:
-    """A study's rows as lines of markdown, what was skipped below."""
-    reference = next((speed(row) for row in result["rows"] if row["name"] == result["strongest_peer"]), None)
+def speed_table(name: str, result: dict[str, Any]) -> list[str]:
+    rows = [row for row in result["rows"] if "skipped" not in row]
+    strongest = min((speed(row) for row in rows if not row["ours"]), default=math.nan)
     lines = [
-        "| | µs/sample (range) | compile s | search s | times strongest peer | GFLOP/s | of peak | peak MB | loss |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+        f"### {name} ({result['trials']} trials, {result['samples']:,} samples; loss after {result['epochs']} epochs)",
+        "",
+        "| | µs/sample (range) | compile s | search s | times strongest peer | peak MB | loss |",
+        "|---|--:|--:|--:|--:|--:|--:|",
     ]
-    for row in (row for row in result["rows"] if "skipped" not in row):
-        name = f"**{row['name']}**" if row["ours"] else row["name"]
-        low, high = min(row["us_per_sample"]), max(row["us_per_sample"])
-        losses = [row.get("mean_val_loss"), row.get("best_val_loss")]
-        ratio = f"{reference / speed(row):.3g}" if reference else "-"
-        loss = "{:.4g}, best {:.4g}".format(*losses) if None not in losses else "-"
+    for row in rows:
+        shown = f"**{row['name']}**" if row["ours"] else row["name"]
+        spread = f"{min(row['us_per_sample']):.3g}-{max(row['us_per_sample']):.3g}"
         lines.append(
-            f"| {name} | {speed(row):.3g} ({low:.3g}-{high:.3g}) | {row['compile_seconds']:.1f} "
-            f"| {row['search_seconds']:.3g} | {ratio} | {row['gflops']:.3g} | {row['share_of_peak']:.0%} "
-            f"| {row['peak_rss_mb'] or math.nan:.0f} | {loss} |"
+            f"| {shown} | {speed(row):.3g} ({spread}) | {row['compile_seconds']:.1f} | {row['search_seconds']:.3g} "
+            f"| {strongest / speed(row):.3g} | {row['peak_rss_mb']:.0f} | {row.get('loss', '-')} |"
         )
-    lines += ["", *(f"- skipped: {row['name']}: {row['skipped']}" for row in result["rows"] if "skipped" in row)]
-    for cache, cold in result.get("cold", {}).items():
-        seconds = cold.get("total_seconds", math.nan)
-        line = f"- from process start to results, {cache}: {seconds:.1f} s{cold.get('skipped', '')}"
-        if reference:
-            strongest = next(row for row in result["rows"] if row["name"] == result["strongest_peer"])
-            peers_seconds = strongest["compile_seconds"] + strongest["search_seconds"]
-            line += f", {peers_seconds / seconds:.3g} times the strongest peer's compiling and (scaled) search"
-        lines.append(line)
-    if "ratio" in result.get("progress", {}):
-        lines.append(f"- training time with the progress bar to that without: {result['progress']['ratio']:.3f}")
     return lines
 
 
-def growth_table(growth: list[dict[str, Any]]) -> list[str]:
-    lines = ["", "| members in one program | µs per member-step | peak MB |", "|--:|--:|--:|"]
-    for row in (row for row in growth if "skipped" not in row):
-        lines.append(f"| {row['members']:,} | {row['us_per_member_step']:.3g} | {row['peak_rss_mb'] or math.nan:.0f} |")
-    return [*lines, *(f"- skipped: {row['members']} members: {row['skipped']}" for row in growth if "skipped" in row)]
+def draw_speed(results: dict[str, Any], out: Path) -> None:
+    """speed.png, a panel a study."""
+    from hw1jax.report import plots
+
+    studies = {name: [row for row in result["rows"] if "us_per_sample" in row] for name, result in results.items()}
+    with plots.style():
+        figure, axes = plots.figure(len(studies), height=2.0 * len(studies))
+        for ax, (name, rows) in zip(axes[:, 0], studies.items(), strict=True):
+            ours, others = ({row["name"]: speed(row) for row in rows if row["ours"] is own} for own in (True, False))
+            plots.speed_bars(ax, ours, others, title=name, label="µs per training sample, validation included")
+        storage.write_bytes(out / "speed.png", plots.png(figure))
 
 
-def devices_table(devices: list[dict[str, Any]]) -> list[str]:
-    """What more devices bring; the first row is one device."""
-    lines = ["", "| devices | µs/sample | speed-up |", "|--:|--:|--:|"]
-    for row in (row for row in devices if "skipped" not in row):
-        lines.append(f"| {row['devices']} | {speed(row):.3g} | {speed(devices[0]) / speed(row):.2f} |")
-    return [*lines, *(f"- skipped: {row['devices']} devices: {row['skipped']}" for row in devices if "skipped" in row)]
+# Time to a score.
 
 
-def to_markdown(results: dict[str, Any]) -> str:
-    """The whole report."""
-    machine, peak = results["environment"], results["peak"]["gflops"]
-    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+def measure_score(name: str, options: argparse.Namespace, file: Path) -> dict[str, Any]:
+    """What each side finds with each seed, and when."""
+    rows = []
+    for seed in options.seeds:
+        work = make_work(name, options, (sys.maxsize, study_of(name).num_epochs), seed=seed)
+        peers.save_work(file, work)
+        halving_trials = 6 if options.quick else HALVING_TRIALS[name]
+        for side, num_trials, settings in (
+            (OURS, len(work.trials), {}),
+            (OURS_HALVING, halving_trials, HALVING),
+            (OPTUNA, len(work.trials), {}),
+        ):
+            say(name, f"seed {seed}", side)
+            started = time.time()
+            if side == OPTUNA:
+                how = {"seed": seed, "trials": num_trials, "started": started}
+                found = peers.run_peer(options.peers_python, file, OPTUNA, **how)
+            else:
+                with tempfile.TemporaryDirectory() as empty:
+                    cache = {"JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_COMPILATION_CACHE_DIR": empty}
+                    found = in_process(search_ours, str(file), seed, num_trials, settings, started, **cache)
+            rows.append({"name": side, "seed": seed, "trials": num_trials} | found)
+    return {"rows": rows}
+
+
+def score_table(name: str, result: dict[str, Any]) -> list[str]:
+    """A row a side, medians over the seeds: in the last column "never" where half of them don't come so far."""
     lines = [
-        f"{machine['date']}, {machine['device']}, {machine['cores']} cores, Python {machine['python']}, {versions}; "
-        f"float32, {results['settings']['repeats']} repeats of at least {results['settings']['seconds']:g} s; "
-        f"matrix products reach {peak:.0f} GFLOP/s here.",
+        f"### {name}",
+        "",
+        "| | trials | trial-epochs | validation loss at the end (each seed) | s in all | s to Optuna's loss (seeds) |",
+        "|---|--:|--:|--:|--:|--:|",
     ]
+    done = [row for row in result["rows"] if "skipped" not in row]
+    goals = {row["seed"]: row["loss"][-1] for row in done if row["name"] == OPTUNA}
+    for side in dict.fromkeys(row["name"] for row in done):
+        rows = [row for row in done if row["name"] == side]
+        losses, seconds = [row["loss"][-1] for row in rows], [row["seconds"][-1] for row in rows]
+        to_goal = [
+            next(
+                (s for s, loss in zip(row["seconds"], row["loss"], strict=True) if loss <= goals[row["seed"]]), math.inf
+            )
+            for row in rows
+            if row["seed"] in goals
+        ]
+        reached = sum(map(math.isfinite, to_goal))
+        after = "-" if not to_goal else "never" if math.isinf(median(to_goal)) else f"{median(to_goal):.3g}"
+        lines.append(
+            f"| {side if side == OPTUNA else f'**{side}**'} | {rows[0]['trials']} "
+            f"| {median(row['epochs'] for row in rows):,.0f} | {median(losses):.4g} "
+            f"({', '.join(f'{loss:.4g}' for loss in losses)}) | {median(seconds):.1f} "
+            f"| {after} ({reached} of {len(to_goal)}) |"
+        )
+    return lines
+
+
+# What a mode measures, its table, and what is said above the tables.
+MODES = {
+    "benchmark": (measure_speed, speed_table, "float32, {repeats} repeats of at least {seconds:g} s."),
+    "time_to_score": (
+        measure_score,
+        score_table,
+        "seeds {seeds}; medians of them. Seconds since the process started: imports, reading the data and compiling "
+        "(with an empty cache) are in.",
+    ),
+}
+
+
+def report(results: dict[str, Any], table: Callable[..., list[str]], note: str) -> str:
+    machine = results["environment"]
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    start = f"{machine['date']}, {machine['device']}, {machine['cores']} cores, Python {machine['python']}, {versions}"
+    lines = [f"{start}; {note.format(**results['settings'])}"]
     for name, result in results["studies"].items():
-        if "skipped" in result:
-            lines += ["", f"- skipped: {name}: {result['skipped']}"]
-            continue
-        what = f"{len(result['trials'])} trials, {result['samples']:,} samples; loss after {result['epochs']} epochs"
-        lines += ["", f"### {name} ({what})", "", *table(result)]
-        if "growth" in result:
-            lines += growth_table(result["growth"])
-        if "devices" in result:
-            lines += devices_table(result["devices"])
+        skipped = {row["name"]: row["skipped"] for row in result["rows"] if "skipped" in row}
+        lines += ["", *table(name, result)]
+        lines += ["", *(f"- skipped: {who}: {reason}" for who, reason in skipped.items())] if skipped else []
     return "\n".join(lines) + "\n"
 
 
-def draw_figures(results: dict[str, Any], out: Path) -> None:
-    """speed.png and growth.png."""
-    from hw1jax import storage
-    from hw1jax.report import plots
-
-    studies = {
-        name: result
-        for name, result in results["studies"].items()
-        if any("skipped" not in row for row in result.get("rows", []))
-    }
-    with plots.style():
-        if studies:
-            figure, axes = plots.figure(len(studies), height=2.7 * len(studies))
-            for ax, (name, result) in zip(axes[:, 0], studies.items(), strict=True):
-                done = [row for row in result["rows"] if "skipped" not in row]
-                ours, others = ({r["name"]: speed(r) for r in done if r["ours"] is whose} for whose in (True, False))
-                plots.speed_bars(ax, ours, others, title=name, label="µs per training sample, validation included")
-            storage.write_bytes(out / "speed.png", plots.png(figure))
-        growth = [row for row in studies.get("regression", {}).get("growth", []) if "skipped" not in row]
-        if growth:
-            figure, axes = plots.figure(height=2.6)
-            members, times = (np.array([row[name] for row in growth]) for name in ("members", "us_per_member_step"))
-            plots.scaling(axes[0, 0], members, times)
-            storage.write_bytes(out / "growth.png", plots.png(figure))
-        devices = [row for row in studies.get("regression", {}).get("devices", []) if "skipped" not in row]
-        if len(devices) > 1:
-            figure, axes = plots.figure(height=2.6)
-            speeds = np.array([speed(row) for row in devices])
-            plots.speed_up(axes[0, 0], np.array([row["devices"] for row in devices]), speeds[0] / speeds)
-            storage.write_bytes(out / "devices.png", plots.png(figure))
-
-
-def write(results: dict[str, Any], out: Path) -> None:
-    """benchmark.json, benchmark.md and the figures."""
-    from hw1jax import storage
-
-    storage.write_json(out / "benchmark.json", results)
-    storage.write_bytes(out / "benchmark.md", to_markdown(results).encode())
-    draw_figures(results, out)
-
-
-def benchmark(options: argparse.Namespace) -> None:
-    """Measures, and writes after each study."""
-    from hw1jax import record
-
-    forms.say("matrix products")
-    # One device with all cores' threads: a product alone doesn't spread over devices.
-    peak = run_form(["--form", "matrix products"], JAX_NUM_CPU_DEVICES="1")
-    if "skipped" in peak:
-        raise ValueError(f"the matrix products {peak['skipped']}")
-    settings = {name: str(v) if isinstance(v, Path) else v for name, v in vars(options).items()}
+def measure(options: argparse.Namespace) -> None:
+    """Measures study by study, and writes MODE.json and MODE.md after each."""
+    measure_study, table, note = MODES[options.mode]
     machine = record.describe()
-    options.platform, options.devices = machine["platform"], os.cpu_count()
-    if options.platform != "cpu":
-        options.devices = machine["num_devices"]
-    results = {"environment": machine, "settings": settings, "peak": peak, "versions": {}, "studies": {}}
+    settings = {name: str(v) if isinstance(v, Path) else v for name, v in vars(options).items()}
+    settings["seeds"] = ", ".join(map(str, options.seeds))
+    results = {"environment": machine, "settings": settings, "versions": dict(machine["packages"]), "studies": {}}
     with tempfile.TemporaryDirectory() as folder:
         for name in options.studies:
-            try:
-                result = measure_study(name, options, Path(folder), peak["gflops"])
-            except ValueError as error:  # no data: the other studies don't need them
-                result = {"skipped": str(error)}
-            results["studies"][name] = result
-            results["versions"] = machine["packages"] | results["versions"]
-            for row in result.get("rows", []):
+            results["studies"][name] = measure_study(name, options, Path(folder, f"{name}.npz"))
+            for row in results["studies"][name]["rows"]:
                 results["versions"] |= row.get("versions", {})
-            write(results, options.out)
-    print(to_markdown(results))
-
-
-def given_path(text: str) -> Path:
-    """A path as a shell would take it, ~ included. (`hw1jax.cli` has one as well, but imports JAX.)"""
-    if not text:
-        raise argparse.ArgumentTypeError("expected a path, got nothing")
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:
-        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
-
-
-def given_trials(text: str) -> tuple[str, int]:
-    """STUDY=N."""
-    name, _, number = text.partition("=")
-    if name not in STUDIES or not number.isdecimal() or int(number) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected a study and how many trials, such as regression=150")
-    return name, int(number)
+            storage.write_json(options.out / f"{options.mode}.json", results)
+            storage.write_bytes(options.out / f"{options.mode}.md", report(results, table, note).encode())
+            if options.mode == "benchmark":
+                draw_speed(results["studies"], options.out)
+    print(report(results, table, note))
 
 
 def parse(args: Sequence[str]) -> argparse.Namespace:
     show = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], formatter_class=show)
     parser.add_argument("--studies", nargs="+", choices=STUDIES, default=STUDIES, help="which to measure")
-    parser.add_argument("--out", type=given_path, default=Path("runs", "benchmark"), help="folder of the results")
-    parser.add_argument("--data-dir", type=given_path, help="folder with the four Fashion-MNIST files")
+    parser.add_argument("--out", type=Path, default=Path("runs", "benchmark"), help="folder of the results")
+    parser.add_argument("--data-dir", type=Path, help="folder with the four Fashion-MNIST files")
     parser.add_argument("--synthetic", action="store_true", help="take noise for images, where there are none")
-    parser.add_argument(
-        "--peers-python",
-        default=sys.executable,
-        help="interpreter that has torch, scikit-learn and, for --time-to-score, optuna",
-    )
+    parser.add_argument("--peers-python", default=sys.executable, help="interpreter with torch, scikit-learn, optuna")
     parser.add_argument("--no-peers", action="store_true", help="measure hw1jax alone")
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each form")
     parser.add_argument("--seconds", type=float, default=4.0, help="the least duration of one")
-    parser.add_argument(
-        "--cold", nargs="+", choices=STUDIES, default=(), help="run these searches themselves as well, twice each"
-    )
-    other = parser.add_mutually_exclusive_group()
-    other.add_argument("--time-to-score", action="store_true", help="measure how soon whole searches find what they do")
-    other.add_argument("--growth", action="store_true", help="measure searches of more and more trials and folds")
-    other.add_argument("--predict", action="store_true", help="say what an accelerator would be asked for")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the searches of --time-to-score")
-    parser.add_argument(
-        "--halving-trials",
-        nargs="+",
-        type=given_trials,
-        default=[],
-        metavar="STUDY=N",
-        help="trials of our searches with halving, instead of homework.HALVING_TRIALS",
-    )
     parser.add_argument("--quick", action="store_true", help="a look at the tables: few trials and samples, one repeat")
+    parser.add_argument(
+        "--time-to-score",
+        dest="mode",
+        action="store_const",
+        const="time_to_score",
+        default="benchmark",
+        help="measure how soon whole searches find what they do",
+    )
     options = parser.parse_args(args)
-    if options.repeats < 1 or options.seconds < 0:
-        parser.error("--repeats must be at least 1 and --seconds at least 0")
-    if min(options.seeds) < 0:
-        parser.error("--seeds must be at least 0")
-    options.halving_trials = dict(options.halving_trials)
+    if options.repeats < 1 or options.seconds < 0 or min(options.seeds) < 0:
+        parser.error("--repeats must be at least 1, --seconds and --seeds at least 0")
     if options.quick:
         options.repeats, options.seconds = 1, min(options.seconds, 0.3)
     return options
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends as Ctrl-C does: children and files go first
     options = parse(sys.argv[1:])
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cores or 1))  # as the experiments do; children inherit it
-    # This process only counts operations: an accelerator's memory is the children's.
-    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # an accelerator's memory is the children's
     try:
         options.out.mkdir(parents=True, exist_ok=True)  # before the minutes of measuring
-        if options.predict:
-            prediction.measure(options)
-        elif options.growth:
-            growth.measure(options, run_form)
-        elif options.time_to_score:
-            time_to_score.measure(options)
-        else:
-            benchmark(options)
+        measure(options)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

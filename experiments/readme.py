@@ -30,7 +30,7 @@ from hw1jax.study import Study
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "experiments" / "results"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-MEASURED = ("benchmark", "time_to_score", "search_growth", "prediction")  # by benchmark.py, each a block of its own
+MEASURED = ("benchmark", "time_to_score")  # by benchmark.py, each a block of its own
 FIGURES = {  # of each block: where in the runs, and what it shows
     "curve figure": {
         "regression/figures/fitted_curve.png": "The regression's refitted best model as a curve over training and test "
@@ -41,10 +41,6 @@ FIGURES = {  # of each block: where in the runs, and what it shows
         "best first, beside that of a constant",
         "fashion_cnn/figures/confusion.png": "Confusion matrix of the convolutional net on the test set, in percent of "
         "each true class",
-    },
-    "time figure": {
-        "benchmark/time_to_score.png": "Best validation loss so far against the seconds since the process started, "
-        "study by study, of our searches and the peers'",
     },
     "speed figure": {
         "benchmark/speed.png": "Time per training sample, study by study: our forms as full bars, the peers' hatched",

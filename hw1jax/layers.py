@@ -155,8 +155,7 @@ def conv_pool(x: jax.Array, weights: jax.Array) -> jax.Array:
 def lax_conv_pool(x: jax.Array, weights: jax.Array) -> jax.Array:
     """`conv_pool`, and `first_conv_pool`, by XLA's own convolution and pooling; members become its groups.
 
-    Far slower on a CPU. Which one an accelerator likes better `experiments/benchmark.py` tells; `models.CNN` takes
-    either.
+    Far slower on a CPU; on an accelerator nobody has compared them yet. `models.CNN` takes either.
     """
     _pooled_sizes(x, kernels(weights, len(x)).shape[-1])
     return lax.reduce_window(conv(x, weights), -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")

@@ -109,9 +109,9 @@ def test_the_core_is_what_a_cross_validation_needs():
 
 def test_experiments_leave_the_libraries_to_their_doors():
     for name, tree in SCRIPTS.items():
-        found = libraries(tree) - ({"optuna"} if stem(name) == "score" else set())  # where a peer is Optuna's search
+        found = libraries(tree) - ({"optuna"} if stem(name) == "peers" else set())  # where a peer is Optuna's search
         assert not found & {"optuna", "matplotlib", "tensorflow_datasets", "tensorflow"}, name
-        if stem(name) not in ("peers", "benchmark", "score"):
+        if stem(name) != "peers":
             assert "torch" not in found, name
             assert "sklearn" not in found or ".examples." in name, name  # which take its data
 

@@ -395,15 +395,6 @@ def test_confidence_histogram_stacks_the_wrong_on_the_right(ax):
     assert legend(ax) == ["right", "wrong"] and ax.get_ylabel() == "test images"
 
 
-def test_speed_up_stands_beside_the_most_that_it_could_be(ax):
-    plots.speed_up(ax, np.array([1, 2, 4]), np.array([1.0, 1.9, 3.1]))
-    ideal, measured = ax.get_lines()
-    np.testing.assert_array_equal(ideal.get_xydata(), [[1, 1], [2, 2], [4, 4]])
-    np.testing.assert_array_equal(measured.get_xydata(), [[1, 1], [2, 1.9], [4, 3.1]])
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("devices", "times faster than one")
-    assert ax.get_ylim()[0] == 0 and list(ax.get_xticks()) == [1, 2, 4]
-
-
 def test_the_style_holds_within_alone_and_pyplots_global_state_stays_out():
     before = dict(matplotlib.rcParams)
     with plots.style():

@@ -622,29 +622,6 @@ def speed_bars(ax: Axes, ours: Mapping[str, float], peers: Mapping[str, float], 
     return ax
 
 
-def scaling(ax: Axes, num_members: Array, microseconds: Array) -> Axes:
-    """Time per member-step [point] against the members of a program [point]; 20 % around the first is shaded."""
-    ax.axhspan(0.8 * microseconds[0], 1.2 * microseconds[0], color="#eeeeee", linewidth=0, label="the first ± 20 %")
-    ax.plot(num_members, microseconds, "o-", color=BLUE, markersize=4, label="folds x trials in parallel")
-    ax.set_xscale("log")
-    ax.set_xticks(num_members, [f"{n:,}" for n in num_members])
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_ylim(0, 1.35 * max(microseconds))
-    ax.set(title="Growth of the regression", xlabel="members in one program", ylabel="µs per member-step")
-    ax.legend(loc="lower right")
-    return ax
-
-
-def speed_up(ax: Axes, num_devices: Array, ratio: Array) -> Axes:
-    """How many times faster several devices are than one, beside the most that they could be."""
-    ax.plot(num_devices, num_devices, color=GREY, lw=1, label="as many times as devices")
-    ax.plot(num_devices, ratio, "o-", color=BLUE, label="measured")
-    ax.set(title="Speed-up by devices", xlabel="devices", ylabel="times faster than one", xticks=num_devices)
-    ax.set_ylim(0)
-    ax.legend()
-    return ax
-
-
 # Shared pieces
 
 MOST_NUMBERS = 20  # rows of a confusion matrix whose cells have room for their numbers

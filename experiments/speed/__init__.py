@@ -1,1 +1,0 @@
-"""What `benchmark.py` measures: our forms and the peers, each in processes of its own."""
