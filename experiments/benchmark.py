@@ -32,6 +32,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -133,7 +134,7 @@ def train(form: str, work: Work, *, endless: bool = False) -> Iterator[tuple[int
         val_loss[job.numbers] = next(calls[number]).val["loss"][: len(job.numbers), :, -1]
 
     for done in range(0, wide.spec.num_epochs, wide.spec.epochs_per_call):
-        brackets.side_by_side(advance, range(len(jobs)), places)
+        brackets.side_by_side(advance, range(len(jobs)), places, threading.Event())
         yield min(wide.spec.epochs_per_call, wide.spec.num_epochs - done), val_loss.copy()
 
 
