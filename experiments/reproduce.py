@@ -111,7 +111,7 @@ def report_only(folder: Path) -> int:
 
 
 def main() -> None:
-    options = tyro.cli(Options, description=__doc__, registry=cli.registry)
+    options = tyro.cli(Options, description=__doc__)
     cli.use_all_cores(options.num_devices)
     if options.reproducible:
         record.make_reproducible()

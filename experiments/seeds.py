@@ -124,7 +124,7 @@ def compute(options: Options, stop: threading.Event) -> int:
 
 
 if __name__ == "__main__":
-    chosen = tyro.cli(Options, description=__doc__, registry=cli.registry)
+    chosen = tyro.cli(Options, description=__doc__)
     cli.use_all_cores()
     if chosen.reproducible:
         record.make_reproducible()

@@ -1,8 +1,6 @@
 """The command line of a study: its space and its settings become flags, all cores devices, errors exit codes."""
 
-import ast
 import contextlib
-import inspect
 import os
 import re
 import select
@@ -14,16 +12,15 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, replace
-from functools import cache
-from itertools import chain, pairwise, repeat
+from dataclasses import dataclass, fields, replace
+from itertools import chain, repeat
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, NamedTuple, NoReturn, TypedDict, cast
+from typing import Annotated, Any, NoReturn, TypedDict, cast
 
 import jax
 import tyro
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+from tyro.constructors import PrimitiveConstructorSpec
 
 from hw1jax import checks, record, report, run
 from hw1jax import space as space_
@@ -39,7 +36,7 @@ STARTED = time.time() - time.process_time()
 CHECKS = tuple(room.__name__ for room in (study_, space_, checks))  # whose TypeErrors are a person's mistakes
 SECONDS_TO_STOP = 2.5  # until a process that was asked to stop ends where it stands
 heard: list[int] = []  # numbers of the signals so far
-REAL = r"[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?"
+NUMBER = r"-?[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?"
 
 
 @dataclass(frozen=True)
@@ -50,10 +47,6 @@ class Flags:
     """Show the results alone."""
     verbose: bool = False
     """Show every trial, and a line each time that the program comes back."""
-
-    def __post_init__(self) -> None:
-        if self.quiet and self.verbose:
-            raise ValueError("quiet= and verbose= don't go together")
 
 
 def main(study: Study, description: str | None = None, **settings: Study) -> NoReturn:
@@ -100,21 +93,7 @@ def run_order(order: Order, flags: Flags, started: float, stop: threading.Event)
     return results
 
 
-# Flags out of a study.
-
-
-class _Flag(NamedTuple):
-    name: str  # of the argument
-    kind: Any  # its type, as tyro takes it
-    default: Any
-    help: str
-
-
-def chosen_setting(study: Study, settings: Mapping[str, Study], args: Sequence[str]) -> Study:
-    """The study itself, or the one of its other settings whose flag is given; of several, the last."""
-    named = {f"--{name}": other for name, other in settings.items()} | {f"--no_{name}": study for name in settings}
-    plain = [f"--{arg[2:].replace('-', '_')}" for arg in args if arg.startswith("--")]
-    return next((named[arg] for arg in reversed(plain) if arg in named), study)
+# Flags of a study
 
 
 def parse(
@@ -128,27 +107,42 @@ def parse(
       ValueError: a study that can't be searched with these flags; in one line.
       SystemExit: a flag that is none, or can't be read; tyro has said so.
     """
-    quick = [arg for arg in args if arg in ("--quick", "--no-quick")][-1:] == ["--quick"]  # the last one counts
+    if empty := [arg for arg in args if arg.endswith("=")]:
+        raise ValueError(f"{empty[0]} has no value")
     study = chosen_setting(study, settings, args)
-    flags, names = _flags_of(study, quick), flag_names(study)
-    others = [_Flag(name, bool, False, f"Instead: {other.shown}.") for name, other in settings.items()]
-    if taken := {"help", *names} & set(settings):
-        raise ValueError(f"{min(taken)} is the name of another flag; give the setting another")
-    flags, names = [*others, *flags], names | {flag.name: flag.name.replace("_", "-") for flag in others}
-    kinds = {f.name: Annotated[f.kind, tyro.conf.arg(name=names[f.name], help=f.help)] for f in flags}
+    quick = [arg for arg in args if arg in ("--quick", "--no-quick")][-1:] == ["--quick"]  # the last one counts
+    default = study_.unchecked_order(study, quick=quick)
+    groups = {"search": default.search, "program": default.program, "output": default.output, "screen": Flags()}
+    names = _checked_names(study, settings, groups)
+    flags: dict[str, tuple[Any, Any, str]] = {  # (type, default, help) by name
+        **{name: (bool, False, f"Instead: {other.shown}.") for name, other in settings.items()},
+        "num_trials": (int, default.num_trials, "Draws of hyperparameters."),
+        **{name: (_kind(r), r, study.help.get(name) or _help(name, r)) for name, r in study.space.items()},
+        **{name: (Path | None, None, text) for name, text in study.inputs.items()},
+    }
+    kinds = {n: Annotated[kind, tyro.conf.arg(name=names.get(n), help=text)] for n, (kind, _, text) in flags.items()}
     chosen: dict[str, Any] = tyro.cli(
-        cast(Any, TypedDict)("Chosen", kinds),
+        cast(Any, TypedDict)("Chosen", kinds | {name: type(group) for name, group in groups.items()}),
         args=args,
-        default={f.name: f.default for f in flags},
+        default={name: value for name, (_, value, _) in flags.items()} | groups,
         description=description or study.shown,
-        registry=registry,
+        config=(tyro.conf.OmitArgPrefixes,),
     )
-    for name in settings:
-        chosen.pop(name)
-    narrowed = replace(study, space={name: chosen.pop(name) for name in study.space})
-    inputs = {name: chosen.pop(name) for name in study.inputs}
-    own = Flags(**{field.name: chosen.pop(field.name) for field in fields(Flags)})
-    return study_.order(narrowed, inputs=inputs, **chosen), own
+    if chosen["screen"].quiet and chosen["screen"].verbose:
+        raise ValueError("quiet= and verbose= don't go together")
+    asked = vars(chosen["search"]) | vars(chosen["program"]) | vars(chosen["output"])
+    if study.folds is not None and asked["num_folds"] == default.search.num_folds:
+        del asked["num_folds"]
+    narrowed = replace(study, space={name: chosen[name] for name in study.space})
+    inputs = {name: chosen[name] for name in study.inputs}
+    return study_.order(narrowed, inputs=inputs, num_trials=chosen["num_trials"], **asked), chosen["screen"]
+
+
+def chosen_setting(study: Study, settings: Mapping[str, Study], args: Sequence[str]) -> Study:
+    """The study itself, or the one of its other settings whose flag is given; of several, the last."""
+    named = {f"--{name}": other for name, other in settings.items()} | {f"--no_{name}": study for name in settings}
+    plain = [f"--{arg[2:].replace('-', '_')}" for arg in args if arg.startswith("--")]
+    return next((named[arg] for arg in reversed(plain) if arg in named), study)
 
 
 def flag_names(study: Study) -> dict[str, str]:
@@ -158,47 +152,20 @@ def flag_names(study: Study) -> dict[str, str]:
     """
     settings = [field.name for room in (Search, Program, Output, Flags) for field in fields(room)]
     names = ["num_trials", *settings, *study.space, *study.inputs]
-    if study.folds is not None:
-        names.remove("num_folds")  # it has folds of its own
     several = [name for name, r in study.space.items() if isinstance(r, Choice) and not name.endswith("s")]
     plurals = {name: f"{name}s" for name in several if f"{name}s" not in names}
     return {name: plurals.get(name, name).replace("_", "-") for name in names}
 
 
-def _flags_of(study: Study, quick: bool) -> list[_Flag]:
-    """All flags of a study, in the order of `--help`; a ValueError if two would have the same name."""
-    names = ("num_trials", "num_epochs", "batch_size", "num_folds", "averaging")
-    numbers = {name: getattr(study, name) for name in names}
-    defaults = numbers | (dict(study.quick) if quick else {}) | {"quick": quick}
-    defaults |= study_.halving_settings(study.halving)
-    flags = [
-        _Flag("num_trials", int, None, "Draws of hyperparameters."),
-        *_settings(Search),
-        *(_Flag(name, _kind(r), r, study.help.get(name) or _help(name, r)) for name, r in study.space.items()),
-        *_settings(Program),
-        *_settings(Output),
-        *(_Flag(name, Path | None, None, text) for name, text in study.inputs.items()),
-        *_settings(Flags),
-    ]
-    names = [flag.name for flag in flags]
+def _checked_names(study: Study, settings: Mapping[str, Study], groups: Mapping[str, Any]) -> dict[str, str]:
+    """`flag_names`; a ValueError if two flags would have the same name."""
+    names, own = flag_names(study), {"help", *groups, *(field.name for field in fields(Flags))}
     for name in (*study.space, *study.inputs):
-        if names.count(name) > 1 or name == "help" or name.removeprefix("no_") in set(names) - {name}:
+        if name in own or name.removeprefix("no_") in set(names) - {name}:
             raise ValueError(f"space: {name} is the name of another flag; give it another")
-    known = flag_names(study)
-    return [flag._replace(default=defaults.get(flag.name, flag.default)) for flag in flags if flag.name in known]
-
-
-@cache
-def _settings(room: type) -> list[_Flag]:
-    """The fields of a dataclass; what is said below each one in the source is its help."""
-    [source] = ast.parse(inspect.getsource(room)).body
-    assert isinstance(source, ast.ClassDef)
-    texts = {
-        ast.unparse(field.target): " ".join(ast.literal_eval(text.value).split())
-        for field, text in pairwise(source.body)
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
-    }
-    return [_Flag(f.name, f.type, None if f.default is MISSING else f.default, texts[f.name]) for f in fields(room)]
+    if taken := (own | set(names)) & set(settings):
+        raise ValueError(f"{min(taken)} is the name of another flag; give the setting another")
+    return names
 
 
 def _help(name: str, ranges: Any) -> str:
@@ -210,48 +177,32 @@ def _help(name: str, ranges: Any) -> str:
     return f"Ranges of {name}{scale}, as many as layers." if several else f"Range of {name}{scale}."
 
 
-# How flags are read.
-
-registry = ConstructorRegistry()
-
-
 def _kind(declared: Range | Sequence[Range]) -> Any:
     """The type of a hyperparameter's flag, whose values are ranges that narrow the declared ones."""
     if isinstance(declared, Choice):
-        words = tuple(map(str, declared.values))
-        return _spec(f"{{{','.join(words)}}}", lambda texts: _among(declared, texts), several=True, words=words)
+        return _ranges(f"{{{','.join(map(str, declared.values))}}} ...", lambda texts: _among(declared, texts))
     if isinstance(declared, Sequence):
-        word = "VALUE,VALUE" if isinstance(declared[0], Choice) else "LOW-HIGH"
+        word = "VALUE,VALUE ..." if isinstance(declared[0], Choice) else "LOW-HIGH ..."
         # Layers beyond those that are declared are as the last of them.
-        return _spec(word, lambda texts: tuple(map(_range, chain(declared, repeat(declared[-1])), texts)), several=True)
-    return _spec("LOW-HIGH", lambda texts: _range(declared, texts[0]))
+        return _ranges(word, lambda texts: tuple(map(_range, chain(declared, repeat(declared[-1])), texts)))
+    return _ranges("LOW-HIGH", lambda texts: _range(declared, texts[0]))
 
 
-def _spec(
-    word: str, convert: Callable[[list[str]], Any], *, several: bool = False, words: tuple[str, ...] | None = None
-) -> Any:
-    rule = PrimitiveConstructorSpec(
-        nargs="*" if several else 1,
-        metavar=f"[{word} [{word} ...]]" if several else word,
-        instance_from_str=convert,
-        is_instance=lambda _: True,
-        str_from_instance=_texts,
-        choices=words,
-    )
-    return Annotated[Any, rule]
+def _ranges(metavar: str, convert: Callable[[list[str]], Any]) -> Any:
+    """A type for tyro: convert(words on the command line) -> ranges."""
+    nargs: Any = "*" if metavar.endswith("...") else 1
+    return Annotated[Any, PrimitiveConstructorSpec(nargs, metavar, convert, lambda _: True, _texts)]
 
 
 def _range(declared: Range, text: str) -> Range:
     """LOW-HIGH, or for a choice VALUE,VALUE, as the declared hyperparameter in this range."""
     if isinstance(declared, Choice):
         return _among(declared, text.split(","))
-    number, convert = ("[0-9]+", int) if isinstance(declared, Int) else (REAL, float)
-    positive = declared.log or (isinstance(declared, Int) and declared.width)
-    number = number if positive else f"-?{number}"
-    match = re.fullmatch(f"({number})-({number})", text)
-    if match is None:
-        raise ValueError(f"expected LOW-HIGH, got {text!r}")
-    low, high = map(convert, match.groups())
+    match = re.fullmatch(f"({NUMBER})-({NUMBER})", text, re.ASCII)
+    try:
+        low, high = map(int if isinstance(declared, Int) else float, match.groups() if match else ())
+    except ValueError:
+        raise ValueError(f"expected LOW-HIGH, got {text!r}") from None
     return space_.narrowed(declared, low, high)
 
 
@@ -271,41 +222,6 @@ def _texts(ranges: Any) -> list[str]:
         return [str(ranges)]
     return [",".join(_texts(r)) for r in ranges]
 
-
-def given_path(text: str) -> Path:
-    """A path as a shell would take it, ~ included; a ValueError if it is empty or there is no such home."""
-    if not text:
-        raise ValueError("expected a path, got nothing")
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:
-        raise ValueError(f"{text}: {error}") from None
-
-
-def _whole_number(text: str) -> int:
-    if not re.fullmatch("[+-]?[0-9]+", text):  # `int` takes the digits of all scripts, and underscores
-        raise ValueError(f"expected a whole number, got {text!r}")
-    return int(text)
-
-
-def _rule(kind: type, metavar: str, convert: Callable[[str], Any]) -> None:
-    """How flags of this type are read."""
-
-    @registry.primitive_rule
-    def rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
-        if info.type is not kind:
-            return None
-        return PrimitiveConstructorSpec(
-            nargs=1,
-            metavar=metavar,
-            instance_from_str=lambda texts: convert(texts[0]),
-            is_instance=lambda value: isinstance(value, kind) and not isinstance(value, bool),
-            str_from_instance=lambda value: [str(value)],
-        )
-
-
-_rule(int, "INT", _whole_number)
-_rule(Path, "PATH", given_path)
 
 # The process: its devices, its end.
 

