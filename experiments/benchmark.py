@@ -2,26 +2,8 @@
 
     python experiments/benchmark.py [--time-to-score] [--studies STUDIES] [--peers-python PYTHON] [--help]
 
-Equal work: one file a study (`peers.Work`) with the samples, the folds, the order of all minibatches and the first
-draws of the search with seed 0; everybody computes in float32. The unit is the microsecond per training sample.
-
-In the clock: making and gathering the minibatches (whole epochs of all members, warm), forward, backward, optimizer,
-each fold's validation after each epoch, and our transfer of the losses to the host. Not in it: reading the data,
-initial parameters and compiling (`compile` in the table: the first two rounds less two warm ones). Ours are all folds
-of all trials in one program, and of the classifiers what a search lays out; the regression's are also repeated, to show
-how its program grows. Each form runs in processes of its own, on all cores. A repeat lasts at least --seconds and
-counts whole rounds; the table has the median of the repeats and their range. 'search' is that median times the samples
-of the study's full search: scaled, not run. The images of the convolutional study are the first 12,000.
-
-'peak MB' is the resident memory of all processes, on an accelerator the host's alone. 'loss' is the validation loss
-after the whole work (regression: the full search; images: 2 epochs), mean over the members that no one's run diverged
-in, and that of the best trial; initial parameters differ between hw1jax and torch. scikit-learn leaves out the RMSprop
-trials: its rate is that of another mix.
-
---time-to-score measures whole searches, one after the other for each seed, without the refit: the best validation loss
-against the time since the process started, with imports, reading the data, and compiling (with an empty cache). Ours
-are the study's own settings, and halving with averaged parameters (`homework.HALVING`), told the losses after each call
-of the program; the peer is Optuna with HyperbandPruner (`peers.search_optuna`).
+docs/speed.md says what is in the clock. Equal work: one file a study (`peers.Work`) with the samples, the folds, the
+order of all minibatches and the first draws of the search; everybody computes in float32, in processes of their own.
 """
 
 import argparse
@@ -87,12 +69,12 @@ def make_work(name: str, options: argparse.Namespace, size: tuple[int, int], see
     return Work(name, x, y, train_order, val_order, trials, search_epochs)
 
 
-def in_process(function: Callable[..., dict[str, Any]], *arguments: Any, **variables: str) -> dict[str, Any]:
+def in_process(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
     """What a function of this file returns in a fresh process, without a compilation cache."""
     call = f"print(json.dumps(benchmark.{function.__name__}(*json.load(sys.stdin))))"
     command = [sys.executable, "-c", f"import benchmark, json, sys; {call}"]
-    variables = {"PYTHONPATH": os.pathsep.join(sys.path), "JAX_ENABLE_COMPILATION_CACHE": "false"} | variables
-    given, environment = json.dumps(arguments), os.environ | variables
+    environment = {"PYTHONPATH": os.pathsep.join(sys.path), "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    given, environment = json.dumps(arguments), os.environ | environment
     done = subprocess.run(command, input=given, stdout=subprocess.PIPE, text=True, env=environment, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -154,7 +136,7 @@ def run_form(file: str, form: str, repeats: int, seconds: float) -> dict[str, An
     with jax.default_matmul_precision("float32"):
         if not repeats:
             *_, (_, losses) = train(form, work)
-            return {"final_val_loss": [[finite(loss) for loss in of_trial] for of_trial in losses.tolist()]}
+            return {"final_val_loss": losses.tolist()}
         rounds = train(form, work, endless=True)
         # Two rounds, as the second may compile again, for the sharding that the first has left.
         first_epochs, first_seconds = timed(rounds, 2, 0)
@@ -168,7 +150,7 @@ def run_form(file: str, form: str, repeats: int, seconds: float) -> dict[str, An
     }
 
 
-def search_ours(file: str, seed: int, num_trials: int, settings: dict[str, Any], started: float) -> dict[str, Any]:
+def search_ours(file: str, settings: dict[str, Any], seed: int, num_trials: int, started: float) -> dict[str, Any]:
     """As `peers.run_peer`, for the search of the study itself."""
     from hw1jax import cli, run_study  # the other forms do without Optuna
 
@@ -187,12 +169,11 @@ def search_ours(file: str, seed: int, num_trials: int, settings: dict[str, Any],
     study = replace(study_of(work.study), data=data, inputs={})
     sizes = {"num_trials": num_trials, "num_folds": num_folds, "num_epochs": num_epochs, "batch_size": batch_size}
     with tempfile.TemporaryDirectory() as folder:
-        results = run_study(study, **sizes, **settings, seed=seed, out=Path(folder), observer=Watcher())
+        jax.config.update("jax_enable_compilation_cache", True)  # as a user's first search
+        jax.config.update("jax_compilation_cache_dir", str(Path(folder, "compiled")))
+        out = Path(folder, "out")
+        results = run_study(study, **sizes, **settings, seed=seed, out=out, observer=Watcher())
     return peers.running_minimum(points, points[-1][0]) | {"epochs": int(results.trials.epochs.sum())}
-
-
-def finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
 
 
 # Speed.
@@ -231,7 +212,7 @@ def speed(row: dict[str, Any]) -> float:
 
 def compare_losses(rows: list[dict[str, Any]]) -> None:
     """Adds to rows, from their final losses [trial][fold], the mean and the best trial's."""
-    losses = np.array([row["final_val_loss"] for row in rows], float)  # [row, trial, fold], NaN where diverged
+    losses = np.array([row.pop("final_val_loss") for row in rows], float)  # [row, trial, fold], NaN where diverged
     everywhere = np.isfinite(losses).all(axis=0)
     for row, own in zip(rows, losses, strict=True):
         best = np.nan_to_num(own.mean(axis=1), nan=np.inf).min()
@@ -274,27 +255,24 @@ def draw_speed(results: dict[str, Any], out: Path) -> None:
 
 
 def measure_score(name: str, options: argparse.Namespace, file: Path) -> dict[str, Any]:
-    """What each side finds with each seed, and when."""
+    """What each side finds with each seed, and when; Optuna first, as its loss is the goal of the others."""
     rows = []
     for seed in options.seeds:
         work = make_work(name, options, (sys.maxsize, study_of(name).num_epochs), seed=seed)
         peers.save_work(file, work)
-        halving_trials = 6 if options.quick else HALVING_TRIALS[name]
-        for side, num_trials, settings in (
-            (OURS, len(work.trials), {}),
-            (OURS_HALVING, halving_trials, HALVING),
-            (OPTUNA, len(work.trials), {}),
-        ):
+        num_trials, goal = {OURS_HALVING: 6 if options.quick else HALVING_TRIALS[name]}, -math.inf
+        for side in (OPTUNA, OURS, OURS_HALVING):
             say(name, f"seed {seed}", side)
-            started = time.time()
+            row = {"name": side, "seed": seed, "trials": num_trials.get(side, len(work.trials))}
+            how = {"seed": seed, "trials": row["trials"], "started": time.time()}
             if side == OPTUNA:
-                how = {"seed": seed, "trials": num_trials, "started": started}
-                found = peers.run_peer(options.peers_python, file, OPTUNA, **how)
+                row |= peers.run_peer(options.peers_python, file, OPTUNA, **how)
+                goal = row.get("loss", [goal])[-1]
             else:
-                with tempfile.TemporaryDirectory() as empty:
-                    cache = {"JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_COMPILATION_CACHE_DIR": empty}
-                    found = in_process(search_ours, str(file), seed, num_trials, settings, started, **cache)
-            rows.append({"name": side, "seed": seed, "trials": num_trials} | found)
+                row |= in_process(search_ours, str(file), HALVING if side == OURS_HALVING else {}, *how.values())
+            points = zip(row.get("seconds", []), row.get("loss", []), strict=True)
+            row["seconds_to_goal"] = next((seconds for seconds, loss in points if loss <= goal), None)
+            rows.append(row)
     return {"rows": rows}
 
 
@@ -306,38 +284,22 @@ def score_table(name: str, result: dict[str, Any]) -> list[str]:
         "| | trials | trial-epochs | validation loss at the end (each seed) | s in all | s to Optuna's loss (seeds) |",
         "|---|--:|--:|--:|--:|--:|",
     ]
-    done = [row for row in result["rows"] if "skipped" not in row]
-    goals = {row["seed"]: row["loss"][-1] for row in done if row["name"] == OPTUNA}
-    for side in dict.fromkeys(row["name"] for row in done):
-        rows = [row for row in done if row["name"] == side]
-        losses, seconds = [row["loss"][-1] for row in rows], [row["seconds"][-1] for row in rows]
-        to_goal = [
-            next(
-                (s for s, loss in zip(row["seconds"], row["loss"], strict=True) if loss <= goals[row["seed"]]), math.inf
+    for side in (OURS, OURS_HALVING, OPTUNA):
+        if rows := [row for row in result["rows"] if row["name"] == side and "skipped" not in row]:
+            losses, to_goal = [row["loss"][-1] for row in rows], [row["seconds_to_goal"] or math.inf for row in rows]
+            lines.append(
+                f"| {side if side == OPTUNA else f'**{side}**'} | {rows[0]['trials']} "
+                f"| {median(row['epochs'] for row in rows):,.0f} | {median(losses):.4g} "
+                f"({', '.join(f'{loss:.4g}' for loss in losses)}) | {median(row['seconds'][-1] for row in rows):.1f} "
+                f"| {median(to_goal):.3g} ({sum(map(math.isfinite, to_goal))} of {len(rows)}) |".replace("inf", "never")
             )
-            for row in rows
-            if row["seed"] in goals
-        ]
-        reached = sum(map(math.isfinite, to_goal))
-        after = "-" if not to_goal else "never" if math.isinf(median(to_goal)) else f"{median(to_goal):.3g}"
-        lines.append(
-            f"| {side if side == OPTUNA else f'**{side}**'} | {rows[0]['trials']} "
-            f"| {median(row['epochs'] for row in rows):,.0f} | {median(losses):.4g} "
-            f"({', '.join(f'{loss:.4g}' for loss in losses)}) | {median(seconds):.1f} "
-            f"| {after} ({reached} of {len(to_goal)}) |"
-        )
     return lines
 
 
 # What a mode measures, its table, and what is said above the tables.
 MODES = {
-    "benchmark": (measure_speed, speed_table, "float32, {repeats} repeats of at least {seconds:g} s."),
-    "time_to_score": (
-        measure_score,
-        score_table,
-        "seeds {seeds}; medians of them. Seconds since the process started: imports, reading the data and compiling "
-        "(with an empty cache) are in.",
-    ),
+    "benchmark": (measure_speed, speed_table, "float32, {repeats} repeats of at least {seconds:g} s"),
+    "time_to_score": (measure_score, score_table, "medians of the seeds {seeds}; seconds since the process started"),
 }
 
 
@@ -345,7 +307,7 @@ def report(results: dict[str, Any], table: Callable[..., list[str]], note: str) 
     machine = results["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     start = f"{machine['date']}, {machine['device']}, {machine['cores']} cores, Python {machine['python']}, {versions}"
-    lines = [f"{start}; {note.format(**results['settings'])}"]
+    lines = [f"{start}; {note.format(**results['settings'])}."]
     for name, result in results["studies"].items():
         skipped = {row["name"]: row["skipped"] for row in result["rows"] if "skipped" in row}
         lines += ["", *table(name, result)]
@@ -355,7 +317,8 @@ def report(results: dict[str, Any], table: Callable[..., list[str]], note: str) 
 
 def measure(options: argparse.Namespace) -> None:
     """Measures study by study, and writes MODE.json and MODE.md after each."""
-    measure_study, table, note = MODES[options.mode]
+    mode = "time_to_score" if options.time_to_score else "benchmark"
+    measure_study, table, note = MODES[mode]
     machine = record.describe()
     settings = {name: str(v) if isinstance(v, Path) else v for name, v in vars(options).items()}
     settings["seeds"] = ", ".join(map(str, options.seeds))
@@ -365,9 +328,9 @@ def measure(options: argparse.Namespace) -> None:
             results["studies"][name] = measure_study(name, options, Path(folder, f"{name}.npz"))
             for row in results["studies"][name]["rows"]:
                 results["versions"] |= row.get("versions", {})
-            storage.write_json(options.out / f"{options.mode}.json", results)
-            storage.write_bytes(options.out / f"{options.mode}.md", report(results, table, note).encode())
-            if options.mode == "benchmark":
+            storage.write_json(options.out / f"{mode}.json", results)
+            storage.write_bytes(options.out / f"{mode}.md", report(results, table, note).encode())
+            if mode == "benchmark":
                 draw_speed(results["studies"], options.out)
     print(report(results, table, note))
 
@@ -386,12 +349,7 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the searches of --time-to-score")
     parser.add_argument("--quick", action="store_true", help="a look at the tables: few trials and samples, one repeat")
     parser.add_argument(
-        "--time-to-score",
-        dest="mode",
-        action="store_const",
-        const="time_to_score",
-        default="benchmark",
-        help="measure how soon whole searches find what they do",
+        "--time-to-score", action="store_true", help="measure how soon whole searches find what they do"
     )
     options = parser.parse_args(args)
     if options.repeats < 1 or options.seconds < 0 or min(options.seeds) < 0:

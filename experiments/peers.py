@@ -1,14 +1,7 @@
 """The peers of the benchmark, at the same work as hw1jax: PyTorch, scikit-learn, and a notebook's loop in JAX.
 
 The work is a plain file (`Work`), and each peer runs in fresh processes (`run_peer`), of another interpreter if need
-be. The same work means: the same samples in the same batches, as many epochs, each fold's validation part evaluated
-after each epoch inside the clock, float32, the same networks, L2 on all parameters (torch's `weight_decay`). Each trial
-has its own widths: a peer needs no padding.
-
-What makes the PyTorch forms strong: data resident as float32 tensors, batches by `index_select` in the given order,
-weights of convolutions in channels_last, fused optimizers (`foreach` for RMSprop, which has no fused one), no `.item()`
-in the loop, validation in large batches without gradients, two processes of a thread each, and a malloc that keeps
-freed memory. Needs numpy alone; torch, scikit-learn and JAX are imported where a peer trains.
+be: needs numpy alone; torch, scikit-learn and JAX are imported where a peer trains. docs/speed.md has the rules.
 """
 
 import functools
@@ -76,7 +69,7 @@ def run_peer(python: str, file: Path, name: str, **how: Any) -> dict[str, Any]:
     all folds where they are stacked) an epoch each, of the regression ten, in whole rounds. Returns compile_seconds
     (outside the clock), us_per_sample (one a repeat: wall-clock microseconds, validation included, for each training
     sample), peak_rss_mb (all processes together) and versions. With `repeats=0` the whole work is trained once; returns
-    final_val_loss [trial][fold], None where it is not finite or not trained.
+    final_val_loss [trial][fold], None where it has not trained.
 
     Of OPTUNA, `seed` (of its brackets), `trials` and `started` (the time.time() from which its seconds count): see
     `search_optuna`. Returns seconds and loss as `running_minimum` does, epochs (of all trials together) and versions.
@@ -91,18 +84,12 @@ def run_peer(python: str, file: Path, name: str, **how: Any) -> dict[str, Any]:
 
 
 def running_minimum(points: Iterable[tuple[float, float]], end: float) -> dict[str, list[float]]:
-    """(seconds, loss) of a search's trials -> seconds and loss whenever it was the best so far, and at the end.
-
-    Raises:
-      ValueError: no loss is finite.
-    """
+    """(seconds, loss) of a search's trials -> seconds and loss whenever it was the best so far, and at the end."""
     seconds, losses = [], []
     for second, loss in sorted(points):
         if math.isfinite(loss) and (not losses or loss < losses[-1]):
             seconds.append(second)
             losses.append(loss)
-    if not losses:
-        raise ValueError("no trial has a finite loss")
     return {"seconds": [*seconds, end], "loss": [*losses, losses[-1]]}
 
 
@@ -118,7 +105,7 @@ def network(work: Work, x, trial: int, fold: int):
     layers.append(nn.Flatten())
     for units in settings["hidden_units"]:
         layers += [nn.LazyLinear(units), nn.Sigmoid()]
-    net = nn.Sequential(*layers, nn.LazyLinear(1 if work.study == "regression" else 10)).to(device())
+    net = nn.Sequential(*layers, nn.LazyLinear(1 if work.study == "regression" else 10))
     net(x[:1])  # which makes the parameters
     return net
 
@@ -143,25 +130,14 @@ def mean_loss(outputs, y):
 
 def weighted_loss(params, x, y, weight):
     """The mean loss over the examples of weight 1; those of weight 0 are padding."""
-    outputs = forward(params, x)
-    if y.is_floating_point():
-        losses = (outputs - y).square().squeeze(-1)
-    else:
-        losses = torch.nn.functional.cross_entropy(outputs, y, reduction="none")
+    outputs, cross_entropy = forward(params, x), torch.nn.functional.cross_entropy
+    numbers = y.is_floating_point()
+    losses = (outputs - y).square().squeeze(-1) if numbers else cross_entropy(outputs, y, reduction="none")
     return (losses * weight).sum() / weight.sum()
 
 
 def gather(x, y, index):
     return (part.index_select(0, index.flatten()).unflatten(0, index.shape) for part in (x, y))
-
-
-def device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def on_device(array: np.ndarray):
-    """A tensor where the networks are: on the GPU if there is one."""
-    return torch.from_numpy(array).to(device())
 
 
 @functools.cache
@@ -212,7 +188,7 @@ class Eager:
     @staticmethod
     def prepare(work: Work):
         """What all members share, resident: x as float32, classes as int64."""
-        x, y = on_device(work.x), on_device(work.y)
+        x, y = torch.as_tensor(work.x), torch.as_tensor(work.y)
         if work.study == "regression":
             return x, y
         x = x.float().div_(255)
@@ -228,7 +204,7 @@ class Eager:
         self.optimizer = make[settings["optimizer"]](self.params, **numbers, **fast)
 
     def train(self, order: np.ndarray):
-        index, batch, total = on_device(order[order >= 0]), order.shape[2], torch.zeros(1, device=device())
+        index, batch, total = torch.as_tensor(order[order >= 0]), order.shape[2], torch.zeros(1)
         # One gather for all steps is best for the regression's short rows; images are best gathered step by step.
         for rows in index.split(len(index) if self.work.study == "regression" else batch):
             for x, y in zip(*(part.index_select(0, rows).split(batch) for part in self.data), strict=True):
@@ -239,9 +215,9 @@ class Eager:
                 total.add_(loss.detach(), alpha=len(y))
 
     def validate(self, order: np.ndarray) -> np.ndarray:
-        total = torch.zeros(1, device=device())
+        total = torch.zeros(1)
         with torch.inference_mode():
-            for rows in on_device(order[order >= 0]).split(VALIDATION_BATCH[self.work.study]):
+            for rows in torch.as_tensor(order[order >= 0]).split(VALIDATION_BATCH[self.work.study]):
                 x, y = (part.index_select(0, rows) for part in self.data)
                 total.add_(mean_loss(forward(self.params, x), y), alpha=len(rows))
         return total.cpu().numpy()
@@ -259,7 +235,7 @@ class CompiledFolds:
         self.params = [torch.stack(same).detach() for same in zip(*(n.parameters() for n in networks), strict=True)]
         moments = [[torch.zeros_like(param) for param in self.params] for _ in range(2)]
         numbers = (0.0, settings["learning_rate"], settings["l2"])
-        self.state = (*moments, *(torch.tensor(number, device=device()) for number in numbers))
+        self.state = (*moments, *(torch.tensor(number) for number in numbers))
         self.step = compiled_step(settings["optimizer"])
 
     def sum_losses(self, function, state, batches):  # batches: int32 [fold, batch] each
@@ -273,10 +249,10 @@ class CompiledFolds:
         return total
 
     def train(self, order: np.ndarray):
-        self.sum_losses(self.step, self.state, on_device(order).unbind(1))
+        self.sum_losses(self.step, self.state, torch.as_tensor(order).unbind(1))
 
     def validate(self, order: np.ndarray) -> np.ndarray:
-        batches = on_device(order).split(self.val_batch, dim=1)
+        batches = torch.as_tensor(order).split(self.val_batch, dim=1)
         return self.sum_losses(compiled_losses(), (), batches).cpu().numpy()
 
 
@@ -302,17 +278,21 @@ class ScikitLearn:
         self.data, self.regression = data, work.study == "regression"
         settings, batch = work.trials[trial], work.train_order.shape[3]
         scale = 0.5 if self.regression else 1.0  # its loss is half the squared error, its gradients half of ours
+        rate = settings["learning_rate"] / (scale if settings["optimizer"] == "sgd" else 1)
+        same = {
+            "activation": "logistic",
+            "momentum": 0.0,
+            "epsilon": scale * 1e-8,
+            "batch_size": batch,
+            "shuffle": False,
+        }
         self.model = (MLPRegressor if self.regression else MLPClassifier)(
             hidden_layer_sizes=settings["hidden_units"],
-            activation="logistic",
             solver=settings["optimizer"],
             alpha=scale * batch * settings["l2"],  # which it divides by the batch
-            learning_rate_init=settings["learning_rate"] / (scale if settings["optimizer"] == "sgd" else 1),
-            momentum=0.0,
-            epsilon=scale * 1e-8,
-            batch_size=batch,
-            shuffle=False,
+            learning_rate_init=rate,
             random_state=1000 * trial + folds[0],
+            **same,
         )
 
     def train(self, order: np.ndarray):
@@ -469,7 +449,7 @@ def together(work: Work, parts: list[dict[str, Any]]) -> dict[str, Any]:
         val_loss: list[list[float | None]] = [[None] * len(work.train_order) for _ in work.trials]
         for trial, folds, losses in itertools.chain(*(part["losses"] for part in parts)):
             for fold, loss in zip(folds, losses, strict=True):
-                val_loss[trial][fold] = loss if math.isfinite(loss) else None
+                val_loss[trial][fold] = loss
         return {"final_val_loss": val_loss}
     if "points" in parts[0]:
         points = itertools.chain(*(part["points"] for part in parts))
@@ -534,6 +514,7 @@ def child(pipe, file: str, name: str, how: dict[str, Any], folder: str, counter,
             import torch
 
             torch.set_num_threads(1)
+            torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
         work = load_work(file)
         search = functools.partial(search_optuna, work, folder, counter)
         own = search(**how) if name == OPTUNA else measure(work, name, counter, barrier, **how)

@@ -60,7 +60,7 @@ def test_a_form_and_a_search_run_in_processes_of_their_own(work, losses, tmp_pat
     peers.save_work(file, work)
     measured = benchmark.in_process(benchmark.run_form, str(file), benchmark.ALL, 3, 0.0)
     assert len(measured["us_per_sample"]) == 3 and min(measured["us_per_sample"]) > 0
-    found = benchmark.in_process(benchmark.search_ours, str(file), benchmark.SEED, 2, {}, 0.0)
+    found = benchmark.in_process(benchmark.search_ours, str(file), {}, benchmark.SEED, 2, 0.0)
     assert found["loss"][-1] == pytest.approx(losses.mean(axis=1).min(), rel=1e-5)
     assert found["epochs"] == 2 * 4 and found["seconds"] == sorted(found["seconds"])
 
@@ -97,7 +97,7 @@ def test_the_files_say_what_each_form_took_and_what_was_skipped(tmp_path, monkey
 
 
 def test_the_files_say_when_ours_reached_what_optuna_found(tmp_path, monkeypatch):
-    def in_process(function, file, seed, num_trials, settings, started, **_):
+    def in_process(function, file, settings, seed, num_trials, started):
         return {"seconds": [2, 3], "loss": [0.5, 0.3] if settings else [0.9, 0.6], "epochs": 7}
 
     optuna = {"seconds": [5, 10, 20], "loss": [0.7, 0.5, 0.5], "epochs": 9}
@@ -106,8 +106,8 @@ def test_the_files_say_when_ours_reached_what_optuna_found(tmp_path, monkeypatch
     flags = ["--time-to-score", "--quick", "--studies", "regression", "--seeds", "3", "4", "5", "--out", str(tmp_path)]
     benchmark.measure(benchmark.parse(flags))
     text = (tmp_path / "time_to_score.md").read_text()
-    assert "| **ours** | 3 | 7 | 0.6 (0.6, 0.6, 0.6) | 3.0 | never (0 of 2) |" in text
-    assert "| **ours, halving** | 6 | 7 | 0.3 (0.3, 0.3, 0.3) | 3.0 | 2 (2 of 2) |" in text
+    assert "| **ours** | 3 | 7 | 0.6 (0.6, 0.6, 0.6) | 3.0 | never (0 of 3) |" in text
+    assert "| **ours, halving** | 6 | 7 | 0.3 (0.3, 0.3, 0.3) | 3.0 | 2 (2 of 3) |" in text
     assert f"| {peers.OPTUNA} | 3 | 9 | 0.5 (0.5, 0.5) | 20.0 | 10 (2 of 2) |" in text
     assert f"- skipped: {peers.OPTUNA}: no torch" in text and "seeds 3, 4, 5" in text
 
