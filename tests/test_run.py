@@ -505,8 +505,8 @@ def test_reproduce_goes_on_after_a_study_that_fails(toy, monkeypatch, capsys):
     monkeypatch.setattr(reproduce, "STUDIES", studies)
     monkeypatch.setattr(cli.report, "write_report", lambda *_: None)
     monkeypatch.setattr(reproduce.report, "write_overview", lambda *args: told.append(args))
-    options = reproduce.Options(out=toy.parent, quiet=True, num_devices=1)
-    assert reproduce.reproduce(options, threading.Event()) == 1
+    folder, orders, shown = reproduce.parse(["--out", str(toy.parent), "--quiet", "--num-devices", "1"])
+    assert reproduce.reproduce(folder, orders, shown, threading.Event()) == 1
     assert "failed: classes: no images today" in capsys.readouterr().err
     assert told[-1][2:] == ([toy, toy.parent / "line"], {"classes": "no images today"})
 
