@@ -2,9 +2,7 @@
 
 import contextlib
 import os
-import re
 import select
-import shlex
 import signal
 import sys
 import sysconfig
@@ -36,7 +34,6 @@ STARTED = time.time() - time.process_time()
 CHECKS = tuple(room.__name__ for room in (study_, space_, checks))  # whose TypeErrors are a person's mistakes
 SECONDS_TO_STOP = 2.5  # until a process that was asked to stop ends where it stands
 heard: list[int] = []  # numbers of the signals so far
-NUMBER = r"-?[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?"
 
 
 @dataclass(frozen=True)
@@ -58,19 +55,15 @@ def main(study: Study, description: str | None = None, **settings: Study) -> NoR
       **settings: other studies, each run instead where the flag of its name is given: `beyond=..` with `--beyond`. The
         defaults of all other flags are its own then.
     """
-    try:
-        for each in (study, *settings.values()):
-            study_.check_study(each)
-    except (TypeError, ValueError) as error:  # whoever wrote the study gave arguments, not flags
-        sys.exit(report_error(error))
 
     def work() -> Any:
+        for each in (study, *settings.values()):
+            study_.check_study(each)
         order, flags = parse(study, description, sys.argv[1:], settings)
         use_all_cores(order.program.num_devices)
         if order.program.reproducible:
             record.make_reproducible()
-        stop = stop_on_signals()
-        return run_order(order, flags, STARTED, stop)
+        return run_order(order, flags, STARTED, stop_on_signals())
 
     with_exit_code(work)
 
@@ -83,7 +76,7 @@ def run_order(order: Order, flags: Flags, started: float, stop: threading.Event)
     """
     observer = ConsoleObserver(quiet=flags.quiet, verbose=flags.verbose)
     try:
-        results = run.run(order, observer, command=command_line(), started=started, stop=stop)
+        results = run.run(order, observer, command=record.command_line(), started=started, stop=stop)
     finally:
         observer.close()
     page = report.write_report(order.folder, order.study)
@@ -107,13 +100,18 @@ def parse(
       ValueError: a study that can't be searched with these flags; in one line.
       SystemExit: a flag that is none, or can't be read; tyro has said so.
     """
-    if empty := [arg for arg in args if arg.endswith("=")]:
-        raise ValueError(f"{empty[0]} has no value")
+    if any(not arg or (arg.startswith("--") and arg.endswith("=")) for arg in args):  # a path would be this folder
+        raise ValueError("a flag has an empty value: leave it out")
     study = chosen_setting(study, settings, args)
     quick = [arg for arg in args if arg in ("--quick", "--no-quick")][-1:] == ["--quick"]  # the last one counts
     default = study_.unchecked_order(study, quick=quick)
     groups = {"search": default.search, "program": default.program, "output": default.output, "screen": Flags()}
-    names = _checked_names(study, settings, groups)
+    names, own = flag_names(study), {"help", *groups, *(field.name for field in fields(Flags))}
+    for name in (*study.space, *study.inputs):
+        if name in own or name.removeprefix("no_") in set(names) - {name}:
+            raise ValueError(f"space: {name} is the name of another flag; give it another")
+    if taken := (own | set(names)) & set(settings):
+        raise ValueError(f"{min(taken)} is the name of another flag; give the setting another")
     flags: dict[str, tuple[Any, Any, str]] = {  # (type, default, help) by name
         **{name: (bool, False, f"Instead: {other.shown}.") for name, other in settings.items()},
         "num_trials": (int, default.num_trials, "Draws of hyperparameters."),
@@ -157,61 +155,28 @@ def flag_names(study: Study) -> dict[str, str]:
     return {name: plurals.get(name, name).replace("_", "-") for name in names}
 
 
-def _checked_names(study: Study, settings: Mapping[str, Study], groups: Mapping[str, Any]) -> dict[str, str]:
-    """`flag_names`; a ValueError if two flags would have the same name."""
-    names, own = flag_names(study), {"help", *groups, *(field.name for field in fields(Flags))}
-    for name in (*study.space, *study.inputs):
-        if name in own or name.removeprefix("no_") in set(names) - {name}:
-            raise ValueError(f"space: {name} is the name of another flag; give it another")
-    if taken := (own | set(names)) & set(settings):
-        raise ValueError(f"{min(taken)} is the name of another flag; give the setting another")
-    return names
-
-
 def _help(name: str, ranges: Any) -> str:
     """What is said of a hyperparameter of which the study says nothing."""
-    if isinstance(ranges, Choice):
-        return f"Values of {name} to choose from."
-    several = isinstance(ranges, Sequence)
-    scale = " (logarithmic)" if any(getattr(r, "log", False) for r in (ranges if several else [ranges])) else ""
-    return f"Ranges of {name}{scale}, as many as layers." if several else f"Range of {name}{scale}."
+    if isinstance(ranges, Sequence):
+        return f"Ranges of {name}, as many as layers."
+    return f"Values of {name} to choose from." if isinstance(ranges, Choice) else f"Range of {name}."
 
 
 def _kind(declared: Range | Sequence[Range]) -> Any:
     """The type of a hyperparameter's flag, whose values are ranges that narrow the declared ones."""
     if isinstance(declared, Choice):
-        return _ranges(f"{{{','.join(map(str, declared.values))}}} ...", lambda texts: _among(declared, texts))
+        return _ranges(f"{{{','.join(map(str, declared.values))}}} ...", lambda texts: space_.among(declared, texts))
     if isinstance(declared, Sequence):
         word = "VALUE,VALUE ..." if isinstance(declared[0], Choice) else "LOW-HIGH ..."
         # Layers beyond those that are declared are as the last of them.
-        return _ranges(word, lambda texts: tuple(map(_range, chain(declared, repeat(declared[-1])), texts)))
-    return _ranges("LOW-HIGH", lambda texts: _range(declared, texts[0]))
+        return _ranges(word, lambda texts: tuple(map(space_.from_text, chain(declared, repeat(declared[-1])), texts)))
+    return _ranges("LOW-HIGH", lambda texts: space_.from_text(declared, texts[0]))
 
 
 def _ranges(metavar: str, convert: Callable[[list[str]], Any]) -> Any:
     """A type for tyro: convert(words on the command line) -> ranges."""
     nargs: Any = "*" if metavar.endswith("...") else 1
     return Annotated[Any, PrimitiveConstructorSpec(nargs, metavar, convert, lambda _: True, _texts)]
-
-
-def _range(declared: Range, text: str) -> Range:
-    """LOW-HIGH, or for a choice VALUE,VALUE, as the declared hyperparameter in this range."""
-    if isinstance(declared, Choice):
-        return _among(declared, text.split(","))
-    match = re.fullmatch(f"({NUMBER})-({NUMBER})", text, re.ASCII)
-    try:
-        low, high = map(int if isinstance(declared, Int) else float, match.groups() if match else ())
-    except ValueError:
-        raise ValueError(f"expected LOW-HIGH, got {text!r}") from None
-    return space_.narrowed(declared, low, high)
-
-
-def _among(declared: Choice, texts: Sequence[str]) -> Range:
-    """The values that are written so; all that a choice declares stays, so that their indices do."""
-    values = {str(value): value for value in declared.values}
-    if wrong := [text for text in texts if text not in values]:
-        raise ValueError(f"expected values of {', '.join(values)}, got {wrong[0]!r}")
-    return space_.narrowed(declared, among=[values[text] for text in texts])
 
 
 def _texts(ranges: Any) -> list[str]:
@@ -227,12 +192,9 @@ def _texts(ranges: Any) -> list[str]:
 
 
 def use_all_cores(most: int | None = None) -> None:
-    """On a CPU, a device for each core: XLA spreads members over devices better than one member over cores.
+    """Before JAX is first used: a device for each core of a CPU, at least `most`, and a cache of compiled programs.
 
-    `most`: more devices than cores are made where they are asked for, to try out a plan for another machine.
-
-    To be called before JAX is first used. The compiled programs are kept in the user's cache folder, so that the
-    same study compiles only once.
+    XLA spreads members over devices better than one member over cores. More devices try out another machine's plan.
     """
     if "JAX_NUM_CPU_DEVICES" not in os.environ:
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
@@ -290,9 +252,6 @@ def with_exit_code(work: Callable[[], Any]) -> NoReturn:
     result = None
     try:
         result = work()
-    except MemoryError as error:
-        where = str(error) or "of the host"
-        sys.exit(report_error(MemoryError(f"out of memory ({where}): give less data or smaller nets")))
     except Stopped:
         pass
     except Exception as error:
@@ -314,7 +273,7 @@ def is_mistake(error: BaseException) -> bool:
     if checks.note_of(error):
         return True
     if not isinstance(error, TypeError):
-        return isinstance(error, ValueError | OSError)
+        return isinstance(error, ValueError | OSError | MemoryError)
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return frame.f_globals["__name__"] in CHECKS
 
@@ -322,40 +281,20 @@ def is_mistake(error: BaseException) -> bool:
 def report_error(error: Exception) -> int:
     """Prints an error that the user can mend, and returns the exit code for it.
 
-    It is one line, or for what a function of the study's has raised: where in the user's files, the error, the note.
+    It is one line, or for what a function of the study's has raised: the innermost frame that is neither the package's,
+    nor a library's, nor Python's, the error, the note.
     """
     if note := checks.note_of(error):
         error.__notes__ = [note]  # JAX has one as well, on what it has left out of the traceback
-        text = "".join(traceback.format_exception_only(error))
-        print(f"{_last_own_frame(error)}error: {text}", end="", file=sys.stderr)
+        others = (str(Path(__file__).parent), *sysconfig.get_paths().values())
+        own = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(others)]
+        print("".join(traceback.format_list(own[-1:])), end="", file=sys.stderr)
+        line = "".join(traceback.format_exception_only(error)).rstrip()
+    elif isinstance(error, MemoryError):
+        line = f"out of memory ({str(error) or 'of the host'}): give less data or smaller nets"
+    elif isinstance(error, OSError) and error.filename:
+        line = f"{error.filename}: {error.strerror}"
     else:
-        print(f"error: {as_line(error)}", file=sys.stderr)
+        line = " ".join(str(error).split())
+    print(f"error: {line}", file=sys.stderr)
     return 2
-
-
-def _last_own_frame(error: BaseException) -> str:
-    """The innermost frame of a traceback that is neither the package's, nor an installed library's, nor Python's."""
-    others = (str(Path(__file__).parent), *sysconfig.get_paths().values())
-    own = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(others)]
-    return "".join(traceback.format_list(own[-1:]))
-
-
-def as_line(error: BaseException) -> str:
-    """The message of an error in one line."""
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split())
-
-
-def command_line() -> str:
-    """The command that repeats this run.
-
-    A script of a checkout's experiments is named from the checkout's root, any other from the working folder. A study
-    that `python -m hw1jax` runs has that command, and its own module, for the first of the arguments.
-    """
-    script = Path(sys.argv[0]).absolute()
-    above = (folder for folder in script.parents if folder / "experiments" in script.parents)
-    root = next((folder for folder in above if (folder / "hw1jax" / "cli.py").exists()), None)
-    is_module = sys.argv[0].startswith("python -m ")
-    start = shlex.split(sys.argv[0]) if is_module else ["python", os.path.relpath(script, root)]
-    return shlex.join([*start, *sys.argv[1:]])

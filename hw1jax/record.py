@@ -2,7 +2,9 @@
 
 import os
 import platform
+import shlex
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -119,3 +121,14 @@ class Clock:
     def seconds(self) -> dict[str, float]:
         """Seconds of each part, and of compiling."""
         return dict(self._seconds)
+
+
+def command_line() -> str:
+    """The command that repeats this run: of a script of a checkout's experiments, from the checkout's root.
+
+    `python -m hw1jax` has put its own command, with the study's module, first among the arguments.
+    """
+    root, script = Path(__file__).parents[1], Path(sys.argv[0]).absolute()
+    shown = os.path.relpath(script, root if root / "experiments" in script.parents else None)
+    start = shlex.split(sys.argv[0]) if sys.argv[0].startswith("python -m ") else ["python", shown]
+    return shlex.join([*start, *sys.argv[1:]])

@@ -7,6 +7,7 @@ layer; its columns are then `hidden_units_1`, `hidden_units_2`, .. (`columns`, t
 
 import hashlib
 import math
+import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
@@ -16,6 +17,7 @@ import numpy as np
 
 LARGEST_WIDTH = 10_000  # of a layer; more is a slip of the finger, and fills the memory
 LARGEST_INT = 2**31 - 1  # what an int32 holds
+NUMBER = r"-?[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?"  # of a range as text
 
 
 @dataclass(frozen=True)
@@ -280,6 +282,26 @@ def narrowed(declared: Range, low: Any = None, high: Any = None, among: Sequence
     if isinstance(declared, Choice):
         return Choice(*declared.values, static=declared.static, among=among)
     return replace(declared, low=low, high=high)
+
+
+def from_text(declared: Range, text: str) -> Range:
+    """The same hyperparameter in the range LOW-HIGH; for a choice, VALUE,VALUE. A ValueError if it is no such text."""
+    if isinstance(declared, Choice):
+        return among(declared, text.split(","))
+    match = re.fullmatch(f"({NUMBER})-({NUMBER})", text)
+    try:
+        low, high = map(int if isinstance(declared, Int) else float, match.groups() if match else ())
+    except ValueError:
+        raise ValueError(f"expected LOW-HIGH, got {text!r}") from None
+    return narrowed(declared, low, high)
+
+
+def among(declared: Choice, texts: Sequence[str]) -> Range:
+    """The same choice among the values that are written so; a ValueError if there is no such value."""
+    values = {str(value): value for value in declared.values}
+    if wrong := [text for text in texts if text not in values]:
+        raise ValueError(f"expected values of {', '.join(values)}, got {wrong[0]!r}")
+    return narrowed(declared, among=[values[text] for text in texts])
 
 
 def check(space: Space) -> None:

@@ -116,6 +116,10 @@ def test_experiments_leave_the_libraries_to_their_doors():
             assert "sklearn" not in found or ".examples." in name, name  # which take its data
 
 
+def test_a_space_needs_numpy_alone():
+    assert libraries(MODULES["hw1jax.space"]) - sys.stdlib_module_names == {"numpy"}
+
+
 DEVICES = {"pjit", "pmap", "shard_map", "make_mesh", "Mesh", "NamedSharding", "PartitionSpec", "device_put"}
 
 

@@ -20,7 +20,7 @@ import reproduce
 from studies import LINE, few_images
 
 import hw1jax as hw
-from hw1jax import cli, run, study
+from hw1jax import cli, record, run, study
 from hw1jax.study import Output, Program, Search
 
 EXPERIMENTS = Path(reproduce.__file__).parent
@@ -190,7 +190,7 @@ def test_the_recorded_command_repeats_the_run(monkeypatch, elsewhere):
     ]:
         flags = ["--out", "my runs/first one", "--hidden-units", "10-50", "3-30"]
         monkeypatch.setattr(sys, "argv", [str(script), *flags])
-        assert shlex.split(cli.command_line()) == ["python", shown, *flags]
+        assert shlex.split(record.command_line()) == ["python", shown, *flags]
 
 
 @pytest.mark.parametrize("cache", ["relative", None])
@@ -277,7 +277,7 @@ def test_help_of_any_study_shows_its_space_and_its_title(monkeypatch, capsys):
         "--width {16,32,64} ... Values of width to choose from. (default: 16 32 64)",
         "--bias {True,False} ...",
         "--dropout LOW-HIGH ... Ranges of dropout, as many as layers. (default: 0-0.5 0-0.2)",
-        "--units LOW-HIGH ... Ranges of units (logarithmic), as many as layers. (default: 1-100 2-50)",
+        "--units LOW-HIGH ... Ranges of units, as many as layers. (default: 1-100 2-50)",
         "--kind VALUE,VALUE ... Ranges of kind, as many as layers. (default: a,b a,b,c)",
         "Where the numbers are. (default: None)",
     ]:
@@ -400,7 +400,7 @@ def test_a_wrong_flag_gets_tyros_message(call, elsewhere, name, args, words):
 @pytest.mark.parametrize(
     "name, args, words",
     [
-        ("regression", "--out=", ["--out= has no value"]),
+        ("regression", "--out=", ["a flag has an empty value"]),
         ("regression", "--num-trials 0", ["num_trials= must be at least 1, got 0"]),
         ("regression", "--num-folds 1", ["num_folds= must be at least 2, got 1"]),
         ("regression", "--halving 1", ["halving= must be at least 2, got 1"]),

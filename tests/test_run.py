@@ -457,7 +457,7 @@ def test_a_refit_that_diverges_leaves_results_without_a_test_loss_and_the_same_a
     monkeypatch.setattr(cli.report, "write_report", lambda folder, study: drawn.append(folder))
     assert go_on(toy)["test"] == {"loss": None, "accuracy": None, "confusion": None}
     assert len(rows_of(toy)) == 4 and not (toy / "model.msgpack").exists()
-    monkeypatch.setattr(cli, "command_line", lambda: "hw1jax.run_study")
+    monkeypatch.setattr(cli.record, "command_line", lambda: "hw1jax.run_study")
     before = lasting(toy)
     assert before[0]["refit"]["state"] == "diverged"
     assert before[0]["refit"]["train_loss"] is None and before[0]["ensemble"] is None
