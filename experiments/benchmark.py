@@ -29,8 +29,9 @@ import peers
 from homework import HALVING, HALVING_TRIALS
 from peers import OPTUNA, STUDIES, Work, load_work
 
-from hw1jax import brackets, folds, plan, population, record, space, storage
+from hw1jax import brackets, folds, jobs, plan, population, record, space, storage
 from hw1jax.data import Dataset
+from hw1jax.networks import Networks
 from hw1jax.observer import Observer
 from hw1jax.study import Program, Search, Study, load_data
 
@@ -98,26 +99,26 @@ def train(form: str, work: Work, *, endless: bool = False) -> Iterator[tuple[int
     data, splits = Dataset(work.x, work.y, work.x[:0], work.y[:0]), folds.k_fold(len(work.x), num_folds, (SEED,))
     program = Program() if form == SEARCH else Program(widths="padded", members_per_program=sys.maxsize)
     search = Search(num_epochs, batch_size, num_folds, SEED)
-    whole = replace(search, num_epochs=work.search_epochs)
-    [rung] = plan.make_plan(asked, len(draws), whole, program, data, splits).rungs
-    widest = space.fixed(asked.space, space.widest(asked.space), widest=True)
-    wide = plan.make_population(asked, search, rung.program, data, splits, widest)
-    if endless:
-        wide = wide._replace(spec=replace(wide.spec, num_epochs=ENDLESS))
-    places = population.one_trial_each(wide) if rung.own_widths else [wide]
-    key, jobs = jax.random.key(SEED), plan.jobs_of(asked, rung, draws)
+    networks = Networks(asked, search, data, splits)
+    whole = Networks(asked, replace(search, num_epochs=work.search_epochs), data, splits)
+    [rung] = plan.make_plan(whole, len(draws), program).rungs
+    waiting = plan.jobs_of(networks, rung, draws)
     val_loss, calls = np.full((len(draws), num_folds), np.nan), {}
+    per_call = networks.spec.epochs_per_call
+    num_epochs = ENDLESS if endless else num_epochs
 
-    def advance(number: int, place: Any) -> None:
-        job = jobs[number]
+    def advance(number: int, device: int) -> None:
+        job = waiting[number]
         if number not in calls:
-            members, trials, state = brackets.begin(asked, key, job, draws, place, own_widths=rung.own_widths)
-            calls[number] = population.resume(members, state, trials, first_epoch=0)
+            members, trials = jobs.members_of(networks, job, device)
+            state = jobs.new_state(networks, job, members, trials)
+            calls[number] = population.resume(members, state, trials, first_epoch=0, last_epoch=num_epochs)
         val_loss[job.numbers] = next(calls[number]).val["loss"][: len(job.numbers), :, -1]
 
-    for done in range(0, wide.spec.num_epochs, wide.spec.epochs_per_call):
-        brackets.side_by_side(advance, range(len(jobs)), places, threading.Event())
-        yield min(wide.spec.epochs_per_call, wide.spec.num_epochs - done), val_loss.copy()
+    for done in range(0, num_epochs, per_call):
+        num_threads = rung.program.num_devices if rung.own_widths else 1
+        brackets.side_by_side(advance, len(waiting), num_threads, threading.Event())
+        yield min(per_call, num_epochs - done), val_loss.copy()
 
 
 def timed(rounds: Iterator[tuple[int, np.ndarray]], num_rounds: int, seconds: float) -> tuple[int, float]:

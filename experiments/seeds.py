@@ -31,8 +31,9 @@ def seeds_of(name: str, way: str, *, quick: bool) -> range:
 def refit(name: str, seed: int, *, quick: bool, data_dir: Path | None) -> dict[str, Any]:
     """The report's best hyperparameters, trained on all training data."""
     order = study.order(STUDIES[name], inputs=inputs_of(name, data_dir), quick=quick, seed=seed)
-    data = study.load_data(order.study, order.inputs)
-    model, _ = run.refit(order, data, order.search.num_folds, dict(order.study.reference.params), Observer())
+    networks = run.load(order)
+    model, _ = run.refit(networks, dict(order.study.reference.params), Observer())
+    data = networks.data
     return {"seed": seed} | numbers(results.score(model, model.predict(data.x_test), data.y_test))
 
 

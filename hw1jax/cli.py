@@ -20,10 +20,10 @@ import jax
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
-from hw1jax import checks, record, report, run
+from hw1jax import checks, executors, networks, record, report, run
 from hw1jax import space as space_
 from hw1jax import study as study_
-from hw1jax.brackets import Stopped
+from hw1jax.jobs import Stopped
 from hw1jax.progress import ConsoleObserver
 from hw1jax.space import Choice, Float, Int, Range
 from hw1jax.study import Order, Output, Program, Search, Study
@@ -31,7 +31,7 @@ from hw1jax.study import Order, Output, Program, Search, Study
 # Until here a process has only imported: its wall time is the processor's.
 STARTED = time.time() - time.process_time()
 
-CHECKS = tuple(room.__name__ for room in (study_, space_, checks))  # whose TypeErrors are a person's mistakes
+CHECKS = tuple(room.__name__ for room in (study_, space_, checks, networks))  # whose TypeErrors are a person's mistakes
 SECONDS_TO_STOP = 2.5  # until a process that was asked to stop ends where it stands
 heard: list[int] = []  # numbers of the signals so far
 
@@ -44,6 +44,8 @@ class Flags:
     """Show the results alone."""
     verbose: bool = False
     """Show every trial, and a line each time that the program comes back."""
+    executor: str | None = None
+    """Train on the workers of a Dask scheduler (tcp://HOST:PORT, or its scheduler file) or of Ray (ray)."""
 
 
 def main(study: Study, description: str | None = None, **settings: Study) -> NoReturn:
@@ -76,7 +78,10 @@ def run_order(order: Order, flags: Flags, started: float, stop: threading.Event)
     """
     observer = ConsoleObserver(quiet=flags.quiet, verbose=flags.verbose)
     try:
-        results = run.run(order, observer, command=record.command_line(), started=started, stop=stop)
+        with contextlib.nullcontext() if flags.executor is None else executors.connected(flags.executor) as executor:
+            results = run.run(
+                order, observer, command=record.command_line(), started=started, stop=stop, executor=executor
+            )
     finally:
         observer.close()
     page = report.write_report(order.folder, order.study)
@@ -105,7 +110,7 @@ def parse(
     study = chosen_setting(study, settings, args)
     quick = [arg for arg in args if arg in ("--quick", "--no-quick")][-1:] == ["--quick"]  # the last one counts
     default = study_.unchecked_order(study, quick=quick)
-    groups = {"search": default.search, "program": default.program, "output": default.output, "screen": Flags()}
+    groups = {"search": default.search, "program": default.program, "output": default.output, "other": Flags()}
     names, own = flag_names(study), {"help", *groups, *(field.name for field in fields(Flags))}
     for name in (*study.space, *study.inputs):
         if name in own or name.removeprefix("no_") in set(names) - {name}:
@@ -126,14 +131,14 @@ def parse(
         description=description or study.shown,
         config=(tyro.conf.OmitArgPrefixes,),
     )
-    if chosen["screen"].quiet and chosen["screen"].verbose:
+    if chosen["other"].quiet and chosen["other"].verbose:
         raise ValueError("quiet= and verbose= don't go together")
     asked = vars(chosen["search"]) | vars(chosen["program"]) | vars(chosen["output"])
     if study.folds is not None and asked["num_folds"] == default.search.num_folds:
         del asked["num_folds"]
     narrowed = replace(study, space={name: chosen[name] for name in study.space})
     inputs = {name: chosen[name] for name in study.inputs}
-    return study_.order(narrowed, inputs=inputs, num_trials=chosen["num_trials"], **asked), chosen["screen"]
+    return study_.order(narrowed, inputs=inputs, num_trials=chosen["num_trials"], **asked), chosen["other"]
 
 
 def chosen_setting(study: Study, settings: Mapping[str, Study], args: Sequence[str]) -> Study:

@@ -6,37 +6,33 @@ On a rung, trials with the same key share a program: the key is what shapes it, 
 each trial has its own widths, these too.
 """
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import chain, cycle, pairwise, product
+from itertools import chain, cycle
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
-from jax.stages import Traced
 
-from hw1jax import checks, identity, population, probe, study
+from hw1jax import networks as networks_
+from hw1jax import population, rungs
 from hw1jax import space as space_
-from hw1jax.data import Dataset
-from hw1jax.folds import Fold
 from hw1jax.layout import Layout
-from hw1jax.population import Plan, Population, Spec
+from hw1jax.networks import Networks
+from hw1jax.population import Plan
 from hw1jax.programs import KEPT_PROGRAMS
-from hw1jax.space import Choice, Draw, Float, Int
-from hw1jax.study import Program, Search, Study
-from hw1jax.training import Data, Task
+from hw1jax.rungs import Stage
+from hw1jax.space import Draw
+from hw1jax.study import Program
 
 SHARE_OF_MEMORY = 0.9  # of what is free, that a program may need
-NUM_EXAMPLES = 8  # on which a network that is padded is compared with the same at its own widths
 MOST_SLOTS = 100  # trials a program on a CPU: bounds the memory, and what a stopped search loses
 TPE_TRIALS = 4  # of a TPE search's bracket, however many there are: an extended search is the same as a whole one
-TPE_BRACKETS = 5  # of a TPE search with halving, at least
-EARLIER_RUNGS = 3  # of halving, before the last, where nobody says how long the first is
-# Measured on two CPU cores: what one computes, and what a program takes to compile.
-FLOPS_A_SECOND, PROGRAM_SECONDS = 8e10, 2
-SMALL_FLOPS_A_SECOND, JOB_SECONDS = 1e10, 0.04  # where small networks train side by side; what a job takes beside
+# Measured on two CPU cores:
+FLOPS_A_SECOND = 8e10  # floating-point operations a second of one large network
+SMALL_FLOPS_A_SECOND = 1e10  # of small networks, which train side by side in one program
+PROGRAM_SECONDS = 2  # that a program takes to compile
+JOB_SECONDS = 0.04  # that a job takes beside its training
 
 
 @dataclass(frozen=True)
@@ -65,17 +61,20 @@ class Rung:
 
 @dataclass(frozen=True)
 class Bracket:
-    """Trials that are asked for and told together."""
+    """Trials that are asked for and told together.
 
-    num_trials: int
+    Attributes:
+      numbers: of the trials.
+      rungs: up to which they train, one after the other.
+    """
+
+    numbers: range
     rungs: tuple[Rung, ...]
 
-
-class Stretch(NamedTuple):
-    """A bracket of a search, and its trials."""
-
-    bracket: Bracket
-    numbers: range
+    @property
+    def ends(self) -> list[int]:
+        """The epochs at which its rungs end."""
+        return [rung.num_epochs for rung in self.rungs]
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ class SearchPlan:
         """All there are."""
         return [rung for bracket in self.brackets for rung in bracket.rungs]
 
-    def stretches(self, num_trials: int) -> list[Stretch]:
+    def of(self, num_trials: int) -> list[Bracket]:
         """The brackets of the first trials; without rungs, the last one may be a part.
 
         Raises:
@@ -105,23 +104,19 @@ class SearchPlan:
         for bracket in cycle(self.brackets):
             if first >= num_trials:
                 return found
-            end = first + bracket.num_trials
+            end = first + len(bracket.numbers)
             if end > num_trials and self.factor is not None:
                 raise ValueError(
                     f"num_trials={num_trials}: a search with halving has whole brackets; give "
                     f"{f'{first} or ' if first else ''}{end}"
                 )
-            found.append(Stretch(bracket, range(first, min(end, num_trials))))
+            found.append(Bracket(range(first, min(end, num_trials)), bracket.rungs))
             first = end
         raise AssertionError("there is a bracket")
 
-    def num_kept(self, num_trials: int) -> int:
-        """Of so many trials on a rung, how many go on to the next."""
-        return _num_kept(num_trials, self.factor)
-
-    def work(self, stretch: Stretch) -> int:
+    def work(self, bracket: Bracket) -> int:
         """Epochs of all trials of a bracket together, if none fails."""
-        return _work(len(stretch.numbers), [rung.num_epochs for rung in stretch.bracket.rungs], self.factor)
+        return rungs.work(len(bracket.numbers), bracket.ends, self.factor)
 
     def to_json(self) -> dict[str, Any]:
         """As a search's configuration holds it."""
@@ -130,7 +125,7 @@ class SearchPlan:
             program = asdict(rung.program) | {"layout": rung.program.layout._asdict()}
             return asdict(rung) | {"program": program, "groups": None if rung.groups is None else list(rung.groups)}
 
-        brackets = [{"num_trials": b.num_trials, "rungs": list(map(rung, b.rungs))} for b in self.brackets]
+        brackets = [{"num_trials": len(b.numbers), "rungs": list(map(rung, b.rungs))} for b in self.brackets]
         return {"brackets": brackets, "factor": self.factor}
 
     @classmethod
@@ -138,127 +133,160 @@ class SearchPlan:
         """What `to_json` gave."""
 
         def rung(values: Mapping[str, Any]) -> Rung:
-            program, groups = values["program"], values.get("groups")  # a plan of an earlier version has none
+            program, groups = values["program"], values["groups"]
             laid_out = Plan(**{**program, "layout": Layout(**program["layout"])})
             return Rung(**{**values, "program": laid_out, "groups": None if groups is None else tuple(groups)})
 
-        brackets = [Bracket(b["num_trials"], tuple(map(rung, b["rungs"]))) for b in values["brackets"]]
-        return cls(tuple(brackets), values["factor"])
+        brackets = [(b["num_trials"], tuple(map(rung, b["rungs"]))) for b in values["brackets"]]
+        return cls(_in_a_row(brackets), values["factor"])
+
+
+def _in_a_row(brackets: Sequence[tuple[int, tuple[Rung, ...]]]) -> tuple[Bracket, ...]:
+    """Brackets of so many trials with these rungs, the first trials in the first one."""
+    found, first = [], 0
+    for num_trials, each in brackets:
+        found.append(Bracket(range(first, first + num_trials), each))
+        first += num_trials
+    return tuple(found)
 
 
 class Job(NamedTuple):
-    """What one program trains at a time."""
+    """What one program trains at a time.
 
-    fixed: dict[str, Any]  # what shapes the program
-    numbers: list[int]  # of the trials, in the order of their slots
+    Attributes:
+      name: of its files, by its first trial and its last epoch.
+      fixed: what shapes the program.
+      numbers: of its trials, in the order of their slots.
+      draws: the hyperparameters of each.
+      rung: up to which it trains.
+      first_epoch: how many epochs its trials have trained before.
+    """
+
+    name: str
+    fixed: dict[str, Any]
+    numbers: list[int]
+    draws: list[Draw]
+    rung: Rung
+    first_epoch: int
 
 
-def make_plan(
-    study_: Study, num_trials: int, search: Search, program: Program, data: Dataset, splits: list[Fold]
-) -> SearchPlan:
-    """As many trials to a program as can be, padded to the same widths; or one by one at hardly more than their own."""
-    most = MOST_SLOTS if jax.default_backend() == "cpu" else num_trials
-    if program.members_per_program is not None:
-        most = program.members_per_program // len(splits)
-        if not most:
-            raise ValueError(f"members_per_program= must be at least a trial's {len(splits)} folds")
-    num_programs = space_.num_programs(study_.space)
-    shapes, layout = _largest(study_), make_layout(study_, search, data)
-    changed = changed_by_padding(study_, search, Data(data.x_train, data.y_train), splits)
-    can_be_padded = changed is None
-    if changed is not None and program.widths == "padded":
-        raise ValueError(
-            f"widths=padded: a network that is padded must be the same as at its own {' and '.join(vary_of(study_))}, "
-            f"and {changed} is another: mask what lies beyond, as hw1jax.models does, or give widths=exact"
-        )
+def make_plan(networks: Networks, num_trials: int, program: Program) -> SearchPlan:
+    """As many trials to a program as can be, padded to the same widths; or one by one at hardly more than their own.
 
-    def plan_for(num_trials: int) -> Plan:
-        each = -(-num_trials // num_programs)
-        return population.make_plan(each, len(splits), shapes, layout, program.num_devices)
+    Raises:
+      ValueError: settings that can't be followed.
+    """
+    planner = _Planner(networks, num_trials, program)
+    return planner.with_halving() if networks.search.halving is not None else planner.without_halving()
 
-    def fit(wanted: int) -> tuple[int, Plan]:
-        """(trials at a time, their program): at most so many, fewer where the memory asks for it."""
-        plan = plan_for(wanted)
-        while program.members_per_program is not None and plan.slots > most:  # slots are rounded to divide evenly
-            wanted -= 1
-            plan = plan_for(wanted)
-        if program.members_per_program is None:
-            while (free := _free_bytes()) and wanted > 1:
-                fixed = space_.fixed(study_.space, space_.widest(study_.space), widest=True)
-                trial = make_population(study_, search, plan, data, splits, fixed)
-                everyone = space_.as_arrays(study_.space, [space_.widest(study_.space)] * plan.slots)
-                if population.bytes_needed(trial, everyone) < SHARE_OF_MEMORY * free:
-                    break
-                wanted = -(-wanted // 2)
-                plan = plan_for(wanted)
-        return wanted, plan
 
-    exact = not can_be_padded or (program.widths == "exact" and bool(space_.widths(study_.space)))
-    own_widths = exact or (program.widths == "auto" and _trains_best_alone(shapes, layout, len(splits)))
-    groups = None
-    if own_widths and not exact:
-        groups = _groups(study_, data, len(splits), num_trials, _work_of(num_trials, search))
+class _Planner:
+    """What the plan of a search is made from."""
 
-    def alone(num_trials: int, num_epochs: int) -> Rung:
-        num_devices = plan_for(num_trials).num_devices
-        return Rung(num_epochs, Plan(num_devices, num_devices, 1, layout), own_widths=True, groups=groups)
+    def __init__(self, networks: Networks, num_trials: int, program: Program):
+        self.networks, self.num_trials, self.program = networks, num_trials, program
+        self.num_folds = len(networks.folds)
+        self.num_programs = space_.num_programs(networks.study.space)
+        self.params, self.layout = networks.largest_params, networks.layout
+        self.most = self._most_slots()
+        changed = networks.changed_by_padding
+        if changed is not None and program.widths == "padded":
+            names = " and ".join(space_.varying_widths(networks.study.space))
+            raise ValueError(
+                f"widths=padded: a network that is padded must be the same as at its own {names}, and {changed} is "
+                "another: mask what lies beyond, as hw1jax.models does, or give widths=exact"
+            )
+        has_widths = bool(space_.widths(networks.study.space))
+        self.exact = changed is not None or (program.widths == "exact" and has_widths)
+        self.own_widths = self.exact or (program.widths == "auto" and self._trains_best_alone())
+        self.groups = None
+        if self.own_widths and not self.exact:
+            self.groups = _groups(networks, num_trials)
 
-    if search.halving is None:
-        wanted = min(num_trials, most)
+    def without_halving(self) -> SearchPlan:
+        search = self.networks.search
+        wanted = min(self.num_trials, self.most)
         if search.sampler == "tpe":  # it learns from one bracket for the next, so there must be several
             wanted = min(wanted, TPE_TRIALS)
-        if own_widths:
-            return SearchPlan((Bracket(wanted, (alone(wanted, search.num_epochs),)),))
-        wanted, plan = fit(wanted)
-        num_trials = plan.slots if num_programs == 1 else wanted
-        return SearchPlan((Bracket(num_trials, (Rung(search.num_epochs, plan),)),))
+        if self.own_widths:
+            return SearchPlan(_in_a_row([(wanted, (self._alone(wanted, search.num_epochs),))]))
+        wanted, plan = self._fit(wanted)
+        num_trials = plan.slots * self.program.workers if self.num_programs == 1 else wanted
+        return SearchPlan(_in_a_row([(num_trials, (Rung(search.num_epochs, plan),))]))
 
-    def rung(stage: Stage) -> Rung:
-        if own_widths:
-            return alone(stage.num_trials, stage.last_epoch)
-        in_a_job = -(-stage.num_trials // -(-stage.num_trials // most))
-        return Rung(stage.last_epoch, programs.get(stage) or fit(in_a_job)[1])
+    def with_halving(self) -> SearchPlan:
+        search = self.networks.search
+        sizes = rungs.brackets(self.num_trials, search)
+        brackets = [rungs.stages(size, ends, search.halving) for size, ends in sizes]
+        shared = {}
+        if jax.default_backend() == "cpu" and not self.own_widths:
+            shared = self._shared_programs(list(chain(*brackets)))
 
-    brackets = [_stages(size, ends, search.halving) for size, ends in _bracket_sizes(num_trials, search)]
-    programs: dict[Stage, Plan] = {}
-    if jax.default_backend() == "cpu" and not own_widths:
-        stages = list(chain(*brackets))
-        plans = [plan_for(n) for n in range(1, min(most, max(stage.num_trials for stage in stages)) + 1)]
-        small_enough = {plan.slots: plan for plan in plans if plan.slots <= most}
-        seconds = _flops_of_an_epoch(study_, data, len(splits), space_.widest(study_.space)) / SMALL_FLOPS_A_SECOND
-        programs = _shared_programs(list(small_enough.values()), stages, num_programs, seconds)
-    laid_out = [Bracket(stages[0].num_trials, tuple(map(rung, stages))) for stages in brackets]
-    return SearchPlan(tuple(laid_out), search.halving)
+        def rung(stage: Stage) -> Rung:
+            if self.own_widths:
+                return self._alone(stage.num_trials, stage.last_epoch)
+            in_a_job = -(-stage.num_trials // -(-stage.num_trials // self.most))
+            return Rung(stage.last_epoch, shared.get(stage) or self._fit(in_a_job)[1])
 
+        laid_out = [(stages[0].num_trials, tuple(map(rung, stages))) for stages in brackets]
+        return SearchPlan(_in_a_row(laid_out), search.halving)
 
-def _num_kept(num_trials: int, factor: int | None) -> int:
-    return num_trials if factor is None else -(-num_trials // factor)
+    def _most_slots(self) -> int:
+        """Trials that a program trains at most."""
+        if self.program.members_per_program is None:
+            return MOST_SLOTS if jax.default_backend() == "cpu" else self.num_trials
+        most = self.program.members_per_program // self.num_folds
+        if not most:
+            raise ValueError(f"members_per_program= must be at least a trial's {self.num_folds} folds")
+        return most
 
+    def _trains_best_alone(self) -> bool:
+        """Whether trials gain nothing by training beside others on a device, so each can be almost as narrow as it is.
 
-class Stage(NamedTuple):
-    """What a bracket has to train on a rung."""
+        So it is on a CPU, where no two fit its cache or they follow one another in any case. An accelerator is better
+        filled by all trials in one program.
+        """
+        if jax.devices()[0].platform != "cpu":
+            return False
+        return self.layout.one_by_one or population.trials_that_fit(self.params, self.num_folds) == 1
 
-    num_trials: int
-    first_epoch: int
-    last_epoch: int
+    def _alone(self, num_trials: int, num_epochs: int) -> Rung:
+        """A rung on which each trial has its own program."""
+        num_devices = self._plan_for(num_trials).num_devices
+        plan = Plan(num_devices, num_devices, 1, self.layout)
+        return Rung(num_epochs, plan, own_widths=True, groups=self.groups)
 
-    @property
-    def num_epochs(self) -> int:
-        return self.last_epoch - self.first_epoch
+    def _plan_for(self, num_trials: int) -> Plan:
+        """A program for so many trials, which static hyperparameters and workers share out."""
+        each = -(-num_trials // (self.num_programs * self.program.workers))
+        return population.make_plan(each, self.num_folds, self.params, self.layout, self.program.num_devices)
 
+    def _fit(self, wanted: int) -> tuple[int, Plan]:
+        """(trials at a time, their program): at most so many, fewer where the memory asks for it."""
+        plan = self._plan_for(wanted)
+        if self.program.members_per_program is not None:
+            while plan.slots > self.most:  # slots are rounded to divide evenly
+                wanted -= 1
+                plan = self._plan_for(wanted)
+            return wanted, plan
+        widest = self.networks.widest
+        while (free := _free_bytes()) and wanted > 1:
+            members = self.networks.population(plan, widest.task)
+            everyone = space_.as_arrays(self.networks.study.space, [widest.draw] * plan.slots)
+            if population.bytes_needed(members, everyone) < SHARE_OF_MEMORY * free:
+                break
+            wanted = -(-wanted // 2)
+            plan = self._plan_for(wanted)
+        return wanted, plan
 
-def _stages(num_trials: int, ends: Sequence[int], factor: int | None) -> list[Stage]:
-    """Those of a bracket of so many trials; `ends`: of its rungs."""
-    stages, left = [], num_trials
-    for before, end in pairwise([0, *ends]):
-        stages.append(Stage(left, before, end))
-        left = _num_kept(left, factor)
-    return stages
-
-
-def _work(num_trials: int, ends: Sequence[int], factor: int | None) -> int:
-    """Epochs of a bracket's trials together; `ends`: of its rungs."""
-    return sum(stage.num_trials * stage.num_epochs for stage in _stages(num_trials, ends, factor))
+    def _shared_programs(self, stages: Sequence[Stage]) -> dict[Stage, Plan]:
+        """The program of each stage: as few as pay for being compiled."""
+        largest = max(stage.num_trials for stage in stages)
+        plans = [self._plan_for(n) for n in range(1, min(self.most, largest) + 1)]
+        small_enough = {plan.slots: plan for plan in plans if plan.slots <= self.most}
+        flops = self.networks.flops_of_an_epoch(self.networks.widest.draw)
+        num_jobs = self.num_programs * self.program.workers
+        return _shared_programs(list(small_enough.values()), stages, num_jobs, flops / SMALL_FLOPS_A_SECOND)
 
 
 def _shared_programs(
@@ -286,229 +314,6 @@ def _shared_programs(
     return {stage: min(chosen, key=lambda plan: spent(plan, stage)) for stage in stages}
 
 
-def _work_of(num_trials: int, search: Search) -> int:
-    """Epochs of all trials of a search together."""
-    sizes = _bracket_sizes(num_trials, search) if search.halving else [(num_trials, [search.num_epochs])]
-    return sum(_work(size, ends, search.halving) for size, ends in sizes)
-
-
-def rung_ends(search: Search) -> list[int]:
-    """The epochs at which rungs end, the last one at the last epoch."""
-    ends, factor = [search.num_epochs], search.halving
-    if factor is None:
-        return ends
-    first = search.first_rung or -(-search.num_epochs // factor**EARLIER_RUNGS)
-    power = factor
-    while first <= (end := -(-search.num_epochs // power)) < ends[0]:
-        ends.insert(0, end)
-        power *= factor
-    return ends
-
-
-def _kinds(search: Search) -> list[list[int]]:
-    """The epochs at which rungs end, of each kind of bracket."""
-    ends = rung_ends(search)
-    return [ends[first:] for first in range(len(ends))] if search.brackets else [ends]
-
-
-def _epochs_at_a_go(search: Search) -> list[int]:
-    """How many epochs trials train from the start or from a rung to the next, all there are."""
-    return sorted({end - before for ends in _kinds(search) for before, end in pairwise([0, *ends])})
-
-
-def _bracket_sizes(num_trials: int, search: Search) -> list[tuple[int, list[int]]]:
-    """(trials, the epochs at which rungs end) of each bracket of a search with halving.
-
-    Raises:
-      ValueError: too few trials for the brackets.
-    """
-    assert search.halving is not None
-    ends, kinds = rung_ends(search), _kinds(search)
-    if search.sampler == "tpe" and not search.brackets:  # it learns from one bracket for the next
-        kinds = [ends] * min(TPE_BRACKETS, num_trials)
-    # Hyperband (Li et al. 2018): brackets cost the same, so one whose trials train longer from the first has fewer.
-    costs = [sum(step / search.halving**i for i, step in enumerate(np.diff([0, *ends]))) for ends in kinds]
-    if num_trials < len(kinds):
-        raise ValueError(f"brackets= asks for at least {len(kinds)} trials, one a bracket; got num_trials={num_trials}")
-    shares = np.array([1 / cost for cost in costs]) / sum(1 / cost for cost in costs)
-    edges = np.round(np.cumsum(shares) * (num_trials - len(kinds))).astype(int)  # beside one for each
-    sizes = 1 + np.diff([0, *edges])
-    return [(int(size), ends) for size, ends in zip(sizes, kinds, strict=True)]
-
-
-def vary_of(study_: Study) -> list[str]:
-    """The names of the widths that differ among trials."""
-    ranges = {name: r for name, r in space_.ranges_of(study_.space).items() if name in space_.widths(study_.space)}
-    return [name for name, each in ranges.items() if any(isinstance(r, Int) and r.low < r.high for r in each)]
-
-
-def changed_by_padding(study_: Study, search: Search, data: Data, splits: Sequence[Fold]) -> str | None:
-    """What of the narrowest network is another where it is padded to the widest; None if nothing is.
-
-    It is tried on a few examples, with each value of the static hyperparameters.
-    """
-    if not vary_of(study_):
-        return None
-    few = Data(*(jax.tree.map(lambda a: np.asarray(a[:NUM_EXAMPLES]), tree) for tree in (data.x, data.y)))
-    key = jax.random.key(search.seed)
-    for draw in statics(study_):
-        narrow_draw = space_.narrowest(study_.space, draw)
-        wide, narrow = (
-            study.make_task(study_, space_.fixed(study_.space, narrow_draw, widest=widest)) for widest in (True, False)
-        )
-        num_steps = population.num_updates(wide, splits, search.num_epochs, search.batch_size)
-        one = study.one_trial(study_, narrow_draw)
-        if changed := probe.padding_changes(wide, narrow, num_steps, key, one, few):
-            return changed
-    return None
-
-
-def make_layout(study_: Study, search: Search, data: Dataset) -> Layout:
-    """How a member of the widest network that can be drawn takes a step on the devices that are here."""
-    widest = space_.widest(study_.space)
-    task = study.make_task(study_, space_.fixed(study_.space, widest, widest=True))
-    one = study.one_trial(study_, widest)
-    params, state = study.variable_shapes(task, one)
-    return population.choose_layout(task, params, state, data.x_train, one, batch_size=search.batch_size)
-
-
-def make_population(
-    study_: Study,
-    search: Search,
-    plan: Plan,
-    data: Dataset,
-    splits: list[Fold],
-    fixed: Mapping[str, Any],
-    first_fold: int = 0,
-) -> Population:
-    """The study's members of one program, with these static hyperparameters and widths."""
-    task = study.make_task(study_, fixed)
-    num_indices = len(splits) * max(len(fold.train) for fold in splits)
-    most = study_.epochs_per_call or population.enough_epochs(num_indices)
-    per_call = population.epochs_of_a_call(_epochs_at_a_go(search), most)
-    batch_size = min(search.batch_size, max(len(fold.train) for fold in splits))  # as cross_validate does
-    spec = Spec(search.num_epochs, batch_size, (search.seed,), per_call, first_fold)
-    return population.place(task, plan, spec, Data(data.x_train, data.y_train, data.weights), splits)
-
-
-def jobs_of(study_: Study, rung: Rung, draws: Mapping[int, Draw]) -> list[Job]:
-    """A rung's trials as jobs; those with programs of their own the longest first."""
-    groups: dict[Any, Job] = {}
-    for number in sorted(draws):
-        fixed = space_.fixed(study_.space, rung.widths(study_.space, draws[number]), widest=False)
-        key = (number if rung.own_widths else space_.key_of(fixed),)
-        groups.setdefault(key, Job(fixed, [])).numbers.append(number)
-    if rung.own_widths:
-        sizes: dict[Any, int] = {}  # of each program's network, looked at once
-        for job in groups.values():
-            if (key := space_.key_of(job.fixed)) not in sizes:
-                sizes[key] = study.num_parameters(study_, draws[job.numbers[0]] | job.fixed)
-        return sorted(groups.values(), key=lambda job: -sizes[space_.key_of(job.fixed)])
-    size = rung.program.slots
-    return [
-        Job(job.fixed, job.numbers[first : first + size])
-        for job in groups.values()
-        for first in range(0, len(job.numbers), size)
-    ]
-
-
-def check_networks(study_: Study, search: Search, data: Dataset, splits: list[Fold]) -> str:
-    """A digest of all that the study's networks compute, by which a folder knows the task that it belongs to.
-
-    Raises:
-      ValueError, TypeError: they can't be trained on the data, or a hyperparameter has no effect; in one line.
-    """
-    checks.check_weights(data.weights, splits)
-    samples = Data(data.x_train, data.y_train)
-
-    def num_steps(task: Task) -> tuple[int, ...] | None:
-        return population.num_updates(task, splits, search.num_epochs, search.batch_size)
-
-    programs = []
-    for draw in statics(study_):
-        task, one = _of_widest(study_, draw)
-        checks.check_task(task, one, samples, num_steps(task))
-        checks.check_names(task, one, space_.names(study_.space), samples.x, num_steps(task))
-        programs.append(
-            identity.traced(task, one, samples._replace(weights=data.weights), search.batch_size, num_steps(task))
-        )
-    digests = list(map(identity.digest, programs))
-    task, one = _of_widest(study_, space_.widest(study_.space))
-    key = jax.random.key(search.seed)
-    checks.check_examples(task, key, one, samples, num_steps(task))  # of one of them, as it is compiled
-    _check_used(study_, programs, digests)
-    return hashlib.sha256(" ".join(digests).encode()).hexdigest()
-
-
-def _check_used(study_: Study, programs: Sequence[Traced], digests: Sequence[str]) -> None:
-    """Raises a ValueError that names a hyperparameter on which no network depends: a misspelt or forgotten one, say.
-
-    Args:
-      programs: of the widest networks, one for each draw of `statics`.
-      digests: of these.
-    """
-    paths = set.intersection(*(set(identity.unused(program)) for program in programs))
-    widest = space_.widest(study_.space)
-    lowest = space_.narrowest(study_.space, widest)
-    names = [
-        name
-        for name in study_.space
-        if f"['{name}']" in paths
-        and (
-            name not in space_.widths(study_.space)  # these may shape the network, and be of no use beside
-            or (name in vary_of(study_) and _shapes(study_, {**widest, name: lowest[name]}) == _shapes(study_, widest))
-        )
-    ]
-    draws = statics(study_)
-    for name in space_.statics(study_.space):
-        others = [
-            space_.key_of({other: draw[other] for other in space_.statics(study_.space) if other != name})
-            for draw in draws
-        ]
-        several = len({repr(draw[name]) for draw in draws}) > 1
-        if several and len(set(zip(others, digests, strict=True))) == len(set(others)):
-            names.append(name)
-    if names:
-        raise ValueError(
-            f"space: {names[0]} has no effect: neither initial parameters nor training nor evaluation depend on it. "
-            f"The task has it as {'fixed' if names[0] in space_.statics(study_.space) else 'h'}[{names[0]!r}]"
-        )
-
-
-def _shapes(study_: Study, draw: Draw) -> list[tuple[int, ...]]:
-    """Of the parameters and the state of a network at its own widths."""
-    task = study.make_task(study_, space_.fixed(study_.space, draw, widest=False))
-    variables = study.variable_shapes(task, study.one_trial(study_, draw))
-    return [leaf.shape for leaf in jax.tree.leaves(variables)]
-
-
-def _of_widest(study_: Study, draw: Draw) -> tuple[Task, dict[str, Any]]:
-    """(task, one trial's hyperparameters as arrays) of a draw whose layers are the widest there are."""
-    return study.make_task(study_, space_.fixed(study_.space, draw, widest=True)), study.one_trial(study_, draw)
-
-
-def statics(study_: Study) -> list[Draw]:
-    """Draws of the widest networks, one for each program that static hyperparameters ask for."""
-    widest, choices = space_.widest(study_.space), {}
-    for name, ranges in space_.ranges_of(study_.space).items():
-        if space_.is_static(ranges):
-            values = [r.among if isinstance(r, Choice) else range(r.low, r.high + 1)
-                      for r in ranges if not isinstance(r, Float)]  # fmt: skip
-            several = isinstance(widest[name], tuple)
-            choices[name] = [combined if several else combined[0] for combined in product(*values)]
-    return [widest | dict(zip(choices, chosen, strict=True)) for chosen in product(*choices.values())]
-
-
-def _largest(study_: Study) -> Any:
-    """Shapes of the parameters of the largest network that can be drawn."""
-
-    def shapes(draw: Draw) -> Any:
-        task = study.make_task(study_, space_.fixed(study_.space, draw, widest=True))
-        return study.parameter_shapes(task, study.one_trial(study_, draw))
-
-    return max(map(shapes, statics(study_)), key=lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree)))
-
-
 def _free_bytes() -> int | None:
     """What is left of a device's memory, where it has one of its own and says so."""
     statistics = jax.local_devices()[0].memory_stats() or {}
@@ -516,25 +321,15 @@ def _free_bytes() -> int | None:
     return limit and limit - statistics.get("bytes_in_use", 0)
 
 
-def _trains_best_alone(params: Any, layout: Layout, num_folds: int) -> bool:
-    """Whether trials gain nothing by training beside others on a device, so that each can be almost as narrow as it is.
-
-    So it is on a CPU, where no two fit its cache or they follow one another in any case. An accelerator is better
-    filled by all trials in one program.
-    """
-    if jax.devices()[0].platform != "cpu":
-        return False
-    return layout.one_by_one or population.trials_that_fit(params, num_folds) == 1
-
-
-def _groups(study_: Study, data: Dataset, num_folds: int, num_trials: int, num_epochs: int) -> tuple[int, ...] | None:
+def _groups(networks: Networks, num_trials: int) -> tuple[int, ...] | None:
     """Into how many groups each width is best cut, for compiling and training together; None: each at its own widths.
 
-    `num_epochs`: of all trials together.
+    `num_trials`: of the search.
     """
-    sizes = [r.high - r.low + 1 for r in space_.width_columns(study_.space).values()]
-    seconds, saved = _cost_of_an_epoch(study_, data, num_folds)
-    return _best_groups(sizes, saved, seconds * num_epochs, num_trials, space_.num_programs(study_.space))
+    space, num_epochs = networks.study.space, rungs.work_of_search(num_trials, networks.search)
+    sizes = [r.high - r.low + 1 for r in space_.width_columns(space).values()]
+    seconds, saved = _cost_of_an_epoch(networks)
+    return _best_groups(sizes, saved, seconds * num_epochs, num_trials, space_.num_programs(space))
 
 
 def _best_groups(
@@ -567,27 +362,50 @@ def _best_groups(
     return None if total(sizes) < total(groups) else tuple(groups)
 
 
-def _cost_of_an_epoch(study_: Study, data: Dataset, num_folds: int) -> tuple[float, list[float]]:
+def _cost_of_an_epoch(networks: Networks) -> tuple[float, list[float]]:
     """(seconds that an epoch of the widest network takes on two CPU cores, all its folds; of these, the share that the
     lowest value of each width saves)."""
-    widest = space_.widest(study_.space)
-    flat, most = space_.flatten(widest), _flops_of_an_epoch(study_, data, num_folds, widest)
-    narrow = [flat | {column: r.low} for column, r in space_.width_columns(study_.space).items()]
-    saved = [
-        1 - _flops_of_an_epoch(study_, data, num_folds, space_.unflatten(study_.space, draw)) / most for draw in narrow
-    ]
+    space, widest = networks.study.space, networks.widest.draw
+    flat, most = space_.flatten(widest), networks.flops_of_an_epoch(widest)
+    narrow = [flat | {column: r.low} for column, r in space_.width_columns(space).items()]
+    saved = [1 - networks.flops_of_an_epoch(space_.unflatten(space, draw)) / most for draw in narrow]
     return most / FLOPS_A_SECOND, saved
-
-
-def _flops_of_an_epoch(study_: Study, data: Dataset, num_folds: int, draw: Draw) -> float:
-    """Of all folds of a network with these widths."""
-    x, y = jax.tree.map(lambda a: a[:200], (data.x_train, data.y_train))
-    task = study.make_task(study_, space_.fixed(study_.space, draw, widest=False))
-    of_a_sample = population.flops(task, Data(x, y), study.one_trial(study_, draw)) / len(jax.tree.leaves(x)[0])
-    return of_a_sample * (num_folds - 1) * len(jax.tree.leaves(data.x_train)[0])
 
 
 def narrower(plan: Plan, num_trials: int) -> Plan:
     """The same plan for fewer trials at once, where the memory was too small."""
     slots = -(-num_trials // plan.num_devices) * plan.num_devices
     return replace(plan, slots=slots, trials_at_once=slots // plan.num_devices)
+
+
+def jobs_of(networks: Networks, rung: Rung, draws: Mapping[int, Draw], first_epoch: int = 0) -> list[Job]:
+    """The jobs of trials that train up to a rung; those with programs of their own the longest first.
+
+    Args:
+      networks: of the search.
+      rung: up to which they train.
+      draws: the trials by number.
+      first_epoch: from which they train.
+    """
+    study, groups = networks.study, {}
+    for number in sorted(draws):
+        fixed = space_.fixed(study.space, rung.widths(study.space, draws[number]), widest=False)
+        key = number if rung.own_widths else space_.key_of(fixed)
+        groups.setdefault(key, (fixed, []))[1].append(number)
+    if rung.own_widths:
+        sizes: dict[Any, int] = {}  # of each program's network, looked up once
+        for number, (fixed, _) in groups.items():
+            if (key := space_.key_of(fixed)) not in sizes:
+                sizes[key] = networks_.own(study, draws[number] | fixed).num_parameters
+        parts = sorted(groups.values(), key=lambda group: -sizes[space_.key_of(group[0])])
+    else:
+        size = rung.program.slots
+        parts = [
+            (fixed, numbers[first : first + size])
+            for fixed, numbers in groups.values()
+            for first in range(0, len(numbers), size)
+        ]
+    return [
+        Job(f"{numbers[0]:06d}-{rung.num_epochs}", fixed, numbers, [draws[n] for n in numbers], rung, first_epoch)
+        for fixed, numbers in parts
+    ]

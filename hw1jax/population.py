@@ -309,24 +309,22 @@ def resume(
         yield Progress(epochs.stop, state, train_loss, val, best)
 
 
-def select(population: Population, states: Sequence[Sequence[np.ndarray]], trials: Trials) -> State:
-    """Members that another program has trained so far, as those of this population.
+def select(shapes: State, states: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
+    """The leaves [slot, fold, ...] of members that another program has trained so far, as those of a population.
 
     What they have is copied exactly: where they are narrower here, the corners that they have of the arrays.
 
     Args:
-      population: where they go on.
+      shapes: of a member's state where they go on.
       states: of each slot's trial, the leaves [fold, ...] of its state, in the order of JAX's trees.
-      trials: one a slot.
 
     Raises:
       ValueError: the states are those of other networks.
     """
-    leaves, tree = jax.tree.flatten(member_shapes(population, trials))
     selected = []
-    for own, *arrays in zip(leaves, *states, strict=True):
+    for own, *arrays in zip(jax.tree.leaves(shapes), *states, strict=True):
         selected.append(corner(np.stack(arrays), own.shape, num_leading=2).astype(own.dtype))
-    return jax.tree.unflatten(tree, selected)
+    return selected
 
 
 def corner(array: np.ndarray, shape: Sequence[int], *, num_leading: int) -> np.ndarray:
@@ -341,10 +339,9 @@ def corner(array: np.ndarray, shape: Sequence[int], *, num_leading: int) -> np.n
     return array[(..., *map(slice, shape))]
 
 
-def member_shapes(population: Population, trials: Trials) -> State:
-    """A member's state as shapes and dtypes."""
-    one = jax.tree.map(lambda a: a[0], trials.hyperparameters)
-    return _initial(population.task, population.num_steps).eval_shape(trials.key, one)
+def member_shapes(task: Task, num_steps: tuple[int, ...] | None, hyperparameters: Hyperparameters) -> State:
+    """A member's state as shapes and dtypes; `hyperparameters` are one trial's."""
+    return _initial(task, num_steps).eval_shape(jax.random.key(0), hyperparameters)
 
 
 @lru_cache(programs.KEPT_TASKS)
@@ -363,22 +360,6 @@ def final_variables(task: Task, state: State) -> tuple[Params, Any]:
     if task.averaging is not None or task.eval_params is not None:
         params = jax.vmap(jax.vmap(partial(training.final_params, task)))(state)
     return params, state.model_state
-
-
-def one_trial_each(population: Population) -> list[Population]:
-    """The population as programs one slot wide, one for each of the plan's devices, to train side by side in threads.
-
-    On a CPU a trial's own network, without padding, pays for the time that its program takes to compile; an
-    accelerator is better filled by all trials in one. Here a trial's bits can't depend on its companions.
-    """
-    populations = []
-    for i in range(population.plan.num_devices):
-        # The cores of a CPU can share its first device, and a program that is always compiled for that one is found
-        # again in the compilation cache, whichever thread has its turn.
-        plan = Plan(1, layout=population.plan.layout, first_device=0 if jax.default_backend() == "cpu" else i)
-        data, pieces = jax.device_put((population.data, population.pieces), jax.devices()[plan.first_device])
-        populations.append(population._replace(plan=plan, data=data, pieces=pieces))
-    return populations
 
 
 def start_narrow(wide: Population, narrow: Population, trials: Trials) -> State:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hw1jax import evaluation, storage
+from hw1jax import evaluation, networks, storage
 from hw1jax import space as space_
 from hw1jax import study as study_
 from hw1jax.data import Dataset, sha256
@@ -277,23 +277,6 @@ def ended(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def kept_refit(folder: Path, study: Study, trial: TrialScore) -> tuple[Model, np.ndarray] | None:
-    """(model, train_loss [epoch]) that an earlier run of the same search has refitted, if it was this trial.
-
-    The model has the networks of the trial's folds, where that run has kept them.
-    """
-    record = ended(folder)
-    if not record or record["refit"]["state"] == "diverged":
-        return None
-    try:
-        model = load_model(folder / "model.msgpack", study)
-    except ValueError:  # other versions compute other outputs, say: it is made anew
-        return None
-    if (model.draw, record["best"]["number"]) != (trial.draw, trial.number):
-        return None
-    return model, storage.read_arrays(folder / "histories.npz")["refit_train_loss"]
-
-
 # Reading
 
 
@@ -327,7 +310,7 @@ class Results(NamedTuple):
     @property
     def task(self) -> Task:
         """The task of the best trial at its own widths."""
-        return study_.make_task(self.study, space_.fixed(self.study.space, self.best.params, widest=False))
+        return networks.own(self.study, self.best.params).task
 
     @property
     def test(self) -> dict[str, Any]:

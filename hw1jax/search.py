@@ -166,8 +166,16 @@ def _repair(journal: Path) -> None:
         raise ValueError(f"{journal} is not a journal of Optuna: give another out=")
 
 
-def begin(opened: optuna.Study, config: dict[str, Any], folder: Path) -> dict[str, Any]:
+def begin(
+    opened: optuna.Study, config: dict[str, Any], folder: Path, new_plan: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
     """Stores with a new search what its results depend on, or checks that an old one was made with the same.
+
+    Args:
+      opened: from `open_storage`.
+      config: what the results depend on, but the plan.
+      folder: of the search.
+      new_plan: makes the plan of a new search, as JSON.
 
     Returns:
       The configuration that counts: the search's own, with the plan that its results were computed with.
@@ -178,7 +186,7 @@ def begin(opened: optuna.Study, config: dict[str, Any], folder: Path) -> dict[st
     """
     stored = opened.user_attrs.get("config")
     if stored is None:
-        opened.set_user_attr("config", config)
+        opened.set_user_attr("config", config | {"plan": new_plan()})
         return opened.user_attrs["config"]
     storage.check_format(stored, f"the search in {folder}")
     wanted = json.loads(json.dumps(config))
@@ -234,7 +242,7 @@ def search(
     """Asks for brackets of trials, trains each bracket, tells its scores; yields each bracket.
 
     A trial is always in the same bracket, so a search that was stopped goes on with the same brackets. Trials that have
-    a score are not trained again.
+    a score are trained as well, or read from their files, for their losses.
 
     Args:
       opened: from `open_storage`.
@@ -248,7 +256,7 @@ def search(
             opened.sampler.prepare(opened, study, numbers)
         draws = {number: suggest(_ask(opened, number, study), study) for number in numbers}
         told = _told(opened, study, draws)
-        values = {} if len(told) == len(numbers) else train(draws)
+        values = train(draws)
         for number, draw in draws.items():
             if number not in told:
                 told[number] = scored(number, draw, study, values[number], num_epochs)

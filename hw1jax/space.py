@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from math import isfinite
 from typing import Any
 
@@ -218,6 +219,31 @@ def names(space: Space) -> dict[str, tuple[str, ...]]:
 def narrowest(space: Space, draw: Mapping[str, Any]) -> Draw:
     """The draw with each width the lowest there is."""
     return {**draw, **{name: _each(space[name], lambda r: r.low) for name in widths(space)}}
+
+
+def varying_widths(space: Space) -> list[str]:
+    """The names of the widths that differ among trials."""
+    return [
+        name
+        for name, ranges in ranges_of(space).items()
+        if name in widths(space) and any(isinstance(r, Int) and r.low < r.high for r in ranges)
+    ]
+
+
+def static_draws(space: Space) -> list[Draw]:
+    """Draws of the widest networks, one for each combination of static hyperparameters."""
+    choices = {}
+    for name, ranges in ranges_of(space).items():
+        if is_static(ranges):
+            values = [_static_values(r) for r in ranges]
+            several = isinstance(space[name], Sequence)
+            choices[name] = [combined if several else combined[0] for combined in product(*values)]
+    return [widest(space) | dict(zip(choices, chosen, strict=True)) for chosen in product(*choices.values())]
+
+
+def _static_values(r: Range) -> Sequence[Any]:
+    assert not isinstance(r, Float)  # which is never static
+    return r.among if isinstance(r, Choice) else range(r.low, r.high + 1)
 
 
 def width_columns(space: Space) -> dict[str, Int]:

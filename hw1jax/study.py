@@ -7,14 +7,13 @@ import os
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import numpy as np
 
-from hw1jax import checks, training
+from hw1jax import checks
 from hw1jax import folds as folds_
 from hw1jax import space as space_
 from hw1jax.data import Dataset
@@ -176,6 +175,8 @@ class Program:
     """Networks padded to the same widths in one program, or each at its own in its own; auto: what is sooner done."""
     members_per_program: int | None = None
     """Networks (trials x folds) that one program trains at most; as many as there are, if not given."""
+    workers: int = 1
+    """Workers of an executor for which jobs are cut; any number may come."""
     num_devices: int | None = None
     """Devices to use (on a CPU, cores); all, if not given."""
     reproducible: bool = False
@@ -311,7 +312,8 @@ def check(order: Order) -> None:
     numbers = {"num_trials": num_trials} | {n: getattr(search, n) for n in ("num_epochs", "batch_size", "num_folds")}
     optional = {name: getattr(program, name) for name in ("num_devices", "members_per_program")}
     optional |= {name: getattr(search, name) for name in ("halving", "first_rung")}
-    numbers |= {"seed": search.seed} | {name: value for name, value in optional.items() if value is not None}
+    numbers |= {"seed": search.seed, "workers": program.workers}
+    numbers |= {name: value for name, value in optional.items() if value is not None}
     for name, value in numbers.items():
         least = {"num_folds": 2, "seed": 0, "halving": 2}.get(name, 1)
         if isinstance(value, bool) or not isinstance(value, int):
@@ -415,51 +417,6 @@ def splits_of(study: Study, search: Search, data: Dataset) -> list[Fold]:
         groups=data.groups,
         stratify=study.stratify,
     )
-
-
-def make_task(study: Study, fixed: Mapping[str, Any]) -> Task:
-    """The study's task for these static hyperparameters and widths, with its metrics; the same one for the same study.
-
-    Raises:
-      TypeError: `task` doesn't return a Task.
-      ValueError: it has metrics of its own.
-    """
-    return _make_task(study.task, tuple(study.metrics.items()), study.averaging, space_.key_of(fixed))
-
-
-@lru_cache(maxsize=64)  # equal tasks are the same task, so that a program is compiled once; old ones are let go
-def _make_task(
-    function: Callable[..., Task], metrics: tuple[tuple[str, Metric], ...], averaging: float | None, key: tuple
-) -> Task:
-    fixed = {name: value for name, _, value in key}
-    with checks.in_function("task", function, fixed=fixed):
-        task = function(fixed)
-    if not isinstance(task, Task):
-        raise TypeError(f"task= must return a Task, got {type(task).__name__}")
-    if task.metrics:
-        raise ValueError("metrics= of a Task are for who trains it without a study: give them to the Study")
-    return task._replace(metrics=metrics, averaging=task.averaging if averaging is None else averaging)
-
-
-def variable_shapes(task: Task, hyperparameters: Mapping[str, np.ndarray]) -> tuple[Any, Any]:
-    """(params, state) of a network as shapes and dtypes; `hyperparameters` are one trial's."""
-    return jax.eval_shape(lambda key, h: training.init_variables(task, key, h), jax.random.key(0), hyperparameters)
-
-
-def parameter_shapes(task: Task, hyperparameters: Mapping[str, np.ndarray]) -> Any:
-    """The tree of a network's parameters as shapes and dtypes; `hyperparameters` are one trial's."""
-    return variable_shapes(task, hyperparameters)[0]
-
-
-def num_parameters(study: Study, draw: Draw) -> int:
-    """Parameters of a network at its own widths."""
-    task = make_task(study, space_.fixed(study.space, draw, widest=False))
-    return sum(leaf.size for leaf in jax.tree.leaves(parameter_shapes(task, one_trial(study, draw))))
-
-
-def one_trial(study: Study, draw: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """One trial's hyperparameters as arrays, without a trial axis."""
-    return {name: array[0] for name, array in space_.as_arrays(study.space, [draw]).items()}
 
 
 def narrow(study: Study, **space: Any) -> Study:

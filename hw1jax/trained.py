@@ -8,9 +8,10 @@ import flax.serialization
 import jax
 import numpy as np
 
-from hw1jax import evaluation, population, storage
+from hw1jax import evaluation, networks, population, storage
 from hw1jax import space as space_
 from hw1jax import study as study_
+from hw1jax.networks import Network
 from hw1jax.space import Draw
 from hw1jax.study import Study
 from hw1jax.training import Task, with_keys, without_keys
@@ -39,17 +40,21 @@ class Model(NamedTuple):
     @property
     def fixed(self) -> dict[str, Any]:
         """What shapes its program: what the study's `task` and `activations` take."""
-        return space_.fixed(self.study.space, self.draw, widest=False)
+        return self._network.fixed
 
     @property
     def task(self) -> Task:
         """The study's task for this network."""
-        return study_.make_task(self.study, self.fixed)
+        return self._network.task
 
     @property
     def hyperparameters(self) -> dict[str, np.ndarray]:
         """Its hyperparameters as arrays: what the task's functions take."""
-        return study_.one_trial(self.study, self.draw)
+        return self._network.hyperparameters
+
+    @property
+    def _network(self) -> Network:
+        return networks.own(self.study, self.draw)
 
     @property
     def is_finite(self) -> bool:
@@ -153,7 +158,7 @@ def load_model(path: Path | str, study: Study) -> Model:
             raise ValueError(f"of the study {content['study']!r}, not {study.name!r}")
         draw = space_.draw_from_json(study.space, content["hyperparameters"])
         model = Model(_with_layers_of(study, draw), draw, {})
-        shapes = study_.variable_shapes(model.task, model.hyperparameters)
+        shapes = networks.own(model.study, draw).shapes
         if not isinstance(content["folds"], list):
             raise ValueError("fold models that are no list")
         params, state = _network_from_file(content, shapes)

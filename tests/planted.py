@@ -128,8 +128,8 @@ FAULTS = [
     ),
     Fault(
         "Another seed changes the folds and not the order of the minibatches",
-        "plan.py",
-        "(search.seed,), per_call",
+        "networks.py",
+        "(self.search.seed,), per_call",
         "(0,), per_call",
         ("test_halving.py", "test_averaging.py", "test_brackets.py", "test_run.py"),
     ),
@@ -144,21 +144,22 @@ FAULTS = [
     Fault(
         "Each rung begins with a new optimizer, and forgets the moments that it had",
         "population.py",
-        "return jax.tree.unflatten(tree, selected)",
-        "return jax.tree.unflatten(tree, selected)._replace(opt_state=start(population, trials).opt_state)",
+        "    return selected\n",
+        "    kept = len(jax.tree.leaves(shapes.params))\n"
+        "    return selected[:kept] + [0 * leaf for leaf in selected[kept:]]\n",
         ("test_population.py", "test_halving.py"),
     ),
     Fault(
         "All trials of a search are trained with the first value of a static hyperparameter",
-        "brackets.py",
-        "return place._replace(task=study.make_task(study_, job.fixed)), trials, slots",
-        "return place, trials, slots",
+        "jobs.py",
+        "return networks.population(plan, _network(networks, job).task), trials",
+        "return networks.population(plan, networks.widest.task), trials",
         ("test_brackets.py", "test_run.py", "test_halving.py"),
     ),
     Fault(
         "The ensemble has the network of the first fold as often as there are folds",
-        "brackets.py",
-        "np.array(a[fold])",
+        "trainer.py",
+        "np.array(a[i])",
         "np.array(a[0])",
         ("test_halving.py", "test_averaging.py"),
     ),
@@ -172,9 +173,9 @@ FAULTS = [
     ),
     Fault(
         "On a GPU trials train in its default TF32 where float32 is asked for",
-        "brackets.py",
-        "precision = record.matmul_precision()",
-        "precision = None",
+        "jobs.py",
+        "jax.default_matmul_precision(networks.search.precision)",
+        "jax.default_matmul_precision(None)",
         ("test_brackets.py", "test_run.py"),
     ),
     # Files.
@@ -201,9 +202,9 @@ FAULTS = [
     ),
     Fault(
         "A job that goes on from its checkpoint has its losses and epochs, and new networks",
-        "checkpoint.py",
-        "return jax.tree.unflatten(tree, saved), num_epochs, [(train_loss, val)]",
-        "return start, num_epochs, [(train_loss, val)]",
+        "jobs.py",
+        "return Stretch(saved, num_epochs,",
+        "return Stretch([0 * leaf for leaf in saved], num_epochs,",
         ("test_brackets.py",),
     ),
     # Wrong input and how a command ends.
@@ -253,23 +254,23 @@ FAULTS = [
     # The refit and the test set.
     Fault(
         "The refit leaves out the last training sample",
-        "run.py",
-        "np.arange(len(jax.tree.leaves(data.x_train)[0])), np.arange(0)",
-        "np.arange(len(jax.tree.leaves(data.x_train)[0]) - 1), np.arange(0)",
+        "networks.py",
+        "np.arange(len(jax.tree.leaves(self.data.x_train)[0])), np.arange(0)",
+        "np.arange(len(jax.tree.leaves(self.data.x_train)[0]) - 1), np.arange(0)",
         ("test_averaging.py", "test_run.py", "test_experiments.py"),
     ),
     Fault(
         "The refit has the initial parameters and the key of the first fold, and not those of fold k",
-        "run.py",
-        "first_fold=num_folds)",
+        "networks.py",
+        "first_fold=len(self.folds))",
         "first_fold=0)",
         ("test_averaging.py", "test_run.py", "test_experiments.py"),
     ),
     Fault(
         "The ensemble's loss and accuracy on the test set are the refit's",
         "run.py",
-        'results.score(model, arrays["ensemble_outputs"], data.y_test)',
-        "results.score(model, test_outputs, data.y_test)",
+        'results.score(model, arrays["ensemble_outputs"], y_test)',
+        'results.score(model, arrays["test_outputs"], y_test)',
         ("test_halving.py", "test_run.py", "test_results.py"),
     ),
     Fault(

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
 import regression
 import studies
 
-from hw1jax import checkpoint, cli, run, search
+from hw1jax import cli, jobs, run, search
 from hw1jax.observer import Observer
 from hw1jax.space import Int
 from hw1jax.study import narrow, order
@@ -84,7 +84,7 @@ def main():
         die_in_the_middle_of_a_record(options.kill_at_record)
     if options.largest_file:
         resource.setrlimit(resource.RLIMIT_FSIZE, (options.largest_file, resource.RLIM_INFINITY))
-    checkpoint.SECONDS_BETWEEN_CHECKPOINTS = 0
+    jobs.SECONDS = 0
     settings = options.settings | ONE_DEVICE
     cli.use_all_cores()
     stop = cli.stop_on_signals()

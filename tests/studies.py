@@ -21,6 +21,7 @@ import regression
 from hw1jax import models, results, run_study, space, storage, study
 from hw1jax.data import Dataset, sha256
 from hw1jax.losses import accuracy, cross_entropy, squared_error
+from hw1jax.networks import own
 from hw1jax.optimizers import OPTIMIZERS, chosen_l2
 from hw1jax.space import Choice, Float, Int
 from hw1jax.study import Halving, Study, TrialScore
@@ -232,7 +233,7 @@ def make_model(name: str, num_folds: int = 0) -> Model:
     """A small network of the homework's study with random parameters, and fold models."""
     rng = np.random.default_rng(0)
     model = Model(as_deep_as_drawn(name), DRAWS[name], {})
-    shapes = study.parameter_shapes(model.task, model.hyperparameters)
+    shapes = own(model.study, model.draw).shapes[0]
     networks = [
         jax.tree.map(lambda a: rng.normal(size=a.shape).astype(np.float32), shapes) for _ in range(1 + num_folds)
     ]
@@ -271,7 +272,7 @@ def write_run(folder: Path, asked: Study, states=STATES, epochs=EPOCHS, *, with_
         trials.append(TrialScore(i, space.random_draw(asked.space, 0, i), state, scores, end))
     best = results.best(trials, asked)
     model = Model(asked, best.draw, {})
-    shapes = study.variable_shapes(model.task, model.hyperparameters)
+    shapes = own(model.study, model.draw).shapes
     (params, state), *folds = (
         jax.tree.map(lambda a: rng.normal(size=a.shape).astype(a.dtype), shapes) for _ in range(1 + num_folds)
     )

@@ -14,15 +14,16 @@ import optax
 import pytest
 from studies import DEEP, TOY, TOY_DATA
 
-from hw1jax import brackets, models, plan, population, programs, storage, training
+from hw1jax import jobs, models, networks, plan, population, programs, storage
 from hw1jax import space as space_
 from hw1jax import study as study_
 from hw1jax.brackets import Brackets
-from hw1jax.checkpoint import Checkpoint
 from hw1jax.losses import squared_error
+from hw1jax.networks import Networks
 from hw1jax.observer import Observer
 from hw1jax.space import Float, Int
 from hw1jax.study import Study, narrow
+from hw1jax.trainer import Trained, Trainer
 from hw1jax.training import Task
 
 # The same for all tests, so that a program is compiled once, and for no other file: two slots, four trials of
@@ -32,17 +33,19 @@ ASKED = narrow(DEEP, depth=Int(1, 2, static=True))
 DRAWS = {number: space_.random_draw(ASKED.space, 0, number) for number in range(9)}
 
 
-def training_of(folder, study=ASKED, *, observer=None, stop=None, **settings):
-    """(brackets, plan) of a search in a folder."""
+def networks_of(study=ASKED, **settings):
+    """(networks, order) of a search."""
     order = study_.order(study, **USUAL | settings)
     data = study_.load_data(study, order.inputs)
-    splits = study_.splits_of(study, order.search, data)
-    planned = plan.make_plan(study, order.num_trials, order.search, order.program, data, splits)
-    fixed = space_.fixed(study.space, space_.widest(study.space), widest=True)
-    wide = plan.make_population(study, order.search, planned.rungs[0].program, data, splits, fixed)
+    return Networks(study, order.search, data, study_.splits_of(study, order.search, data)), order
+
+
+def training_of(folder, study=ASKED, *, observer=None, stop=None, **settings):
+    """(brackets, plan) of a search in a folder."""
+    own, order = networks_of(study, **settings)
+    planned = plan.make_plan(own, order.num_trials, order.program)
     observer, stop = observer or Observer(), stop or threading.Event()
-    made = Brackets(folder, study, planned, wide, 0, observer, stop, num_trials=order.num_trials)
-    return made, planned
+    return Brackets(folder, own, planned, observer, stop, num_trials=order.num_trials), planned
 
 
 def first(number):
@@ -56,7 +59,7 @@ def losses_in(folder):
 
 
 def as_bytes(tree):
-    if isinstance(tree, brackets.Trained):
+    if isinstance(tree, Trained):
         tree = tree._replace(seconds=np.zeros(0))  # which are never the same
     return jax.tree.map(lambda a: np.asarray(a).tobytes(), tree)
 
@@ -64,9 +67,11 @@ def as_bytes(tree):
 @pytest.fixture
 def trained_jobs(monkeypatch):
     """The numbers of the trials of each job that is trained from here on."""
-    jobs, train = [], Brackets._train
-    monkeypatch.setattr(Brackets, "_train", lambda self, *job: jobs.append(job[0].job.numbers) or train(self, *job))
-    return jobs
+    trained, train = [], Trainer._train
+    monkeypatch.setattr(
+        Trainer, "_train", lambda self, job, *rest: trained.append(job.numbers) or train(self, job, *rest)
+    )
+    return trained
 
 
 # Static hyperparameters.
@@ -82,7 +87,7 @@ class Nine(NamedTuple):
 
     folder: Path  # which nobody changes
     values: dict[int, dict[str, np.ndarray]]  # that training returned
-    whole: brackets.Trained  # all that is read
+    whole: Trained  # all of them together
     compiled: list[str]  # programs, for these and for the same in a search of several brackets
 
 
@@ -91,15 +96,13 @@ def nine(tmp_path_factory):
     folder = tmp_path_factory.mktemp("nine")
     with compilations.counted() as compiled:
         made, planned = training_of(folder / "several")
-        assert len(stretches := planned.stretches(9)) == 3
-        for stretch in stretches:
-            draws = {number: DRAWS[number] for number in stretch.numbers}
-            made.train(draws)
-            made.read(draws)
+        assert len(parts := planned.of(9)) == 3
+        for part in parts:
+            made.train({number: DRAWS[number] for number in part.numbers})
         assert len(made.programs) == 2
         made, _ = training_of(folder / "one")
         values = made.train(first(9))
-    return Nine(folder / "one", values, made.read(first(9)), compiled)
+    return Nine(folder / "one", values, made.history(), compiled)
 
 
 @pytest.fixture
@@ -121,21 +124,17 @@ def test_trials_come_back_in_the_order_of_their_numbers_whatever_their_jobs(nine
     for number, own in values.items():
         for name, array in own.items():
             np.testing.assert_array_equal(array, whole.val[name][number])
-    jobs = plan.jobs_of(ASKED, training_of(None)[1].rungs[0], first(9))
+    jobs = plan.jobs_of(networks_of()[0], training_of(None)[1].rungs[0], first(9))
     assert len(jobs) > 3, "a depth that is drawn more often than a program has slots takes several jobs"
     assert losses_in(folder) == {f"{job.numbers[0]:06d}-4.npz" for job in jobs}
 
 
 def test_a_trial_is_what_its_network_is_that_is_trained_alone(nine):
     """The same key, folds and batches; to rounding, as it is another program. Its static value is not the largest."""
-    order, number = study_.order(ASKED, batch_size=19), next(n for n in range(8, -1, -1) if DRAWS[n]["depth"] == 1)
-    splits, fixed = (
-        study_.splits_of(ASKED, order.search, DEEP.data),
-        space_.fixed(ASKED.space, DRAWS[number], widest=False),
-    )
-    members = plan.make_population(ASKED, order.search, population.Plan(1), DEEP.data, splits, fixed)
-    trials = brackets.trials_of(ASKED, jax.random.key(0), [number], [DRAWS[number]])
-    first_call = next(population.train(members, trials))
+    number = next(n for n in range(8, -1, -1) if DRAWS[n]["depth"] == 1)
+    own, _ = networks_of()
+    members = own.population(population.Plan(1), networks.own(ASKED, DRAWS[number]).task)
+    first_call = next(population.train(members, own.trials([number], [DRAWS[number]])))
     for name, found in first_call.val.items():
         np.testing.assert_allclose(nine.values[number][name][:, : first_call.num_epochs], found[0], rtol=1e-4)
 
@@ -145,11 +144,13 @@ def test_a_trial_is_what_its_network_is_that_is_trained_alone(nine):
 
 def test_a_job_that_is_kept_is_not_trained_again_and_one_that_is_gone_is(nine, nine_copied, trained_jobs):
     again, planned = training_of(nine_copied)
-    assert as_bytes(again.read(first(9))) == as_bytes(nine.whole)
+    again.train(first(9))
+    assert as_bytes(again.history()) == as_bytes(nine.whole)
     assert trained_jobs == []
-    gone = plan.jobs_of(ASKED, planned.rungs[0], first(9))[0].numbers
+    gone = plan.jobs_of(networks_of()[0], planned.rungs[0], first(9))[0].numbers
     (nine_copied / f"{gone[0]:06d}-4.npz").unlink()
-    assert as_bytes(again.read(first(9))) == as_bytes(nine.whole)
+    again.train(first(9))
+    assert as_bytes(again.history()) == as_bytes(nine.whole)
     assert trained_jobs == [gone]
 
 
@@ -158,13 +159,15 @@ def test_a_bracket_that_is_filled_up_trains_only_the_jobs_with_new_trials_and_ch
 ):
     made, planned = training_of(tmp_path)
     made.train(first(7))
-    before = made.read(first(7))
+    before = made.history()
     trained_jobs.clear()
     made.train(first(9))
-    jobs = plan.jobs_of(ASKED, planned.rungs[0], first(9))
+    whole = made.history()
+    jobs = plan.jobs_of(networks_of()[0], planned.rungs[0], first(9))
     assert trained_jobs == [job.numbers for job in jobs if set(job.numbers) & {7, 8}]
-    assert as_bytes(made.read(first(9))) == as_bytes(nine.whole)
-    assert as_bytes(made.read(first(7))) == as_bytes(before)  # asked for fewer again, the first of each job are read
+    assert as_bytes(whole) == as_bytes(nine.whole)
+    made.train(first(7))
+    assert as_bytes(made.history()) == as_bytes(before)  # asked for fewer again, the first of each job are read
 
 
 @pytest.mark.parametrize("spoil", ["cut", "other metrics", "other length"])
@@ -180,42 +183,46 @@ def test_a_file_that_is_no_job_of_this_study_is_refused_in_one_line(nine_copied,
         storage.write_arrays(path, arrays | {"val_accuracy": arrays["val_accuracy"][:0]})
     words = "000000-4.npz is damaged .*: remove it and run the same command again"
     with pytest.raises(ValueError, match=words) as caught:
-        made.read(first(9))
+        made.train(first(9))
     assert "\n" not in str(caught.value)
 
 
 def test_a_job_stopped_between_two_epochs_goes_on_to_the_same_bits(nine, tmp_path):
     """With randomness in training, which depends on the epoch, and with state that is not trained."""
+
+    class Stopping(Observer):
+        def epochs(self, *_):
+            stop.set()
+
     for _ in range(2):
         stop = threading.Event()
-        stop.set()  # after the first call of a job's program
-        made, _ = training_of(tmp_path, stop=stop)
-        with pytest.raises(brackets.Stopped):
+        made, _ = training_of(tmp_path, stop=stop, observer=Stopping())
+        with pytest.raises(jobs.Stopped):
             made.train(first(9))
-        assert list(tmp_path.glob("*.checkpoint"))
+        assert list(tmp_path.glob("*.checkpoint")) or losses_in(tmp_path)
     made, _ = training_of(tmp_path)
     made.train(first(9))
-    assert as_bytes(made.read(first(9))) == as_bytes(nine.whole)
+    assert as_bytes(made.history()) == as_bytes(nine.whole)
     assert not list(tmp_path.glob("*.checkpoint"))
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_a_checkpoint_gives_back_any_state_as_it_was(tmp_path, dtype):
     params = {"w": jnp.linspace(0, 1, 12).reshape(2, 3, 2).astype(dtype)}
-    state = training.State(params, jax.tree.map(jnp.zeros_like, params), {"mean": jnp.ones((2, 3))})
-    val = {"loss": np.ones((2, 3, 5), np.float32)}
-    Checkpoint(tmp_path / "a").write(state, 5, [(np.zeros((2, 3, 5), np.float32), val)])
-    start = jax.tree.map(jnp.zeros_like, state)
-    found, done, losses = Checkpoint(tmp_path / "a").read(start)
-    assert done == 5
-    assert as_bytes(found) == as_bytes(state)
-    assert jax.tree.map(lambda a: a.dtype, found) == jax.tree.map(lambda a: a.dtype, state)
-    assert as_bytes(losses[0][1]) == as_bytes(val)
-    with pytest.raises(ValueError, match="a is damaged .* remove it and run the same command again"):
-        Checkpoint(tmp_path / "a").read(start._replace(model_state={"mean": jnp.ones((2, 3, 1))}))
+    state = [np.asarray(leaf) for leaf in jax.tree.leaves((params, {"mean": jnp.ones((2, 3))}))]
+    losses = np.zeros((2, 3, 5), np.float32), {"loss": np.ones((2, 3, 5), np.float32)}
+    jobs.write_checkpoint(tmp_path / "a", stretch := jobs.Stretch(state, 5, losses, 1.5))
+    shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in state]
+    found = jobs.read_checkpoint(tmp_path / "a", shapes, 0)
+    assert (found.num_epochs, found.seconds) == (5, 1.5)
+    assert as_bytes(found) == as_bytes(stretch)
+    assert [leaf.dtype for leaf in found.state] == [leaf.dtype for leaf in state]
+    words = "a is damaged .* remove it and run the same command again"
+    with pytest.raises(ValueError, match=words):
+        jobs.read_checkpoint(tmp_path / "a", shapes[:-1] + [jax.ShapeDtypeStruct((2, 3, 1), np.float32)], 0)
     (tmp_path / "a").write_bytes((tmp_path / "a").read_bytes()[:-50])
-    with pytest.raises(ValueError, match="a is damaged .* remove it and run the same command again"):
-        Checkpoint(tmp_path / "a").read(start)
+    with pytest.raises(ValueError, match=words):
+        jobs.read_checkpoint(tmp_path / "a", shapes, 0)
 
 
 # What a person is shown.
@@ -269,12 +276,10 @@ def test_a_users_net_at_its_own_width_begins_as_it_does_alone(tmp_path):
     draws = {number: space_.random_draw(NET.space, 0, number) for number in range(3)}
     values = made.train(draws)
     assert {draw["units"] for draw in draws.values()} == {2, 3}
-    order = study_.order(NET, batch_size=19)
-    splits = study_.splits_of(NET, order.search, TOY_DATA)
+    own, _ = networks_of(NET)
     for number in (next(n for n in draws if draws[n]["units"] == units) for units in (2, 3)):
-        fixed = space_.fixed(NET.space, draws[number], widest=False)
-        members = plan.make_population(NET, order.search, population.Plan(1), TOY_DATA, splits, fixed)
-        *_, last = population.train(members, brackets.trials_of(NET, jax.random.key(0), [number], [draws[number]]))
+        members = own.population(population.Plan(1), networks.own(NET, draws[number]).task)
+        *_, last = population.train(members, own.trials([number], [draws[number]]))
         np.testing.assert_allclose(values[number]["loss"][:, -1], last.val["loss"][0, :, -1], rtol=1e-5)
 
 
@@ -286,9 +291,7 @@ def test_a_net_that_does_not_look_at_its_width_is_never_padded():
     within_jit = replace(NET, task=lambda fixed: net(fixed)._replace(apply=jax.jit(net(fixed).apply)))
 
     def changed(study):
-        search, data = study_.order(study).search, study_.load_data(study, {})
-        splits = study_.splits_of(study, search, data)
-        return plan.changed_by_padding(study, search, training.Data(data.x_train, data.y_train), splits)
+        return networks_of(study)[0].changed_by_padding
 
     assert changed(NET) and changed(within_jit)
     assert changed(TOY) is None
@@ -309,9 +312,10 @@ def test_the_homeworks_nets_begin_in_the_corner_of_the_widest_one_which_is_compi
 
     study = replace(NET, task=task)
     draws = {number: space_.random_draw(study.space, 0, number) for number in range(2)}
-    made, _ = training_of(tmp_path / "exact", study, widths="exact", num_trials=2, num_epochs=1)
-    with compilations.counted() as compiled:
-        exact = made.train(draws)
+    with jax.default_matmul_precision("float32"):  # as a run has it
+        made, _ = training_of(tmp_path / "exact", study, widths="exact", num_trials=2, num_epochs=1)
+        with compilations.counted() as compiled:
+            exact = made.train(draws)
     assert Counter(compiled)["jit(_fit)"] == len({draw["units"] for draw in draws.values()}) == 2
     assert "jit(_init)" not in compiled, "the widest one's was needed before, to see what padding changes"
     padded = training_of(tmp_path / "padded", study, num_trials=2, num_epochs=1)[0].train(draws)

@@ -133,11 +133,11 @@ def test_every_flag_reaches_its_setting():
     line = (
         "--num-trials 3 --num-folds 4 --num-epochs 5 --batch-size 6 --seed 7 --sampler tpe --halving 2 --first-rung 3 "
         "--brackets --averaging 0.9 --precision bfloat16 --widths exact --members-per-program 8 --num-devices 9 "
-        "--reproducible --out some/where --overwrite --quick "
+        "--workers 3 --reproducible --out some/where --overwrite --quick "
         "--hidden-units 10-50 20-60 3-3 --channels 4-10 10-15 2-3 --learning-rate 1e-3-1e-1 --l2 0.5-2 "
         "--optimizers sgd adam --data-dir data "
     )
-    only_here = "--quiet --verbose"
+    only_here = "--quiet --verbose --executor"
     given = {flag.removeprefix("--") for flag in (line + only_here).split() if flag.startswith("--")}
     assert given == set(cli.flag_names(FASHION_CNN).values())
     order = parse(FASHION_CNN, line)
@@ -151,7 +151,7 @@ def test_every_flag_reaches_its_setting():
     assert order[1:] == (
         3,
         Search(5, 6, 4, 7, "tpe", halving=2, first_rung=3, brackets=True, averaging=0.9, precision="bfloat16"),
-        Program("exact", members_per_program=8, num_devices=9, reproducible=True),
+        Program("exact", members_per_program=8, workers=3, num_devices=9, reproducible=True),
         Output(Path("some/where"), overwrite=True, quick=True),
         {"data_dir": Path("data")},
     )

@@ -17,9 +17,9 @@ from plain import float64  # noqa: F401
 from hw1jax import population, space, training
 from hw1jax.folds import PADDING, k_fold, minibatches
 from hw1jax.layout import Layout
+from hw1jax.networks import own, padded
 from hw1jax.population import Plan, Spec, Trials
 from hw1jax.space import Choice
-from hw1jax.study import make_task, num_parameters, one_trial, parameter_shapes
 from hw1jax.training import Data
 
 ALL = {study.name: study for study in (regression.STUDY, fashion_mlp.STUDY, fashion_cnn.STUDY)}
@@ -64,15 +64,15 @@ def as_arrays(name, drawn):
 
 
 def own_task(name, draw):
-    return make_task(ALL[name], space.fixed(ALL[name].space, draw, widest=False))
+    return own(ALL[name], draw).task
 
 
 def own_shapes(name, draw):
-    return parameter_shapes(own_task(name, draw), one_trial(ALL[name], draw))
+    return own(ALL[name], draw).shapes[0]
 
 
 def widest_task(name):
-    return make_task(ALL[name], space.fixed(ALL[name].space, space.widest(ALL[name].space), widest=True))
+    return padded(ALL[name], space.widest(ALL[name].space)).task
 
 
 def examples(name):
@@ -240,4 +240,4 @@ def test_a_trial_that_diverges_changes_no_other_by_a_bit(name):
 
 
 def test_parameter_counts_at_maximum_width_are_the_reports():
-    assert [num_parameters(study, space.widest(study.space)) for study in ALL.values()] == [4211, 43640, 25795]
+    assert [own(study, space.widest(study.space)).num_parameters for study in ALL.values()] == [4211, 43640, 25795]

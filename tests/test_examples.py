@@ -13,7 +13,7 @@ import plain
 import pytest
 
 import hw1jax as hw
-from hw1jax import cli, report, space, study
+from hw1jax import cli, networks, report, space, study
 
 EXAMPLES = Path(__file__).parents[1] / "experiments" / "examples"
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
@@ -47,7 +47,7 @@ def test_help_shows_an_examples_space(name, monkeypatch, capsys):
 @pytest.mark.parametrize("name", sorted({*NAMES} - {*TRAINED, WHOLE}))
 def test_an_example_is_trained(name):
     asked, (draw,) = load(name), draws(load(name), 1)
-    task, data = study.make_task(asked, space.fixed(asked.space, draw, widest=True)), study.load_data(asked, {})
+    task, data = networks.padded(asked, draw).task, study.load_data(asked, {})
     functions = task.init, task.apply, task.loss, task.optimizer
     h = space.as_arrays(asked.space, [draw | {"learning_rate": 0.002}])
     found = hw.cross_validate(*functions, h, data.x_train[:200], data.y_train[:200], key=jax.random.key(0),
@@ -83,7 +83,7 @@ def test_a_member_of_an_example_equals_the_network_trained_alone(name):
     weights.
     """
     asked, (first, second) = load(name), draws(load(name), 2)
-    task = study.make_task(asked, space.fixed(asked.space, first, widest=True))
+    task = networks.padded(asked, first).task
     drawn = [draw | {"learning_rate": min(draw["learning_rate"], 0.01)} for draw in (first, second)]
     data = study.load_data(asked, {})
     x, y = np.float64(data.x_train[:100]), data.y_train[:100]

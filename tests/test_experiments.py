@@ -13,7 +13,7 @@ import regression
 import reproduce
 
 import hw1jax as hw
-from hw1jax import cli, space, study
+from hw1jax import cli, networks, space, study
 
 HOMEWORK = pytest.mark.parametrize("asked", reproduce.STUDIES.values(), ids=reproduce.STUDIES)
 
@@ -29,9 +29,9 @@ def test_a_task_made_in_one_precision_computes_in_the_other(asked):
     tasks = []
 
     def precision():
-        task = study.make_task(narrowed, fixed)
+        network = networks.own(narrowed, draw)
+        task, h = network.task, network.hyperparameters
         tasks.append(task)
-        h = study.one_trial(narrowed, draw)
         params = jax.eval_shape(task.init, jax.random.key(0), h)
         x = jnp.zeros((2, 28, 28), jnp.uint8) if asked.classes else jnp.zeros((2, 1))
         outputs = jax.eval_shape(lambda params: task.apply(params, task.prepare(x), h), params)

@@ -20,9 +20,10 @@ from optuna.trial import TrialState
 from processes import lasting
 from studies import DEEP, TOY_DATA
 
-from hw1jax import Halving, brackets, checkpoint, evaluation, plan, population, run, search, study
+from hw1jax import Halving, evaluation, jobs, networks, population, run, rungs, search, study
 from hw1jax import space as space_
 from hw1jax.losses import squared_error
+from hw1jax.networks import Networks
 from hw1jax.observer import Observer
 from hw1jax.plan import Rung
 from hw1jax.population import Plan
@@ -105,9 +106,9 @@ def rungs_of(found):
 def assert_the_best_go_on(found, factor):
     """On each rung of each bracket, by the mean over the folds of the histories' values at its end."""
     name, epochs = found.study.score, found.trials.epochs
-    for numbers, rungs in rungs_of(found):
+    for numbers, each in rungs_of(found):
         left = list(numbers)
-        for rung, after in zip(rungs, [*rungs[1:], None], strict=True):
+        for rung, after in zip(each, [*each[1:], None], strict=True):
             assert all(epochs[n] >= rung["num_epochs"] for n in left)
             if after is None:
                 continue
@@ -253,7 +254,7 @@ WIDTHS = {
 @pytest.fixture(params=WIDTHS)
 def widths(request, monkeypatch):
     """Plans of halving have such widths on their three rungs."""
-    make_plan = plan.make_plan
+    make_plan = run.make_plan
 
     def with_widths(*args):
         planned = make_plan(*args)
@@ -266,7 +267,7 @@ def widths(request, monkeypatch):
         ]
         return replace(planned, brackets=(replace(bracket, rungs=tuple(rungs)),))
 
-    monkeypatch.setattr(plan, "make_plan", with_widths)
+    monkeypatch.setattr(run, "make_plan", with_widths)
     return request.param
 
 
@@ -343,10 +344,9 @@ def test_compacted_into_smaller_programs_state_is_carried_over_exactly_and_histo
 
 def test_the_fold_models_of_the_best_trial_are_its_networks_trained_alone(usual):
     data, order, draw = TOY_DATA, study.order(STUDY), usual.best.params
-    splits = study.splits_of(STUDY, order.search, data)
-    fixed = space_.fixed(STUDY.space, draw, widest=False)
-    members = plan.make_population(STUDY, order.search, Plan(1), data, splits, fixed)
-    *_, last = population.train(members, brackets.trials_of(STUDY, jax.random.key(0), [usual.best.number], [draw]))
+    made = Networks(STUDY, order.search, data, study.splits_of(STUDY, order.search, data))
+    members = made.population(Plan(1), networks.own(STUDY, draw).task)
+    *_, last = population.train(members, made.trials([usual.best.number], [draw]))
     assert len(usual.model.folds) == 3
     for fold, (params, state) in enumerate(usual.model.folds):
         assert state is None
@@ -424,7 +424,7 @@ def test_with_tpe_brackets_learn_from_those_before_and_lost_records_are_told_aga
         patched.setattr(search, "suggest", counting)
         found = halved(tmp_path, sampler="tpe", **ONE_SLOT)
     planned = list(rungs_of(found))
-    assert len(planned) == plan.TPE_BRACKETS
+    assert len(planned) == rungs.TPE_BRACKETS
     firsts = [min(done for n, done in known if n == number) for number in range(NUM_TRIALS)]
     assert firsts == [numbers.start for numbers, _ in planned for _ in numbers]
     assert_the_best_go_on(found, 3)
@@ -469,10 +469,9 @@ def test_ended_just_before_a_file_gets_its_name_it_goes_on_to_the_same_end(
     tmp_path, monkeypatch, asked, settings, rungs
 ):
     """Before each of them: checkpoints after every epoch of every job and of the refit, what jobs leave, results."""
-    monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN_CHECKPOINTS", 0)
+    monkeypatch.setattr(jobs, "SECONDS", 0)
     # What is asked is looked at once: it is the same each time, and takes longer than the rest.
-    monkeypatch.setattr(plan, "make_plan", cache_of_one(plan.make_plan))
-    monkeypatch.setattr(plan, "check_networks", cache_of_one(plan.check_networks))
+    monkeypatch.setattr(Networks, "check", cache_of_one(Networks.check))
     rename, left_behind = os.replace, []
 
     def copying(source, target, **more):
@@ -493,7 +492,8 @@ def test_ended_just_before_a_file_gets_its_name_it_goes_on_to_the_same_end(
     of_jobs = [name for name in names if name.startswith("0")]
     assert {int(name.split("-")[1].split(".")[0]) for name in of_jobs} == rungs
     assert any(name.endswith(".checkpoint") for name in of_jobs)
-    assert sum(name.startswith("refit-") for name in names) == num_epochs - 1
+    of_refit = [name for name in names if name.startswith("refit-")]
+    assert sum(name.endswith(".checkpoint") for name in of_refit) == num_epochs - 1
     assert names[-5:] == ["trials.csv", "histories.npz", "model.msgpack", "results.json", "results.sha256"]
 
 
@@ -513,7 +513,7 @@ def test_stopped_on_any_rung_it_goes_on_to_the_same_end(tmp_path, usual):
                     stop.set()  # noqa: B023
 
         asked = study.order(STUDY, out=tmp_path, halving=Halving(3), **COMPACTED)
-        with pytest.raises(brackets.Stopped):
+        with pytest.raises(jobs.Stopped):
             run.run(asked, Stopping(), command="hw1jax.run_study", started=0.0, stop=stop)
     assert list(tmp_path.rglob("*.checkpoint"))
     halved(tmp_path)
@@ -525,7 +525,8 @@ def test_a_file_of_any_rung_that_was_removed_is_made_again(tmp_path, usual):
     """Also where the networks of the rungs before are gone, as they are once the next rung is done."""
     shutil.copytree(usual.folder, tmp_path / "out")
     expected, kept = lasting(tmp_path / "out"), sorted((tmp_path / "out").glob("brackets/*/*"))
-    assert {path.name.partition("-")[2] for path in kept} == {"1.npz", "3.npz", "9.npz", "9.members.npz"}
+    names = {path.name.partition("-")[2] for path in kept if not path.name.startswith("refit")}
+    assert names == {"1.npz", "3.npz", "9.npz", "9.members.npz"}
     for gone in [[path] for path in kept] + [kept]:
         for path in [*gone, tmp_path / "out" / "model.msgpack"]:
             path.unlink()

@@ -13,7 +13,7 @@ from jax import lax
 
 from hw1jax import layout, population, space
 from hw1jax.layout import Layout
-from hw1jax.study import make_task, one_trial, parameter_shapes
+from hw1jax.networks import padded
 from hw1jax.training import Task
 
 CPU = {"regression": Layout(None, 500), "fashion_mlp": Layout(None, 500), "fashion_cnn": Layout(20, 20, True)}
@@ -69,14 +69,15 @@ def test_a_cpu_takes_convolutions_and_large_activations_one_by_one_and_an_accele
 @pytest.mark.parametrize("study", [regression.STUDY, fashion_mlp.STUDY, fashion_cnn.STUDY], ids=lambda s: s.name)
 def test_each_study_has_the_layout_that_was_measured_for_it(study):
     widest = space.widest(study.space)
-    task, one = make_task(study, space.fixed(study.space, widest, widest=True)), one_trial(study, widest)
+    network = padded(study, widest)
+    task, one = network.task, network.hyperparameters
     x = np.zeros((1, 28, 28), np.uint8) if study.classes else np.zeros((1, 1), np.float32)
 
     def apply(params, x, hyperparameters):
         return task.apply(params, task.prepare(x), hyperparameters)
 
     for platform, expected in (("cpu", CPU[study.name]), ("gpu", AT_ONCE)):
-        found = layout.choose(apply, parameter_shapes(task, one), x, one, study.batch_size, platform)
+        found = layout.choose(apply, network.shapes[0], x, one, study.batch_size, platform)
         assert found == expected
 
 

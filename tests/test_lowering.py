@@ -16,8 +16,8 @@ import regression
 from hw1jax import layout, population, space
 from hw1jax.folds import k_fold
 from hw1jax.losses import cross_entropy
+from hw1jax.networks import padded
 from hw1jax.population import Plan, Spec
-from hw1jax.study import make_task, one_trial, parameter_shapes
 from hw1jax.training import Data, Task
 
 TRIALS, FOLDS, SAMPLES = 10, 3, 900
@@ -68,8 +68,8 @@ def test_a_studys_members_train_at_once_in_few_kernels(name, platform):
         x, y = rng.integers(0, 256, (SAMPLES, 28, 28), np.uint8), rng.integers(0, 10, SAMPLES, np.int32)
     else:
         x = y = rng.uniform(-5, 5, (SAMPLES, 1)).astype(np.float32)
-    task = make_task(study, space.fixed(study.space, widest, widest=True))
-    shapes = parameter_shapes(task, one_trial(study, widest))
+    network = padded(study, widest)
+    task, shapes = network.task, network.shapes[0]
     hyperparameters = space.as_arrays(study.space, [widest] * TRIALS)
     text = lowered(task, x, y, hyperparameters, shapes, study.batch_size, platform)
     assert kernels(text) == EXPECTED[name]

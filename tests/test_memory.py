@@ -26,7 +26,7 @@ programs.KEPT_TASKS = programs.KEPT_PROGRAMS = int(sys.argv[1])
 import fashion_cnn, regression
 from hw1jax import folds, population, space
 from hw1jax.population import Data, Plan, Spec, Trials
-from hw1jax.study import make_task, one_trial, parameter_shapes
+from hw1jax.networks import own, padded
 
 random = np.random.default_rng(0)
 x = random.uniform(-5, 5, (60, 1)).astype(np.float32)
@@ -34,8 +34,8 @@ IMAGES = Data(random.integers(0, 256, (600, 28, 28), np.uint8), random.integers(
 
 def train_in_one_program(study, num_trials, data):
     widest = space.widest(study.space)
-    task, one = make_task(study, space.fixed(study.space, widest, widest=True)), one_trial(study, widest)
-    shapes = parameter_shapes(task, one)
+    network = padded(study, widest)
+    task, one, shapes = network.task, network.hyperparameters, network.shapes[0]
     layout = population.choose_layout(task, shapes, None, data.x, one, batch_size=study.batch_size)
     plan = population.make_plan(num_trials, 3, shapes, layout)
     spec = Spec(1, study.batch_size, (0,))
@@ -46,12 +46,11 @@ def train_in_one_program(study, num_trials, data):
 
 def train_at_own_widths(numbers):
     widest = space.widest(regression.STUDY.space)
-    task = make_task(regression.STUDY, space.fixed(regression.STUDY.space, widest, widest=True))
+    task = padded(regression.STUDY, widest).task
     wide = population.place(task, Plan(1), Spec(2, 20, (0,), 2), Data(x, np.sin(x)), folds.k_fold(60, 3, (0,)))
     for number in numbers:
         draw = widest | {"hidden_units": (3 + number, 4, 3)}
-        fixed = space.fixed(regression.STUDY.space, draw, widest=False)
-        narrow = wide._replace(task=make_task(regression.STUDY, fixed))
+        narrow = wide._replace(task=own(regression.STUDY, draw).task)
         trials = Trials(jax.random.key(0), np.array([number]), space.as_arrays(regression.STUDY.space, [draw]))
         (end,) = population.resume(narrow, population.start_narrow(wide, narrow, trials), trials, first_epoch=0)
     gc.collect()

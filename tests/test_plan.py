@@ -13,13 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from studies import DEEP, TOY, deep_task
 
-from hw1jax import plan, population
+from hw1jax import plan, population, rungs
 from hw1jax import space as space_
 from hw1jax.losses import squared_error
-from hw1jax.plan import Bracket, Job, Rung, SearchPlan, Stretch
+from hw1jax.networks import Networks, own
+from hw1jax.plan import Bracket, Rung, SearchPlan
 from hw1jax.population import Plan
 from hw1jax.space import Choice, Float, Int
-from hw1jax.study import Search, load_data, narrow, num_parameters, order, splits_of
+from hw1jax.study import Search, load_data, narrow, order, splits_of
 from hw1jax.training import Task
 
 
@@ -40,16 +41,16 @@ WIDE = narrow(NET, units=(Int(2, 42, width=True), Int(2, 4, width=True)))
 STATIC = replace(TOY, space={"depth": Int(1, 3, static=True), "rate": Float(1e-3, 1.0)})
 
 
-def parts(study, **asked):
-    """(order, data, folds) of a search."""
+def networks_of(study, **asked):
+    """(networks, order) of a search."""
     ordered = order(study, **asked)
     data = load_data(study, ordered.inputs)
-    return ordered, data, splits_of(study, ordered.search, data)
+    return Networks(study, ordered.search, data, splits_of(study, ordered.search, data)), ordered
 
 
 def laid_out(study, **asked):
-    ordered, data, splits = parts(study, **asked)
-    planned = plan.make_plan(study, ordered.num_trials, ordered.search, ordered.program, data, splits)
+    networks, ordered = networks_of(study, **asked)
+    planned = plan.make_plan(networks, ordered.num_trials, ordered.program)
     assert SearchPlan.from_json(json.loads(json.dumps(planned.to_json()))) == planned
     return planned
 
@@ -61,7 +62,7 @@ def only_rung(planned):
 
 
 def sizes(planned):
-    return [bracket.num_trials for bracket in planned.brackets]
+    return [len(bracket.numbers) for bracket in planned.brackets]
 
 
 def drawn(study, num_trials):
@@ -75,13 +76,11 @@ def test_members_of_a_program_are_as_many_as_the_devices_memory_holds(monkeypatc
     asked = {"num_trials": 8, "widths": "padded"}
     everything = only_rung(laid_out(WIDE, **asked)).program
     assert everything.slots == 8, "a CPU doesn't say what is free"
-    ordered, data, splits = parts(WIDE, **asked)
+    networks, _ = networks_of(WIDE, **asked)
     widest = space_.widest(WIDE.space)
-    members = plan.make_population(
-        WIDE, ordered.search, everything, data, splits, space_.fixed(WIDE.space, widest, widest=True)
-    )
+    members = networks.population(everything, networks.widest.task)
     needed = population.bytes_needed(members, space_.as_arrays(WIDE.space, [widest] * 8))
-    assert needed > 8 * 3 * 4 * num_parameters(WIDE, widest) / everything.num_devices
+    assert needed > 8 * 3 * 4 * own(WIDE, widest).num_parameters / everything.num_devices
 
     def a_hundred_a_trial(population, hyperparameters):
         assert len(hyperparameters["rate"]) == population.plan.slots
@@ -142,7 +141,7 @@ def test_a_narrower_plan_has_slots_for_the_trials_on_every_device():
 
 def test_rungs_end_at_the_epochs_over_powers_of_the_factor_and_not_below_the_first():
     def ends(num_epochs, **given):
-        return plan.rung_ends(Search(num_epochs, 20, **given))
+        return rungs.ends(Search(num_epochs, 20, **given))
 
     assert ends(1000) == [1000]
     assert ends(1000, halving=3) == [38, 112, 334, 1000]
@@ -171,13 +170,13 @@ def test_all_trials_are_in_brackets_whose_last_rung_is_the_last_epoch(asked, exp
     assert (sizes(planned), planned.factor) == (expected, 3)
     assert [bracket.rungs[0].num_epochs for bracket in planned.brackets] == first_rungs
     assert all(bracket.rungs[-1].num_epochs == 9 for bracket in planned.brackets)
-    stretches = planned.stretches(asked["num_trials"])
-    assert [number for stretch in stretches for number in stretch.numbers] == list(range(asked["num_trials"]))
+    brackets = planned.of(asked["num_trials"])
+    assert [number for bracket in brackets for number in bracket.numbers] == list(range(asked["num_trials"]))
 
 
 def test_hyperbands_brackets_cost_the_same_and_are_one_trial_at_least():
     planned = laid_out(NET, num_trials=100_000, num_epochs=1000, halving=3, brackets=True)
-    works = [planned.work(stretch) for stretch in planned.stretches(100_000)]
+    works = [planned.work(bracket) for bracket in planned.of(100_000)]
     assert len(works) == 4 and max(works) <= 1.05 * min(works)
     with pytest.raises(ValueError, match="brackets= asks for at least 4 trials, .*num_trials=3$"):
         laid_out(NET, num_trials=3, num_epochs=1000, halving=3, brackets=True)
@@ -187,23 +186,23 @@ def test_hyperbands_brackets_cost_the_same_and_are_one_trial_at_least():
     "num_trials, factor, kept, work", [(10, 3, 4, 30), (9, 3, 3, 21), (1, 5, 1, 9), (9, None, 9, 81)]
 )
 def test_one_in_so_many_goes_on_rounded_up(num_trials, factor, kept, work):
-    bracket = Bracket(num_trials, tuple(Rung(end, Plan(1)) for end in (1, 3, 9)))
-    planned = SearchPlan((bracket,), factor)
-    assert planned.num_kept(num_trials) == kept
-    assert planned.work(Stretch(bracket, range(num_trials))) == work
+    bracket = Bracket(range(num_trials), tuple(Rung(end, Plan(1)) for end in (1, 3, 9)))
+    assert rungs.num_kept(num_trials, factor) == kept
+    assert SearchPlan((bracket,), factor).work(bracket) == work
 
 
 def test_brackets_follow_one_another_again_and_again_and_only_those_without_rungs_may_be_a_part():
-    long, short = Bracket(5, (Rung(1, Plan(5)), Rung(3, Plan(2)))), Bracket(3, (Rung(3, Plan(3)),))
+    long, short = Bracket(range(5), (Rung(1, Plan(5)), Rung(3, Plan(2)))), Bracket(range(5, 8), (Rung(3, Plan(3)),))
     planned = SearchPlan((long, short), 3)
     assert planned.rungs == [*long.rungs, *short.rungs]
-    numbers = [range(5), range(5, 8), range(8, 13)]
+    all_brackets = [long, short, Bracket(range(8, 13), long.rungs)]
     for count, num_trials in enumerate((5, 8, 13), 1):
-        assert planned.stretches(num_trials) == [*map(Stretch, [long, short, long], numbers)][:count]
-    assert SearchPlan((short,)).stretches(4) == [Stretch(short, range(3)), Stretch(short, range(3, 4))]
+        assert planned.of(num_trials) == all_brackets[:count]
+    alone = Bracket(range(3), short.rungs)
+    assert SearchPlan((alone,)).of(4) == [alone, Bracket(range(3, 4), short.rungs)]
     for num_trials, instead in [(3, "5"), (6, "5 or 8"), (12, "8 or 13")]:
         with pytest.raises(ValueError, match=f"^num_trials={num_trials}: .* whole brackets; give {instead}$"):
-            planned.stretches(num_trials)
+            planned.of(num_trials)
 
 
 @pytest.mark.parametrize(
@@ -262,8 +261,9 @@ def test_jobs_are_trials_of_the_same_static_hyperparameters_and_each_keeps_its_s
 ):
     """So its bits stay, and what is kept of its job under the first trial's number goes on to be this job's."""
     rung, draws = Rung(4, Plan(slots)), drawn(STATIC, num_trials + more)
-    before = plan.jobs_of(STATIC, rung, drawn(STATIC, num_trials))
-    after = plan.jobs_of(STATIC, rung, draws)
+    networks, _ = networks_of(STATIC)
+    before = plan.jobs_of(networks, rung, drawn(STATIC, num_trials))
+    after = plan.jobs_of(networks, rung, draws)
     assert sorted(number for job in after for number in job.numbers) == list(draws)
     for job in after:
         assert job.numbers == sorted(job.numbers) and 1 <= len(job.numbers) <= slots
@@ -276,15 +276,16 @@ def test_jobs_are_trials_of_the_same_static_hyperparameters_and_each_keeps_its_s
 
 @pytest.mark.parametrize("groups", [None, (2, 1)])
 def test_trials_at_own_widths_are_a_job_each_as_wide_as_the_widest_of_its_group_the_largest_first(groups):
-    draws = drawn(TOY, 20)
-    assert plan.jobs_of(TOY, Rung(4, Plan(20)), draws) == [Job({"hidden_units": (6, 4)}, [*range(20)])], "padded"
-    jobs = plan.jobs_of(TOY, Rung(4, Plan(2, 2), own_widths=True, groups=groups), draws)
+    draws, (networks, _) = drawn(TOY, 20), networks_of(TOY)
+    (padded,) = plan.jobs_of(networks, Rung(4, Plan(20)), draws)
+    assert (padded.fixed, padded.numbers, padded.draws) == ({"hidden_units": (6, 4)}, [*range(20)], [*draws.values()])
+    jobs = plan.jobs_of(networks, Rung(4, Plan(2, 2), own_widths=True, groups=groups), draws)
     assert sorted(job.numbers for job in jobs) == [[number] for number in range(20)]
     for job in jobs:
         first, second = draws[job.numbers[0]]["hidden_units"]  # of 2-6 and of 2-4
         expected = (first, second) if groups is None else (4 if first <= 4 else 6, 4)
         assert job.fixed == {"hidden_units": expected}
-    parameters = [num_parameters(TOY, draws[job.numbers[0]] | job.fixed) for job in jobs]
+    parameters = [own(TOY, draws[job.numbers[0]] | job.fixed).num_parameters for job in jobs]
     assert parameters == sorted(parameters, reverse=True)
 
 
@@ -295,7 +296,7 @@ def test_there_is_one_draw_for_each_program():
         "shape": Choice("relu", "tanh", "gelu", static=True, among=("tanh", "gelu")),
         "width": Int(2, 9, width=True),
     }
-    found = plan.statics(replace(TOY, space=space))
+    found = space_.static_draws(space)
     assert len(found) == space_.num_programs(space) == 8
     assert len({(draw["depth"], draw["shape"]) for draw in found}) == 8
     assert all(draw["width"] == 9 and draw["shape"] != "relu" for draw in found)
@@ -306,6 +307,5 @@ def test_a_network_that_only_one_static_value_makes_wrong_is_found_beforehand():
         made = deep_task(fixed)
         return made._replace(loss=lambda outputs, y: made.loss(outputs, y).mean()) if fixed["depth"] == 2 else made
 
-    ordered, data, splits = parts(DEEP)
     with pytest.raises(ValueError, match="^[^\n]*loss must return one value an example[^\n]*$"):
-        plan.check_networks(replace(DEEP, task=task), ordered.search, data, splits)
+        networks_of(replace(DEEP, task=task))[0].check()

@@ -8,7 +8,7 @@ import optax
 import pytest
 from studies import TOY, TOY_DATA, toy_task
 
-from hw1jax import population, space, study, training
+from hw1jax import networks, population, space, training
 from hw1jax.folds import Fold, k_fold
 from hw1jax.layout import Layout
 from hw1jax.losses import squared_error
@@ -107,6 +107,11 @@ def test_training_goes_on_from_a_state_with_the_same_bits_and_ends_at_the_epoch_
     assert [step.num_epochs for step in steps] == [2, 4]
 
 
+def first_of(trials):
+    """The hyperparameters of the first of some trials."""
+    return jax.tree.map(lambda a: a[0], trials.hyperparameters)
+
+
 def rows_of(state, numbers):
     return [[np.asarray(leaf)[number] for leaf in jax.tree.leaves(state)] for number in numbers]
 
@@ -117,7 +122,9 @@ def test_trials_that_go_on_have_their_state_exactly_and_the_losses_they_would_ha
     few = population.rearranged(members, Plan(len(numbers), len(numbers)))
     few = few._replace(task=narrow(1) if numbers == [1] else WIDE, spec=Spec(6, 20, (0,), 4))
     trials = trials_of([DRAWS[n] for n in numbers], numbers)
-    selected = population.select(few, rows_of(state, numbers), trials)
+    shapes = population.member_shapes(few.task, few.num_steps, first_of(trials))
+    leaves = population.select(shapes, rows_of(state, numbers))
+    selected = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
     for before, after in zip(jax.tree.leaves(state), jax.tree.leaves(selected), strict=True):
         corner = (..., *map(slice, after.shape[2:]))
         rest = before[numbers]
@@ -131,8 +138,9 @@ def test_trials_that_go_on_have_their_state_exactly_and_the_losses_they_would_ha
 
 def test_states_of_narrower_networks_are_refused(members):
     small = population.start(members._replace(task=narrow(1), plan=Plan(1)), trials_of(DRAWS[1:2], [1]))
+    shapes = population.member_shapes(members.task, None, first_of(trials_of(DRAWS)))
     with pytest.raises(ValueError, match="arrays of .*, expected "):
-        population.select(members, rows_of(small, [0] * 8), trials_of(DRAWS))
+        population.select(shapes, rows_of(small, [0] * 8))
 
 
 # Members of one parameter and of a small network, which compile soon.
@@ -259,7 +267,7 @@ def test_a_plan_whose_slots_do_not_divide_is_refused():
 
 @pytest.mark.parametrize("num_trials", [1, 2, 7, 25, 100])
 def test_a_plan_has_a_slot_for_each_trial_and_few_to_spare(num_trials):
-    params = study.parameter_shapes(WIDE, study.one_trial(TOY, DRAWS[0]))
+    params = networks.padded(TOY, DRAWS[0]).shapes[0]
     plan = population.make_plan(num_trials, 3, params, Layout())
     assert num_trials <= plan.slots < num_trials + plan.num_devices * plan.trials_at_once
     assert plan.num_devices == min(num_trials, len(jax.devices()))

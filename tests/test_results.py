@@ -352,20 +352,6 @@ def test_other_data_than_those_of_the_run_are_named(folder):
     load_results(folder, HALVING)
 
 
-def test_a_refit_is_kept_only_if_it_is_of_this_trial_and_all_is_as_it_was_written(folder):
-    found = load_results(folder, HALVING)
-    trial = TrialScore(found.best.number, found.best.params, "complete", {"loss": (1.0,)})
-    model, train_loss = results.kept_refit(folder, HALVING, trial)
-    np.testing.assert_array_equal(train_loss, found.histories["refit_train_loss"])
-    assert model.draw == trial.draw and len(model.folds) == 3 and model.has_ensemble
-    assert results.kept_refit(folder, HALVING, trial._replace(number=0)) is None
-    assert results.kept_refit(folder, HALVING, trial._replace(draw=trial.draw | {"l2": 0.05})) is None
-    (folder / "model.msgpack").write_bytes(b"x")
-    assert results.kept_refit(folder, HALVING, trial) is None and results.ended(folder) == {}
-    change_record(folder, refit=found.record["refit"] | {"state": "diverged"})
-    assert results.kept_refit(folder, HALVING, trial) is None and results.ended(folder)["study"] == "regression"
-
-
 # Damages
 
 

@@ -21,8 +21,9 @@ import reproduce
 from processes import contents, lasting
 from studies import TOY, TOY_DATA, change_record, finished_copy, finished_run
 
-from hw1jax import brackets, cli, population, record, results, run, search, storage, trained
+from hw1jax import cli, jobs, population, record, results, run, search, storage, trained
 from hw1jax import space as space_
+from hw1jax.brackets import Brackets
 from hw1jax.folds import PADDING, Fold, minibatches
 from hw1jax.losses import accuracy, cross_entropy, squared_error
 from hw1jax.observer import Observer
@@ -225,12 +226,17 @@ def test_what_is_finished_is_not_trained_again_and_more_trials_extend_it(toy, tr
 
 def test_a_bracket_that_is_filled_up_does_not_go_on_from_the_checkpoint_of_a_smaller_one(tmp_path):
     """The slots of trials that were not asked for yet held copies of the last one."""
-    calls, stop = replace(LINE, num_trials=3, epochs_per_call=1), threading.Event()
+    calls = replace(LINE, num_trials=3, epochs_per_call=1)
     go_on(tmp_path / "whole", calls)
-    stop.set()
+
+    class Stopping(Observer):
+        def epochs(self, *_):
+            stop.set()
+
     for num_trials in (3, 2):
-        with pytest.raises(brackets.Stopped):
-            go_on(tmp_path / "stopped", calls, num_trials=num_trials, stop=stop)
+        stop = threading.Event()
+        with pytest.raises(jobs.Stopped):
+            go_on(tmp_path / "stopped", calls, Stopping(), num_trials=num_trials, stop=stop)
         if num_trials == 3:  # a plan of three slots is all that is left
             [left] = (tmp_path / "stopped").rglob("*.checkpoint")
             left.unlink()
@@ -326,14 +332,15 @@ def test_records_reach_the_disk_together_before_the_results_do(toy, monkeypatch)
 
 def test_kept_files_may_be_removed_and_a_damaged_one_is_refused(toy):
     before = lasting(toy)
-    members, losses = sorted(toy.glob("brackets/*/*.npz"))
-    assert (losses.name, members.name) == ("000000-4.npz", "000000-4.members.npz")
-    for kept in (losses, members, toy / "model.msgpack"):  # which has the networks of the folds as well
+    members, losses, *refit = sorted(toy.glob("brackets/*/*.npz"))
+    number = results.load_results(toy, TOY).best.number
+    names = [path.name for path in (members, losses, *refit)]
+    assert names == [f"{job}.{kind}" for job in ("000000-4", f"refit-{number}") for kind in ("members.npz", "npz")]
+    for kept in (losses, members, *refit, toy / "model.msgpack"):
         kept.unlink()
         go_on(toy)
         assert lasting(toy) == before
-    (toy / "model.msgpack").unlink()
-    for kept in (members, losses):
+    for kept in (*refit, members, losses):
         kept.write_bytes(kept.read_bytes()[:-40])
         with pytest.raises(ValueError, match="damaged .*: remove it and run the same command again"):
             go_on(toy)
@@ -419,7 +426,8 @@ def test_everything_is_computed_in_the_precision_that_is_recorded(tmp_path):
     with pytest.raises(ValueError, match="precision = tensorfloat32, not bfloat16"):
         go_on(tmp_path / "tensorfloat32", study, widths="exact", precision="bfloat16")
     seen.clear()
-    run.refit(order(study, precision="bfloat16", batch_size=10), TOY_DATA, 3, space_.widest(study.space), Observer())
+    loaded = run.load(order(study, precision="bfloat16", batch_size=10))
+    run.refit(loaded, space_.widest(study.space), Observer())
     assert seen == {"bfloat16"}
     assert jax.config.jax_default_matmul_precision == before
 
@@ -446,14 +454,13 @@ def test_reproducible_is_recorded_as_it_is_in_force(monkeypatch, flags, expected
 def test_a_refit_that_diverges_leaves_results_without_a_test_loss_and_the_same_at_the_next_start(
     toy, monkeypatch, capsys
 ):
-    refit, drawn = run.refit, []
+    refit, drawn = Brackets.refit, []
 
     def diverging(*args):
-        model, train_loss = refit(*args)
-        return model._replace(params=jax.tree.map(lambda a: a * np.nan, model.params)), train_loss * np.nan
+        params, state, train_loss = refit(*args)
+        return jax.tree.map(lambda a: a * np.nan, params), state, train_loss * np.nan
 
-    monkeypatch.setattr(run, "refit", diverging)
-    monkeypatch.setattr(results, "kept_refit", lambda *_: None)
+    monkeypatch.setattr(Brackets, "refit", diverging)
     monkeypatch.setattr(cli.report, "write_report", lambda folder, study: drawn.append(folder))
     assert go_on(toy)["test"] == {"loss": None, "accuracy": None, "confusion": None}
     assert len(rows_of(toy)) == 4 and not (toy / "model.msgpack").exists()

@@ -11,12 +11,13 @@ import pytest
 from studies import TOY, TOY_DATA, TOY_X, toy_task
 
 import hw1jax as hw
-from hw1jax import checks
+from hw1jax import checks, networks
 from hw1jax import study as study_
 from hw1jax.data import Dataset
 from hw1jax.folds import k_fold, stratified_k_fold
 from hw1jax.losses import accuracy
-from hw1jax.space import Choice, Float, Int, fixed
+from hw1jax.networks import Network
+from hw1jax.space import Choice, Float, Int
 from hw1jax.study import Order, Output, Program, Search, Study, TrialScore
 
 STUDY = replace(TOY, quick={"num_trials": 2, "num_epochs": 1}, inputs={"data_csv": "A file."})
@@ -75,7 +76,7 @@ def test_averaging_is_a_setting_of_the_call_or_else_of_the_study_or_else_of_its_
         (of_study, {"averaging": None}, (None, 0.7)),
     ]:
         order = study_.order(own, **settings)
-        task = study_.make_task(order.study, {"hidden_units": (3,)})
+        task = Network(order.study, {}, {"hidden_units": (3,)}).task
         assert (order.search.averaging, task.averaging) == expected
 
 
@@ -372,33 +373,32 @@ def counted(study):
 def test_equal_tasks_are_the_same_so_that_a_program_is_compiled_once():
     study, calls = counted(STUDY)
     units = {"hidden_units": (6, 4)}
-    first = study_.make_task(study, units)
-    assert study_.make_task(study, dict(units)) is first
-    assert study_.make_task(replace(study, name="other", num_trials=9), units) is first
+    first = Network(study, {}, units).task
+    assert Network(study, {}, dict(units)).task is first
+    assert Network(replace(study, name="other", num_trials=9), {}, units).task is first
     assert calls == [units]
-    assert study_.make_task(study, {"hidden_units": (6, 3)}) is not first
-    assert study_.make_task(replace(study, metrics=METRICS), units) is not first
+    assert Network(study, {}, {"hidden_units": (6, 3)}).task is not first
+    assert Network(replace(study, metrics=METRICS), {}, units).task is not first
     assert len(calls) == 3
     study, calls = counted(replace(STUDY, task=lambda fixed: toy_task(units)))
     for value in (1, 1.0, True):
-        study_.make_task(study, {"x": value})
+        assert Network(study, {}, {"x": value}).task
     assert [type(fixed["x"]) for fixed in calls] == [int, float, bool], "equal, but of another type"
 
 
 def test_a_task_is_given_the_studys_metrics():
     metrics = {"accuracy": accuracy, **METRICS}
-    task = study_.make_task(replace(STUDY, metrics=metrics), {"hidden_units": (3,)})
+    task = Network(replace(STUDY, metrics=metrics), {}, {"hidden_units": (3,)}).task
     assert task.metrics == tuple(metrics.items())
 
 
 def test_one_trial_has_no_trial_axis_and_its_network_the_parameters_of_its_own_widths():
-    found = study_.one_trial(STUDY, DRAW)
+    found = networks.own(STUDY, DRAW).hyperparameters
     shapes = {"hidden_units": (2,), "learning_rate": (), "l2": (), "optimizer": ()}
     assert {name: np.shape(value) for name, value in found.items()} == shapes
     assert found["optimizer"] == 1
-    assert study_.num_parameters(STUDY, DRAW) == 2 * 5 + 6 * 3 + 4
-    task = study_.make_task(STUDY, fixed(STUDY.space, DRAW, widest=True))
-    shapes = jax.tree.map(lambda a: a.shape, study_.parameter_shapes(task, found))
+    assert networks.own(STUDY, DRAW).num_parameters == 2 * 5 + 6 * 3 + 4
+    shapes = jax.tree.map(lambda a: a.shape, networks.padded(STUDY, DRAW).shapes[0])
     assert {name: layer["weights"] for name, layer in shapes.items()} == {
         "dense1": (6, 2),
         "dense2": (4, 7),

@@ -1,0 +1,236 @@
+"""Jobs: what one program trains at a time, advanced by pure functions that any process can run.
+
+The process that runs the study knows what comes next and alone writes files. A job goes to a thread of this process, or
+to a worker of an executor, for some seconds of training at a time; what comes back is its checkpoint. So a worker that
+dies costs these seconds, and workers share no folder.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from hw1jax import networks as networks_
+from hw1jax import population, storage
+from hw1jax.networks import Network, Networks
+from hw1jax.plan import Job
+from hw1jax.population import Plan, Population, Trials
+from hw1jax.training import State
+
+SECONDS = 20  # of training between two checkpoints
+
+Losses = tuple[np.ndarray, dict[str, np.ndarray]]  # (training loss, validation by name), [trial, fold, epoch] each
+
+
+class Stopped(Exception):
+    """Training was asked to stop, and has put down where it was."""
+
+
+class Stretch(NamedTuple):
+    """A job after some more epochs.
+
+    Attributes:
+      state: the leaves of its members' state, [slot, fold, ...] each.
+      num_epochs: that its trials have trained, in all.
+      losses: of these epochs, a row a slot.
+      seconds: that these epochs took.
+    """
+
+    state: list[np.ndarray]
+    num_epochs: int
+    losses: Losses
+    seconds: float
+
+
+# Called after some epochs: (job, epochs done, validation by name [slot, fold, epoch])
+Show = Callable[[Job, int, dict[str, np.ndarray]], None]
+# (job, state or None for new members, epochs done, device, show) -> Stretch
+Advance = Callable[[Job, list[np.ndarray] | None, int, int, Show], Stretch]
+
+
+def advance(
+    networks: Networks,
+    job: Job,
+    state: list[np.ndarray] | None,
+    first_epoch: int,
+    *,
+    device: int = 0,
+    seconds: float,
+    show: Show = lambda job, num_epochs, val: None,
+    stop: threading.Event | None = None,
+) -> Stretch:
+    """Trains a job for some seconds, or to the end of its rung.
+
+    Args:
+      networks: of the search.
+      job: what is trained.
+      state: from the stretch before; None: the job's members are new.
+      first_epoch: how many epochs its trials have trained.
+      device: the number of the device, for a job with its own widths; others take the devices of their plan.
+      seconds: after which to return, at the end of a call of the program.
+      show: is called after each call of the program.
+      stop: return soon after it is set.
+    """
+    begun, losses = time.perf_counter(), []
+    with jax.default_matmul_precision(networks.search.precision):  # each thread has its own
+        members, trials = members_of(networks, job, device)
+        if state is None:
+            now = new_state(networks, job, members, trials)
+        else:
+            tree = jax.tree.structure(networks.member_shapes(_network(networks, job)))
+            now = population.put(members, jax.tree.unflatten(tree, state))
+        last_epoch = job.rung.num_epochs
+        for step in population.resume(members, now, trials, first_epoch=first_epoch, last_epoch=last_epoch):
+            now, first_epoch = step.state, step.num_epochs
+            losses.append((step.train_loss, step.val or {}))
+            show(job, first_epoch, step.val or {})
+            if time.perf_counter() - begun > seconds or (stop is not None and stop.is_set()):
+                break
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(now)]
+    return Stretch(leaves, first_epoch, concatenate(losses), time.perf_counter() - begun)
+
+
+def concatenate(losses: list[Losses]) -> Losses:
+    """The epochs of several calls as those of one."""
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=2), *losses)
+
+
+def slots(job: Job) -> list[int]:
+    """The index of the trial in each slot of the job's program: empty slots train the last trial too."""
+    num_slots = 1 if job.rung.own_widths else job.rung.program.slots
+    return np.minimum(np.arange(num_slots), len(job.numbers) - 1).tolist()
+
+
+def state_shapes(networks: Networks, job: Job) -> list[jax.ShapeDtypeStruct]:
+    """The leaves of the job's state, [slot, fold, ...] each."""
+    leading = (len(slots(job)), len(networks.folds))
+    leaves = jax.tree.leaves(networks.member_shapes(_network(networks, job)))
+    return [jax.ShapeDtypeStruct((*leading, *leaf.shape), leaf.dtype) for leaf in leaves]
+
+
+def final_variables(networks: Networks, job: Job, state: list[np.ndarray]) -> list[np.ndarray]:
+    """The leaves of (params, state) that count, of members with these leaves of their state."""
+    network = _network(networks, job)
+    tree = jax.tree.structure(networks.member_shapes(network))
+    kept = population.final_variables(network.task, jax.tree.unflatten(tree, state))
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(kept)]
+
+
+def _network(networks: Networks, job: Job) -> Network:
+    return Network(networks.study, job.draws[0], job.fixed)
+
+
+def members_of(networks: Networks, job: Job, device: int) -> tuple[Population, Trials]:
+    """The population of the job's program, and its trials, one a slot."""
+    plan = job.rung.program
+    if job.rung.own_widths:
+        # The cores of a CPU can share its first device, and a program that is always compiled for that one is found
+        # again in the compilation cache, whichever thread has its turn.
+        plan = Plan(1, layout=plan.layout, first_device=0 if jax.default_backend() == "cpu" else device)
+    index = slots(job)
+    trials = networks.trials([job.numbers[i] for i in index], [job.draws[i] for i in index])
+    return networks.population(plan, _network(networks, job).task), trials
+
+
+def new_state(networks: Networks, job: Job, members: Population, trials: Trials) -> State:
+    """New members of a job."""
+    if job.rung.own_widths and networks.starts_in_corners:
+        wide = networks_.padded(networks.study, job.draws[0])
+        return population.start_narrow(members._replace(task=wide.task), members, trials)
+    return population.start(members, trials)
+
+
+# Files
+
+
+def write_checkpoint(path: Path, stretch: Stretch) -> None:
+    """Writes a job's state with the losses of all its epochs so far."""
+    leaves = {f"state_{i}": leaf for i, leaf in enumerate(stretch.state)}
+    train_loss, val = stretch.losses
+    progress = {"num_epochs": np.array(stretch.num_epochs), "seconds": np.array(stretch.seconds)}
+    named = {f"val_{name}": values for name, values in val.items()}
+    storage.write_arrays(path, leaves | progress | {"train_loss": train_loss} | named)
+
+
+def read_checkpoint(path: Path, shapes: list[jax.ShapeDtypeStruct], first_epoch: int) -> Stretch:
+    """Reads what `write_checkpoint` wrote.
+
+    Args:
+      path: of the file.
+      shapes: of the leaves of the job's state.
+      first_epoch: after which the losses begin.
+
+    Raises:
+      ValueError: the file is damaged or doesn't fit; the message says what to do.
+    """
+    arrays = storage.read_arrays(path)
+    try:
+        saved = [storage.restored(arrays[f"state_{i}"], leaf.dtype) for i, leaf in enumerate(shapes)]
+        num_epochs, train_loss, seconds = int(arrays["num_epochs"]), arrays["train_loss"], float(arrays["seconds"])
+        val = {name.removeprefix("val_"): values for name, values in arrays.items() if name.startswith("val_")}
+        fits = all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(saved, shapes, strict=True))
+        expected = (*shapes[0].shape[:2], num_epochs - first_epoch)
+        if not fits or any(a.shape != expected for a in (train_loss, *val.values())):
+            raise ValueError("arrays of other shapes")
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(path, error) from error
+    return Stretch(saved, num_epochs, (train_loss, val), seconds)
+
+
+def damaged(path: Path, reason: object) -> ValueError:
+    """The error for a file that can't be used, which says what to do."""
+    return ValueError(f"{path} is damaged ({reason}): remove it and run the same command again")
+
+
+def train(
+    networks: Networks,
+    job: Job,
+    state: list[np.ndarray] | None = None,
+    *,
+    checkpoint: Path | None = None,
+    device: int = 0,
+    go_on: Advance | None = None,
+    show: Show = lambda job, num_epochs, val: None,
+    stop: threading.Event | None = None,
+) -> Stretch:
+    """Trains a job to the end of its rung: the one loop in which anything is trained for a study.
+
+    Args:
+      networks: of the search.
+      job: what is trained.
+      state: of its members after the rung before; None: they are new.
+      checkpoint: a file from which it goes on, and which it writes when some seconds have gone or `stop` is set.
+      device: the number of the device, for a job with its own widths.
+      go_on: who trains it for some seconds; this thread, if not given.
+      show: is called after some epochs, again and again.
+      stop: stop soon after it is set.
+
+    Raises:
+      Stopped: `stop` was set.
+    """
+    done = Stretch(state or [], job.first_epoch, (np.zeros(0), {}), 0.0)
+    parts: list[Losses] = []
+    if checkpoint is not None and checkpoint.exists():
+        done = read_checkpoint(checkpoint, state_shapes(networks, job), job.first_epoch)
+        parts = [done.losses]
+    go_on = go_on or here(networks, stop)
+    while done.num_epochs < job.rung.num_epochs:
+        if stop is not None and stop.is_set():
+            raise Stopped
+        new = go_on(job, done.state or None, done.num_epochs, device, show)
+        parts.append(new.losses)
+        done = Stretch(new.state, new.num_epochs, concatenate(parts), done.seconds + new.seconds)
+        if checkpoint is not None and done.num_epochs < job.rung.num_epochs:
+            write_checkpoint(checkpoint, done)
+    return done
+
+
+def here(networks: Networks, stop: threading.Event | None) -> Advance:
+    """`advance` by the thread that calls it."""
+    return lambda job, state, first_epoch, device, show: advance(
+        networks, job, state, first_epoch, device=device, seconds=SECONDS, show=show, stop=stop
+    )

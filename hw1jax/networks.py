@@ -1,0 +1,269 @@
+"""Networks of a study: the one place where hyperparameters become something that can be trained on its data."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import Any
+
+import jax
+import numpy as np
+from jax.stages import Traced
+
+from hw1jax import checks, identity, population, probe, rungs, space, training
+from hw1jax.data import Dataset
+from hw1jax.folds import Fold
+from hw1jax.layout import Layout
+from hw1jax.population import Plan, Population, Spec, Trials
+from hw1jax.space import Draw
+from hw1jax.study import Search, Study
+from hw1jax.training import Data, Metric, State, Task
+
+NUM_EXAMPLES = 8  # on which a padded network is compared with the same one at its own widths
+
+
+@dataclass(frozen=True)
+class Network:
+    """The network of one trial.
+
+    Attributes:
+      study: whose network it is.
+      draw: the trial's hyperparameters.
+      fixed: those that shape its program: static hyperparameters, and the widths of its layers.
+    """
+
+    study: Study
+    draw: Draw
+    fixed: dict[str, Any]
+
+    @property
+    def task(self) -> Task:
+        """The study's task for what shapes the program, with the study's metrics; equal networks have the same one.
+
+        Raises:
+          TypeError: the study's `task` doesn't return a Task.
+          ValueError: the Task has metrics of its own.
+        """
+        metrics = tuple(self.study.metrics.items())
+        return _make_task(self.study.task, metrics, self.study.averaging, space.key_of(self.fixed))
+
+    @property
+    def hyperparameters(self) -> dict[str, np.ndarray]:
+        """What the task's functions take: arrays without a trial axis."""
+        return {name: array[0] for name, array in space.as_arrays(self.study.space, [self.draw]).items()}
+
+    @property
+    def shapes(self) -> tuple[Any, Any]:
+        """(params, state) as shapes and dtypes."""
+        init = jax.tree_util.Partial(training.init_variables, self.task)
+        return jax.eval_shape(lambda key, h: init(key, h), jax.random.key(0), self.hyperparameters)
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers that are trained."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.shapes[0]))
+
+
+def own(study: Study, draw: Draw) -> Network:
+    """The network at the draw's own widths."""
+    return Network(study, draw, space.fixed(study.space, draw, widest=False))
+
+
+def padded(study: Study, draw: Draw) -> Network:
+    """The network with layers as wide as the widest that can be drawn, of which the draw's widths are used."""
+    return Network(study, draw, space.fixed(study.space, draw, widest=True))
+
+
+@lru_cache(maxsize=64)  # equal tasks are the same task, so that a program is compiled once; old ones are let go
+def _make_task(
+    function: Callable[..., Task], metrics: tuple[tuple[str, Metric], ...], averaging: float | None, key: tuple
+) -> Task:
+    fixed = {name: value for name, _, value in key}
+    with checks.in_function("task", function, fixed=fixed):
+        task = function(fixed)
+    if not isinstance(task, Task):
+        raise TypeError(f"task= must return a Task, got {type(task).__name__}")
+    if task.metrics:
+        raise ValueError("metrics= of a Task are for who trains it without a study: give them to the Study")
+    return task._replace(metrics=metrics, averaging=task.averaging if averaging is None else averaging)
+
+
+class Networks:
+    """All networks that a search of a study can draw, on the search's data and folds."""
+
+    def __init__(self, study: Study, search: Search, data: Dataset, folds: Sequence[Fold], first_fold: int = 0):
+        """`first_fold`: the number of the first fold, on which keys depend."""
+        self.study, self.search, self.data, self.folds, self.first_fold = study, search, data, list(folds), first_fold
+        self._populations: dict[Plan, Population] = {}
+
+    def __reduce__(self) -> Any:
+        """Another process makes its own programs and places the data on its own devices."""
+        return Networks, (self.study, self.search, self.data, self.folds, self.first_fold)
+
+    @property
+    def key(self) -> jax.Array:
+        """The PRNG key of the whole search."""
+        return jax.random.key(self.search.seed)
+
+    @cached_property
+    def widest(self) -> Network:
+        """The widest network that can be drawn."""
+        return padded(self.study, space.widest(self.study.space))
+
+    @cached_property
+    def of_each_program(self) -> list[Network]:
+        """The widest networks, one for each combination of static hyperparameters."""
+        return [padded(self.study, draw) for draw in space.static_draws(self.study.space)]
+
+    @cached_property
+    def largest_params(self) -> Any:
+        """Shapes of the parameters of the largest network that can be drawn."""
+        each = [network.shapes[0] for network in self.of_each_program]
+        return max(each, key=lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree)))
+
+    @cached_property
+    def layout(self) -> Layout:
+        """How a member of the widest network takes a step on the devices that are here."""
+        params, state = self.widest.shapes
+        return population.choose_layout(
+            self.widest.task,
+            params,
+            state,
+            self.data.x_train,
+            self.widest.hyperparameters,
+            batch_size=self.search.batch_size,
+        )
+
+    @cached_property
+    def changed_by_padding(self) -> str | None:
+        """What differs between the narrowest network padded and at its own widths; None if nothing does.
+
+        It is tried on a few examples, with each combination of static hyperparameters.
+        """
+        if not space.varying_widths(self.study.space):
+            return None
+        few = jax.tree.map(lambda a: np.asarray(a[:NUM_EXAMPLES]), Data(self.data.x_train, self.data.y_train))
+        for network in self.of_each_program:
+            draw = space.narrowest(self.study.space, network.draw)
+            wide, narrow = padded(self.study, draw), own(self.study, draw)
+            steps = self._num_steps(wide.task)
+            changed = probe.padding_changes(wide.task, narrow.task, steps, self.key, wide.hyperparameters, few)
+            if changed:
+                return changed
+        return None
+
+    @cached_property
+    def starts_in_corners(self) -> bool:
+        """Whether a narrow network can begin in a corner of the widest one's parameters."""
+        return not training.has_state(self.widest.task) and self.changed_by_padding is None
+
+    def flops_of_an_epoch(self, draw: Draw) -> float:
+        """Floating-point operations of an epoch of all folds of the network at the draw's own widths."""
+        x, y = jax.tree.map(lambda a: a[:200], (self.data.x_train, self.data.y_train))
+        network = own(self.study, draw)
+        flops = population.flops(network.task, Data(x, y), network.hyperparameters)
+        num_samples = len(jax.tree.leaves(self.data.x_train)[0])
+        return flops / len(jax.tree.leaves(x)[0]) * (len(self.folds) - 1) * num_samples
+
+    def for_refit(self) -> "Networks":
+        """The same networks on one more fold, which trains on all training data."""
+        everything = Fold(np.arange(len(jax.tree.leaves(self.data.x_train)[0])), np.arange(0))
+        search = replace(self.search, halving=None, first_rung=None, brackets=False)
+        made = Networks(self.study, search, self.data, [everything], first_fold=len(self.folds))
+        made.__dict__ |= {"layout": self.layout, "starts_in_corners": self.starts_in_corners}
+        return made
+
+    def population(self, plan: Plan, task: Task) -> Population:
+        """Members of one program on the search's data, which is put on the plan's devices once."""
+        if plan not in self._populations:
+            if self._populations:
+                other = next(iter(self._populations.values()))
+                self._populations[plan] = population.rearranged(other, plan)
+            else:
+                data = Data(self.data.x_train, self.data.y_train, self.data.weights)
+                self._populations[plan] = population.place(task, plan, self.spec, data, self.folds)
+        return self._populations[plan]._replace(task=task)
+
+    def member_shapes(self, network: Network) -> State:
+        """A member's state as shapes and dtypes."""
+        task = network.task
+        return population.member_shapes(task, self._num_steps(task), network.hyperparameters)
+
+    def trials(self, numbers: Sequence[int], draws: Sequence[Draw]) -> Trials:
+        """Trials as a population takes them, one a slot."""
+        return Trials(self.key, np.array(numbers), space.as_arrays(self.study.space, draws))
+
+    @cached_property
+    def spec(self) -> Spec:
+        longest = max(len(fold.train) for fold in self.folds)
+        most = self.study.epochs_per_call or population.enough_epochs(len(self.folds) * longest)
+        per_call = population.epochs_of_a_call(rungs.lengths(self.search), most)
+        batch_size = min(self.search.batch_size, longest)  # as cross_validate does
+        return Spec(self.search.num_epochs, batch_size, (self.search.seed,), per_call, self.first_fold)
+
+    def _num_steps(self, task: Task) -> tuple[int, ...] | None:
+        return population.num_updates(task, self.folds, self.search.num_epochs, self.search.batch_size)
+
+    def check(self) -> str:
+        """A digest of all that the networks compute, by which a folder knows the task that it belongs to.
+
+        Raises:
+          ValueError, TypeError: they can't be trained on the data, or a hyperparameter has no effect; in one line.
+        """
+        checks.check_weights(self.data.weights, self.folds)
+        samples = Data(self.data.x_train, self.data.y_train)
+        programs = []
+        for network in self.of_each_program:
+            task, h, steps = network.task, network.hyperparameters, self._num_steps(network.task)
+            checks.check_task(task, h, samples, steps)
+            checks.check_names(task, h, space.names(self.study.space), samples.x, steps)
+            weighted = samples._replace(weights=self.data.weights)
+            programs.append(identity.traced(task, h, weighted, self.search.batch_size, steps))
+        digests = list(map(identity.digest, programs))
+        task = self.widest.task  # one of them, as it is compiled
+        checks.check_examples(task, self.key, self.widest.hyperparameters, samples, self._num_steps(task))
+        self._check_used(programs, digests)
+        return hashlib.sha256(" ".join(digests).encode()).hexdigest()
+
+    def _check_used(self, programs: Sequence[Traced], digests: Sequence[str]) -> None:
+        """Raises a ValueError that names a hyperparameter on which no network depends: a misspelt or forgotten one.
+
+        Args:
+          programs: those of `of_each_program`.
+          digests: of the same.
+        """
+        names = self._unused_arrays(programs) + self._unused_statics(digests)
+        if names:
+            where = "fixed" if names[0] in space.statics(self.study.space) else "h"
+            raise ValueError(
+                f"space: {names[0]} has no effect: neither initial parameters nor training nor evaluation depend on "
+                f"it. The task has it as {where}[{names[0]!r}]"
+            )
+
+    def _unused_arrays(self, programs: Sequence[Traced]) -> list[str]:
+        """The traced hyperparameters and the widths on which nothing depends."""
+        unused = set.intersection(*(set(identity.unused(program)) for program in programs))
+        widths, varying = space.widths(self.study.space), space.varying_widths(self.study.space)
+        widest = self.widest.draw
+        lowest = space.narrowest(self.study.space, widest)
+
+        def shapes(draw: Draw) -> list[tuple[int, ...]]:
+            return [leaf.shape for leaf in jax.tree.leaves(own(self.study, draw).shapes)]
+
+        def shapes_a_network(name: str) -> bool:
+            return name not in varying or shapes({**widest, name: lowest[name]}) != shapes(widest)
+
+        names = [name for name in self.study.space if f"['{name}']" in unused]
+        return [name for name in names if name not in widths or not shapes_a_network(name)]
+
+    def _unused_statics(self, digests: Sequence[str]) -> list[str]:
+        """The static hyperparameters whose values all come to the same programs."""
+        statics = space.statics(self.study.space)
+        draws = [network.draw for network in self.of_each_program]
+        names = []
+        for name in statics:
+            others = [space.key_of({other: draw[other] for other in statics if other != name}) for draw in draws]
+            several = len({repr(draw[name]) for draw in draws}) > 1
+            if several and len(set(zip(others, digests, strict=True))) == len(set(others)):
+                names.append(name)
+        return names

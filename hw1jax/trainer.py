@@ -1,0 +1,240 @@
+"""Trains jobs and keeps each as files, so that none is trained twice.
+
+A job's files appear when it is done: the losses of its trials, and what those need that may go on. Until then a
+checkpoint appears beside them now and then.
+"""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from hw1jax import executors, jobs, networks, plan, population, storage, study, training
+from hw1jax.jobs import Losses, Show, Stretch, damaged
+from hw1jax.networks import Networks
+from hw1jax.plan import Job
+from hw1jax.space import Draw
+from hw1jax.study import TrialScore
+
+LOSSES, MEMBERS = "npz", "members.npz"  # kinds of a job's files
+
+
+class Gone(Exception):
+    """The networks of a job that is done are missing: somebody has removed the file. It will be trained again."""
+
+
+class Trained(NamedTuple):
+    """Trials after some epochs."""
+
+    train_loss: np.ndarray  # float32 [trial, fold, epoch]
+    val: dict[str, np.ndarray]  # "loss" and metrics by name: float32 [trial, fold, epoch]
+    seconds: np.ndarray  # float [trial], each its share of what its program took
+
+
+class Trainer:
+    """Trains jobs of a search in a folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        own: Networks,
+        *,
+        executor: Executor | None = None,
+        note: Callable[[str], None] = lambda text: None,
+        stop: threading.Event | None = None,
+    ):
+        """
+        Args:
+          folder: of the files.
+          own: the networks of the search.
+          executor: whose workers train; the calling thread, if not given.
+          note: is called with what the user should know.
+          stop: training stops soon after it is set.
+        """
+        self._folder, self.networks, self._note, self._stop = folder, own, note, stop
+        self._go_on = jobs.here(own, stop) if executor is None else executors.on_executor(executor, own, stop)
+        self.splits = 0  # how often a job was too large for the memory, and was trained in halves
+
+    def train(
+        self,
+        job: Job,
+        state: Callable[[], list[np.ndarray]] | None = None,
+        *,
+        device: int = 0,
+        show: Show = lambda job, num_epochs, val: None,
+    ) -> Trained:
+        """The losses of a job's trials, which are trained unless their files are there.
+
+        A last job that was smaller, with fewer trials, is trained again when more are asked for.
+
+        Args:
+          job: what is trained.
+          state: of its members after the rung before, [slot, fold, ...], where there is one; called if it is needed.
+          device: the number of the device, for a job with its own widths.
+          show: is called after some epochs, again and again.
+
+        Raises:
+          jobs.Stopped: `stop` was set.
+        """
+        if self._path(job, LOSSES).exists() and (not self._is_last(job) or self._path(job, MEMBERS).exists()):
+            trained = self._read(job)
+            if len(trained.train_loss) >= len(job.numbers):
+                return jax.tree.map(lambda a: a[: len(job.numbers)], trained)
+        done = self._train(job, state, device, show)
+        train_loss, val = done.losses
+        trained = Trained(train_loss, val, np.full(len(job.numbers), done.seconds / len(job.numbers)))
+        members = self._best_of(job, trained, done.state) if self._is_last(job) else _by_index(done.state)
+        storage.write_arrays(self._path(job, MEMBERS), members, compressed=False)  # first, as they are needed
+        named = {f"val_{name}": values for name, values in val.items()}
+        storage.write_arrays(self._path(job, LOSSES), {"train_loss": train_loss, "seconds": trained.seconds} | named)
+        for left_over in self._folder.glob(f"{job.name}.*.checkpoint"):
+            left_over.unlink(missing_ok=True)
+        return trained
+
+    def states(self, job: Job) -> dict[int, list[np.ndarray]]:
+        """{trial: leaves [fold, ...] of its state} after a job that isn't the last.
+
+        Raises:
+          Gone: the file is missing; the job will be trained again.
+          ValueError: it is damaged.
+        """
+        path = self._path(job, MEMBERS)
+        try:
+            arrays = storage.read_arrays(path)
+            leaves = [arrays[f"leaf_{i}"] for i in range(len(arrays))]
+            return {number: [leaf[row] for leaf in leaves] for row, number in enumerate(job.numbers)}
+        except FileNotFoundError:
+            self._path(job, LOSSES).unlink(missing_ok=True)
+            raise Gone from None
+        except (KeyError, IndexError) as error:
+            raise damaged(path, "not the networks of its trials") from error
+
+    def forget_states(self, job: Job) -> None:
+        """Removes the file with the states of a job from which all have gone on."""
+        self._path(job, MEMBERS).unlink(missing_ok=True)
+
+    def networks_of(self, job: Job, number: int, draw: Draw) -> tuple[tuple[Any, Any], ...]:
+        """(params, state) of each fold's network of the best trial of a last job, at its own widths.
+
+        Raises:
+          ValueError: the file is damaged, or the best trial is another.
+        """
+        path = self._path(job, MEMBERS)
+        arrays = storage.read_arrays(path)
+        leaves, tree = jax.tree.flatten(networks.own(self.networks.study, draw).shapes)
+        try:
+            if int(arrays["number"]) != number:
+                raise ValueError("another trial's networks")
+            wide = [storage.restored(arrays[f"leaf_{i}"], leaf.dtype) for i, leaf in enumerate(leaves)]
+            narrow = [population.corner(a, leaf.shape, num_leading=1) for a, leaf in zip(wide, leaves, strict=True)]
+        except (KeyError, TypeError, ValueError) as error:
+            raise damaged(path, error) from error
+        each = [jax.tree.unflatten(tree, [np.array(a[i]) for a in narrow]) for i in range(len(self.networks.folds))]
+        return tuple(training.with_keys(network) for network in each)
+
+    def _is_last(self, job: Job) -> bool:
+        return job.rung.num_epochs == self.networks.search.num_epochs
+
+    def _path(self, job: Job, kind: str) -> Path:
+        return self._folder / f"{job.name}.{kind}"
+
+    def _read(self, job: Job) -> Trained:
+        path = self._path(job, LOSSES)
+        arrays = storage.read_arrays(path)
+        names = self._val_names()
+        expected = {"train_loss", "seconds", *(f"val_{name}" for name in names)}
+        if set(arrays) != expected or len({len(a) for a in arrays.values()}) != 1:
+            raise damaged(path, "not the losses of trials")
+        return Trained(arrays["train_loss"], {name: arrays[f"val_{name}"] for name in names}, arrays["seconds"])
+
+    def _val_names(self) -> tuple[str, ...]:
+        """Of what is evaluated on the parts that the folds hold out; nothing where they hold out nothing."""
+        held_out = all(len(fold.validation) for fold in self.networks.folds)
+        return ("loss", *self.networks.study.metrics) if held_out else ()
+
+    def _best_of(self, job: Job, trained: Trained, state: list[np.ndarray]) -> dict[str, np.ndarray]:
+        """The networks of the job's best trial alone: the search's best is one of these."""
+        row = 0
+        if trained.val:
+            trials = scored(self.networks, job, trained)
+            finite = [trial for trial in trials if trial.state != "failed"]
+            best = min(finite, key=lambda trial: study.place(trial, self.networks.study), default=trials[0])
+            row = job.numbers.index(best.number)
+        leaves = jobs.final_variables(self.networks, job, [leaf[row : row + 1] for leaf in state])
+        return _by_index([leaf[0] for leaf in leaves]) | {"number": np.array(job.numbers[row])}
+
+    def _train(
+        self,
+        job: Job,
+        state: Callable[[], list[np.ndarray]] | None,
+        device: int,
+        show: Show,
+    ) -> Stretch:
+        """As one program, or in halves where the device has not memory enough for all at once; a row a trial."""
+        # Named by its trials: a job that more trials fill up must not go on with the dummies that held their slots.
+        checkpoint = self._path(job, f"{len(jobs.slots(job))}.{len(job.numbers)}.checkpoint")
+        begin = state() if state is not None and not checkpoint.exists() else None
+        try:
+            done = jobs.train(
+                self.networks,
+                job,
+                begin,
+                checkpoint=checkpoint,
+                device=device,
+                go_on=self._go_on,
+                show=show,
+                stop=self._stop,
+            )
+            return _rows(done, slice(len(job.numbers)))
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error) or len(job.numbers) == 1:
+                raise
+        self.splits += 1
+        half = -(-len(job.numbers) // 2)
+        self._note(f"out of memory with {len(job.numbers)} trials at once: going on with {half}")
+        halves = []
+        for own in (slice(half), slice(half, None)):
+            rung = replace(job.rung, program=plan.narrower(job.rung.program, half))
+            part = job._replace(numbers=job.numbers[own], draws=job.draws[own], rung=rung)
+            halves.append(self._train(part, _some_of(begin, own, len(jobs.slots(part))), device, show))
+        return _concatenated(*halves)
+
+
+def scored(own: Networks, job: Job, trained: Trained) -> list[TrialScore]:
+    """A job's trials after its rung."""
+    num_epochs = job.rung.num_epochs - job.first_epoch
+    values = [{name: folds[i] for name, folds in trained.val.items()} for i in range(len(job.numbers))]
+    return [
+        study.scored(number, draw, own.study, each, num_epochs)
+        for number, draw, each in zip(job.numbers, job.draws, values, strict=True)
+    ]
+
+
+def _by_index(leaves: list[np.ndarray]) -> dict[str, np.ndarray]:
+    return {f"leaf_{i}": leaf for i, leaf in enumerate(leaves)}
+
+
+def _rows(stretch: Stretch, rows: slice) -> Stretch:
+    """Some of a stretch's slots."""
+    losses: Losses = jax.tree.map(lambda a: a[rows], stretch.losses)
+    return stretch._replace(state=[leaf[rows] for leaf in stretch.state], losses=losses)
+
+
+def _some_of(leaves: list[np.ndarray] | None, rows: slice, num_slots: int) -> Callable[[], list[np.ndarray]] | None:
+    """Gives some rows of leaves, if there are any, the last one again and again in the slots that are left."""
+    if leaves is None:
+        return None
+    parts = [leaf[rows] for leaf in leaves]
+    filled = [np.concatenate([part, part[-1:].repeat(num_slots - len(part), axis=0)]) for part in parts]
+    return lambda: filled
+
+
+def _concatenated(first: Stretch, second: Stretch) -> Stretch:
+    losses = jax.tree.map(lambda a, b: np.concatenate([a, b]), first.losses, second.losses)
+    state = [np.concatenate(leaves) for leaves in zip(first.state, second.state, strict=True)]
+    return Stretch(state, first.num_epochs, losses, first.seconds + second.seconds)
