@@ -17,7 +17,7 @@ from homework import HALVING, HALVING_TRIALS
 from reproduce import BEYOND, STUDIES
 
 import hw1jax as hw
-from hw1jax import cli, record, results, run, storage, study
+from hw1jax import cli, record, run, storage, study, trained
 from hw1jax.observer import Observer
 
 WAYS = ("report", "halving", "beyond")
@@ -34,7 +34,7 @@ def refit(name: str, seed: int, *, quick: bool, data_dir: Path | None) -> dict[s
     networks = run.load(order)
     model, _ = run.refit(networks, dict(order.study.reference.params), Observer())
     data = networks.data
-    return {"seed": seed} | numbers(results.score(model, model.predict(data.x_test), data.y_test))
+    return {"seed": seed} | numbers(trained.score(model, model.predict(data.x_test), data.y_test))
 
 
 def search(name: str, way: str, seed: int, out: Path, *, quick: bool, data_dir: Path | None) -> dict[str, Any]:

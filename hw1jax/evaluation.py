@@ -8,6 +8,8 @@ import numpy as np
 
 from hw1jax import losses
 
+REFIT_MARGIN = 0.1  # of the folds' highest loss: a refit that is above by less is like them, however close they are
+
 
 def softmax(outputs: np.ndarray) -> np.ndarray:
     """Probabilities of the classes, float64 [example, class], from unnormalised log-probabilities."""
@@ -129,3 +131,57 @@ def constant_loss(loss: Callable[..., Any], y: Any) -> float | None:
         shares = np.unique(y, return_counts=True)[1] / len(y)
         return float(-np.sum(shares * np.log(shares)))
     return None
+
+
+def are_classes(classes: Sequence[str] | None, outputs: Any, y: Any) -> bool:
+    """True if y are indices of these classes, and outputs have a value for each class."""
+    if not classes or not (isinstance(outputs, np.ndarray) and isinstance(y, np.ndarray)):
+        return False
+    if outputs.shape != (len(y), len(classes)) or y.ndim != 1 or y.dtype.kind not in "iu":
+        return False
+    return bool(np.all((y >= 0) & (y < len(classes))))
+
+
+def refit_warning(refit_train_loss: float, folds_train_loss: Sequence[float] | np.ndarray) -> str | None:
+    """That the refit has ended far above the folds (`is_far_above`), in a sentence; None if it has not.
+
+    Args:
+      refit_train_loss: its training loss in the last epoch.
+      folds_train_loss: [fold], of the same hyperparameters.
+    """
+    if not is_far_above(refit_train_loss, folds_train_loss):
+        return None
+    return (
+        f"the refit ended at a training loss of {refit_train_loss:.3g}, where the folds ended at "
+        f"{np.mean(folds_train_loss):.3g} on average and {np.max(folds_train_loss):.3g} at most: its optimizer has "
+        "jumped in the last epochs, or has not settled"
+    )
+
+
+def test_warning(test_loss: float | None, folds_val_loss: Sequence[float]) -> str | None:
+    """That the refit's test loss is far above what its folds have found (`is_far_above`); None if it is not.
+
+    A refit of few epochs can end at chance with a training loss like the folds', which is the mean over an epoch.
+    """
+    if test_loss is None or not is_far_above(test_loss, folds_val_loss):
+        return None
+    return (
+        f"the refit's loss on the test set is {test_loss:.3g}, where its folds had {np.mean(folds_val_loss):.3g} on "
+        f"average and {np.max(folds_val_loss):.3g} at most on what they held out: its training has not settled, or the "
+        "test set is of another kind"
+    )
+
+
+def is_far_above(loss: float, folds_loss: Sequence[float] | np.ndarray) -> bool:
+    """True if a loss is far above those of the folds; False where these aren't finite.
+
+    It is more than five of their standard deviations above their mean, and at least a tenth above the highest, as a few
+    folds can be close to each other by chance; or more than twice the highest.
+    """
+    folds = np.asarray(folds_loss, np.float64)
+    if not np.isfinite(folds).all():
+        return False
+    highest = float(folds.max())
+    spread = float(folds.std(ddof=1)) if len(folds) > 1 else np.inf
+    beyond = max(highest + REFIT_MARGIN * abs(highest), float(folds.mean()) + 5 * spread)
+    return not loss <= min(beyond, highest + abs(highest))

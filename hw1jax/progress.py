@@ -13,8 +13,8 @@ from rich.table import Table
 
 from hw1jax import lines, space
 from hw1jax.observer import Observer
-from hw1jax.results import best
 from hw1jax.study import Study, TrialScore
+from hw1jax.trials import best
 
 SECONDS_BETWEEN_LINES = 10
 

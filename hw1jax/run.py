@@ -14,8 +14,21 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from hw1jax import brackets, folds, population, record, results, search, storage, study
+from hw1jax import (
+    brackets,
+    evaluation,
+    folds,
+    population,
+    record,
+    results,
+    run_folder,
+    search,
+    storage,
+    study,
+    trained,
+)
 from hw1jax import space as space_
+from hw1jax import trials as trials_
 from hw1jax.brackets import Brackets
 from hw1jax.data import Dataset, sha256
 from hw1jax.networks import Networks
@@ -104,7 +117,7 @@ def run(
         made = make_plan(networks, order.num_trials, order.program) if new else None  # before anything is written
         with storage.run_lock(order.folder):
             if order.output.overwrite:
-                results.remove(order.folder)
+                run_folder.remove(order.folder)
             opened = search.open_storage(
                 order.folder / "journal.log", order.study, sampler=order.search.sampler, seed=order.search.seed
             )
@@ -168,10 +181,10 @@ def _carried_out(run: _Run, opened: Any, command: str, started: float) -> dict[s
     )
     trials = _search(run, opened, trainer)
     history = trainer.history()
-    best = results.best(trials, run.order.study)
+    best = trials_.best(trials, run.order.study)
     if best is None:
         path = run.folder / "trials.csv"
-        results.write_trials(path, run.order.study, trials, history.train_loss, history.val)
+        trials_.write_trials(path, run.order.study, trials, history.train_loss, history.val)
         who = "every trial" + (" of the last rung" if any(trial.state == "pruned" for trial in trials) else "")
         raise ValueError(f"{who} diverged, see {path}; search smaller learning rates")
     with run.clock.measure("refit_seconds"):
@@ -199,7 +212,7 @@ def _carried_out(run: _Run, opened: Any, command: str, started: float) -> dict[s
         "timing": run.clock.seconds() | {"total_seconds": time.time() - started},
     }
     study_, x_test = run.order.study, run.networks.data.x_test
-    results.write(run.folder, study_, written, trials, history.train_loss, history.val, arrays, model, x_test)
+    run_folder.write(run.folder, study_, written, trials, history.train_loss, history.val, arrays, model, x_test)
     run.observer.finish(written, run.folder)
     return written
 
@@ -239,24 +252,24 @@ def _scores(
 ) -> dict[str, Any]:
     """What results.json has of the best trial, its refit and the test set; `train_loss` [fold] is the trial's last."""
     y_test, refit_loss = run.networks.data.y_test, float(arrays["refit_train_loss"][-1])
-    test, ensemble, warning = results.score(model, arrays["test_outputs"], y_test), None, None
+    test, ensemble, warning = trained.score(model, arrays["test_outputs"], y_test), None, None
     if "ensemble_outputs" in arrays:
-        ensemble = results.score(model, arrays["ensemble_outputs"], y_test)
+        ensemble = trained.score(model, arrays["ensemble_outputs"], y_test)
     if model.is_finite:
-        warning = results.refit_warning(refit_loss, train_loss)
-        warning = warning or results.test_warning(test["loss"], best.scores["loss"])
+        warning = evaluation.refit_warning(refit_loss, train_loss)
+        warning = warning or evaluation.test_warning(test["loss"], best.scores["loss"])
     return {
-        "best": results.summary(run.order.study, best),
+        "best": run_folder.summary(run.order.study, best),
         "refit": {
             "state": "complete" if model.is_finite else "diverged",
             "failure": _failure(model, test),
-            "train_loss": results.finite(refit_loss),
-            "folds_train_loss": results.finite(train_loss.mean()),
+            "train_loss": run_folder.finite(refit_loss),
+            "folds_train_loss": run_folder.finite(train_loss.mean()),
             "warning": warning,
         },
         "test": test,
         "ensemble": ensemble,
-        "reference": results.reference(run.order.study),
+        "reference": run_folder.reference(run.order.study),
     }
 
 

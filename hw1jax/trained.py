@@ -107,6 +107,29 @@ class Model(NamedTuple):
         return f"Model({self.study.name}: {size:,} parameters, {space_.in_words(self.draw)}{folds})"
 
 
+def score(model: Model, outputs: Any, y: Any) -> dict[str, Any]:
+    """Mean loss and metrics, by name, of a model's outputs [example, ...] on y.
+
+    For class indices there are "accuracy" and "confusion", counts [true class][predicted class], as well. All is None
+    where the loss is not finite; a metric that is not is None alone.
+    """
+    functions = {"loss": model.task.loss, **model.study.metrics}
+    found: dict[str, Any] = {name: _mean(function(outputs, y)) for name, function in functions.items()}
+    found = {name: value if np.isfinite(value) else None for name, value in found.items()}
+    if found["loss"] is None:
+        found = dict.fromkeys(found)
+    elif evaluation.are_classes(model.study.classes, outputs, y):
+        found.setdefault("accuracy", evaluation.accuracy(outputs, y))
+        found["confusion"] = evaluation.confusion_matrix(outputs, y).tolist()
+    return {"loss": found["loss"], "accuracy": None, "confusion": None} | found
+
+
+def _mean(values: Any) -> float:
+    """Of one value an example, added up in float32 at least."""
+    values = np.asarray(values)
+    return float(np.mean(values, dtype=np.promote_types(values.dtype, np.float32)))
+
+
 def _all_finite(tree: Any) -> bool:
     return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(without_keys(tree)))
 

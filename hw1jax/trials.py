@@ -1,15 +1,31 @@
-"""trials.csv as a table: columns by name, as pandas and polars take them."""
+"""The trials of a search: their ranks, and trials.csv as a table of columns, as pandas and polars take it."""
 
 import csv
+import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from hw1jax import space as space_
+from hw1jax import storage
+from hw1jax import study as study_
 from hw1jax.space import Choice, Int, Range
-from hw1jax.study import Study
+from hw1jax.study import Study, TrialScore
+
+
+def best(trials: Sequence[TrialScore], study: Study) -> TrialScore | None:
+    """The complete trial with the best mean score (the first of equals); None if there is none."""
+    complete = [trial for trial in trials if trial.state == "complete"]
+    return min(complete, key=lambda trial: study_.place(trial, study), default=None)
+
+
+def ranks(trials: Sequence[TrialScore], study: Study) -> list[int | None]:
+    """Rank of each trial as `study.place` has it, 1 the best, equals sharing a rank; None for a failed one."""
+    places = [None if trial.state == "failed" else study_.place(trial, study) for trial in trials]
+    in_order = sorted(place for place in places if place)
+    return [place and in_order.index(place) + 1 for place in places]
 
 
 class Trials(dict[str, np.ndarray]):
@@ -88,6 +104,30 @@ class Trials(dict[str, np.ndarray]):
         names = ", ".join(self._params)
         names = names if len(names) <= 120 else names[:115].rpartition(",")[0] + ", .."
         return f"Trials({len(self.rows)}, of which {self.complete.sum()} are complete{pruned}: {names})"
+
+
+def write_trials(
+    path: Path, study: Study, trials: Sequence[TrialScore], train_loss: np.ndarray, val: Mapping[str, np.ndarray]
+) -> None:
+    """trials.csv: a row a trial, in scikit-learn's words; a failed one says in which epoch it diverged.
+
+    `train_loss` and each of `val`, "loss" and metrics by name, are [trial, fold, epoch]; what they hold after a trial's
+    last epoch doesn't count.
+    """
+    text = io.StringIO()
+    finite = np.isfinite(train_loss) & np.isfinite(val["loss"]) & np.isfinite(val[study.score])
+    rows = []
+    for trial, rank, own in zip(trials, ranks(trials, study), np.all(finite, axis=1), strict=True):
+        row = {"number": trial.number, "state": trial.state, "epochs": trial.epochs} | space_.flatten(trial.draw)
+        for name, folds in trial.scores.items():
+            row |= {f"split{i}_val_{name}": value for i, value in enumerate(folds)}
+            row |= {f"mean_val_{name}": trial.mean(name), f"std_val_{name}": trial.std(name)}
+        diverged = 1 + int(np.argmin(own[: trial.epochs])) if trial.state == "failed" else ""
+        rows.append(row | {"rank": rank, "diverged_epoch": diverged})
+    writer = csv.DictWriter(text, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    storage.write_bytes(path, text.getvalue().encode())
 
 
 def read_trials(path: Path, study: Study) -> Trials:

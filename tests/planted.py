@@ -232,7 +232,7 @@ FAULTS = [
     # Tables and ranks.
     Fault(
         "The column of an accuracy's deviation in trials.csv is the loss's",
-        "results.py",
+        "trials.py",
         'f"std_val_{name}": trial.std(name)}',
         'f"std_val_{name}": trial.std("loss")}',
         ("test_results.py", "test_run.py"),
@@ -269,8 +269,8 @@ FAULTS = [
     Fault(
         "The ensemble's loss and accuracy on the test set are the refit's",
         "run.py",
-        'results.score(model, arrays["ensemble_outputs"], y_test)',
-        'results.score(model, arrays["test_outputs"], y_test)',
+        'trained.score(model, arrays["ensemble_outputs"], y_test)',
+        'trained.score(model, arrays["test_outputs"], y_test)',
         ("test_halving.py", "test_run.py", "test_results.py"),
     ),
     Fault(

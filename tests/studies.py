@@ -18,7 +18,8 @@ import optax
 import pytest
 import regression
 
-from hw1jax import models, results, run_study, space, storage, study
+from hw1jax import models, run_folder, run_study, space, storage, study, trained
+from hw1jax import trials as trials_
 from hw1jax.data import Dataset, sha256
 from hw1jax.losses import accuracy, cross_entropy, squared_error
 from hw1jax.networks import own
@@ -203,7 +204,7 @@ def change_record(folder: Path, **changes) -> Path:
     """Changes entries of results.json, as if the run had written them."""
     record = json.loads((folder / "results.json").read_text())
     storage.write_json(folder / "results.json", record | changes)
-    results.write_digests(folder)
+    run_folder.write_digests(folder)
     return folder
 
 
@@ -270,7 +271,7 @@ def write_run(folder: Path, asked: Study, states=STATES, epochs=EPOCHS, *, with_
             val["loss"][i, -1, end // 2 : end] = np.inf
         scores = {name: tuple(val[name][i, :, end - 1].tolist()) for name in names}
         trials.append(TrialScore(i, space.random_draw(asked.space, 0, i), state, scores, end))
-    best = results.best(trials, asked)
+    best = trials_.best(trials, asked)
     model = Model(asked, best.draw, {})
     shapes = own(model.study, model.draw).shapes
     (params, state), *folds = (
@@ -301,7 +302,7 @@ def write_run(folder: Path, asked: Study, states=STATES, epochs=EPOCHS, *, with_
     config |= {"brackets": False, "averaging": None, "precision": "float32", "space": space.to_json(asked.space)}
     config |= {"score": asked.score, "direction": "maximize" if asked.maximize else "minimize"}
     scored = {
-        name: results.score(model, arrays[f"{name}_outputs"], data.y_test)
+        name: trained.score(model, arrays[f"{name}_outputs"], data.y_test)
         for name in ("test", "ensemble")[: 1 + with_folds]
     }
     record = {
@@ -312,13 +313,13 @@ def write_run(folder: Path, asked: Study, states=STATES, epochs=EPOCHS, *, with_
         "config": config | {"data_sha256": sha256(data)},
         "environment": {"device": "cpu", "num_devices": 2},
         "inputs": dict.fromkeys(asked.inputs),
-        "best": results.summary(asked, best),
+        "best": run_folder.summary(asked, best),
         "refit": {"state": "complete", "failure": None, "train_loss": 1.0, "folds_train_loss": 1.5, "warning": None},
         "ensemble": None,
-        "reference": results.reference(asked),
+        "reference": run_folder.reference(asked),
         "trials": {state: states.count(state) for state in ("complete", "pruned", "failed")},
         "rungs": rungs,
         "timing": {"compile_seconds": 1.25, "train_seconds": 62.3, "total_seconds": 1416.9},
     }
-    results.write(folder, asked, record | scored, trials, train, val, arrays, model)
+    run_folder.write(folder, asked, record | scored, trials, train, val, arrays, model)
     return folder

@@ -20,7 +20,8 @@ from studies import DRAWS, HALVING, LINE, SMALL, STATES, TOY_DATA, TOY_X, change
 from hw1jax import evaluation, report, storage
 from hw1jax.report import plots, search, sections, write_comparison, write_overview, write_report
 from hw1jax.report.items import Markup, Picture, grid
-from hw1jax.results import load_results, read_record, write_digests
+from hw1jax.results import load_results
+from hw1jax.run_folder import read_record, write_digests
 from hw1jax.space import Choice, Float, Int
 from hw1jax.study import Halving, Reference
 from hw1jax.trials import Trials

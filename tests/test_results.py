@@ -18,14 +18,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from studies import EPOCHS, HALVING, LINE, STATES, TOY, change_record, examples, finished_run, make_model, write_run
 
-from hw1jax import evaluation, results, space, storage, study
+from hw1jax import evaluation, results, run_folder, space, storage, study, trained
+from hw1jax import trials as trials_
 from hw1jax.losses import accuracy
 from hw1jax.results import load_results
 from hw1jax.space import Choice, Float, Int
 from hw1jax.study import Reference, TrialScore
 from hw1jax.trained import load_model
 
-FILES = (*results.FILES, results.DIGESTS)
+FILES = (*run_folder.FILES, run_folder.DIGESTS)
 CLASSIFIER = replace(TOY, metrics={"accuracy": accuracy}, space={"l2": Float(0, 1)})
 
 
@@ -67,8 +68,8 @@ LOOKS_FINE = [scores(0, 1.0, state="failed"), scores(1, 2.0)]
 )
 def test_trials_are_ranked_and_the_best_complete_one_is_found(trials, ranked_by, ranks, best):
     ranked = replace(CLASSIFIER, **ranked_by)
-    assert results.ranks(trials, ranked) == ranks
-    found = results.best(trials, ranked)
+    assert trials_.ranks(trials, ranked) == ranks
+    found = trials_.best(trials, ranked)
     assert (found and found.number) == best
 
 
@@ -86,7 +87,7 @@ def test_the_table_has_a_row_a_trial_and_says_when_one_diverged(tmp_path):
     diverged = losses.copy()
     diverged[1, 0, 1:] = np.inf
     diverged[3, 0, 1:] = np.nan
-    results.write_trials(tmp_path / "trials.csv", ranked, trials, losses, {"loss": diverged, "accuracy": losses})
+    trials_.write_trials(tmp_path / "trials.csv", ranked, trials, losses, {"loss": diverged, "accuracy": losses})
     assert (tmp_path / "trials.csv").read_text().splitlines() == [
         "number,state,epochs,units_1,units_2,kind,split0_val_loss,split1_val_loss,mean_val_loss,std_val_loss,"
         "split0_val_accuracy,split1_val_accuracy,mean_val_accuracy,std_val_accuracy,rank,diverged_epoch",
@@ -103,20 +104,20 @@ def test_the_table_has_a_row_a_trial_and_says_when_one_diverged(tmp_path):
 def test_the_score_on_the_test_set_has_means_of_metrics_and_what_belongs_to_classes():
     model = make_model("fashion_mlp")
     outputs, y = np.eye(10, dtype=np.float32)[[0, 1, 1]], np.array([0, 1, 2])
-    found = results.score(model, outputs, y)
+    found = trained.score(model, outputs, y)
     assert found["accuracy"] == pytest.approx(2 / 3) and np.sum(found["confusion"]) == 3
     assert found["loss"] == pytest.approx(float(np.log(np.e + 9) - 2 / 3))
     fewer = model._replace(study=replace(model.study, classes=("a", "b")))
-    assert results.score(fewer, outputs, y)["confusion"] is None, "no output stands for them"
+    assert trained.score(fewer, outputs, y)["confusion"] is None, "no output stands for them"
 
     def distance(outputs, y):
         return jnp.abs(jnp.argmax(outputs, axis=1) - y)
 
     measured = model._replace(study=replace(model.study, metrics={"distance": distance}))
-    assert results.score(measured, outputs, y)["distance"] == pytest.approx(1 / 3)
-    infinite = results.score(measured, np.full_like(outputs, np.inf), y)
+    assert trained.score(measured, outputs, y)["distance"] == pytest.approx(1 / 3)
+    infinite = trained.score(measured, np.full_like(outputs, np.inf), y)
     assert infinite == {"loss": None, "accuracy": None, "confusion": None, "distance": None}
-    found = results.score(make_model("regression"), np.float32([[1], [3]]), np.float32([[0], [0]]))
+    found = trained.score(make_model("regression"), np.float32([[1], [3]]), np.float32([[0], [0]]))
     assert found == {"loss": 5.0, "accuracy": None, "confusion": None}
 
 
@@ -124,7 +125,7 @@ def test_the_score_of_an_ensemble_is_the_entropy_and_accuracy_of_its_mean_probab
     model, x, y = make_model("fashion_mlp", 3), examples("fashion_mlp"), np.arange(7)
     each = [model._replace(params=params).predict(x) for params, _ in model.folds]
     probabilities = np.mean([evaluation.softmax(own) for own in each], axis=0)
-    found = results.score(model, model.predict(x, ensemble=True), y)
+    found = trained.score(model, model.predict(x, ensemble=True), y)
     assert found["loss"] == pytest.approx(-np.log(probabilities[y, y]).mean(), rel=1e-4)
     assert found["accuracy"] == pytest.approx(np.mean(probabilities.argmax(axis=1) == y))
     assert np.sum(found["confusion"]) == 7
@@ -133,8 +134,8 @@ def test_the_score_of_an_ensemble_is_the_entropy_and_accuracy_of_its_mean_probab
 def test_a_reference_is_recorded_as_json_has_it():
     someone = Reference("someone", {"hidden_units": (3, 4)}, {"loss": 1.0})
     expected = {"name": "someone", "params": {"hidden_units": [3, 4]}, "test": {"loss": 1.0}, "data": ""}
-    assert results.reference(replace(TOY, reference=someone)) == expected
-    assert results.reference(TOY) is None
+    assert run_folder.reference(replace(TOY, reference=someone)) == expected
+    assert run_folder.reference(TOY) is None
 
 
 # A refit beside its folds
@@ -169,7 +170,7 @@ def test_a_reference_is_recorded_as_json_has_it():
     ],
 )
 def test_a_refit_far_above_its_folds_or_at_chance_on_the_test_set_is_told_in_a_sentence(warning, refit, folds, far):
-    function = results.refit_warning if warning == "refit" else results.test_warning
+    function = evaluation.refit_warning if warning == "refit" else evaluation.test_warning
     found = function(refit, np.float32(folds))
     assert (found is not None) == far
     if found:
@@ -180,9 +181,9 @@ def test_a_refit_far_above_its_folds_or_at_chance_on_the_test_set_is_told_in_a_s
 @given(st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=10), st.floats(0, 1), st.floats(1e-3, 1e3))
 def test_a_refit_between_its_folds_is_never_far_in_whatever_unit(folds, share, unit):
     inside = min(folds) + share * (max(folds) - min(folds))
-    assert results.refit_warning(inside, folds) is None
-    assert results.refit_warning(1.09 * max(folds), folds) is None, "nor one that is hardly above"
-    assert results.refit_warning(2.01 * max(folds) * unit, [unit * fold for fold in folds]) is not None
+    assert evaluation.refit_warning(inside, folds) is None
+    assert evaluation.refit_warning(1.09 * max(folds), folds) is None, "nor one that is hardly above"
+    assert evaluation.refit_warning(2.01 * max(folds) * unit, [unit * fold for fold in folds]) is not None
 
 
 # A folder
@@ -224,7 +225,7 @@ def as_written(folder, found):
     for ensemble, part in ((False, "test"), (True, "ensemble")):
         outputs = found.model.predict(found.data.x_test, ensemble=ensemble)
         np.testing.assert_array_equal(outputs, found.histories[f"{part}_outputs"])
-        assert results.score(found.model, outputs, found.data.y_test) == record[part] == getattr(found, part)
+        assert trained.score(found.model, outputs, found.data.y_test) == record[part] == getattr(found, part)
 
 
 def test_results_are_what_the_files_hold(written, tmp_path_factory):
@@ -249,7 +250,7 @@ def test_what_a_run_returns_fits_a_screen_and_says_what_is_wrong_with_the_refit(
     assert f"  ensemble of the folds: loss {found.ensemble['loss']:.4g}" in lines
     assert repr(found.trials).startswith("Trials(5, of which 1 are complete and 2 pruned: hidden_units_1, ")
     assert found.warning is None and "warning" not in repr(found) and len(repr(found.trials)) < 200
-    found.record["refit"]["warning"] = warning = results.test_warning(3.0, [1.0, 1.2, 0.8])
+    found.record["refit"]["warning"] = warning = evaluation.test_warning(3.0, [1.0, 1.2, 0.8])
     lines = repr(found).splitlines()
     assert max(map(len, lines)) <= 100 and lines[-1].startswith("  folder: ")
     assert f"warning: {warning}" in " ".join(map(str.strip, lines))
@@ -269,15 +270,15 @@ def test_trials_are_a_table_as_others_take_it(written):
 
 def test_a_record_and_curves_are_read_without_the_study(folder):
     found = load_results(folder, HALVING)
-    record, curves = results.read_curves(folder)
+    record, curves = run_folder.read_curves(folder)
     assert record == found.record and set(curves) == {"train_loss", "val_loss"}
     np.testing.assert_array_equal(curves["val_loss"], found.histories["val_loss"][found.row])
     (folder / "trials.csv").write_text("number\n7\n")
     with pytest.raises(ValueError, match="trials.csv differs from its digest"):
-        results.read_curves(folder)
+        run_folder.read_curves(folder)
     (folder / "results.json").unlink()
     with pytest.raises(ValueError, match="results.json is missing"):
-        results.read_curves(folder)
+        run_folder.read_curves(folder)
 
 
 def test_exported_parameters_are_named_arrays_without_padding(folder):
@@ -306,7 +307,7 @@ def test_fold_models_that_are_not_finite_are_not_written(tmp_path):
     model = make_model("regression", 2)
     model = model._replace(folds=(model.folds[0], jax.tree.map(lambda a: a * np.nan, model.folds[1])))
     trial, losses = TrialScore(0, model.draw, "complete", {"loss": (1.0, 1.0)}, 2), np.ones((1, 2, 2), np.float32)
-    results.write(tmp_path, model.study, {}, [trial], losses, {"loss": losses}, {}, model)
+    run_folder.write(tmp_path, model.study, {}, [trial], losses, {"loss": losses}, {}, model)
     loaded = load_model(tmp_path / "model.msgpack", regression.STUDY)
     assert loaded.folds == () and loaded.is_finite
 
@@ -370,7 +371,7 @@ def test_a_file_of_which_a_byte_is_another_or_that_is_cut_or_missing_is_named_in
     other = bytes(a ^ 1 if i == len(content) // 2 else a for i, a in enumerate(content))
     for damaged in (other, content[: len(content) * 2 // 3], b"", b"\xff\xfe", content + b"\0"):
         (folder / name).write_bytes(damaged)
-        if name == results.DIGESTS:  # whatever it has no line of is another file
+        if name == run_folder.DIGESTS:  # whatever it has no line of is another file
             damaged[:-1] == content or refused(folder, "differs from its digest")
         else:
             refused(folder, f"{name} differs from its digest in results.sha256")
@@ -390,8 +391,8 @@ def test_files_of_two_runs_are_refused(folder, tmp_path_factory):
 
 def test_digests_are_as_sha256sum_writes_them(folder):
     lines = (folder / "results.sha256").read_text().splitlines()
-    digests = [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in results.FILES]
-    assert lines == [f"{digest}  {name}" for digest, name in zip(digests, results.FILES, strict=True)]
+    digests = [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in run_folder.FILES]
+    assert lines == [f"{digest}  {name}" for digest, name in zip(digests, run_folder.FILES, strict=True)]
 
 
 @pytest.mark.parametrize(
@@ -408,5 +409,5 @@ def test_a_run_of_another_version_or_study_is_refused(folder, changes, words):
 def test_a_study_whose_network_is_another_by_now_is_refused(folder):
     arrays = storage.read_arrays(folder / "histories.npz")
     storage.write_arrays(folder / "histories.npz", arrays | {"test_outputs": arrays["test_outputs"] + 1})
-    results.write_digests(folder)
+    run_folder.write_digests(folder)
     refused(folder, "another network than the study's is now")

@@ -21,7 +21,7 @@ import reproduce
 from processes import contents, lasting
 from studies import TOY, TOY_DATA, change_record, finished_copy, finished_run
 
-from hw1jax import cli, jobs, population, record, results, run, search, storage, trained
+from hw1jax import cli, jobs, population, record, results, run, run_folder, search, storage, trained
 from hw1jax import space as space_
 from hw1jax.brackets import Brackets
 from hw1jax.folds import PADDING, Fold, minibatches
@@ -137,9 +137,9 @@ def test_run_leaves_consistent_files_behind(study, tmp_path, tmp_path_factory):
     model = trained.load_model(folder / "model.msgpack", study)
     data = results.load_results(folder, study).data
     np.testing.assert_array_equal(model.predict(data.x_test), arrays["test_outputs"])
-    assert found["test"] == results.score(model, arrays["test_outputs"], data.y_test)
+    assert found["test"] == trained.score(model, arrays["test_outputs"], data.y_test)
     np.testing.assert_array_equal(model.predict(data.x_test, ensemble=True), arrays["ensemble_outputs"])
-    assert found["ensemble"] == results.score(model, arrays["ensemble_outputs"], data.y_test)
+    assert found["ensemble"] == trained.score(model, arrays["ensemble_outputs"], data.y_test)
     assert found["ensemble"]["loss"] != found["test"]["loss"]
     if study.classes:
         right = arrays["test_outputs"].argmax(1) == data.y_test
@@ -318,10 +318,10 @@ def test_records_that_a_machine_has_lost_are_told_again(toy, trained_jobs, share
 
 
 def test_records_reach_the_disk_together_before_the_results_do(toy, monkeypatch):
-    append, sync, write, events = search.Journal.append_logs, storage.sync, results.write, []
+    append, sync, write, events = search.Journal.append_logs, storage.sync, run_folder.write, []
     monkeypatch.setattr(search.Journal, "append_logs", lambda *args: (events.append("record"), append(*args))[1])
     monkeypatch.setattr(storage, "sync", lambda path: (events.append(path.name), sync(path))[1])
-    monkeypatch.setattr(results, "write", lambda *args: (events.append("results"), write(*args))[1])
+    monkeypatch.setattr(run_folder, "write", lambda *args: (events.append("results"), write(*args))[1])
     (toy / "journal.log").unlink()  # all is told anew
     go_on(toy)
     assert events[-2:] == ["journal.log", "results"]

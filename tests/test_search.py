@@ -11,8 +11,9 @@ import pytest
 from optuna.trial import TrialState
 from studies import TOY
 
-from hw1jax import losses, results, search, storage
+from hw1jax import losses, search, storage
 from hw1jax import space as space_
+from hw1jax import trials as trials_
 from hw1jax.search import PureRandomSampler
 from hw1jax.space import Choice, Float, Int
 from hw1jax.study import scored
@@ -130,7 +131,7 @@ def test_the_journal_holds_every_trial_for_any_other_program(tmp_path):
             np.testing.assert_equal(told.user_attrs[f"split{fold}_val_loss"], score)
         assert told.state == STATES[trial.state]
         assert told.value == (trial.mean("loss") if trial.state == "complete" else None)
-    assert opened.best_trial.number == results.best(trials, STUDY).number
+    assert opened.best_trial.number == trials_.best(trials, STUDY).number
 
 
 # Which trial is best; ties and ranks: test_results.py.
@@ -143,7 +144,7 @@ def test_a_diverged_trial_fails_and_is_never_best(tmp_path, with_scores):
     assert [trial.number for trial in trials if trial.state == "failed"] == [0, 5]
     assert [trial.state for trial in opened.trials] == [STATES[trial.state] for trial in trials]
     assert opened.trials[0].user_attrs["scores_loss"] == pytest.approx(with_scores, nan_ok=True)
-    assert results.best(trials, STUDY).number == opened.best_trial.number not in (0, 5)
+    assert trials_.best(trials, STUDY).number == opened.best_trial.number not in (0, 5)
 
 
 @pytest.mark.parametrize("study", [STUDY, CLASSIFIER])
@@ -169,8 +170,8 @@ def test_the_highest_is_best_where_a_metric_is_maximized_and_every_metric_is_kep
     best, *_, worst = sorted(trials, key=lambda trial: -trial.mean("accuracy"))
     assert opened.direction == optuna.study.StudyDirection.MAXIMIZE
     assert (opened.best_trial.number, opened.best_value) == (best.number, best.mean("accuracy"))
-    assert results.best(trials, CLASSIFIER) == best
-    assert results.best(trials, replace(CLASSIFIER, maximize=None)) == worst  # the lowest loss
+    assert trials_.best(trials, CLASSIFIER) == best
+    assert trials_.best(trials, replace(CLASSIFIER, maximize=None)) == worst  # the lowest loss
 
 
 # Stopping, going on, asking for more.

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hw1jax import lines
-from hw1jax import results as results_
+from hw1jax import lines, run_folder
 from hw1jax.report import items, plots
 from hw1jax.report.items import Item, Markup, Picture, grid, table, words
 
@@ -42,7 +41,7 @@ def read_runs(folders: Sequence[Path | str]) -> list[Run]:
         if len(set(names)) == len(names):
             break
         names = ["/".join(path.parts[-length:]) for path in paths]
-    return [Run(name, *results_.read_curves(path)) for name, path in zip(names, folders, strict=True)]
+    return [Run(name, *run_folder.read_curves(path)) for name, path in zip(names, folders, strict=True)]
 
 
 def sections(runs: Sequence[Run]) -> list[tuple[str, list[Item]]]:

@@ -8,11 +8,10 @@ from typing import Any
 
 import jax
 
-from hw1jax import results as results_
-from hw1jax import storage
+from hw1jax import evaluation, storage
 from hw1jax.report import comparison, network, plots, search, sections
 from hw1jax.report.items import Item, Markup, Picture, duration, escape, number, score, spread, table, theirs, words
-from hw1jax.results import Results
+from hw1jax.results import Results, load_results, study_of
 from hw1jax.study import Reference, Study, halving_settings
 
 Section = tuple[str, Sequence[Item]]  # heading, content
@@ -33,7 +32,7 @@ def write_report(folder: Path | str, study: Study) -> Path:
       ValueError: a file is missing or damaged, or the data are not those of the run; the message is one line.
     """
     folder = Path(folder)
-    results = results_.load_results(folder, study)
+    results = load_results(folder, study)
     content = _sections(results)
     pngs = {}
     for picture in _pictures(content):
@@ -72,8 +71,8 @@ def write_overview(
     problems = dict(failures)
     for run_folder in run_folders:
         try:
-            study = results_.study_of(run_folder, studies)
-            results = results_.load_results(run_folder, study)
+            study = study_of(run_folder, studies)
+            results = load_results(run_folder, study)
             content = _sections(results)
             pngs = _read_pngs(run_folder, study, _pictures(content))
         except ValueError as error:
@@ -248,7 +247,7 @@ def _cards(results: Results) -> Markup:
         of = f"ensemble of the {results.num_folds} fold models"
         ensemble = results.ensemble["loss"]
         refit_fails = None not in (ensemble, test["loss"]) and ensemble < test["loss"]
-        refit_fails = refit_fails and results_.is_far_above(test["loss"], folds)
+        refit_fails = refit_fails and evaluation.is_far_above(test["loss"], folds)
         of += ", better than the refit by more than its folds differ" if refit_fails else ""
         own = [(f"ensemble&rsquo;s test {words(n)}", score(n, results.ensemble[n]), of) for n in ("loss", *names)]
         cards = [*own, *cards] if refit_fails else [*cards, *own]

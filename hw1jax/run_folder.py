@@ -1,0 +1,154 @@
+"""The files that a run leaves in its folder: written here alone, and checked by their digests before they are read.
+
+trials.csv      a row a trial
+histories.npz   losses and metrics by epoch, NaN after a trial's last; outputs on the test set
+model.msgpack   the refitted best trial and the networks of its folds; none where the refit diverged
+results.json    the record: what was asked, the best trial, what it does on the test set, on what, how long
+results.sha256  the digests of these, as `sha256sum` writes them; the last file of a run
+
+Files that differ from their digests are not read: they are damaged, or of two runs. docs/results.md has every key and
+column.
+"""
+
+import csv
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hw1jax import space as space_
+from hw1jax import storage
+from hw1jax.study import Study, TrialScore
+from hw1jax.trained import Model, by_path, save_model
+from hw1jax.trials import write_trials
+
+FILES = ("trials.csv", "histories.npz", "model.msgpack", "results.json")
+DIGESTS = "results.sha256"
+
+
+def remove(folder: Path) -> None:
+    """Removes the search and the results that a folder holds, and nothing else."""
+    with storage.write_lock(folder):
+        for name in (DIGESTS, *FILES, "report.html", "journal.log"):
+            (folder / name).unlink(missing_ok=True)
+        for name in ("brackets", "figures"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def summary(study: Study, trial: TrialScore) -> dict[str, Any]:
+    """The best trial, as the record has it."""
+    means = {f"mean_val_{name}": finite(trial.mean(name)) for name in trial.scores}
+    stds = {f"std_val_{name}": finite(trial.std(name)) for name in trial.scores}
+    return {"number": trial.number, "params": space_.draw_to_json(trial.draw)} | {
+        name: value for pair in zip(means.items(), stds.items(), strict=True) for name, value in pair
+    }
+
+
+def reference(study: Study) -> dict[str, Any] | None:
+    """What others have found, as the record has it."""
+    found = study.reference
+    if found is None:
+        return None
+    params = space_.draw_to_json(found.params)
+    return {"name": found.name, "params": params, "test": dict(found.test), "data": found.data}
+
+
+def write(
+    folder: Path,
+    study: Study,
+    record: dict[str, Any],
+    trials: Sequence[TrialScore],
+    train_loss: np.ndarray,
+    val: Mapping[str, np.ndarray],
+    arrays: Mapping[str, Any],
+    model: Model,
+    x: Any = None,
+) -> None:
+    """Writes all files of a run, their digests last.
+
+    Args:
+      folder: where.
+      study: whose run it was.
+      record: for results.json.
+      trials: all of them.
+      train_loss: [trial, fold, epoch].
+      val: "loss" and metrics by name, [trial, fold, epoch] each.
+      arrays: what histories.npz has beside these.
+      model: the refitted best one, with its fold models; those are left out where one isn't finite.
+      x: examples, for the model's file.
+    """
+    histories = {"format": np.array(storage.FORMAT), "train_loss": train_loss}
+    histories |= {f"val_{name}": values for name, values in val.items()}
+    for name, tree in arrays.items():  # outputs may be a tree of arrays
+        histories |= {name + path: array for path, array in by_path(tree).items()}
+    with storage.write_lock(folder):
+        write_trials(folder / "trials.csv", study, trials, train_loss, val)
+        storage.write_arrays(folder / "histories.npz", histories)
+        if model.is_finite:
+            folds = model.folds if model.has_ensemble else ()
+            save_model(folder / "model.msgpack", model._replace(folds=folds), x)
+        else:
+            (folder / "model.msgpack").unlink(missing_ok=True)  # the best model of fewer trials
+        storage.write_json(folder / "results.json", record)
+        write_digests(folder)
+
+
+def write_digests(folder: Path) -> None:
+    """Writes results.sha256 for the files of a run as they are: from here on they are read."""
+    storage.write_bytes(folder / DIGESTS, "".join(f"{line}\n" for line in _digests(folder).values()).encode())
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """The lines of results.sha256 by file, for the files that are there."""
+    contents = {name: (folder / name).read_bytes() for name in FILES if (folder / name).exists()}
+    return {name: f"{hashlib.sha256(content).hexdigest()}  {name}" for name, content in contents.items()}
+
+
+def finite(value: float | np.floating) -> float | None:
+    """A number as the record has it: JSON has none that isn't finite."""
+    return float(value) if np.isfinite(value) else None
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The content of results.json.
+
+    Raises:
+      ValueError: no run has ended in the folder, or one of its files is damaged, missing or of another run; the message
+        is one line that names the file.
+    """
+    for name in ("results.json", DIGESTS):
+        if not (folder / name).exists():
+            raise ValueError(f"{folder / name} is missing: name the folder of a finished run, or repeat the run")
+    recorded = (folder / DIGESTS).read_text(encoding="utf-8", errors="replace").splitlines()
+    now = _digests(folder)
+    for name in FILES:
+        before = next((line for line in recorded if line.endswith(f"  {name}")), None)
+        if now.get(name) != before:
+            what = "is missing" if name not in now else f"differs from its digest in {DIGESTS}"
+            raise ValueError(f"{folder / name} {what}: repeat the run's command, which writes it again")
+    record = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    storage.check_format(record, folder / "results.json")
+    return record
+
+
+def read_curves(folder: Path | str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Of a run of whatever study: its record, and losses and metrics by epoch of its best trial.
+
+    Returns:
+      What results.json holds, and "train_loss", "val_loss" and "val_" + each metric by name: [fold, epoch].
+
+    Raises:
+      ValueError: a file is missing or damaged; the message is one line.
+    """
+    folder = Path(folder)
+    with storage.read_lock(folder):
+        record = read_record(folder)
+        arrays = storage.read_arrays(folder / "histories.npz")
+        with (folder / "trials.csv").open(encoding="utf-8", newline="") as file:
+            row = [row["number"] for row in csv.DictReader(file)].index(str(record["best"]["number"]))
+    names = ["train_loss", *(name for name in arrays if name.startswith("val_"))]
+    return record, {name: arrays[name][row] for name in names}
