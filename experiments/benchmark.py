@@ -33,23 +33,18 @@ from hw1jax import brackets, folds, jobs, plan, population, record, space, stora
 from hw1jax.data import Dataset
 from hw1jax.networks import Networks
 from hw1jax.observer import Observer
-from hw1jax.study import Program, Search, Study, load_data
+from hw1jax.report import plots
+from hw1jax.study import Program, Search, load_data
 
 SEED = 0
 ALL, MANY, SEARCH = "folds x trials in parallel", "folds x 1,000 trials in parallel", "as a search trains them"
 OURS, OURS_HALVING = "ours", "ours, halving"
 SPEED_WORK = {"regression": (100, 1000), "fashion_mlp": (60_000, 2), "fashion_cnn": (12_000, 2)}  # samples, epochs
-ENDLESS = 10**9  # epochs
-
-
-def study_of(name: str) -> Study:
-    """What the experiment of this name searches."""
-    return import_module(name).STUDY
 
 
 def make_work(name: str, options: argparse.Namespace, size: tuple[int, int], seed: int = SEED) -> Work:
     """The first samples of a study, so many epochs of its folds and minibatches, and a search's first draws."""
-    asked, (num_samples, num_epochs) = study_of(name), size
+    asked, (num_samples, num_epochs) = import_module(name).STUDY, size
     num_trials, num_folds = asked.num_trials, asked.num_folds
     if options.quick:
         num_samples, num_epochs, num_trials = min(num_samples, 600), max(2, num_epochs // 20), 3
@@ -65,8 +60,7 @@ def make_work(name: str, options: argparse.Namespace, size: tuple[int, int], see
     train_order = folds.minibatches(splits, range(num_epochs), batch_size=asked.batch_size, seed=(seed,))
     parts = [fold.validation for fold in splits]
     val_order = folds.pieces(parts, max(map(len, parts)))[:, 0]
-    draws = [space.random_draw(asked.space, seed, number) for number in range(num_trials)]
-    trials = [space.draw_to_json(draw) for draw in draws]
+    trials = [space.draw_to_json(space.random_draw(asked.space, seed, number)) for number in range(num_trials)]
     return Work(name, x, y, train_order, val_order, trials, search_epochs)
 
 
@@ -74,15 +68,10 @@ def in_process(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict
     """What a function of this file returns in a fresh process, without a compilation cache."""
     call = f"print(json.dumps(benchmark.{function.__name__}(*json.load(sys.stdin))))"
     command = [sys.executable, "-c", f"import benchmark, json, sys; {call}"]
-    environment = {"PYTHONPATH": os.pathsep.join(sys.path), "JAX_ENABLE_COMPILATION_CACHE": "false"}
-    given, environment = json.dumps(arguments), os.environ | environment
+    own = {"PYTHONPATH": os.pathsep.join(sys.path), "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    given, environment = json.dumps(arguments), os.environ | own
     done = subprocess.run(command, input=given, stdout=subprocess.PIPE, text=True, env=environment, check=True)
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def say(*what: str) -> None:
-    """Tells a person who waits."""
-    print(f"[{time.strftime('%H:%M:%S')}]", *what, file=sys.stderr, flush=True)
 
 
 # Our forms, each in a process of its own.
@@ -93,7 +82,7 @@ def train(form: str, work: Work, *, endless: bool = False) -> Iterator[tuple[int
 
     Yields the epochs by which all members have advanced, and their validation losses [trial, fold].
     """
-    asked = study_of(work.study)
+    asked = import_module(work.study).STUDY
     num_folds, num_epochs, _, batch_size = work.train_order.shape
     draws = {number: space.draw_from_json(asked.space, trial) for number, trial in enumerate(work.trials)}
     data, splits = Dataset(work.x, work.y, work.x[:0], work.y[:0]), folds.k_fold(len(work.x), num_folds, (SEED,))
@@ -104,8 +93,8 @@ def train(form: str, work: Work, *, endless: bool = False) -> Iterator[tuple[int
     [rung] = plan.make_plan(whole, len(draws), program).rungs
     waiting = plan.jobs_of(networks, rung, draws)
     val_loss, calls = np.full((len(draws), num_folds), np.nan), {}
-    per_call = networks.spec.epochs_per_call
-    num_epochs = ENDLESS if endless else num_epochs
+    per_call, num_threads = networks.spec.epochs_per_call, rung.program.num_devices if rung.own_widths else 1
+    num_epochs = 10**9 if endless else num_epochs
 
     def advance(number: int, device: int) -> None:
         job = waiting[number]
@@ -116,7 +105,6 @@ def train(form: str, work: Work, *, endless: bool = False) -> Iterator[tuple[int
         val_loss[job.numbers] = next(calls[number]).val["loss"][: len(job.numbers), :, -1]
 
     for done in range(0, num_epochs, per_call):
-        num_threads = rung.program.num_devices if rung.own_widths else 1
         brackets.side_by_side(advance, len(waiting), num_threads, threading.Event())
         yield min(per_call, num_epochs - done), val_loss.copy()
 
@@ -167,7 +155,7 @@ def search_ours(file: str, settings: dict[str, Any], seed: int, num_trials: int,
     work = load_work(file)
     num_folds, num_epochs, _, batch_size = work.train_order.shape
     data = Dataset(work.x, work.y, work.x[:10], work.y[:10])  # nobody asks for the test
-    study = replace(study_of(work.study), data=data, inputs={})
+    study = replace(import_module(work.study).STUDY, data=data, inputs={})
     sizes = {"num_trials": num_trials, "num_folds": num_folds, "num_epochs": num_epochs, "batch_size": batch_size}
     with tempfile.TemporaryDirectory() as folder:
         jax.config.update("jax_enable_compilation_cache", True)  # as a user's first search
@@ -195,20 +183,16 @@ def measure_speed(name: str, options: argparse.Namespace, file: Path) -> dict[st
 
     rows = []
     for form in [*ours, *([] if options.no_peers else peers.PEERS)]:
-        say(name, form)
+        print(f"{time.strftime('%H:%M:%S')} {name}: {form}", file=sys.stderr)
         row = {"ours": form in ours, "name": form} | run(form, options.repeats)
         if "skipped" not in row:
-            row["search_seconds"] = 1e-6 * speed(row) * search_samples
+            row["speed"] = median(row["us_per_sample"])
+            row["search_seconds"] = 1e-6 * row["speed"] * search_samples
             if form in (ours[-1], peers.EAGER):
                 row |= run(form, 0)  # with its final losses
         rows.append(row)
     compare_losses([row for row in rows if "final_val_loss" in row])
     return {"samples": len(work.x), "epochs": work.train_order.shape[1], "trials": len(work.trials), "rows": rows}
-
-
-def speed(row: dict[str, Any]) -> float:
-    """Microseconds per sample, the median."""
-    return median(row["us_per_sample"])
 
 
 def compare_losses(rows: list[dict[str, Any]]) -> None:
@@ -222,7 +206,7 @@ def compare_losses(rows: list[dict[str, Any]]) -> None:
 
 def speed_table(name: str, result: dict[str, Any]) -> list[str]:
     rows = [row for row in result["rows"] if "skipped" not in row]
-    strongest = min((speed(row) for row in rows if not row["ours"]), default=math.nan)
+    strongest = min((row["speed"] for row in rows if not row["ours"]), default=math.nan)
     lines = [
         f"### {name} ({result['trials']} trials, {result['samples']:,} samples; loss after {result['epochs']} epochs)",
         "",
@@ -233,21 +217,19 @@ def speed_table(name: str, result: dict[str, Any]) -> list[str]:
         shown = f"**{row['name']}**" if row["ours"] else row["name"]
         spread = f"{min(row['us_per_sample']):.3g}-{max(row['us_per_sample']):.3g}"
         lines.append(
-            f"| {shown} | {speed(row):.3g} ({spread}) | {row['compile_seconds']:.1f} | {row['search_seconds']:.3g} "
-            f"| {strongest / speed(row):.3g} | {row['peak_rss_mb']:.0f} | {row.get('loss', '-')} |"
+            f"| {shown} | {row['speed']:.3g} ({spread}) | {row['compile_seconds']:.1f} | {row['search_seconds']:.3g} "
+            f"| {strongest / row['speed']:.3g} | {row['peak_rss_mb']:.0f} | {row.get('loss', '-')} |"
         )
     return lines
 
 
 def draw_speed(results: dict[str, Any], out: Path) -> None:
     """speed.png, a panel a study."""
-    from hw1jax.report import plots
-
-    studies = {name: [row for row in result["rows"] if "us_per_sample" in row] for name, result in results.items()}
+    studies = {name: [row for row in result["rows"] if "speed" in row] for name, result in results.items()}
     with plots.style():
         figure, axes = plots.figure(len(studies), height=2.0 * len(studies))
         for ax, (name, rows) in zip(axes[:, 0], studies.items(), strict=True):
-            ours, others = ({row["name"]: speed(row) for row in rows if row["ours"] is own} for own in (True, False))
+            ours, others = ({row["name"]: row["speed"] for row in rows if row["ours"] is own} for own in (True, False))
             plots.speed_bars(ax, ours, others, title=name, label="µs per training sample, validation included")
         storage.write_bytes(out / "speed.png", plots.png(figure))
 
@@ -259,11 +241,11 @@ def measure_score(name: str, options: argparse.Namespace, file: Path) -> dict[st
     """What each side finds with each seed, and when; Optuna first, as its loss is the goal of the others."""
     rows = []
     for seed in options.seeds:
-        work = make_work(name, options, (sys.maxsize, study_of(name).num_epochs), seed=seed)
+        work = make_work(name, options, (sys.maxsize, import_module(name).STUDY.num_epochs), seed=seed)
         peers.save_work(file, work)
         num_trials, goal = {OURS_HALVING: 6 if options.quick else HALVING_TRIALS[name]}, -math.inf
         for side in (OPTUNA, OURS, OURS_HALVING):
-            say(name, f"seed {seed}", side)
+            print(f"{time.strftime('%H:%M:%S')} {name}: {side}, seed {seed}", file=sys.stderr)
             row = {"name": side, "seed": seed, "trials": num_trials.get(side, len(work.trials))}
             how = {"seed": seed, "trials": row["trials"], "started": time.time()}
             if side == OPTUNA:
@@ -297,18 +279,13 @@ def score_table(name: str, result: dict[str, Any]) -> list[str]:
     return lines
 
 
-# What a mode measures, its table, and what is said above the tables.
-MODES = {
-    "benchmark": (measure_speed, speed_table, "float32, {repeats} repeats of at least {seconds:g} s"),
-    "time_to_score": (measure_score, score_table, "medians of the seeds {seeds}; seconds since the process started"),
-}
-
-
 def report(results: dict[str, Any], table: Callable[..., list[str]], note: str) -> str:
-    machine = results["environment"]
-    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    machine, packages = results["environment"], dict(results["environment"]["packages"])
+    for row in (row for result in results["studies"].values() for row in result["rows"]):
+        packages |= row.get("versions", {})
+    versions = ", ".join(f"{name} {version}" for name, version in packages.items())
     start = f"{machine['date']}, {machine['device']}, {machine['cores']} cores, Python {machine['python']}, {versions}"
-    lines = [f"{start}; {note.format(**results['settings'])}."]
+    lines = [f"{start}; {note}."]
     for name, result in results["studies"].items():
         skipped = {row["name"]: row["skipped"] for row in result["rows"] if "skipped" in row}
         lines += ["", *table(name, result)]
@@ -318,17 +295,15 @@ def report(results: dict[str, Any], table: Callable[..., list[str]], note: str) 
 
 def measure(options: argparse.Namespace) -> None:
     """Measures study by study, and writes MODE.json and MODE.md after each."""
-    mode = "time_to_score" if options.time_to_score else "benchmark"
-    measure_study, table, note = MODES[mode]
-    machine = record.describe()
-    settings = {name: str(v) if isinstance(v, Path) else v for name, v in vars(options).items()}
-    settings["seeds"] = ", ".join(map(str, options.seeds))
-    results = {"environment": machine, "settings": settings, "versions": dict(machine["packages"]), "studies": {}}
+    mode, measure_study, table = "benchmark", measure_speed, speed_table
+    note = f"float32, {options.repeats} repeats of at least {options.seconds:g} s"
+    if options.time_to_score:
+        mode, measure_study, table = "time_to_score", measure_score, score_table
+        note = f"medians of the seeds {', '.join(map(str, options.seeds))}; seconds since the process started"
+    results = {"environment": record.describe(), "command": sys.argv, "studies": {}}
     with tempfile.TemporaryDirectory() as folder:
         for name in options.studies:
             results["studies"][name] = measure_study(name, options, Path(folder, f"{name}.npz"))
-            for row in results["studies"][name]["rows"]:
-                results["versions"] |= row.get("versions", {})
             storage.write_json(options.out / f"{mode}.json", results)
             storage.write_bytes(options.out / f"{mode}.md", report(results, table, note).encode())
             if mode == "benchmark":
@@ -353,8 +328,6 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
         "--time-to-score", action="store_true", help="measure how soon whole searches find what they do"
     )
     options = parser.parse_args(args)
-    if options.repeats < 1 or options.seconds < 0 or min(options.seeds) < 0:
-        parser.error("--repeats must be at least 1, --seconds and --seeds at least 0")
     if options.quick:
         options.repeats, options.seconds = 1, min(options.seconds, 0.3)
     return options
@@ -371,8 +344,6 @@ def main() -> None:
         measure(options)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 if __name__ == "__main__":

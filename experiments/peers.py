@@ -28,11 +28,6 @@ torch: Any = None  # a process that trains imports it (`child`); the benchmark, 
 STUDIES = ("regression", "fashion_mlp", "fashion_cnn")
 VALIDATION_BATCH = {"regression": 1000, "fashion_mlp": 2000, "fashion_cnn": 500}  # the fastest of those tried
 OPTUNA = "Optuna + PyTorch eager, HyperbandPruner"  # a whole search, see `search_optuna`
-FACTOR = 3  # of its halving, as ours
-
-
-class Skip(Exception):
-    """A peer cannot do this work; the message is the reason."""
 
 
 class Work(NamedTuple):
@@ -105,7 +100,7 @@ def network(work: Work, x, trial: int, fold: int):
     layers.append(nn.Flatten())
     for units in settings["hidden_units"]:
         layers += [nn.LazyLinear(units), nn.Sigmoid()]
-    net = nn.Sequential(*layers, nn.LazyLinear(1 if work.study == "regression" else 10))
+    net = nn.Sequential(*layers, nn.LazyLinear(1 if work.study == "regression" else 10)).to(x.device)
     net(x[:1])  # which makes the parameters
     return net
 
@@ -138,6 +133,11 @@ def weighted_loss(params, x, y, weight):
 
 def gather(x, y, index):
     return (part.index_select(0, index.flatten()).unflatten(0, index.shape) for part in (x, y))
+
+
+def on_device(array: np.ndarray):
+    """A tensor on the GPU if there is one; a default device of torch's would slow every call down."""
+    return torch.from_numpy(array).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @functools.cache
@@ -188,7 +188,7 @@ class Eager:
     @staticmethod
     def prepare(work: Work):
         """What all members share, resident: x as float32, classes as int64."""
-        x, y = torch.as_tensor(work.x), torch.as_tensor(work.y)
+        x, y = on_device(work.x), on_device(work.y)
         if work.study == "regression":
             return x, y
         x = x.float().div_(255)
@@ -204,7 +204,7 @@ class Eager:
         self.optimizer = make[settings["optimizer"]](self.params, **numbers, **fast)
 
     def train(self, order: np.ndarray):
-        index, batch, total = torch.as_tensor(order[order >= 0]), order.shape[2], torch.zeros(1)
+        index, batch, total = on_device(order[order >= 0]), order.shape[2], torch.zeros(1, device=self.data[0].device)
         # One gather for all steps is best for the regression's short rows; images are best gathered step by step.
         for rows in index.split(len(index) if self.work.study == "regression" else batch):
             for x, y in zip(*(part.index_select(0, rows).split(batch) for part in self.data), strict=True):
@@ -215,9 +215,9 @@ class Eager:
                 total.add_(loss.detach(), alpha=len(y))
 
     def validate(self, order: np.ndarray) -> np.ndarray:
-        total = torch.zeros(1)
+        total = torch.zeros(1, device=self.data[0].device)
         with torch.inference_mode():
-            for rows in torch.as_tensor(order[order >= 0]).split(VALIDATION_BATCH[self.work.study]):
+            for rows in on_device(order[order >= 0]).split(VALIDATION_BATCH[self.work.study]):
                 x, y = (part.index_select(0, rows) for part in self.data)
                 total.add_(mean_loss(forward(self.params, x), y), alpha=len(rows))
         return total.cpu().numpy()
@@ -235,7 +235,7 @@ class CompiledFolds:
         self.params = [torch.stack(same).detach() for same in zip(*(n.parameters() for n in networks), strict=True)]
         moments = [[torch.zeros_like(param) for param in self.params] for _ in range(2)]
         numbers = (0.0, settings["learning_rate"], settings["l2"])
-        self.state = (*moments, *(torch.tensor(number) for number in numbers))
+        self.state = (*moments, *(torch.tensor(number, device=data[0].device) for number in numbers))
         self.step = compiled_step(settings["optimizer"])
 
     def sum_losses(self, function, state, batches):  # batches: int32 [fold, batch] each
@@ -249,25 +249,22 @@ class CompiledFolds:
         return total
 
     def train(self, order: np.ndarray):
-        self.sum_losses(self.step, self.state, torch.as_tensor(order).unbind(1))
+        self.sum_losses(self.step, self.state, on_device(order).unbind(1))
 
     def validate(self, order: np.ndarray) -> np.ndarray:
-        batches = torch.as_tensor(order).split(self.val_batch, dim=1)
+        batches = on_device(order).split(self.val_batch, dim=1)
         return self.sum_losses(compiled_losses(), (), batches).cpu().numpy()
 
 
 class ScikitLearn:
-    """MLPRegressor or MLPClassifier with `partial_fit` in the given order, set so that its gradients are ours.
-
-    But it has no RMSprop, no L2 on biases, more L2 in a short batch, and initial parameters of its own.
-    """
+    """MLPRegressor or MLPClassifier with `partial_fit` in the given order, set so that its gradients are ours."""
 
     optimizers, folds_together, compiles = ("adam", "sgd"), False, False
 
     @staticmethod
     def prepare(work: Work):
         if work.study == "fashion_cnn":
-            raise Skip("scikit-learn has no convolutions")
+            raise NotImplementedError("scikit-learn has no convolutions")
         if work.study == "regression":
             return work.x, work.y[:, 0]
         return work.x.reshape(len(work.x), -1) / np.float32(255), work.y
@@ -278,19 +275,13 @@ class ScikitLearn:
         self.data, self.regression = data, work.study == "regression"
         settings, batch = work.trials[trial], work.train_order.shape[3]
         scale = 0.5 if self.regression else 1.0  # its loss is half the squared error, its gradients half of ours
-        rate = settings["learning_rate"] / (scale if settings["optimizer"] == "sgd" else 1)
-        same = {
-            "activation": "logistic",
-            "momentum": 0.0,
-            "epsilon": scale * 1e-8,
-            "batch_size": batch,
-            "shuffle": False,
-        }
+        same = {"activation": "logistic", "momentum": 0.0, "batch_size": batch, "shuffle": False}
         self.model = (MLPRegressor if self.regression else MLPClassifier)(
             hidden_layer_sizes=settings["hidden_units"],
             solver=settings["optimizer"],
+            learning_rate_init=settings["learning_rate"] / (scale if settings["optimizer"] == "sgd" else 1),
             alpha=scale * batch * settings["l2"],  # which it divides by the batch
-            learning_rate_init=rate,
+            epsilon=scale * 1e-8,
             random_state=1000 * trial + folds[0],
             **same,
         )
@@ -362,13 +353,9 @@ class Notebook:
         return np.array([sum(float(self.loss(self.params, x, y)) * len(x) for x, y in self.batches(order))])
 
 
-EAGER, NOTEBOOK = "torch eager 2 processes x 1 thread", "a notebook's loop in JAX"
-PEERS: dict[str, Any] = {
-    EAGER: Eager,
-    "torch.compile of vmap over folds": CompiledFolds,
-    "scikit-learn MLP": ScikitLearn,
-    NOTEBOOK: Notebook,
-}
+EAGER, COMPILED = "torch eager 2 processes x 1 thread", "torch.compile of vmap over folds"
+SKLEARN, NOTEBOOK = "scikit-learn MLP", "a notebook's loop in JAX"
+PEERS: dict[str, Any] = {EAGER: Eager, COMPILED: CompiledFolds, SKLEARN: ScikitLearn, NOTEBOOK: Notebook}
 
 # The clock.
 
@@ -403,6 +390,8 @@ def measure(work: Work, name: str, counter, barrier, *, repeats: int, seconds: f
             trainer.validate(work.val_order[groups[0], : VALIDATION_BATCH[work.study]])
         first_seconds = time.monotonic() - start
 
+    num_samples = int((work.train_order[groups[0], 0] >= 0).sum())  # of an epoch
+
     def train_rounds(seconds: float) -> tuple[float, float, int]:
         """Whole rounds for at least so long -> (start, end, samples)."""
         barrier.wait()
@@ -411,7 +400,7 @@ def measure(work: Work, name: str, counter, barrier, *, repeats: int, seconds: f
             first = number // len(trials) * at_once
             epochs = [epoch % num_epochs for epoch in range(first, first + at_once)]
             train(trainers[number % len(trials)], work, groups[0], epochs)
-            samples += int((work.train_order[groups[0]][:, epochs] >= 0).sum())
+            samples += at_once * num_samples
         if torch is not None and torch.cuda.is_available():
             torch.cuda.synchronize()
         end = time.monotonic()
@@ -460,28 +449,23 @@ def together(work: Work, parts: list[dict[str, Any]]) -> dict[str, Any]:
     return sums | {"us_per_sample": [1e6 * (max(end) - min(start)) / sum(samples) for start, end, samples in repeats]}
 
 
-# A whole search.
-
-
 def search_optuna(work: Work, folder: str, counter, *, seed: int, trials: int, started: float) -> dict[str, Any]:
     """One process of Optuna's search with PyTorch, pruned by HyperbandPruner on the mean loss over the folds.
 
-    All folds of a trial advance epoch by epoch; the processes share a journal. The losses are seen after each epoch,
-    and reported to Optuna at multiples of the least resource, as it can prune nowhere else and each report is written
-    to the disk. The draws and the order of the minibatches are ours, and cost it nothing.
+    It is reported at multiples of the least resource: Optuna prunes nowhere else, and writes each report to the disk.
     """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     num_folds, num_epochs, *_ = work.train_order.shape
-    resource = max(1, num_epochs // FACTOR**3)  # three times a third, as ours
+    resource = max(1, num_epochs // 27)  # three times a third, as ours
     data, points = Eager.prepare(work), []
     journal = optuna.storages.journal.JournalFileBackend(str(Path(folder, "journal.log")))
     study = optuna.create_study(
         storage=optuna.storages.JournalStorage(journal),
         study_name=f"seed {seed}",  # which decides the trials' brackets
         load_if_exists=True,
-        pruner=optuna.pruners.HyperbandPruner(resource, num_epochs, FACTOR),
+        pruner=optuna.pruners.HyperbandPruner(resource, num_epochs, reduction_factor=3),
     )
 
     def objective(trial) -> float:
@@ -514,20 +498,18 @@ def child(pipe, file: str, name: str, how: dict[str, Any], folder: str, counter,
             import torch
 
             torch.set_num_threads(1)
-            torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
         work = load_work(file)
         search = functools.partial(search_optuna, work, folder, counter)
         own = search(**how) if name == OPTUNA else measure(work, name, counter, barrier, **how)
-        packages = [sys.modules[package] for package in ("torch", "sklearn", "optuna") if package in sys.modules]
-        pipe.send(own | {"versions": {package.__name__: package.__version__ for package in packages}})
+        packages = {"torch", "sklearn", "optuna"} & set(sys.modules)
+        pipe.send(own | {"versions": {package: sys.modules[package].__version__ for package in packages}})
     except threading.BrokenBarrierError:
         pipe.send({})  # the other process says why
     except Exception as error:
         barrier.abort()
-        reason = str(error) if isinstance(error, Skip) else f"failed: {type(error).__name__}: {error}".splitlines()[0]
-        pipe.send(
-            {"skipped": f"{error}: pip install '.[peers]' brings it" if isinstance(error, ImportError) else reason}
-        )
+        kind = "" if isinstance(error, NotImplementedError | ImportError) else f"failed: {type(error).__name__}: "
+        hint = ": pip install '.[peers]' brings it" if isinstance(error, ImportError) else ""
+        pipe.send({"skipped": f"{kind}{error}{hint}"})
 
 
 def run_processes(file: str, name: str, **how: Any) -> dict[str, Any]:
@@ -559,5 +541,4 @@ def run_processes(file: str, name: str, **how: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     print(json.dumps(run_processes(**json.loads(sys.argv[1]))))

@@ -22,6 +22,7 @@ from typing import Any
 
 from PIL import Image
 from reproduce import STUDIES
+from seeds import WAYS
 
 from hw1jax import storage
 from hw1jax.progress import print_summary
@@ -33,14 +34,11 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MEASURED = ("benchmark", "time_to_score")  # by benchmark.py, each a block of its own
 FIGURES = {  # of each block: where in the runs, and what it shows
     "curve figure": {
-        "regression/figures/fitted_curve.png": "The regression's refitted best model as a curve over training and test "
-        "points, with the range of its fold models as a band",
+        "regression/figures/fitted_curve.png": "The regression's refitted model over all points, its folds' as a band",
     },
     "figures": {
-        "regression/figures/trial_scores.png": "Validation loss of each of the regression's trials with its folds, the "
-        "best first, beside that of a constant",
-        "fashion_cnn/figures/confusion.png": "Confusion matrix of the convolutional net on the test set, in percent of "
-        "each true class",
+        "regression/figures/trial_scores.png": "Validation loss of each of the regression's trials with its folds",
+        "fashion_cnn/figures/confusion.png": "Confusion matrix of the convolutional net on the test set, in percent",
     },
     "speed figure": {
         "benchmark/speed.png": "Time per training sample, study by study: our forms as full bars, the peers' hatched",
@@ -67,20 +65,11 @@ def kept_name(source: str) -> str:
     return f"{Path(source).parts[0]}_{Path(source).name}"
 
 
-WAYS = {
-    "report": "the report's space and work",
-    "halving": "the same space, halving and averaging",
-    "beyond": "beyond the report's space, halving and averaging",
-}
-NUMBERS = {"val_loss": "{:.3f}", "seconds": "{:.0f} s"}
-
-
 COLUMNS = ("seeds", "validation loss", "test loss", "ensemble's", "accuracy", "ensemble's", "wall time")
 
 
 def found_rows(seeds: dict[str, Any], study: Study, *, each: bool) -> list[list[str]]:
     """What each way of searching a study finds, [what, *COLUMNS]: medians over the seeds, with `each` all of them."""
-    assert study.reference is not None
     values, reported = _each_value if each else _median, study.reference.test
     theirs = [f"{reported['loss']:.2f}", "-", f"{reported['accuracy']:.0%}" if "accuracy" in reported else "-", "-"]
     rows = [["**the report**", "-", "-", *theirs, "-"]]
@@ -93,10 +82,12 @@ def found_rows(seeds: dict[str, Any], study: Study, *, each: bool) -> list[list[
             for name, form in (("loss", "{:.3f}"), ("accuracy", "{:.1%}"))
             for part in ("test", "ensemble")
         ]
-        val, seconds = (values([run.get(name) for run in runs], form) for name, form in NUMBERS.items())
+        val = values([run.get("val_loss") for run in runs], "{:.3f}")
+        seconds = values([run.get("seconds") for run in runs], "{:.0f} s")
         where = ", ".join(sorted({letters[run["machine"]] for run in runs if "machine" in run}))
         named = what + (f", {runs[0]['trials']} trials" if "trials" in runs[0] else "")
-        rows.append([named, _seeds(runs), val, *scores, f"{seconds}, {where}" if each and where else seconds])
+        seeds_shown = "-".join(str(seed) for seed in sorted({runs[0]["seed"], runs[-1]["seed"]}))
+        rows.append([named, seeds_shown, val, *scores, f"{seconds}, {where}" if each and where else seconds])
     return rows
 
 
@@ -137,11 +128,6 @@ def origin(seeds: dict[str, Any]) -> str:
         f"Python {where['python']}, jax {packages['jax']}, flax {packages['flax']}, optax {packages['optax']}, "
         f"optuna {packages['optuna']}. Wall time is a study's whole run with its data, compiling, refit and test."
     )
-
-
-def _seeds(runs: list[dict[str, Any]]) -> str:
-    first, last = runs[0]["seed"], runs[-1]["seed"]
-    return f"{first}-{last}" if first != last else f"{first}"
 
 
 def _machines(seeds: dict[str, Any]) -> dict[str, str]:

@@ -9,6 +9,7 @@ import benchmark
 import numpy as np
 import peers
 import pytest
+import regression
 
 from hw1jax import run_study
 from hw1jax.data import Dataset
@@ -26,7 +27,7 @@ def work():
 @pytest.fixture(scope="module")
 def losses(work, tmp_path_factory):
     """Validation losses [trial, fold] after the study's own search of that work."""
-    study = replace(benchmark.study_of("regression"), data=Dataset(*[work.x, work.y] * 2))
+    study = replace(regression.STUDY, data=Dataset(*[work.x, work.y] * 2))
     settings = {"num_trials": 2, "num_epochs": 4, "seed": benchmark.SEED}
     return run_study(study, **settings, out=tmp_path_factory.mktemp("searched")).trials.folds["loss"]
 

@@ -12,7 +12,6 @@ import peers
 import pytest
 
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
-COMPILED, SKLEARN = "torch.compile of vmap over folds", "scikit-learn MLP"
 
 
 def synthetic_work(study, *, optimizers=("adam", "sgd", "rmsprop"), num_samples=50, num_epochs=2):
@@ -76,10 +75,10 @@ def final_losses(work, name):
 @pytest.mark.slow
 def test_scikit_learn_trains_adam_and_sgd_and_has_no_convolutions():
     pytest.importorskip("sklearn")
-    *trained, rmsprop = final_losses(synthetic_work("regression"), SKLEARN)
+    *trained, rmsprop = final_losses(synthetic_work("regression"), peers.SKLEARN)
     assert np.isfinite(trained).all() and rmsprop == [None] * 3
-    with pytest.raises(peers.Skip, match="no convolutions"):
-        final_losses(synthetic_work("fashion_cnn"), SKLEARN)
+    with pytest.raises(NotImplementedError, match="no convolutions"):
+        final_losses(synthetic_work("fashion_cnn"), peers.SKLEARN)
 
 
 @needs_torch
@@ -92,7 +91,7 @@ def test_torch_peers_agree(study, tmp_path):
     reference = peers.run_peer(sys.executable, file, peers.EAGER, repeats=0)["final_val_loss"]
     assert np.shape(reference) == (len(few), 3)
     if shutil.which("c++") is not None:  # which torch.compile needs
-        compiled = peers.run_peer(sys.executable, file, COMPILED, repeats=0)["final_val_loss"]
+        compiled = peers.run_peer(sys.executable, file, peers.COMPILED, repeats=0)["final_val_loss"]
         np.testing.assert_allclose(compiled, reference, rtol=1e-4, atol=1e-4)
     timed = peers.run_peer(sys.executable, file, peers.EAGER, repeats=2, seconds=0.2)
     assert len(timed["us_per_sample"]) == 2 and min(timed["us_per_sample"]) > 0
