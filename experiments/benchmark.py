@@ -87,9 +87,8 @@ def train(form: str, work: Work, *, endless: bool = False) -> Iterator[tuple[int
     draws = {number: space.draw_from_json(asked.space, trial) for number, trial in enumerate(work.trials)}
     data, splits = Dataset(work.x, work.y, work.x[:0], work.y[:0]), folds.k_fold(len(work.x), num_folds, (SEED,))
     program = Program() if form == SEARCH else Program(widths="padded", members_per_program=sys.maxsize)
-    search = Search(num_epochs, batch_size, num_folds, SEED)
-    networks = Networks(asked, search, data, splits)
-    whole = Networks(asked, replace(search, num_epochs=work.search_epochs), data, splits)
+    searches = [Search(epochs, batch_size, num_folds, SEED) for epochs in (num_epochs, work.search_epochs)]
+    networks, whole = (Networks(asked, search, data, splits) for search in searches)
     [rung] = plan.make_plan(whole, len(draws), program).rungs
     waiting = plan.jobs_of(networks, rung, draws)
     val_loss, calls = np.full((len(draws), num_folds), np.nan), {}
