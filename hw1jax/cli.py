@@ -20,11 +20,11 @@ import jax
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
-from hw1jax import checks, executors, networks, record, report, run
+from hw1jax import checks, executors, lines, networks, record, report, run
 from hw1jax import space as space_
 from hw1jax import study as study_
 from hw1jax.jobs import Stopped
-from hw1jax.progress import ConsoleObserver
+from hw1jax.progress import Progress
 from hw1jax.space import Choice, Float, Int, Range
 from hw1jax.study import Order, Output, Program, Search, Study
 
@@ -76,7 +76,7 @@ def run_order(order: Order, flags: Flags, started: float, stop: threading.Event)
     Raises:
       ValueError: there is no test loss, as the refit diverged; everything else has been written.
     """
-    observer = ConsoleObserver(quiet=flags.quiet, verbose=flags.verbose)
+    observer = Progress(quiet=flags.quiet, verbose=flags.verbose)
     try:
         with contextlib.nullcontext() if flags.executor is None else executors.connected(flags.executor) as executor:
             results = run.run(
@@ -85,7 +85,7 @@ def run_order(order: Order, flags: Flags, started: float, stop: threading.Event)
     finally:
         observer.close()
     page = report.write_report(order.folder, order.study)
-    print(f"Report: {page}")
+    print(f"Report: {lines.plain(str(page))}")
     if results["test"]["loss"] is None:
         raise ValueError(f"{order.study.shown}: {results['refit']['failure']}")
     return results
@@ -293,7 +293,7 @@ def report_error(error: Exception) -> int:
         error.__notes__ = [note]  # JAX has one as well, on what it has left out of the traceback
         others = (str(Path(__file__).parent), *sysconfig.get_paths().values())
         own = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(others)]
-        print("".join(traceback.format_list(own[-1:])), end="", file=sys.stderr)
+        print(lines.plain("".join(traceback.format_list(own[-1:]))), end="", file=sys.stderr)
         line = "".join(traceback.format_exception_only(error)).rstrip()
     elif isinstance(error, MemoryError):
         line = f"out of memory ({str(error) or 'of the host'}): give less data or smaller nets"
@@ -301,5 +301,5 @@ def report_error(error: Exception) -> int:
         line = f"{error.filename}: {error.strerror}"
     else:
         line = " ".join(str(error).split())
-    print(f"error: {line}", file=sys.stderr)
+    print(f"error: {lines.plain(line)}", file=sys.stderr)
     return 2

@@ -1,7 +1,4 @@
-"""What is said in a line: numbers of any size, how long work takes, how many trials have come to what.
-
-`teller` says it now and then on standard error: what `cross_validate(progress=True)` says.
-"""
+"""Numbers, durations, counts and names as text; a line now and then on how far long work is."""
 
 import sys
 import time
@@ -12,30 +9,46 @@ import numpy as np
 FIRST_AFTER, EVERY = 3, 10  # seconds; what takes less than the first says nothing
 
 
+class Pace:
+    """The pace of work since the first call of `left`: before it, programs are compiled."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, float] | None = None
+
+    def left(self, share: float, now: float) -> str:
+        """The time that the rest takes, as text, if this share is done by `now` (seconds); empty in the first call."""
+        begin, share_then = self._first = self._first or (now, share)
+        return duration(round((now - begin) / (share - share_then) * (1 - share))) if share > share_then else ""
+
+
 def teller(what: str) -> Callable[[int, int, np.ndarray], None]:
-    """A function of (epochs done, number of epochs, validation loss [trial, fold]) that may be called often."""
+    """A function of (epochs done, number of epochs, validation loss [trial, fold]) that prints to standard error.
+
+    It may be called often: `cross_validate(progress=True)` calls it after each program.
+    """
     started = last_line = time.monotonic()
-    first_call: tuple[float, int] | None = None  # the epochs until then took the time to compile, too
+    pace = Pace()
 
     def tell(done: int, num_epochs: int, val_loss: np.ndarray) -> None:
-        nonlocal last_line, first_call
+        nonlocal last_line
         now, is_first_line = time.monotonic(), last_line == started
-        left = ""
-        if first_call is None:
-            first_call = now, done
-        else:
-            seconds = (now - first_call[0]) / (done - first_call[1]) * (num_epochs - done)
-            left = f", about {duration(seconds)} left"
+        left = pace.left(done / num_epochs, now)
         if done == num_epochs:
             if not is_first_line:
                 print(f"{what}: {num_epochs} epochs in {duration(now - started)}", file=sys.stderr, flush=True)
         elif now - last_line >= (FIRST_AFTER if is_first_line else EVERY):
             means = val_loss.mean(axis=1)
             lowest = f", lowest mean validation loss {np.nanmin(means):.4g}" if not np.isnan(means).all() else ""
-            print(f"{what}: epoch {done} of {num_epochs}{lowest}{left}", file=sys.stderr, flush=True)
+            rest = left and f", about {left} left"
+            print(f"{what}: epoch {done} of {num_epochs}{lowest}{rest}", file=sys.stderr, flush=True)
             last_line = now
 
     return tell
+
+
+def plain(text: str) -> str:
+    """A text in which control characters, and others that are not printed, are shown by their codes; lines stay."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def number(value: float, decimals: int = 3) -> str:

@@ -1,4 +1,4 @@
-"""Who is told how a run goes. `progress` has one that shows it to a person."""
+"""The protocol of a run's observer. `progress.Progress` is the one that shows a run to a person."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""What a person sees while a study runs: a bar on a terminal, sparse plain lines elsewhere. `notebook` has its own."""
+"""How a run goes, for a person: a bar on a terminal, an updated text in a notebook, a line now and then elsewhere.
+
+Text of a user (names, paths, errors) is shown as it is: no markup, control characters escaped.
+"""
 
 import sys
 import time
@@ -8,8 +11,10 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
 from rich.table import Table
+from rich.text import Text
 
 from hw1jax import lines, space
 from hw1jax.observer import Observer
@@ -17,30 +22,56 @@ from hw1jax.study import Study, TrialScore
 from hw1jax.trials import best
 
 SECONDS_BETWEEN_LINES = 10
+SECONDS_BETWEEN_UPDATES = 0.2  # of a notebook's cell: each is a message to a browser
 
 
-class Telling(Observer):
-    """Puts how a run goes into words; `_say` and `_show` are for who shows them.
+def default_observer() -> Observer:
+    """The observer of a run that is given none: a notebook shows how the run goes, anything else shows nothing."""
+    return Progress() if _in_notebook() else Observer()
 
-    `verbose`: all lines, also beside a bar, and every trial's score.
+
+def _in_notebook() -> bool:
+    ipython = sys.modules.get("IPython")  # a notebook's process has imported it
+    return getattr(ipython and ipython.get_ipython(), "kernel", None) is not None
+
+
+class Progress(Observer):
+    """Shows how a run goes, and in the end the summary on standard output (in a notebook, the number of trials).
+
+    `quiet`: notes and the summary alone. `verbose`: every line, also beside a bar, and every trial's score.
     """
 
-    def __init__(self, *, verbose: bool = False) -> None:
-        self._verbose = verbose
-        self._title, self._score, self._high_is_good = "", "loss", False
-        self._best = ""
-        self._first: dict[bool, tuple[float, float]] = {}  # {whether in the refit: (when, what share was done then)}
+    def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
+        self._quiet, self._verbose = quiet, verbose
+        self._console = Console(stderr=True)
+        self._bar: Bar | None = None
+        self._cell: _Cell | None = None
+        self._title, self._score, self._high_is_good, self._best = "", "loss", False, ""
+        self._paces = {"search": lines.Pace(), "refit": lines.Pace()}
+        self._last_line = time.monotonic()
 
     def start(self, study: Study, num_trials: int, num_folds: int, num_epochs: int, work: int | None = None) -> None:
         self._title, self._score, self._high_is_good = study.shown, study.score, bool(study.maximize)
-        self._best, self._first = "", {}
         most = num_trials * num_epochs
         less = f", of which halving trains {work / most:.0%}" if work is not None and work < most else ""
-        self._say(f"{study.shown}: {num_trials} trials x {num_folds} folds x {num_epochs} epochs{less}")
+        first = f"{study.shown}: {num_trials} trials x {num_folds} folds x {num_epochs} epochs{less}"
+        now = "compiling and training the first epochs"
+        if _in_notebook():
+            self._cell = _Cell(first, now)
+            return
+        self._line(first)
+        if self._console.is_terminal and not self._quiet:
+            text = TextColumn("{task.description}", markup=False)
+            numbers = TaskProgressColumn(), TimeElapsedColumn()
+            self._bar = Bar(SpinnerColumn(), text, BarColumn(), *numbers, console=self._console, transient=True)
+            self._bar.add_task("compiling", total=None)
+            self._bar.start()
+        else:
+            self._line(now)
 
     def stage(self, text: str) -> None:
         self._show(text, None)
-        self._say(text)
+        self._line(text)
 
     def epochs(
         self, what: str, done: float, num_epochs: int, scores: np.ndarray | None, search_done: float | None = None
@@ -53,10 +84,18 @@ class Telling(Observer):
                 means = finite.mean(axis=1)
                 top = means.max() if self._high_is_good else means.min()
                 text += f", validation {self._score} mean {_number(finite.mean())}, best {_number(top)}"
-        text += f"{self._best}{self._left(share, in_refit=search_done is None)}"
+        left = self._paces["refit" if search_done is None else "search"].left(share, time.monotonic())
+        text += f"{self._best}{left and f', {left} left'}"
         self._show(text, share)
-        if self._verbose or self._is_time():
-            self._say(text if search_done is None else f"{search_done:.0%}: {text}")
+        is_time = self._bar is None and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES
+        if self._verbose or is_time:
+            self._line(text if search_done is None else f"{search_done:.0%}: {text}")
+
+    def note(self, text: str) -> None:
+        if self._cell is not None:
+            self._cell.add(text)
+        else:
+            self._print(text)
 
     def trials(self, trials: Sequence[TrialScore], study: Study) -> None:
         pruned, failed = (sum(t.state == state for t in trials) for state in ("pruned", "failed"))
@@ -69,60 +108,17 @@ class Telling(Observer):
             for trial in trials:
                 state = "failed" if trial.state == "failed" else _scores(trial, study)
                 state += f", pruned after {trial.epochs} epochs" if trial.state == "pruned" else ""
-                self._say(f"trial {trial.number}: {state}, {space.in_words(trial.draw)}")
+                self._line(f"trial {trial.number}: {state}, {space.in_words(trial.draw)}")
         dropped = f"{pruned} pruned, " if pruned else ""
-        self._say(f"{len(trials)} trials done, {dropped}{failed} failed{self._best}")
-
-    def _left(self, share: float, *, in_refit: bool) -> str:
-        """The time that the rest of the work takes, at the pace since the first call: before, a program is compiled."""
-        now = time.monotonic()
-        begin, share_then = self._first.setdefault(in_refit, (now, share))
-        if share == share_then:
-            return ""
-        return f", {lines.duration(round((now - begin) / (share - share_then) * (1 - share)))} left"
-
-    def _say(self, text: str) -> None:
-        """A line that stays."""
-
-    def _show(self, text: str, share: float | None) -> None:
-        """What goes on now, instead of what did before, and which share of it is done; None: not known."""
-
-    def _is_time(self) -> bool:
-        """Whether it is time to say how many epochs are done."""
-        return False
-
-
-class ConsoleObserver(Telling):
-    """A bar where standard error is a terminal, plain lines elsewhere; the summary on standard output.
-
-    `quiet`: notes and the summary alone. `verbose`: all lines, also beside the bar, and every trial's score.
-    """
-
-    def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
-        super().__init__(verbose=verbose)
-        self._console = Console(stderr=True)
-        self._quiet = quiet
-        self._bar: Progress | None = None
-        self._last_line = time.monotonic()
-
-    def start(self, study: Study, num_trials: int, num_folds: int, num_epochs: int, work: int | None = None) -> None:
-        self._last_line = time.monotonic()
-        super().start(study, num_trials, num_folds, num_epochs, work)
-        if self._console.is_terminal and not self._quiet:
-            numbers = [TaskProgressColumn(), TimeElapsedColumn()]
-            columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), *numbers]
-            self._bar = Progress(*columns, console=self._console, transient=True)
-            self._bar.add_task("compiling", total=None)
-            self._bar.start()
-        else:
-            self._say("compiling and training the first epochs")
-
-    def note(self, text: str) -> None:
-        self._print(text)
+        self._line(f"{len(trials)} trials done, {dropped}{failed} failed{self._best}")
 
     def finish(self, results: dict[str, Any], folder: Path) -> None:
         self.close()
-        print_summary([results], folder)
+        if self._cell is not None:
+            seconds = lines.duration(results["timing"]["total_seconds"])
+            self._cell.show(f"{lines.counts(results['trials'])} trials in {seconds}", at_once=True)
+        else:
+            print_summary([results], folder)
 
     def close(self) -> None:
         if self._bar is not None:
@@ -130,20 +126,56 @@ class ConsoleObserver(Telling):
             self._bar = None
 
     def _show(self, text: str, share: float | None) -> None:
+        """Replaces what goes on now; `share` of the search or of the refit is done, None if not known."""
         if self._bar is not None:
             total = None if share is None else 1
-            self._bar.update(self._bar.task_ids[0], description=text, completed=share or 0, total=total)
+            self._bar.update(self._bar.task_ids[0], description=lines.plain(text), completed=share or 0, total=total)
+        if self._cell is not None:
+            self._cell.show(text if share is None else f"[{'#' * round(30 * share):30}] {text}")
 
-    def _is_time(self) -> bool:
-        return self._bar is None and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES
-
-    def _say(self, text: str) -> None:
-        if not self._quiet:
+    def _line(self, text: str) -> None:
+        """A line that stays; a notebook's cell has room for those of a verbose run alone."""
+        if self._cell is not None and self._verbose:
+            self._cell.add(text)
+        elif self._cell is None and not self._quiet:
             self._print(text)
 
     def _print(self, text: str) -> None:
         self._last_line = time.monotonic()
-        self._console.print(f"[{self._title}] {text}", markup=False, highlight=False, soft_wrap=True)
+        _print(self._console, f"[{self._title}] {text}")
+
+
+class _Cell:
+    """One text in the output of a notebook's cell, updated as a run goes; it needs no widgets."""
+
+    def __init__(self, first: str, now: str) -> None:
+        from IPython.display import display  # a notebook's process has it
+
+        self._first, self._now, self._lines = first, now, []
+        self._last_update = time.monotonic()
+        self._handle: Any = display(self._content(), raw=True, display_id=True)
+
+    def add(self, line: str) -> None:
+        """Adds a line that stays."""
+        self._lines.append(line)
+        self._update()
+
+    def show(self, now: str, *, at_once: bool = False) -> None:
+        """Replaces the second line."""
+        self._now = now
+        if at_once or time.monotonic() - self._last_update >= SECONDS_BETWEEN_UPDATES:
+            self._update()
+
+    def _update(self) -> None:
+        self._last_update = time.monotonic()
+        self._handle.update(self._content(), raw=True)
+
+    def _content(self) -> dict[str, str]:
+        return {"text/plain": lines.plain("\n".join([self._first, self._now, *self._lines]))}
+
+
+def _print(console: Console, text: str) -> None:
+    console.print(Text(lines.plain(text)), soft_wrap=True)
 
 
 def _scores(trial: TrialScore, study: Study) -> str:
@@ -164,33 +196,26 @@ def print_summary(all_results: Sequence[dict[str, Any]], folder: Path) -> None:
     validated = list(dict.fromkeys(["loss", *(r["config"]["score"] for r in all_results)]))
     references = {r["reference"]["name"] for r in all_results if r["reference"]}
     whose = "the reference" if len(references) > 1 else "".join(references)
-    table = Table(title=f"Results, {whose}'s in brackets" if whose else "Results", title_justify="left")
+    title = f"Results, {whose}'s in brackets" if whose else "Results"
+    table = Table(title=Text(lines.plain(title), "italic"), title_justify="left")
     headings = [f"validation {name}" for name in validated] + ["test loss", *tested[1:], "trials", "time"]
     for heading in ("study", *headings):
-        table.add_column(heading.replace("_", " "), justify="left" if heading == "study" else "right")
+        table.add_column(Text(heading.replace("_", " ")), justify="left" if heading == "study" else "right")
     for r in all_results:
-        table.add_row(
-            r["title"],
-            *(_with_spread(r["best"], name) for name in validated),
-            *(_compared(r, name) for name in tested),
-            lines.counts(r["trials"]),
-            lines.duration(r["timing"]["total_seconds"]),
-        )
+        values = [_with_spread(r["best"], name) for name in validated] + [_compared(r, name) for name in tested]
+        counts = [lines.counts(r["trials"]), lines.duration(r["timing"]["total_seconds"])]
+        table.add_row(*(Text(lines.plain(cell)) for cell in (r["title"], *values, *counts)))
         if r["ensemble"]:
-            table.add_row(
-                f"  ensemble of its {r['config']['num_folds']} folds",
-                *[""] * len(validated),
-                *(_shown(r["ensemble"].get(name), name) for name in tested),
-            )
+            name, theirs = f"  ensemble of its {r['config']['num_folds']} folds", r["ensemble"]
+            table.add_row(name, *[""] * len(validated), *(_shown(theirs.get(name), name) for name in tested))
     console = Console(width=None if sys.stdout.isatty() else 110)
     console.print(table)
     for r in all_results:
         if r["reference"] and r["reference"]["data"]:
-            text = f"{r['title']}: {r['reference']['name']}'s numbers are on {r['reference']['data']}"
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
+            _print(console, f"{r['title']}: {r['reference']['name']}'s numbers are on {r['reference']['data']}")
         if wrong := r["refit"]["failure"] or r["refit"]["warning"]:
-            console.print(f"{r['title']}: {wrong}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"Files: {folder}", markup=False, highlight=False, soft_wrap=True)
+            _print(console, f"{r['title']}: {wrong}")
+    _print(console, f"Files: {folder}")
 
 
 def _with_spread(best: dict[str, Any], name: str) -> str:

@@ -32,9 +32,9 @@ from hw1jax import trials as trials_
 from hw1jax.brackets import Brackets
 from hw1jax.data import Dataset, sha256
 from hw1jax.networks import Networks
-from hw1jax.notebook import usual_observer
 from hw1jax.observer import Observer
 from hw1jax.plan import Bracket, SearchPlan, make_plan
+from hw1jax.progress import default_observer
 from hw1jax.record import Clock
 from hw1jax.results import Results
 from hw1jax.space import Draw
@@ -76,7 +76,7 @@ def run_study(
       Exception: whatever a function of the study raises, with a note on how it was called.
     """
     order = study.order(study_, inputs=inputs, quick=quick, **settings)
-    run(order, observer or usual_observer(), command="hw1jax.run_study", started=time.time(), executor=executor)
+    run(order, observer or default_observer(), command="hw1jax.run_study", started=time.time(), executor=executor)
     return results.load_results(order.folder, order.study)
 
 

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 from studies import TOY
 
-from hw1jax import notebook
-from hw1jax.lines import counts, duration, number
+from hw1jax import progress
+from hw1jax.lines import counts, duration, number, plain
 from hw1jax.losses import accuracy
-from hw1jax.notebook import NotebookObserver, usual_observer
 from hw1jax.observer import Observer
-from hw1jax.progress import ConsoleObserver, print_summary
+from hw1jax.progress import Progress, default_observer, print_summary
 from hw1jax.study import TrialScore
 
 STUDY = replace(TOY, title="Regression")
@@ -24,7 +23,7 @@ TRIALS = [
 
 
 def lines(capsys, study=STUDY, trials=TRIALS, **options):
-    observer = ConsoleObserver(**options)
+    observer = Progress(**options)
     observer.start(study, 2, 3, 4)
     for epoch in range(1, 5):
         observer.epochs("trials 0-1", epoch, 4, np.array([[0.5, 0.7], [np.nan, 0.7], [0.8, 0.8]]))
@@ -68,7 +67,7 @@ def test_metrics_have_names_and_the_highest_is_the_best_where_it_is_maximised(ca
 
 def told(capsys, monkeypatch, calls):
     """What is said to (seconds since the start, arguments of `epochs`), without the title."""
-    observer = ConsoleObserver(verbose=True)
+    observer = Progress(verbose=True)
     observer.start(STUDY, 2, 3, 4, 8)
     capsys.readouterr()
     for seconds, arguments in calls:
@@ -106,7 +105,7 @@ def test_pruned_trials_are_counted_and_halving_says_how_much_less_it_trains(caps
     found = lines(capsys, trials=[*TRIALS, pruned], verbose=True)
     assert found[-1] == "[Regression] 3 trials done, 1 pruned, 1 failed, best so far 0.6000 (trial 0)"
     assert any("trial 2: 0.1000 ± 0.0000, pruned after 2 epochs, " in line for line in found)
-    observer = ConsoleObserver()
+    observer = Progress()
     observer.start(STUDY, 60, 3, 1000, 8400)
     first = capsys.readouterr().err.splitlines()[0]
     assert first.endswith("60 trials x 3 folds x 1000 epochs, of which halving trains 14%")
@@ -198,28 +197,75 @@ def test_without_a_reference_the_summary_has_no_brackets_and_metrics_have_column
     assert found[4] == "│ Mine │ 0.5000 ± 0.2500 │ 0.1000 ± 0.0100 │ 1.000 │ 0.125 │ 3 + 1 failed │ 12 s │"
 
 
+# Text of a user
+
+
+HOSTILE = "Decay rate [/s] [red]x[/] :warning: \x1b[31m\x07"
+SHOWN = r"Decay rate [/s] [red]x[/] :warning: \x1b[31m\x07"
+
+
+def test_names_are_shown_as_they_are_on_a_console_whatever_markup_or_escapes_they_hold(capsys, monkeypatch):
+    assert plain(HOSTILE) == SHOWN and plain("ä ✓\n") == "ä ✓\n" and plain("\udc80\u202e") == r"\udc80\u202e"
+    found = lines(capsys, replace(STUDY, title=HOSTILE))
+    assert found[0] == f"[{SHOWN}] {SHOWN}: 2 trials x 3 folds x 4 epochs"
+    theirs = {"name": HOSTILE, "params": {}, "test": {"loss": 0.27}, "data": HOSTILE}
+    monkeypatch.setenv("COLUMNS", "500")
+    found = summary(capsys, record(HOSTILE, {"loss": 0.25}, reference=theirs, warning=HOSTILE))
+    assert f"{SHOWN}: {SHOWN}'s numbers are on {SHOWN}" in found
+    assert f"{SHOWN}: {SHOWN}" in found and "\x1b" not in "".join(found)
+
+
+def test_a_terminals_bar_takes_names_for_text(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as if it were a terminal
+    monkeypatch.setenv("TERM", "xterm")
+    observer = Progress()
+    observer.start(replace(STUDY, title=HOSTILE), 2, 3, 4)
+    observer.epochs(HOSTILE, 1, 4, None, 0.25)
+    assert observer._bar is not None and observer._bar.tasks[0].description.startswith(SHOWN)
+    observer._bar.refresh()
+    observer.close()
+    assert observer._bar is None
+
+
+# Notebooks
+
+
+class Kernel:
+    """IPython, as a notebook's process has it."""
+
+    kernel: int | None = 1
+
+    @classmethod
+    def get_ipython(cls):
+        return cls
+
+
 @pytest.fixture
 def cell(monkeypatch):
-    """What a notebook's cell has shown, one list a place in its output: each update is an entry."""
+    """The texts that a notebook's cell has shown, one list a place in its output: each update is an entry."""
     display = pytest.importorskip("IPython.display", reason="IPython is not installed")
     places = []
 
     class Handle:
-        def update(self, shown):
-            places[-1].append(shown)
+        def update(self, content, raw):
+            assert raw and content.keys() == {"text/plain"}
+            places[-1].append(content["text/plain"].splitlines())
 
-    def show(shown, display_id):
+    def show(content, raw, display_id):
         assert display_id is True
-        places.append([shown])
-        return Handle()
+        places.append([])
+        handle = Handle()
+        handle.update(content, raw)
+        return handle
 
     monkeypatch.setattr(display, "display", show)
-    monkeypatch.setattr(notebook, "SECONDS_BETWEEN_UPDATES", 0)
+    monkeypatch.setattr(progress, "_in_notebook", lambda: True)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_UPDATES", 0)
     return places
 
 
 def observed(observer):
-    observer.start(replace(STUDY, title="<Regression>"), 2, 3, 4)
+    observer.start(STUDY, 2, 3, 4)
     for epoch in (1, 4):
         observer.epochs("trials 0-1", epoch, 4, np.array([[0.5, 0.7], [np.nan, 0.7], [0.8, 0.8]]), epoch / 4)
     observer.trials(TRIALS, STUDY)
@@ -229,38 +275,27 @@ def observed(observer):
 
 
 def test_a_notebook_has_one_place_that_is_updated(cell, capsys):
-    observed(NotebookObserver())
-    observed(NotebookObserver())
+    observed(Progress())
+    observed(Progress())
     assert len(cell) == 2 and capsys.readouterr() == ("", "")
     first, quarter, *_, last = cell[0]
-    assert repr(first).splitlines() == [
-        "<Regression>: 2 trials x 3 folds x 4 epochs", "compiling and training the first epochs"]  # fmt: skip
-    assert "epoch 1/4, validation loss mean 0.7000, best 0.6000" in repr(quarter)
-    assert 'value="0.2500"' in quarter._repr_html_() and "value" not in first._repr_html_()
-    assert repr(last).splitlines()[1:] == ["3 + 1 failed trials in 12 s", "out of memory"]
-    assert last._repr_html_().startswith("<div>&lt;Regression&gt;: 2 trials")
-    assert "somewhere" not in repr(last)
+    assert first == ["Regression: 2 trials x 3 folds x 4 epochs", "compiling and training the first epochs"]
+    assert quarter[1].startswith("[########                      ] trials 0-1, epoch 1/4, validation loss mean 0.7000")
+    assert last == [first[0], "3 + 1 failed trials in 12 s", "out of memory"]
 
 
 def test_a_verbose_notebook_keeps_every_trial_and_none_is_flooded(cell, monkeypatch):
-    observed(NotebookObserver(verbose=True))
-    assert "trial 0: 0.6000 ± 0.1000, hidden_units 3 4" in repr(cell[0][-1])
-    monkeypatch.setattr(notebook, "SECONDS_BETWEEN_UPDATES", 1000)
-    observed(NotebookObserver())
+    observed(Progress(verbose=True))
+    assert any("trial 0: 0.6000 ± 0.1000, hidden_units 3 4" in line for line in cell[0][-1])
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_UPDATES", 1000)
+    observed(Progress())
     assert len(cell[1]) == 3  # the start, the note, the end
 
 
-@pytest.mark.parametrize(("shell", "kind"), [(None, Observer), (object(), Observer), ("kernel", NotebookObserver)])
-def test_a_kernels_runs_are_shown_and_others_told_to_nobody(monkeypatch, shell, kind):
-    class Kernel:
-        kernel = 1
-
-    class IPython:
-        @staticmethod
-        def get_ipython():
-            return Kernel() if shell == "kernel" else shell
-
-    monkeypatch.setitem(notebook.sys.modules, "IPython", IPython)
-    assert type(usual_observer()) is kind
-    monkeypatch.delitem(notebook.sys.modules, "IPython")
-    assert type(usual_observer()) is Observer
+@pytest.mark.parametrize(("kernel", "kind"), [(None, Observer), (1, Progress)])
+def test_a_kernels_runs_are_shown_and_others_are_not(monkeypatch, kernel, kind):
+    monkeypatch.setitem(progress.sys.modules, "IPython", Kernel)
+    monkeypatch.setattr(Kernel, "kernel", kernel)
+    assert type(default_observer()) is kind
+    monkeypatch.delitem(progress.sys.modules, "IPython")
+    assert type(default_observer()) is Observer
