@@ -29,7 +29,7 @@ import peers
 from homework import HALVING, HALVING_TRIALS
 from peers import OPTUNA, STUDIES, Work, load_work
 
-from hw1jax import brackets, folds, jobs, plan, population, record, space, storage
+from hw1jax import brackets, folds, jobs, plan, population, record, space, space_text, storage
 from hw1jax.data import Dataset
 from hw1jax.networks import Networks
 from hw1jax.observer import Observer
@@ -60,7 +60,7 @@ def make_work(name: str, options: argparse.Namespace, size: tuple[int, int], see
     train_order = folds.minibatches(splits, range(num_epochs), batch_size=asked.batch_size, seed=(seed,))
     parts = [fold.validation for fold in splits]
     val_order = folds.pieces(parts, max(map(len, parts)))[:, 0]
-    trials = [space.draw_to_json(space.random_draw(asked.space, seed, number)) for number in range(num_trials)]
+    trials = [space_text.draw_to_json(space.random_draw(asked.space, seed, number)) for number in range(num_trials)]
     return Work(name, x, y, train_order, val_order, trials, search_epochs)
 
 
@@ -84,7 +84,7 @@ def train(form: str, work: Work, *, endless: bool = False) -> Iterator[tuple[int
     """
     asked = import_module(work.study).STUDY
     num_folds, num_epochs, _, batch_size = work.train_order.shape
-    draws = {number: space.draw_from_json(asked.space, trial) for number, trial in enumerate(work.trials)}
+    draws = {number: space_text.draw_from_json(asked.space, trial) for number, trial in enumerate(work.trials)}
     data, splits = Dataset(work.x, work.y, work.x[:0], work.y[:0]), folds.k_fold(len(work.x), num_folds, (SEED,))
     program = Program() if form == SEARCH else Program(widths="padded", members_per_program=sys.maxsize)
     searches = [Search(epochs, batch_size, num_folds, SEED) for epochs in (num_epochs, work.search_epochs)]

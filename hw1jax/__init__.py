@@ -27,7 +27,7 @@ from hw1jax.space import Int as Int
 from hw1jax.study import Halving as Halving
 from hw1jax.study import Reference as Reference
 from hw1jax.study import Study as Study
-from hw1jax.training import Task as Task
+from hw1jax.tasks import Task as Task
 
 if TYPE_CHECKING:
     from hw1jax import models as models

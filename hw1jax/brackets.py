@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from hw1jax import member_states, plan, trial_score
 from hw1jax import networks as networks_
-from hw1jax import plan, population, study
 from hw1jax import space as space_
 from hw1jax.jobs import slots
 from hw1jax.networks import Network, Networks
@@ -23,8 +23,8 @@ from hw1jax.plan import Bracket, Job, Rung, SearchPlan
 from hw1jax.population import Plan
 from hw1jax.rungs import num_kept
 from hw1jax.space import Draw
-from hw1jax.study import Values
 from hw1jax.trainer import Gone, Trained, Trainer, scored
+from hw1jax.trial_score import Values
 
 MOST_WAITING = 256  # threads that wait for the workers of an executor
 
@@ -179,7 +179,7 @@ class Brackets:
                     self._states |= {number: states[number] for number in states if number in self._left}
             rows = [self._states.pop(number) for number in job.numbers]
         shapes = self._networks.member_shapes(Network(self._study, job.draws[0], job.fixed))
-        return population.select(shapes, [rows[i] for i in slots(job)])
+        return member_states.select(shapes, [rows[i] for i in slots(job)])
 
     def _survivors(self, ended: list[tuple[Job, Trained]], left: dict[int, Draw]) -> dict[int, Draw]:
         """Who goes on after a rung: the best by the mean over the folds (the first of equals), none that diverged."""
@@ -187,7 +187,7 @@ class Brackets:
         end = ended[0][0].rung.num_epochs
         self._epochs |= {trial.number: (end, np.array(trial.scores[self._study.score])) for trial in trials}
         finite = [trial for trial in trials if trial.state != "failed"]
-        in_order = sorted(finite, key=lambda trial: (study.place(trial, self._study), trial.number))
+        in_order = sorted(finite, key=lambda trial: (trial_score.sort_key(trial, self._study), trial.number))
         best = sorted(trial.number for trial in in_order[: num_kept(len(left), self._plan.factor)])
         return {number: left[number] for number in best}
 

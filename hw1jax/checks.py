@@ -5,25 +5,23 @@ What a user's own function raises keeps its type, message and traceback, and get
 
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.core import Tracer
 from optax.contrib import ScheduleFreeState
 
-from hw1jax import losses, probe, training
-from hw1jax.folds import Fold
+from hw1jax import losses, probe, tasks
+from hw1jax.array_checks import check_averaging
 from hw1jax.probe import Alike
-from hw1jax.training import Data, Hyperparameters, NumSteps, Params, Task
+from hw1jax.tasks import Hyperparameters, NumSteps, Params, Task
+from hw1jax.training import Data
 
 NUM_EXAMPLES = 4  # tried alone and together
 NUM_LABELS = 1000  # tried at most
-LARGEST_ROUNDING = 0.01  # of values' standard deviation, by the type in which JAX computes
-NUMBERS = "biufcV"  # kinds of numpy's types; V: bfloat16 and its like
 TRACED = (
     jax.errors.ConcretizationTypeError,
     jax.errors.TracerArrayConversionError,
@@ -92,210 +90,6 @@ def of_shapes(shape: tuple[int, ...] | None, outputs: Any = None, y: Any = None)
     return ": average over the other axes, as .mean(axis=-1)" if shape and o and shape[:1] == o[:1] else ""
 
 
-def as_arrays(tree: Any, name: str) -> Any:
-    """A tree of arrays, or of what numpy takes for arrays (pandas' tables and columns too), as numpy arrays.
-
-    Raises:
-      TypeError: lists, which are trees of their own, or what holds no numbers.
-      ValueError: values that are not finite, that are masked, or that the type in which JAX computes can't hold; a dict
-        or tuple without any.
-    """
-    if not isinstance(tree, np.ndarray | jax.Array) and hasattr(tree, "to_numpy"):
-        return _table(tree, name)
-    if isinstance(tree, list) or _is_tuple_of_scalars(tree):
-        raise TypeError(f"{name}= must be an array, or a dict or tuple of arrays, not a list: give np.asarray({name})")
-    if isinstance(tree, Mapping | tuple) and not tree:
-        raise ValueError(f"{name}= is empty")
-    if isinstance(tree, Mapping):
-        return {key: as_arrays(value, f"{name}[{key!r}]") for key, value in tree.items()}
-    if isinstance(tree, tuple):
-        parts = [as_arrays(value, f"{name}[{i}]") for i, value in enumerate(tree)]
-        return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
-    if tree is not None and jax.tree.structure(tree) != jax.tree.structure(0):  # somebody's own kind of tree
-        return jax.tree.map(lambda leaf: _numbers(leaf, f"{name}="), tree)
-    return _numbers(tree, f"{name}=")
-
-
-def _table(table: Any, name: str) -> np.ndarray:
-    """The numbers of a data frame, [sample, column], or of one column, [sample]."""
-    if not hasattr(table, "columns"):
-        return _column(table, f"{name}=")
-    if len(set(table.columns)) < len(table.columns):  # which have no name to be told by
-        return _numbers(table.to_numpy(), f"{name}=")
-    columns = [_column(table[column], f"{name}[{column!r}]") for column in table.columns]
-    return np.stack(columns, axis=1).astype(np.result_type(*columns))
-
-
-def _column(column: Any, name: str) -> np.ndarray:
-    values = np.asarray(column.to_numpy())
-    if values.dtype.kind == "O":  # a type of pandas' own: nullable, or Arrow's
-        with suppress(TypeError, ValueError):  # no numbers
-            values = np.asarray(column.to_numpy(dtype=np.float64, na_value=np.nan))
-    return _numbers(values, name)
-
-
-def _is_tuple_of_scalars(tree: Any) -> bool:
-    return isinstance(tree, tuple) and any(isinstance(value, bool | int | float | np.generic) for value in tree)
-
-
-def _numbers(values: Any, name: str) -> np.ndarray:
-    try:
-        array = np.asarray(values)
-    except Exception as error:  # another library's array, on a device of its own, say
-        raise TypeError(f"{name} can't be made an array by np.asarray: {textwrap.shorten(str(error), 300)}") from error
-    if array.dtype.kind not in NUMBERS:
-        kinds = sorted({type(value).__name__ for value in array.flat}) if array.dtype.kind == "O" else ()
-        what = f"an array of {array.dtype}" + (f" ({', '.join(kinds)})" if kinds else "")
-        dense = ": give its .toarray()" if hasattr(values, "toarray") else ""
-        raise TypeError(f"{name} must be numbers, got {what}{dense}")
-    if array.dtype.names is not None:
-        raise TypeError(f"{name} is a structured array with {', '.join(array.dtype.names)}: give one array of numbers")
-    if np.ma.is_masked(values):
-        raise ValueError(
-            f"{name} has {np.ma.count_masked(values)} masked values: leave those samples out, or fill them"
-        )
-    if array.dtype.kind in "fc" and not np.isfinite(array).all():
-        count = np.count_nonzero(~np.isfinite(array))
-        raise ValueError(f"{name} must be finite, got {count} of {array.size} values that are NaN or infinite")
-    return _representable(array, name)
-
-
-def _representable(array: np.ndarray, name: str) -> np.ndarray:
-    """The array, of which the type in which JAX computes must hold the same values.
-
-    Raises:
-      ValueError: it can't hold them, or rounds away more than a hundredth of what makes them differ.
-    """
-    native = np.float64 if array.dtype == np.longdouble else array.dtype.newbyteorder("=")
-    array = array.astype(native, copy=False)
-    dtype = jax.dtypes.canonicalize_dtype(array.dtype)
-    if dtype == array.dtype or not array.ndim:
-        return array
-    with np.errstate(over="ignore"):
-        computed = array.astype(dtype)
-    lost = computed.astype(array.dtype) != array if array.dtype.kind in "iu" else ~np.isfinite(computed)
-    way = "give smaller numbers, or set jax_enable_x64"
-    if lost.any():
-        raise ValueError(f"{name} has values that {dtype}, in which JAX computes, can't hold ({array[lost][0]}): {way}")
-    if array.dtype.kind == "f" and len(array):
-        rounded, deviation = (np.std(a.astype(np.float64), axis=0) for a in (computed - array, array))
-        if (rounded > LARGEST_ROUNDING * deviation).any():
-            raise ValueError(
-                f"{name} loses its signal in {dtype}, in which JAX computes: values around {np.abs(array).max():.3g} "
-                "differ by little more than they are rounded; subtract their mean, or set jax_enable_x64"
-            )
-    return array
-
-
-def as_groups(groups: Any) -> np.ndarray:
-    """Labels [sample] of groups as an array of numbers or of text; a ValueError where some are masked."""
-    if np.ma.is_masked(groups):
-        raise ValueError("groups= has masked values: leave those samples out")
-    groups = np.asarray(groups)
-    return groups.astype(str) if groups.dtype.hasobject else groups  # objects have no digest but their address
-
-
-def check_outside(*trees: Any) -> None:
-    """A TypeError where JAX is tracing, or one of the trees is traced: programs of its own are compiled here."""
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((jnp.zeros(()), *trees))):
-        raise TypeError(
-            "cross_validate can't be called within jax.jit, vmap or grad: it compiles a program itself; call it outside"
-        )
-
-
-def common_length(tree: Any, name: str, axis: str) -> int:
-    """The length of the leading axis that all arrays of a tree share; a ValueError if they don't."""
-    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(tree)]
-    if not shapes or not all(shapes) or len({shape[0] for shape in shapes}) != 1 or not shapes[0][0]:
-        raise ValueError(f"{name} must have the same leading {axis} axis, at least 1 long, got shapes {shapes}")
-    return shapes[0][0]
-
-
-def check_number(value: Any, name: str) -> None:
-    """Raises a ValueError unless it is a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name}= must be a whole number, at least 1, got {value!r}")
-
-
-def check_averaging(decay: Any) -> None:
-    """Raises a ValueError if something is no decay of a moving average."""
-    if not (isinstance(decay, float) and 0 < decay < 1):
-        raise ValueError(f"averaging= is a decay, above 0 and below 1; got {decay!r}")
-
-
-def check_key(key: Any) -> None:
-    """Raises a TypeError unless it is one PRNG key."""
-    try:
-        is_one = jax.random.fold_in(key, 0).shape == key.shape
-    except (TypeError, ValueError, AttributeError):
-        is_one = False
-    if not is_one:
-        raise TypeError(f"key= must be a PRNG key, such as jax.random.key(0), got {type(key).__name__}")
-
-
-def check_calls(num_folds: Any, folds: Any, metrics: Any, progress: Any) -> None:
-    """Raises a TypeError where an argument of `cross_validate` stands in another's place, or is of another kind."""
-    if folds is None and (isinstance(num_folds, bool) or not isinstance(num_folds, int | np.integer)):
-        where = ": splits are given as folds=" if hasattr(num_folds, "split") or isinstance(num_folds, Sequence) else ""
-        raise TypeError(f"num_folds= must be a whole number, got {type(num_folds).__name__}{where}")
-    if metrics is not None and not isinstance(metrics, Mapping):
-        raise TypeError(f"metrics= must be a dict of functions by name, got {type(metrics).__name__}")
-    if not isinstance(progress, bool | None) and not callable(progress):
-        raise TypeError(f"progress= must be True, False or a function, got {type(progress).__name__}")
-
-
-def check_weights(weights: np.ndarray | None, folds: Sequence[Fold] = ()) -> None:
-    """Raises a ValueError unless weights are one number of at least 0 a sample, and not all 0 in a part of a fold."""
-    if weights is None:
-        return
-    if weights.ndim != 1 or not (weights >= 0).all() or not np.isfinite(weights).all() or not weights.any():
-        raise ValueError(f"weights= must be one number of at least 0 a sample, not all 0, got shape {weights.shape}")
-    for i, fold in enumerate(folds):
-        for part, index in fold._asdict().items():
-            if len(index) and not weights[index].any():
-                raise ValueError(f"weights= are all 0 in the {part} part of fold {i}")
-
-
-def check_hyperparameters(hyperparameters: Any) -> Any:
-    """A tree of arrays with a leading trial axis, of a tree of arrays or of lists, a value a trial.
-
-    Raises:
-      TypeError, ValueError: what is no such thing; the message says which entry.
-    """
-    if isinstance(hyperparameters, list) and any(isinstance(value, Mapping) for value in hyperparameters):
-        raise TypeError("hyperparameters= must be a dict of lists, one value a trial each, not a list of dicts")
-    paths, structure = jax.tree.flatten_with_path(hyperparameters, is_leaf=_is_list_of_values)
-    arrays = {f"hyperparameters{jax.tree_util.keystr(path)}": value for path, value in paths}
-    for name, value in arrays.items():
-        try:
-            arrays[name] = np.asarray(value)
-        except ValueError:
-            raise ValueError(f"{name} is a list of lists of several lengths") from None
-        if arrays[name].dtype.kind in "US" or (
-            arrays[name].dtype.kind == "O" and all(map(callable, arrays[name].flat))
-        ):
-            what = "functions" if arrays[name].dtype.kind == "O" else "names"
-            raise TypeError(f"{name} must be numbers, got {what}: give the index of each in a list of them")
-        arrays[name] = _numbers(arrays[name], name)
-    if not arrays:
-        raise ValueError("hyperparameters= is empty: give at least one array, [trial]")
-    lengths = [array.shape[:1] for array in arrays.values()]
-    usual = max(lengths, key=lengths.count)
-    for name, length in zip(arrays, lengths, strict=True):
-        if not length or not length[0] or length != usual:
-            has = "one value" if not length else f"{length[0]} values"
-            others = f", others {usual[0]}" if usual and usual != length else ""
-            raise ValueError(f"{name} has {has}{others}: give one a trial, on a leading trial axis")
-    return jax.tree.unflatten(structure, arrays.values())
-
-
-def _is_list_of_values(tree: Any) -> bool:
-    """Whether it stands for an array, and not for several hyperparameters."""
-    if isinstance(tree, list):
-        return not any(isinstance(value, np.ndarray | jax.Array) and value.ndim for value in tree)
-    return _is_tuple_of_scalars(tree) and not hasattr(tree, "_fields")
-
-
 def check_task(
     task: Task, hyperparameters: Hyperparameters, data: Data, num_steps: tuple[int, ...] | None = None
 ) -> tuple[Params, Any]:
@@ -316,7 +110,7 @@ def check_task(
     key = jax.random.key(0)
 
     def new_member(key: jax.Array, hyperparameters: Hyperparameters) -> tuple[Params, Any]:
-        params, state = training.init_variables(task, key, hyperparameters)
+        params, state = tasks.init_variables(task, key, hyperparameters)
         return _checked_arrays(params, "init"), _checked_arrays(state, "init")
 
     with in_function("init", task.init, key=key, hyperparameters=hyperparameters):
@@ -341,11 +135,11 @@ def check_task(
 
     def in_training(params: Params, state: Any, x: Any, hyperparameters: Hyperparameters) -> Any:
         mask = jnp.ones(num_examples, bool)
-        made = training.outputs_of(task, params, state, x, hyperparameters, mask=mask, key=key, train=True)
+        made = tasks.outputs_of(task, params, state, x, hyperparameters, mask=mask, key=key, train=True)
         return _checked_arrays(made[1], "apply")
 
     def in_evaluation(params: Params, state: Any, x: Any, hyperparameters: Hyperparameters) -> Any:
-        return _checked_arrays(training.evaluated(task, params, state, x, hyperparameters), "apply")
+        return _checked_arrays(tasks.evaluated(task, params, state, x, hyperparameters), "apply")
 
     with in_function("prepare", task.prepare, x=x):
         prepared = jax.eval_shape(task.prepare, x)
@@ -427,9 +221,9 @@ def check_names(
 
         def member(key: jax.Array, x: Any, told: Any = told) -> Any:
             steps = None if num_steps is None else NumSteps(num_steps[:1])
-            training.optimizer_of(task, told, steps)
-            params, state = training.init_variables(task, key, told)
-            return training.evaluated(task, params, state, x, told)
+            tasks.optimizer_of(task, told, steps)
+            params, state = tasks.init_variables(task, key, told)
+            return tasks.evaluated(task, params, state, x, told)
 
         try:
             jax.eval_shape(member, jax.random.key(0), jax.tree.map(lambda a: a[:2], x))
@@ -458,10 +252,10 @@ def _check_functions(task: Task) -> None:
         )
     check_hashable(task.optimizer, "optimizer")
     for name, function, num_given, may_ask in (
-        ("apply", task.apply, 3, training.MAY_ASK),
+        ("apply", task.apply, 3, tasks.MAY_ASK),
         ("optimizer", task.optimizer, 1, ("num_steps",)),
     ):
-        if unknown := [asked for asked in training.required(function, num_given) if asked not in may_ask]:
+        if unknown := [asked for asked in tasks.required(function, num_given) if asked not in may_ask]:
             raise TypeError(f"{name} asks for {unknown[0]}, which nobody gives it; it may ask for {', '.join(may_ask)}")
     names = [name for name, _ in task.metrics]
     if taken := sorted({name for name in names if name == "loss" or names.count(name) > 1}):
@@ -487,13 +281,13 @@ def _check_optimizer(task: Task, hyperparameters: Hyperparameters, params: Param
         made = task.optimizer(hyperparameters, **({} if steps is None else {"num_steps": steps.numbers[0]}))
         if not (hasattr(made, "init") and hasattr(made, "update")):
             raise TypeError(f"optimizer must return an optax transformation, got {type(made).__name__}")
-        rule = training.optimizer_of(task, hyperparameters, steps)
+        rule = tasks.optimizer_of(task, hyperparameters, steps)
         opt_state = rule.init(params)
         value = jnp.zeros((), jnp.result_type(float))
         updates, new_state = rule.update(jax.tree.map(jnp.ones_like, params), opt_state, params, value=value)
         new_params = optax.apply_updates(params, updates)
         _check_eval_params(task, opt_state)
-        new_state = training.with_keys(new_state)
+        new_state = tasks.with_keys(new_state)
         return new_params, new_params if task.eval_params is None else task.eval_params(new_state, new_params)
 
     with in_function("optimizer", task.optimizer, hyperparameters=hyperparameters):
@@ -554,7 +348,7 @@ def check_examples(
     if not _equal(found.outputs):
         raise ValueError(
             "apply mixes examples: in evaluation an example's outputs change with the others of its batch. Statistics "
-            "over a batch belong into state (see hw1jax.training.Task); or normalise over each example's own features "
+            "over a batch belong into state (see hw1jax.Task); or normalise over each example's own features "
             "(as LayerNorm or GroupNorm does)"
         )
     if found.padding is not None and not _equal(found.padding):

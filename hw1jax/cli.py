@@ -20,7 +20,7 @@ import jax
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
-from hw1jax import checks, executors, lines, networks, record, report, run
+from hw1jax import checks, executors, lines, networks, record, report, run, space_text
 from hw1jax import space as space_
 from hw1jax import study as study_
 from hw1jax.jobs import Stopped
@@ -170,12 +170,16 @@ def _help(name: str, ranges: Any) -> str:
 def _kind(declared: Range | Sequence[Range]) -> Any:
     """The type of a hyperparameter's flag, whose values are ranges that narrow the declared ones."""
     if isinstance(declared, Choice):
-        return _ranges(f"{{{','.join(map(str, declared.values))}}} ...", lambda texts: space_.among(declared, texts))
+        return _ranges(
+            f"{{{','.join(map(str, declared.values))}}} ...", lambda texts: space_text.among(declared, texts)
+        )
     if isinstance(declared, Sequence):
         word = "VALUE,VALUE ..." if isinstance(declared[0], Choice) else "LOW-HIGH ..."
         # Layers beyond those that are declared are as the last of them.
-        return _ranges(word, lambda texts: tuple(map(space_.from_text, chain(declared, repeat(declared[-1])), texts)))
-    return _ranges("LOW-HIGH", lambda texts: space_.from_text(declared, texts[0]))
+        return _ranges(
+            word, lambda texts: tuple(map(space_text.from_text, chain(declared, repeat(declared[-1])), texts))
+        )
+    return _ranges("LOW-HIGH", lambda texts: space_text.from_text(declared, texts[0]))
 
 
 def _ranges(metavar: str, convert: Callable[[list[str]], Any]) -> Any:

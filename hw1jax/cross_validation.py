@@ -10,10 +10,11 @@ import jax
 import numpy as np
 import optax
 
-from hw1jax import checks, identity, lines, population
+from hw1jax import array_checks, checks, cost, identity, lines, population
 from hw1jax import folds as folds_
 from hw1jax.folds import Fold
-from hw1jax.training import Data, Hyperparameters, Metric, Params, Task, with_keys
+from hw1jax.tasks import Hyperparameters, Metric, Params, Task, with_keys
+from hw1jax.training import Data
 
 Say = Callable[[int, int, np.ndarray], None]  # (epochs done, num_epochs, validation loss [trial, fold])
 
@@ -101,7 +102,7 @@ class CrossValidation:
         Raises:
           ValueError: parameters were not asked for, or there is no such trial.
         """
-        x = checks.as_arrays(x, "x")
+        x = array_checks.as_arrays(x, "x")
         each = [self._outputs(trial, fold, x) for fold in range(self.val_loss.shape[1])]
         return jax.tree.map(lambda *outputs: np.mean(outputs, axis=0), *each)
 
@@ -236,27 +237,27 @@ def cross_validate(
         that is none; a call within `jax.jit`.
       Exception: whatever one of the functions raises, with a note on how it was called.
     """
-    checks.check_outside(x, y, hyperparameters, weights, key)
-    checks.check_calls(num_folds, folds, metrics, progress)
-    x, y = checks.as_arrays(x, "x"), checks.as_arrays(y, "y")
+    array_checks.check_outside(x, y, hyperparameters, weights, key)
+    array_checks.check_calls(num_folds, folds, metrics, progress)
+    x, y = array_checks.as_arrays(x, "x"), array_checks.as_arrays(y, "y")
     if weights is not None:
-        weights = checks.as_arrays(np.asanyarray(weights), "weights").astype(jax.dtypes.canonicalize_dtype(float))
-    hyperparameters = checks.check_hyperparameters(hyperparameters)
+        weights = array_checks.as_arrays(np.asanyarray(weights), "weights").astype(jax.dtypes.canonicalize_dtype(float))
+    hyperparameters = array_checks.check_hyperparameters(hyperparameters)
     num_trials = len(jax.tree.leaves(hyperparameters)[0])
-    checks.common_length((x, y), "x and y", "sample")
-    groups = None if groups is None else checks.as_groups(groups)
-    checks.common_length((x, weights, groups), "x, weights and groups", "sample")
+    array_checks.common_length((x, y), "x and y", "sample")
+    groups = None if groups is None else array_checks.as_groups(groups)
+    array_checks.common_length((x, weights, groups), "x, weights and groups", "sample")
     for name, value in (("num_epochs", num_epochs), ("batch_size", batch_size)):
-        checks.check_number(value, name)
+        array_checks.check_number(value, name)
     if early_stopping is not None:
-        checks.check_number(early_stopping, "early_stopping")
-    checks.check_key(key)
+        array_checks.check_number(early_stopping, "early_stopping")
+    array_checks.check_key(key)
 
     seed = tuple(int(word) for word in np.ravel(jax.random.key_data(key)))
     splits = folds_.make_folds(x, y, num_folds=num_folds, seed=seed, folds=folds, groups=groups, stratify=stratify)
     if rare := folds_.rare_classes(y, splits):
         warnings.warn(rare, stacklevel=2)
-    checks.check_weights(weights, splits)
+    array_checks.check_weights(weights, splits)
     batch_size = min(batch_size, max(len(fold.train) for fold in splits))
     task = Task(init, apply, loss, optimizer, metrics=tuple((metrics or {}).items()), averaging=averaging,
                 eval_params=eval_params)  # fmt: skip
@@ -270,9 +271,9 @@ def cross_validate(
         text = "neither initial parameters nor training nor evaluation depend on it"
         raise ValueError(f"hyperparameters{unused[0]} has no effect: {text}")
 
-    layout = population.choose_layout(task, params, state, x, first, batch_size=batch_size)
-    plan = population.make_plan(_num_slots(num_trials), len(splits), params, layout)
-    per_call = population.epochs_of_a_call([num_epochs], population.enough_epochs(len(splits) * steps * batch_size))
+    layout = cost.choose_layout(task, params, state, x, first, batch_size=batch_size)
+    plan = cost.make_plan(_num_slots(num_trials), len(splits), params, layout)
+    per_call = cost.epochs_of_a_call([num_epochs], cost.enough_epochs(len(splits) * steps * batch_size))
     spec = population.Spec(num_epochs, batch_size, seed, per_call, patience=early_stopping)
     slots = np.arange(plan.slots) % num_trials  # slots that are left over train some trials twice
     trials = population.Trials(key, slots, jax.tree.map(lambda a: a[slots], hyperparameters))

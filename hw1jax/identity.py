@@ -12,8 +12,9 @@ from jax.extend.core import ClosedJaxpr
 from jax.interpreters import partial_eval
 from jax.stages import Traced
 
-from hw1jax import programs, training
-from hw1jax.training import Batch, Data, Hyperparameters, NumSteps, Task
+from hw1jax import programs, tasks, training
+from hw1jax.tasks import Hyperparameters, NumSteps, Task
+from hw1jax.training import Batch, Data
 
 
 def traced(
@@ -37,7 +38,7 @@ def traced(
         whole = jax.tree.map(lambda a: a[None], batch)
         state, total = training.step(task, state, whole, hyperparameters, key=key, num_steps=steps)
         params = training.final_params(task, state)
-        outputs = training.evaluated(task, params, state.model_state, x, hyperparameters)
+        outputs = tasks.evaluated(task, params, state.model_state, x, hyperparameters)
         values = [function(outputs, y) for function in (task.loss, *(metric for _, metric in task.metrics))]
         return state, total, values
 

@@ -10,14 +10,15 @@ import jax
 import numpy as np
 from jax.stages import Traced
 
-from hw1jax import checks, identity, population, probe, rungs, space, training
+from hw1jax import array_checks, checks, cost, identity, member_states, population, probe, rungs, space, tasks
 from hw1jax.data import Dataset
 from hw1jax.folds import Fold
 from hw1jax.layout import Layout
 from hw1jax.population import Plan, Population, Spec, Trials
 from hw1jax.space import Draw
 from hw1jax.study import Search, Study
-from hw1jax.training import Data, Metric, State, Task
+from hw1jax.tasks import Metric, Task
+from hw1jax.training import Data, State
 
 NUM_EXAMPLES = 8  # on which a padded network is compared with the same one at its own widths
 
@@ -55,7 +56,7 @@ class Network:
     @property
     def shapes(self) -> tuple[Any, Any]:
         """(params, state) as shapes and dtypes."""
-        init = jax.tree_util.Partial(training.init_variables, self.task)
+        init = jax.tree_util.Partial(tasks.init_variables, self.task)
         return jax.eval_shape(lambda key, h: init(key, h), jax.random.key(0), self.hyperparameters)
 
     @property
@@ -125,7 +126,7 @@ class Networks:
     def layout(self) -> Layout:
         """How a member of the widest network takes a step on the devices that are here."""
         params, state = self.widest.shapes
-        return population.choose_layout(
+        return cost.choose_layout(
             self.widest.task,
             params,
             state,
@@ -155,13 +156,13 @@ class Networks:
     @cached_property
     def starts_in_corners(self) -> bool:
         """Whether a narrow network can begin in a corner of the widest one's parameters."""
-        return not training.has_state(self.widest.task) and self.changed_by_padding is None
+        return not tasks.has_state(self.widest.task) and self.changed_by_padding is None
 
     def flops_of_an_epoch(self, draw: Draw) -> float:
         """Floating-point operations of an epoch of all folds of the network at the draw's own widths."""
         x, y = jax.tree.map(lambda a: a[:200], (self.data.x_train, self.data.y_train))
         network = own(self.study, draw)
-        flops = population.flops(network.task, Data(x, y), network.hyperparameters)
+        flops = cost.flops(network.task, Data(x, y), network.hyperparameters)
         num_samples = len(jax.tree.leaves(self.data.x_train)[0])
         return flops / len(jax.tree.leaves(x)[0]) * (len(self.folds) - 1) * num_samples
 
@@ -187,7 +188,7 @@ class Networks:
     def member_shapes(self, network: Network) -> State:
         """A member's state as shapes and dtypes."""
         task = network.task
-        return population.member_shapes(task, self._num_steps(task), network.hyperparameters)
+        return member_states.member_shapes(task, self._num_steps(task), network.hyperparameters)
 
     def trials(self, numbers: Sequence[int], draws: Sequence[Draw]) -> Trials:
         """Trials as a population takes them, one a slot."""
@@ -196,8 +197,8 @@ class Networks:
     @cached_property
     def spec(self) -> Spec:
         longest = max(len(fold.train) for fold in self.folds)
-        most = self.study.epochs_per_call or population.enough_epochs(len(self.folds) * longest)
-        per_call = population.epochs_of_a_call(rungs.lengths(self.search), most)
+        most = self.study.epochs_per_call or cost.enough_epochs(len(self.folds) * longest)
+        per_call = cost.epochs_of_a_call(rungs.lengths(self.search), most)
         batch_size = min(self.search.batch_size, longest)  # as cross_validate does
         return Spec(self.search.num_epochs, batch_size, (self.search.seed,), per_call, self.first_fold)
 
@@ -210,7 +211,7 @@ class Networks:
         Raises:
           ValueError, TypeError: they can't be trained on the data, or a hyperparameter has no effect; in one line.
         """
-        checks.check_weights(self.data.weights, self.folds)
+        array_checks.check_weights(self.data.weights, self.folds)
         samples = Data(self.data.x_train, self.data.y_train)
         programs = []
         for network in self.of_each_program:

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from hw1jax import cost, rungs
 from hw1jax import networks as networks_
-from hw1jax import population, rungs
 from hw1jax import space as space_
 from hw1jax.layout import Layout
 from hw1jax.networks import Networks
@@ -248,7 +248,7 @@ class _Planner:
         """
         if jax.devices()[0].platform != "cpu":
             return False
-        return self.layout.one_by_one or population.trials_that_fit(self.params, self.num_folds) == 1
+        return self.layout.one_by_one or cost.trials_that_fit(self.params, self.num_folds) == 1
 
     def _alone(self, num_trials: int, num_epochs: int) -> Rung:
         """A rung on which each trial has its own program."""
@@ -259,7 +259,7 @@ class _Planner:
     def _plan_for(self, num_trials: int) -> Plan:
         """A program for so many trials, which static hyperparameters and workers share out."""
         each = -(-num_trials // (self.num_programs * self.program.workers))
-        return population.make_plan(each, self.num_folds, self.params, self.layout, self.program.num_devices)
+        return cost.make_plan(each, self.num_folds, self.params, self.layout, self.program.num_devices)
 
     def _fit(self, wanted: int) -> tuple[int, Plan]:
         """(trials at a time, their program): at most so many, fewer where the memory asks for it."""
@@ -273,7 +273,7 @@ class _Planner:
         while (free := _free_bytes()) and wanted > 1:
             members = self.networks.population(plan, widest.task)
             everyone = space_.as_arrays(self.networks.study.space, [widest.draw] * plan.slots)
-            if population.bytes_needed(members, everyone) < SHARE_OF_MEMORY * free:
+            if cost.bytes_needed(members, everyone) < SHARE_OF_MEMORY * free:
                 break
             wanted = -(-wanted // 2)
             plan = self._plan_for(wanted)

@@ -1,12 +1,12 @@
 """All folds of all trials at once: one member's training mapped over folds and trials, compiled, on every device.
 
-The only file that says vmap or mesh; what it compiles is kept by `programs`. A population's leading axes are always
+The only file with a mesh; compiled programs are kept by `programs`. A population's leading axes are always
 [trial, fold].
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,11 +20,11 @@ from jax.sharding import PartitionSpec as P
 from jax.stages import Lowered
 
 from hw1jax import folds as folds_
-from hw1jax import layout as layout_
-from hw1jax import programs, training
+from hw1jax import member_states, programs, tasks, training
 from hw1jax.folds import Fold
 from hw1jax.layout import Layout
-from hw1jax.training import Best, Data, Hyperparameters, NumSteps, Params, State, Task
+from hw1jax.tasks import Hyperparameters, Params, Task
+from hw1jax.training import Best, Data, State
 
 
 @dataclass(frozen=True)
@@ -73,77 +73,6 @@ class Spec:
 
 
 TRAINING = 2**32 - 1  # of the key from which training draws: no trial has this number
-CACHED_BYTES = 2**21  # of members' state that a CPU core trains at once; more falls out of its cache
-FEW_EPOCHS = 10  # of a call of the program: Ctrl-C is heard between calls
-FEW_INDICES = 2**14  # places in its minibatches that make a call long enough, however few its epochs
-MANY_INDICES = 2**19  # that make it too long
-NEW_AT_ONCE, NEW_PARAMETERS = 32, 2**17  # members made together, at most, and their parameters: a call's milliseconds
-STATE_COPIES = 3  # the parameters and an optimizer's two moments
-
-
-def make_plan(num_trials: int, num_folds: int, params: Params, layout: Layout, num_devices: int | None = None) -> Plan:
-    """All trials in one program, shared evenly by the devices, on a CPU in groups that fit the cache.
-
-    Args:
-      num_trials: trials that train at once; slots may be a few more, so that they divide evenly.
-      num_folds: folds of each.
-      params: a member's parameters, or their shapes.
-      layout: how a member's step is laid out.
-      num_devices: at most so many devices; all, if not given.
-    """
-    devices = jax.devices()[:num_devices]
-    num_devices = min(len(devices), num_trials)
-    a_device = -(-num_trials // num_devices)
-    fit = trials_that_fit(params, num_folds) if devices[0].platform == "cpu" else a_device
-    num_groups = -(-a_device // fit)
-    at_once = -(-a_device // num_groups)
-    return Plan(num_devices * num_groups * at_once, num_devices, at_once, layout)
-
-
-def trials_that_fit(params: Params, num_folds: int) -> int:
-    """How many trials a CPU core trains at once, as its cache holds them; at least one."""
-    trial_bytes = STATE_COPIES * num_folds * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
-    return max(1, CACHED_BYTES // trial_bytes)
-
-
-def enough_epochs(num_indices: int) -> int:
-    """Epochs that make a call of the program worth its own time, about a millisecond; nobody can interrupt it.
-
-    `num_indices`: places in an epoch's minibatches, of all folds.
-    """
-    enough = min(FEW_EPOCHS, -(-FEW_INDICES // num_indices))
-    return max(1, min(enough, MANY_INDICES // num_indices))
-
-
-def epochs_of_a_call(lengths: Sequence[int], most: int) -> int:
-    """Epochs that calls of one program best advance by, at most so many, to train as many as each of `lengths` at a go.
-
-    All calls are as long, so the last may end with epochs of nothing: as few as can be, and then as few calls.
-    """
-    most = min(most, max(lengths))
-    spent = {n: sum(-(-length // n) * n / length for length in lengths) for n in range(most // 2 + 1, most + 1)}
-    return min(spent, key=lambda n: (round(spent[n], 9), -n))
-
-
-def choose_layout(
-    task: Task, params: Params, state: Any, x: Any, hyperparameters: Hyperparameters, *, batch_size: int
-) -> Layout:
-    """How members of this kind are best laid out on the devices that are here.
-
-    Args:
-      task: what is trained.
-      params: a member's parameters, or their shapes.
-      state: a member's state, or its shapes.
-      x: the samples.
-      hyperparameters: one trial's.
-      batch_size: samples a step.
-    """
-
-    def apply(params: Params, x: Any, rest: tuple[Any, Hyperparameters]) -> Any:
-        return training.evaluated(task, params, rest[0], x, rest[1])
-
-    chosen = layout_.choose(apply, params, x, (state, hyperparameters), batch_size, jax.devices()[0].platform)
-    return chosen._replace(chunk_size=None) if training.takes_whole_batches(task) else chosen
 
 
 class Population(NamedTuple):
@@ -172,7 +101,7 @@ class Population(NamedTuple):
 
 def num_updates(task: Task, folds: Sequence[Fold], num_epochs: int, batch_size: int) -> tuple[int, ...] | None:
     """The numbers of all updates that folds have, each once, for an optimizer that asks; None if it doesn't."""
-    if not training.wants_num_steps(task):
+    if not tasks.wants_num_steps(task):
         return None
     return tuple(sorted(set(_updates_of_folds(folds, num_epochs, batch_size))))
 
@@ -230,36 +159,10 @@ def start(population: Population, trials: Trials) -> State:
     hyperparameters = jax.tree.map(lambda a: np.repeat(np.asarray(a), num_folds, 0), trials.hyperparameters)
     steps = population.steps_of_folds
     steps = None if steps is None else np.tile(steps, len(trials.numbers))
-    made = new_members(population.task, population.num_steps, trials.key, numbers, folds, hyperparameters, steps)
+    made = member_states.new_members(
+        population.task, population.num_steps, trials.key, numbers, folds, hyperparameters, steps
+    )
     return put(population, jax.tree.map(lambda a: a.reshape(-1, num_folds, *a.shape[1:]), made))
-
-
-def new_members(
-    task: Task, num_steps: tuple[int, ...] | None, key: jax.Array, numbers, folds, hyperparameters, steps=None
-) -> State:
-    """New members [member, ...], made a few at a time: one program makes any number of them.
-
-    Args:
-      task: what is trained.
-      num_steps: the numbers of updates that there are, for an optimizer that asks for its own.
-      key: of the whole search.
-      numbers: int [member], of each one's trial.
-      folds: int [member], of each one's fold.
-      hyperparameters: a tree of arrays [member, ...].
-      steps: int [member], which of `num_steps` is each one's; the first, if not given.
-    """
-    if num_steps is not None and steps is None:
-        steps = np.zeros(len(numbers), np.int32)
-    members = numbers, folds, hyperparameters, steps
-    shapes = _initial(task, num_steps).eval_shape(key, jax.tree.map(lambda a: a[0], hyperparameters))
-    size = sum(leaf.size for leaf in jax.tree.leaves((shapes.params, shapes.model_state)))
-    at_once = max(1, min(NEW_AT_ONCE, NEW_PARAMETERS // max(1, size)))
-    few = np.arange(-(-len(numbers) // at_once) * at_once).reshape(-1, at_once) % len(numbers)
-    pieces = [jax.tree.map(lambda a: a[index], members) for index in few]  # noqa: B023
-    made = [_init(task)(*programs.key_parts(key), num_steps, *piece) for piece in pieces]
-
-    # On the host, as each shape would be a program.
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(numbers)], *made)
 
 
 def put(population: Population, state: Any) -> Any:
@@ -281,7 +184,7 @@ def resume(
     """
     task, plan, spec, folds, data, pieces = population
     hyperparameters = _over_devices(plan, trials.hyperparameters)
-    keys = _training_keys(population, trials) if training.wants_key(task) else None
+    keys = _training_keys(population, trials) if tasks.wants_key(task) else None
     best = None if spec.patience is None else put(population, _no_best(state))
     last_epoch = last_epoch or spec.num_epochs
     for done in range(first_epoch, last_epoch, spec.epochs_per_call):
@@ -309,51 +212,6 @@ def resume(
         yield Progress(epochs.stop, state, train_loss, val, best)
 
 
-def select(shapes: State, states: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
-    """The leaves [slot, fold, ...] of members that another program has trained so far, as those of a population.
-
-    What they have is copied exactly: where they are narrower here, the corners that they have of the arrays.
-
-    Args:
-      shapes: of a member's state where they go on.
-      states: of each slot's trial, the leaves [fold, ...] of its state, in the order of JAX's trees.
-
-    Raises:
-      ValueError: the states are those of other networks.
-    """
-    selected = []
-    for own, *arrays in zip(jax.tree.leaves(shapes), *states, strict=True):
-        selected.append(corner(np.stack(arrays), own.shape, num_leading=2).astype(own.dtype))
-    return selected
-
-
-def corner(array: np.ndarray, shape: Sequence[int], *, num_leading: int) -> np.ndarray:
-    """What a narrower network has of a wide one's array: the first of each axis but the leading ones.
-
-    Raises:
-      ValueError: the array is no wide one's.
-    """
-    own = array.shape[num_leading:]
-    if len(own) != len(shape) or any(wide < narrow for wide, narrow in zip(own, shape, strict=True)):
-        raise ValueError(f"arrays of {own}, expected {tuple(shape)}")
-    return array[(..., *map(slice, shape))]
-
-
-def member_shapes(task: Task, num_steps: tuple[int, ...] | None, hyperparameters: Hyperparameters) -> State:
-    """A member's state as shapes and dtypes; `hyperparameters` are one trial's."""
-    return _initial(task, num_steps).eval_shape(jax.random.key(0), hyperparameters)
-
-
-@lru_cache(programs.KEPT_TASKS)
-def _initial(task: Task, num_steps: tuple[int, ...] | None) -> Any:
-    """What makes a member: never run, but JAX keeps what it comes to, and need not trace the network each time."""
-    return jax.jit(partial(training.init, task, num_steps=_steps(num_steps, 0)))
-
-
-def _steps(numbers: tuple[int, ...] | None, index: Any) -> NumSteps | None:
-    return None if numbers is None else NumSteps(numbers, index)
-
-
 def final_variables(task: Task, state: State) -> tuple[Params, Any]:
     """(params, state) that count, of a population's members [trial, fold, ...]: what is evaluated, and kept."""
     params = state.params
@@ -369,25 +227,10 @@ def start_narrow(wide: Population, narrow: Population, trials: Trials) -> State:
     """
     params = start(wide, trials).params
     shapes = jax.eval_shape(narrow.task.init, trials.key, jax.tree.map(lambda a: a[0], trials.hyperparameters))
-    params = jax.tree.map(lambda a, own: corner(np.asarray(a), own.shape, num_leading=2), params, shapes)
+    params = jax.tree.map(lambda a, own: member_states.corner(np.asarray(a), own.shape, num_leading=2), params, shapes)
     opt_state = _init_optimizer(narrow.task)(narrow.num_steps, params, trials.hyperparameters, narrow.steps_of_folds)
     average = training.new_average(narrow.task, params, np.zeros((len(trials.numbers), len(narrow.folds))))
     return put(narrow, State(params, opt_state, average=average))
-
-
-def flops(task: Task, data: Data, hyperparameters: Hyperparameters) -> float:
-    """Floating-point operations of the loss and gradient of one member on these samples, by XLA's own count."""
-    num_samples = len(jax.tree.leaves(data.x)[0])
-    init = partial(training.init_variables, task)
-    params, state = jax.eval_shape(init, jax.random.key(0), hyperparameters)
-
-    def compute(params, state, key, data, hyperparameters):
-        index: Any = np.arange(num_samples)
-        batch = training.gather(task, data, index, num_samples)
-        return training.loss_and_gradient(task, params, batch, hyperparameters, state, key)
-
-    costs: Any = jax.jit(compute).lower(params, state, jax.random.key(0), data, hyperparameters).cost_analysis()
-    return costs["flops"]
 
 
 def lowered(population: Population, hyperparameters: Hyperparameters, platform: str | None = None) -> Lowered:
@@ -398,7 +241,7 @@ def lowered(population: Population, hyperparameters: Hyperparameters, platform: 
     task, plan, spec, folds, data, pieces = population
     trials = Trials(jax.random.key(0), np.arange(plan.slots), hyperparameters)
     state = start(population, trials)
-    keys = _training_keys(population, trials) if training.wants_key(task) else None
+    keys = _training_keys(population, trials) if tasks.wants_key(task) else None
     best = None if spec.patience is None else put(population, _no_best(state))
     batches = folds_.minibatches(folds, range(spec.epochs_per_call), batch_size=spec.batch_size, seed=spec.seed)
     numbers = None if keys is None and best is None else np.arange(spec.epochs_per_call, dtype=np.int32)
@@ -407,13 +250,6 @@ def lowered(population: Population, hyperparameters: Hyperparameters, platform: 
     steps = population.steps_of_folds
     traced = _fit(task).trace(plan, static, carry, hyperparameters, keys, data, batches, pieces, numbers, steps)
     return traced.lower(lowering_platforms=None if platform is None else (platform,))
-
-
-def bytes_needed(population: Population, hyperparameters: Hyperparameters) -> int:
-    """What a call of the program takes of a device's memory beside the data, by XLA's own count."""
-    sizes: Any = lowered(population, hyperparameters).compile().memory_analysis()
-    taken = sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
-    return taken - sizes.alias_size_in_bytes
 
 
 def _over_devices(plan: Plan, tree: Any) -> Any:
@@ -448,18 +284,6 @@ def _mesh(plan: Plan) -> Mesh:
     return jax.make_mesh((plan.num_devices,), ("trial",), (AxisType.Auto,), devices=devices)
 
 
-@programs.quickly_for_each_task(0, 2)
-def _init(task: Task, kind, key_data, num_steps, numbers, folds, hyperparameters: Hyperparameters, steps) -> State:
-    """New members; numbers, folds and steps int [member], hyperparameters [member, ...]."""
-    key = jax.random.wrap_key_data(key_data, impl=kind)
-
-    def member(number, fold, hyperparameters, index):
-        member_key = jax.random.fold_in(jax.random.fold_in(key, number), fold)
-        return training.init(task, member_key, hyperparameters, num_steps=_steps(num_steps, index))
-
-    return jax.vmap(member)(numbers, folds, hyperparameters, steps)
-
-
 @programs.quickly_for_each_task()
 def _make_training_keys(kind, key_data, numbers, fold_numbers) -> jax.Array:
     """The keys' numbers, [trial, fold, ...]."""
@@ -472,7 +296,7 @@ def _make_training_keys(kind, key_data, numbers, fold_numbers) -> jax.Array:
 @programs.quickly_for_each_task(0)
 def _init_optimizer(task: Task, num_steps, params: Params, hyperparameters: Hyperparameters, steps) -> optax.OptState:
     def member(params: Params, hyperparameters: Hyperparameters, index) -> optax.OptState:
-        return training.optimizer_of(task, hyperparameters, _steps(num_steps, index)).init(params)
+        return tasks.optimizer_of(task, hyperparameters, member_states.own_num_steps(num_steps, index)).init(params)
 
     return jax.vmap(jax.vmap(member, (0, None, 0)), (0, 0, None))(params, hyperparameters, steps)
 
@@ -500,7 +324,7 @@ def _fit(task: Task, plan: Plan, static, carry, hyperparameters, keys, data: Dat
                 hyperparameters,
                 key=key,
                 epochs=epochs,
-                num_steps=_steps(num_steps, index),
+                num_steps=member_states.own_num_steps(num_steps, index),
                 best=best,
                 patience=patience,
             )
@@ -568,4 +392,4 @@ def predict(
 
 @programs.for_each_task()
 def _predict(task: Task, params: Params, state: Any, hyperparameters: Hyperparameters, pieces: Any):
-    return lax.map(lambda x: training.evaluated(task, params, state, x, hyperparameters), pieces)
+    return lax.map(lambda x: tasks.evaluated(task, params, state, x, hyperparameters), pieces)

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from hw1jax import population, programs, training
-from hw1jax.training import Data, Hyperparameters, NumSteps, Params, Task
+from hw1jax import member_states, programs, tasks, training
+from hw1jax.tasks import Hyperparameters, NumSteps, Params, Task
+from hw1jax.training import Data
 
 NUM_EMPTY = 3  # places that a batch is filled up with, to see whether they count
 
@@ -51,7 +52,7 @@ def try_out(
     """
     one, first = jax.tree.map(lambda a: np.asarray(a)[None], hyperparameters), np.zeros(1, int)
     # By the program that makes all members, which is compiled in any case.
-    member = population.new_members(task, num_steps, key, first, first, one)
+    member = member_states.new_members(task, num_steps, key, first, first, one)
     params, state = jax.tree.map(lambda a: a[0], (member.params, member.model_state))
     with jax.default_matmul_precision("float32"):
         return _try_out(task)(*programs.key_parts(key), params, state, hyperparameters, data, labels)
@@ -70,19 +71,19 @@ def _try_out(task: Task, kind, key_data, params: Params, state, hyperparameters,
         return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), alone)
 
     def in_evaluation(x: Any) -> Any:
-        return training.evaluated(task, params, state, x, hyperparameters)
+        return tasks.evaluated(task, params, state, x, hyperparameters)
 
     def in_training(filler: Any) -> Any:
         filled = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), x, filler)
         mask = jnp.arange(len(jax.tree.leaves(filled)[0])) < num_examples
-        made, new_state = training.outputs_of(
+        made, new_state = tasks.outputs_of(
             task, params, state, task.prepare(filled), hyperparameters, mask=mask, key=key, train=True
         )
         return jax.tree.map(lambda a: a[:num_examples], made), new_state
 
     def with_other_padding() -> Alike:
         # What is drawn for a batch may depend on its size: a task that draws gets other padding, any other task none.
-        num_other = NUM_EMPTY if training.wants_key(task) else 0
+        num_other = NUM_EMPTY if tasks.wants_key(task) else 0
         first = jax.tree.map(lambda a: jnp.repeat(a[:1], NUM_EMPTY, axis=0), x)
         return Alike(in_training(first), in_training(jax.tree.map(lambda a: jnp.repeat(a[-1:], num_other, axis=0), x)))
 
@@ -95,7 +96,7 @@ def _try_out(task: Task, kind, key_data, params: Params, state, hyperparameters,
         for name, function in (("loss", task.loss), *task.metrics)
     }
     losses = values.pop("loss")
-    padding = with_other_padding() if training.takes_whole_batches(task) else None
+    padding = with_other_padding() if tasks.takes_whole_batches(task) else None
     return Found(Alike(outputs, one_by_one(in_evaluation, x)), losses, values, of_labels, padding)
 
 
@@ -121,7 +122,7 @@ def padding_changes(
       data: a few examples.
     """
     one, first = jax.tree.map(lambda a: np.asarray(a)[None], hyperparameters), np.zeros(1, int)
-    members = [population.new_members(task, num_steps, key, first, first, one) for task in (wide, narrow)]
+    members = [member_states.new_members(task, num_steps, key, first, first, one) for task in (wide, narrow)]
     padded, own = (jax.tree.map(lambda a: np.asarray(a[0]), (m.params, m.model_state)) for m in members)
     if not _same(padded, own):
         return "its initial parameters"
@@ -175,12 +176,12 @@ def _same(wide: Any, narrow: Any) -> bool:
 def _first_step(task: Task, kind, num_steps, key_data, params: Params, state, hyperparameters, data: Data):
     """(outputs, gradient, update), all in training where it is not random."""
     key = jax.random.wrap_key_data(key_data, impl=kind)
-    is_random = training.wants_key(task)
+    is_random = tasks.wants_key(task)
     steps = None if num_steps is None else NumSteps(num_steps)
     mask = jnp.ones(len(jax.tree.leaves(data.y)[0]), bool)
 
     def loss(params):
-        outputs, _ = training.outputs_of(
+        outputs, _ = tasks.outputs_of(
             task,
             params,
             state,
@@ -193,6 +194,6 @@ def _first_step(task: Task, kind, num_steps, key_data, params: Params, state, hy
         return jnp.mean(training.in_float32(task.loss(outputs, data.y))), outputs
 
     (value, outputs), gradient = jax.value_and_grad(loss, has_aux=True)(params)
-    rule = training.optimizer_of(task, hyperparameters, steps)
+    rule = tasks.optimizer_of(task, hyperparameters, steps)
     updates, _ = rule.update(gradient, rule.init(params), params, value=value)
     return outputs, gradient, updates

@@ -16,9 +16,10 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from hw1jax import lines, space
+from hw1jax import lines, space_text
 from hw1jax.observer import Observer
-from hw1jax.study import Study, TrialScore
+from hw1jax.study import Study
+from hw1jax.trial_score import TrialScore
 from hw1jax.trials import best
 
 SECONDS_BETWEEN_LINES = 10
@@ -108,7 +109,7 @@ class Progress(Observer):
             for trial in trials:
                 state = "failed" if trial.state == "failed" else _scores(trial, study)
                 state += f", pruned after {trial.epochs} epochs" if trial.state == "pruned" else ""
-                self._line(f"trial {trial.number}: {state}, {space.in_words(trial.draw)}")
+                self._line(f"trial {trial.number}: {state}, {space_text.in_words(trial.draw)}")
         dropped = f"{pruned} pruned, " if pruned else ""
         self._line(f"{len(trials)} trials done, {dropped}{failed} failed{self._best}")
 

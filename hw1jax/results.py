@@ -9,14 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hw1jax import evaluation, networks, run_folder, storage
-from hw1jax import space as space_
+from hw1jax import evaluation, networks, run_folder, space_text, storage
 from hw1jax import study as study_
 from hw1jax.data import Dataset, sha256
 from hw1jax.space import Draw
 from hw1jax.study import Study
+from hw1jax.tasks import Task
 from hw1jax.trained import Model, are_close, load_model
-from hw1jax.training import Task
 from hw1jax.trials import Trials, read_trials
 
 MOST_ROWS = 8  # of trials, in a notebook
@@ -46,7 +45,7 @@ class Results(NamedTuple):
     def best(self) -> Best:
         """The best trial."""
         found, name = self.record["best"], self.study.score
-        params = space_.draw_from_json(self.study.space, found["params"])
+        params = space_text.draw_from_json(self.study.space, found["params"])
         return Best(found["number"], params, found[f"mean_val_{name}"], found[f"std_val_{name}"])
 
     @property
@@ -108,7 +107,7 @@ class Results(NamedTuple):
         counts = [f"{len(self.trials.rows)} trials", *([f"{pruned} pruned"] if pruned else [])]
         lines = [
             f"Results({self.study.name}: {', '.join(counts)}, {len(self.trials.rows) - pruned - complete} failed",
-            f"best: trial {best.number}, {space_.in_words(best.params)}",
+            f"best: trial {best.number}, {space_text.in_words(best.params)}",
             f"validation {name}: {best.mean:.4g} ± {best.std:.4g} over {self.num_folds} folds",
             f"test: {_in_words(self.test) or self.failure}",
             *([f"ensemble of the folds: {_in_words(self.ensemble)}"] if self.ensemble else []),
@@ -209,6 +208,6 @@ def _as_searched(study: Study, record: dict[str, Any]) -> Study:
     config, name = record["config"], record["config"]["score"]
     if name not in ("loss", *study.metrics):
         raise ValueError(f"ranked by {name}, which the study doesn't have")
-    space_.draw_from_json(study.space, record["best"]["params"])
+    space_text.draw_from_json(study.space, record["best"]["params"])
     searched = replace(study, minimize=name, maximize=name if config["direction"] == "maximize" else None)
-    return study_.narrow(searched, **space_.from_json(study.space, config["space"]))
+    return study_.narrow(searched, **space_text.from_json(study.space, config["space"]))

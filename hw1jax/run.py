@@ -23,11 +23,11 @@ from hw1jax import (
     results,
     run_folder,
     search,
+    space_text,
     storage,
     study,
     trained,
 )
-from hw1jax import space as space_
 from hw1jax import trials as trials_
 from hw1jax.brackets import Brackets
 from hw1jax.data import Dataset, sha256
@@ -38,9 +38,10 @@ from hw1jax.progress import default_observer
 from hw1jax.record import Clock
 from hw1jax.results import Results
 from hw1jax.space import Draw
-from hw1jax.study import Order, Study, TrialScore
+from hw1jax.study import Order, Study
 from hw1jax.trained import Model
 from hw1jax.trainer import Trainer
+from hw1jax.trial_score import TrialScore
 
 SCORED_AGAIN = 0.02  # of a loss, between a network in its search and the same alone, in whatever precision
 CURVE_POINTS = 400  # where the fitted curve of a scalar regression is drawn
@@ -356,7 +357,7 @@ def _config(order: Order, networks: Networks) -> dict[str, Any]:
     return asdict(order.search) | {
         "num_folds": len(splits),
         "own_folds": own_folds,
-        "space": space_.to_json(asked.space),
+        "space": space_text.to_json(asked.space),
         "metrics": sorted(asked.metrics),
         "score": asked.score,
         "direction": "maximize" if asked.maximize else "minimize",

@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from hw1jax import space as space_
-from hw1jax import storage
-from hw1jax.study import Study, TrialScore
+from hw1jax import space_text, storage
+from hw1jax.study import Study
 from hw1jax.trained import Model, by_path, save_model
+from hw1jax.trial_score import TrialScore
 from hw1jax.trials import write_trials
 
 FILES = ("trials.csv", "histories.npz", "model.msgpack", "results.json")
@@ -43,7 +43,7 @@ def summary(study: Study, trial: TrialScore) -> dict[str, Any]:
     """The best trial, as the record has it."""
     means = {f"mean_val_{name}": finite(trial.mean(name)) for name in trial.scores}
     stds = {f"std_val_{name}": finite(trial.std(name)) for name in trial.scores}
-    return {"number": trial.number, "params": space_.draw_to_json(trial.draw)} | {
+    return {"number": trial.number, "params": space_text.draw_to_json(trial.draw)} | {
         name: value for pair in zip(means.items(), stds.items(), strict=True) for name, value in pair
     }
 
@@ -53,7 +53,7 @@ def reference(study: Study) -> dict[str, Any] | None:
     found = study.reference
     if found is None:
         return None
-    params = space_.draw_to_json(found.params)
+    params = space_text.draw_to_json(found.params)
     return {"name": found.name, "params": params, "test": dict(found.test), "data": found.data}
 
 

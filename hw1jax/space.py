@@ -7,9 +7,8 @@ layer; its columns are then `hidden_units_1`, `hidden_units_2`, .. (`columns`, t
 
 import hashlib
 import math
-import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from math import isfinite
 from typing import Any
@@ -18,7 +17,6 @@ import numpy as np
 
 LARGEST_WIDTH = 10_000  # of a layer; more is a slip of the finger, and fills the memory
 LARGEST_INT = 2**31 - 1  # what an int32 holds
-NUMBER = r"-?[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?"  # of a range as text
 
 
 @dataclass(frozen=True)
@@ -161,7 +159,7 @@ def _array(declared: Any, ranges: Sequence[Range], values: Sequence[Any]) -> np.
     if not isinstance(declared, Sequence):
         return np.array([_number(ranges[0], value) for value in values], kind)
     num_layers = len(values[0]) if values else len(ranges)
-    numbers = [[_number(r, value) for r, value in _each_layer(ranges, own)] for own in values]
+    numbers = [[_number(r, value) for r, value in each_layer(ranges, own)] for own in values]
     return np.array(numbers, kind).reshape(len(values), num_layers)
 
 
@@ -181,7 +179,7 @@ def _number(r: Range, value: Any) -> Any:
     return r.values.index(value) if isinstance(r, Choice) and r.is_named else value
 
 
-def _each_layer(ranges: Sequence[Range], values: Sequence[Any]) -> Iterable[tuple[Range, Any]]:
+def each_layer(ranges: Sequence[Range], values: Sequence[Any]) -> Iterable[tuple[Range, Any]]:
     """Each layer's range and value. A network from a file may have more layers than are declared now, or fewer."""
     return zip([*ranges, *[ranges[-1]] * len(values)], values, strict=False)
 
@@ -201,7 +199,7 @@ def fixed(space: Space, draw: Mapping[str, Any], *, widest: bool) -> dict[str, A
 
     `widest`: the widest that can be drawn, so that all trials share the program; else the trial's own.
     """
-    at_most = {name: _each(space[name], lambda r: r.high) for name in widths(space)} if widest else draw
+    at_most = {name: for_each_layer(space[name], lambda r: r.high) for name in widths(space)} if widest else draw
     return {name: draw[name] for name in statics(space)} | {name: at_most[name] for name in widths(space)}
 
 
@@ -218,7 +216,7 @@ def names(space: Space) -> dict[str, tuple[str, ...]]:
 
 def narrowest(space: Space, draw: Mapping[str, Any]) -> Draw:
     """The draw with each width the lowest there is."""
-    return {**draw, **{name: _each(space[name], lambda r: r.low) for name in widths(space)}}
+    return {**draw, **{name: for_each_layer(space[name], lambda r: r.low) for name in widths(space)}}
 
 
 def varying_widths(space: Space) -> list[str]:
@@ -280,10 +278,13 @@ def key_of(fixed: Mapping[str, Any]) -> Hashable:
 
 def widest(space: Space) -> Draw:
     """The draw of the widest network, and else of the first of everything."""
-    return {
-        name: _each(space[name], lambda r: r.among[0] if isinstance(r, Choice) else r.high if _is_width(r) else r.low)
-        for name in space
-    }
+    return {name: for_each_layer(ranges, _of_widest) for name, ranges in space.items()}
+
+
+def _of_widest(r: Range) -> Any:
+    if isinstance(r, Choice):
+        return r.among[0]
+    return r.high if _is_width(r) else r.low
 
 
 def num_programs(space: Space) -> int:
@@ -299,35 +300,9 @@ def _is_width(r: Range) -> bool:
     return isinstance(r, Int) and r.width
 
 
-def _each(ranges: Any, function: Callable[[Any], Any]) -> Any:
+def for_each_layer(ranges: Any, function: Callable[[Any], Any]) -> Any:
+    """function(range), or a tuple of these where there is a range a layer."""
     return tuple(map(function, ranges)) if isinstance(ranges, Sequence) else function(ranges)
-
-
-def narrowed(declared: Range, low: Any = None, high: Any = None, among: Sequence[Any] | None = None) -> Range:
-    """The same hyperparameter with another range: what is declared of it, as its scale, stays."""
-    if isinstance(declared, Choice):
-        return Choice(*declared.values, static=declared.static, among=among)
-    return replace(declared, low=low, high=high)
-
-
-def from_text(declared: Range, text: str) -> Range:
-    """The same hyperparameter in the range LOW-HIGH; for a choice, VALUE,VALUE. A ValueError if it is no such text."""
-    if isinstance(declared, Choice):
-        return among(declared, text.split(","))
-    match = re.fullmatch(f"({NUMBER})-({NUMBER})", text)
-    try:
-        low, high = map(int if isinstance(declared, Int) else float, match.groups() if match else ())
-    except ValueError:
-        raise ValueError(f"expected LOW-HIGH, got {text!r}") from None
-    return narrowed(declared, low, high)
-
-
-def among(declared: Choice, texts: Sequence[str]) -> Range:
-    """The same choice among the values that are written so; a ValueError if there is no such value."""
-    values = {str(value): value for value in declared.values}
-    if wrong := [text for text in texts if text not in values]:
-        raise ValueError(f"expected values of {', '.join(values)}, got {wrong[0]!r}")
-    return narrowed(declared, among=[values[text] for text in texts])
 
 
 def check(space: Space) -> None:
@@ -378,90 +353,3 @@ def _check(name: str, r: Range) -> None:
         raise ValueError(f"{name}=: a layer has at most {LARGEST_WIDTH} units, got {r}")
     if isinstance(r, Int) and max(abs(r.low), abs(r.high)) > LARGEST_INT:
         raise ValueError(f"{name}=: whole numbers lie within +-{LARGEST_INT}, got {r}")
-
-
-def to_json(space: Space) -> dict[str, Any]:
-    """What can be drawn, as JSON holds it: a list of ranges where a name has several."""
-    return {name: _each(r, _range_to_json) if not isinstance(r, Sequence) else list(map(_range_to_json, r))
-            for name, r in space.items()}  # fmt: skip
-
-
-def _range_to_json(r: Range) -> dict[str, Any]:
-    if isinstance(r, Choice):
-        return {"among": list(r.among)}
-    return {"low": r.low, "high": r.high} | ({"log": True} if r.log else {})
-
-
-def from_json(declared: Space, values: Any) -> dict[str, Any]:
-    """What `to_json` gave of this space with other ranges, perhaps by way of a file.
-
-    Raises:
-      ValueError, TypeError: something is missing, or is no range of what is declared.
-    """
-    if not isinstance(values, Mapping) or set(values) != set(declared):
-        found = sorted(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
-        raise ValueError(f"the space has {found}, expected {sorted(declared)}")
-    space = {}
-    for name, ranges in declared.items():
-        if isinstance(ranges, Sequence) != isinstance(values[name], list):
-            raise ValueError(f"{name} is {'no list' if isinstance(ranges, Sequence) else 'a list'}")
-        if isinstance(ranges, Sequence):
-            space[name] = tuple(_range_from_json(name, r, value) for r, value in _each_layer(ranges, values[name]))
-        else:
-            space[name] = _range_from_json(name, ranges, values[name])
-    check(space)
-    return space
-
-
-def _range_from_json(name: str, declared: Range, value: Any) -> Range:
-    parts = ("among",) if isinstance(declared, Choice) else ("low", "high")
-    if not isinstance(value, Mapping) or not set(parts) <= set(value):
-        raise ValueError(f"{name} has no {' and '.join(parts)}")
-    return narrowed(declared, **{part: value[part] for part in parts})
-
-
-def draw_to_json(draw: Mapping[str, Any]) -> dict[str, Any]:
-    """A draw as JSON and MessagePack take it."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in draw.items()}
-
-
-def in_words(draw: Mapping[str, Any]) -> str:
-    """A draw as a line of text: "hidden_units 45 21, l2 0.0003, optimizer adam"."""
-
-    def word(value: Any) -> str:
-        return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-    return ", ".join(f"{n} {' '.join(map(word, v if isinstance(v, tuple) else (v,)))}" for n, v in draw.items())
-
-
-def draw_from_json(space: Space, values: Any) -> Draw:
-    """What `draw_to_json` gave, perhaps by way of a file. A range of the space may be another by now, a name not.
-
-    Raises:
-      ValueError: something is missing, or of another type.
-    """
-    if not isinstance(values, Mapping) or set(values) != set(space):
-        found = sorted(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
-        raise ValueError(f"hyperparameters {found}, expected {sorted(space)}")
-    draw = {}
-    for name, ranges in space.items():
-        several = isinstance(ranges, Sequence)
-        if several != isinstance(values[name], list | tuple):
-            raise ValueError(f"{name} is {'no list' if several else 'a list'}")
-        if several:
-            draw[name] = tuple(_plain(name, r, value) for r, value in _each_layer(ranges, values[name]))
-        else:
-            draw[name] = _plain(name, ranges, values[name])
-    return draw
-
-
-def _plain(name: str, r: Range, value: Any) -> Any:
-    if isinstance(r, Choice):
-        fits = any(type(value) is type(v) and value == v for v in r.values)
-    elif isinstance(r, Int):
-        fits = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_INT
-    else:
-        fits = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < np.inf
-    if not fits:
-        raise ValueError(f"{name} can't be {str(value)[:40]}")
-    return float(value) if isinstance(r, Float) else value

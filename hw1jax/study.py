@@ -13,13 +13,13 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import numpy as np
 
-from hw1jax import checks
+from hw1jax import array_checks, checks
 from hw1jax import folds as folds_
 from hw1jax import space as space_
 from hw1jax.data import Dataset
 from hw1jax.folds import Fold
-from hw1jax.space import Draw, Space
-from hw1jax.training import Metric, Task
+from hw1jax.space import Space
+from hw1jax.tasks import Metric, Task
 
 LARGEST_SEED = 2**32 - 1  # JAX's keys take no more bits of it
 COLUMNS = frozenset({"number", "state", "epochs", "rank", "diverged_epoch"})  # of trials.csv, whatever is searched
@@ -195,52 +195,6 @@ class Output:
     """A small run on the real data: fewer trials and epochs, unless they are given."""
 
 
-class TrialScore(NamedTuple):
-    """A trial that has been trained."""
-
-    number: int
-    draw: Draw
-    state: Literal["complete", "pruned", "failed"]  # failed: a loss or the score is not finite
-    scores: dict[str, tuple[float, ...]]  # "loss" and metrics by name: each fold's value after the last epoch
-    epochs: int = 0  # that it was trained
-
-    def mean(self, name: str) -> float:
-        """Mean over the folds."""
-        with np.errstate(invalid="ignore"):  # infinity less infinity, in a failed trial
-            return float(np.mean(self.scores[name]))
-
-    def std(self, name: str) -> float:
-        """Standard deviation over the folds, as scikit-learn's `std_test_score` (no degrees of freedom lost)."""
-        values = self.scores[name]
-        return float(np.std(values)) if np.isfinite(values).all() else float("nan")
-
-
-Values = Mapping[str, np.ndarray]  # a trial's "loss" and metrics by name: [fold, epoch], of the epochs it was trained
-
-
-def scored(number: int, draw: Draw, study: Study, values: Values, num_epochs: int) -> TrialScore:
-    """A trial with its values after the last epoch, and the state that follows from them.
-
-    `num_epochs`: of a trial that is complete; one whose values are of fewer was pruned.
-    """
-    last = {name: tuple(map(float, values[name][:, -1])) for name in ("loss", *study.metrics)}  # in this order, always
-    finite = np.isfinite(last["loss"]).all() and np.isfinite(last[study.score]).all()
-    epochs = values["loss"].shape[1]
-    return TrialScore(
-        number, draw, "failed" if not finite else "complete" if epochs == num_epochs else "pruned", last, epochs
-    )
-
-
-def place(trial: TrialScore, study: Study) -> tuple[bool, int, float]:
-    """What ranks a trial that has not failed: the lowest is the best.
-
-    Scores after other numbers of epochs can't be compared: complete trials come first, then those that were pruned the
-    later the better, and the mean score decides among trials that were trained as long.
-    """
-    mean = trial.mean(study.score)
-    return trial.state != "complete", -trial.epochs, -mean if study.maximize else mean
-
-
 class Order(NamedTuple):
     """A person's settings, unpacked: what `run.run` carries out."""
 
@@ -323,7 +277,7 @@ def check(order: Order) -> None:
     if search.halving is None and (search.first_rung is not None or search.brackets):
         raise ValueError("first_rung= and brackets= go with halving=")
     if search.averaging is not None:
-        checks.check_averaging(search.averaging)
+        array_checks.check_averaging(search.averaging)
     if search.first_rung is not None and search.first_rung > search.num_epochs:
         raise ValueError(f"first_rung={search.first_rung} is more than the {search.num_epochs} epochs of a trial")
     if search.seed > LARGEST_SEED:
@@ -385,24 +339,24 @@ def load_data(study: Study, inputs: Mapping[str, Path | None]) -> Dataset:
     if not isinstance(data, Dataset):
         raise TypeError(f"data= must be a Dataset or a function that returns one, got {type(data).__name__}")
     x_train, y_train, x_test, y_test = (
-        checks.as_arrays(part, name) for name, part in zip(data._fields, data[:4], strict=False)
+        array_checks.as_arrays(part, name) for name, part in zip(data._fields, data[:4], strict=False)
     )
     weights = None
     if data.weights is not None:
-        weights = checks.as_arrays(np.asanyarray(data.weights), "weights").astype(np.float32)
-    groups = None if data.groups is None else checks.as_groups(data.groups)
+        weights = array_checks.as_arrays(np.asanyarray(data.weights), "weights").astype(np.float32)
+    groups = None if data.groups is None else array_checks.as_groups(data.groups)
     for names, parts in (
         ("x_train and y_train", (x_train, y_train)),
         ("x_test and y_test", (x_test, y_test)),
         ("x_train and weights", (x_train, weights)),
         ("x_train and groups", (x_train, groups)),
     ):
-        checks.common_length(parts, names, "sample")
+        array_checks.common_length(parts, names, "sample")
     for names, parts in (("x_train and x_test", (x_train, x_test)), ("y_train and y_test", (y_train, y_test))):
         shapes = [jax.tree.map(lambda leaf: leaf.shape[1:], part) for part in parts]
         if shapes[0] != shapes[1]:
             raise ValueError(f"{names} must have examples of the same shape, got {shapes[0]} and {shapes[1]}")
-    checks.check_weights(weights)
+    array_checks.check_weights(weights)
     return Dataset(x_train, y_train, x_test, y_test, weights, groups)
 
 

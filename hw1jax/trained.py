@@ -8,13 +8,12 @@ import flax.serialization
 import jax
 import numpy as np
 
-from hw1jax import evaluation, networks, population, storage
-from hw1jax import space as space_
+from hw1jax import evaluation, networks, population, space_text, storage
 from hw1jax import study as study_
 from hw1jax.networks import Network
 from hw1jax.space import Draw
 from hw1jax.study import Study
-from hw1jax.training import Task, with_keys, without_keys
+from hw1jax.tasks import Task, with_keys, without_keys
 
 LARGEST_DIFFERENCE = 0.02  # of the largest output, between machines and precisions
 NUM_EXAMPLES = 4  # kept in a model's file, with their outputs
@@ -104,7 +103,7 @@ class Model(NamedTuple):
     def __repr__(self) -> str:
         size = sum(np.size(leaf) for leaf in jax.tree.leaves(self.params))
         folds = f"; {len(self.folds)} fold models" if self.folds else ""
-        return f"Model({self.study.name}: {size:,} parameters, {space_.in_words(self.draw)}{folds})"
+        return f"Model({self.study.name}: {size:,} parameters, {space_text.in_words(self.draw)}{folds})"
 
 
 def score(model: Model, outputs: Any, y: Any) -> dict[str, Any]:
@@ -156,7 +155,7 @@ def save_model(path: Path, model: Model, x: Any = None) -> None:
     content = {
         "format": storage.FORMAT,
         "study": model.study.name,
-        "hyperparameters": space_.draw_to_json(model.draw),
+        "hyperparameters": space_text.draw_to_json(model.draw),
         **_network_to_file(model.params, model.state),
         "folds": [_network_to_file(*network) for network in model.folds],
         "examples": {"x": x, "outputs": outputs} if kept else {},
@@ -179,7 +178,7 @@ def load_model(path: Path | str, study: Study) -> Model:
             raise ValueError(f"format {content['format']}, expected {storage.FORMAT}")
         if content["study"] != study.name:
             raise ValueError(f"of the study {content['study']!r}, not {study.name!r}")
-        draw = space_.draw_from_json(study.space, content["hyperparameters"])
+        draw = space_text.draw_from_json(study.space, content["hyperparameters"])
         model = Model(_with_layers_of(study, draw), draw, {})
         shapes = networks.own(model.study, draw).shapes
         if not isinstance(content["folds"], list):

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from hw1jax import executors, jobs, networks, plan, population, storage, study, training
+from hw1jax import executors, jobs, member_states, networks, plan, storage, tasks, trial_score
 from hw1jax.jobs import Losses, Show, Stretch, damaged
 from hw1jax.networks import Networks
 from hw1jax.plan import Job
 from hw1jax.space import Draw
-from hw1jax.study import TrialScore
+from hw1jax.trial_score import TrialScore
 
 LOSSES, MEMBERS = "npz", "members.npz"  # kinds of a job's files
 
@@ -131,11 +131,11 @@ class Trainer:
             if int(arrays["number"]) != number:
                 raise ValueError("another trial's networks")
             wide = [storage.restored(arrays[f"leaf_{i}"], leaf.dtype) for i, leaf in enumerate(leaves)]
-            narrow = [population.corner(a, leaf.shape, num_leading=1) for a, leaf in zip(wide, leaves, strict=True)]
+            narrow = [member_states.corner(a, leaf.shape, num_leading=1) for a, leaf in zip(wide, leaves, strict=True)]
         except (KeyError, TypeError, ValueError) as error:
             raise damaged(path, error) from error
         each = [jax.tree.unflatten(tree, [np.array(a[i]) for a in narrow]) for i in range(len(self.networks.folds))]
-        return tuple(training.with_keys(network) for network in each)
+        return tuple(tasks.with_keys(network) for network in each)
 
     def _is_last(self, job: Job) -> bool:
         return job.rung.num_epochs == self.networks.search.num_epochs
@@ -163,7 +163,7 @@ class Trainer:
         if trained.val:
             trials = scored(self.networks, job, trained)
             finite = [trial for trial in trials if trial.state != "failed"]
-            best = min(finite, key=lambda trial: study.place(trial, self.networks.study), default=trials[0])
+            best = min(finite, key=lambda trial: trial_score.sort_key(trial, self.networks.study), default=trials[0])
             row = job.numbers.index(best.number)
         leaves = jobs.final_variables(self.networks, job, [leaf[row : row + 1] for leaf in state])
         return _by_index([leaf[0] for leaf in leaves]) | {"number": np.array(job.numbers[row])}
@@ -210,7 +210,7 @@ def scored(own: Networks, job: Job, trained: Trained) -> list[TrialScore]:
     num_epochs = job.rung.num_epochs - job.first_epoch
     values = [{name: folds[i] for name, folds in trained.val.items()} for i in range(len(job.numbers))]
     return [
-        study.scored(number, draw, own.study, each, num_epochs)
+        trial_score.scored(number, draw, own.study, each, num_epochs)
         for number, draw, each in zip(job.numbers, job.draws, values, strict=True)
     ]
 

@@ -9,21 +9,21 @@ from pathlib import Path
 import numpy as np
 
 from hw1jax import space as space_
-from hw1jax import storage
-from hw1jax import study as study_
+from hw1jax import storage, trial_score
 from hw1jax.space import Choice, Int, Range
-from hw1jax.study import Study, TrialScore
+from hw1jax.study import Study
+from hw1jax.trial_score import TrialScore
 
 
 def best(trials: Sequence[TrialScore], study: Study) -> TrialScore | None:
     """The complete trial with the best mean score (the first of equals); None if there is none."""
     complete = [trial for trial in trials if trial.state == "complete"]
-    return min(complete, key=lambda trial: study_.place(trial, study), default=None)
+    return min(complete, key=lambda trial: trial_score.sort_key(trial, study), default=None)
 
 
 def ranks(trials: Sequence[TrialScore], study: Study) -> list[int | None]:
     """Rank of each trial as `study.place` has it, 1 the best, equals sharing a rank; None for a failed one."""
-    places = [None if trial.state == "failed" else study_.place(trial, study) for trial in trials]
+    places = [None if trial.state == "failed" else trial_score.sort_key(trial, study) for trial in trials]
     in_order = sorted(place for place in places if place)
     return [place and in_order.index(place) + 1 for place in places]
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from test_run import LINE
 
-from hw1jax import population, run_study
+from hw1jax import cost, run_study
 from hw1jax.layout import Layout
 
 
@@ -18,7 +18,7 @@ def test_there_are_eight_devices():
 )
 def test_a_plan_shares_its_slots_evenly_and_has_no_device_without_a_trial(num_trials, num_devices, slots):
     asked = None if num_devices in (3, 8) else num_devices
-    plan = population.make_plan(num_trials, 3, {"w": np.zeros(4)}, Layout(), asked)
+    plan = cost.make_plan(num_trials, 3, {"w": np.zeros(4)}, Layout(), asked)
     assert (plan.num_devices, plan.slots) == (num_devices, slots)
 
 

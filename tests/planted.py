@@ -114,7 +114,7 @@ FAULTS = [
     # Keys.
     Fault(
         "All folds of a trial begin with the same parameters",
-        "population.py",
+        "member_states.py",
         "jax.random.fold_in(jax.random.fold_in(key, number), fold)",
         "jax.random.fold_in(key, number)",
         ("test_plain_loop.py", "test_trees.py", "test_cross_validation.py", "test_population.py"),
@@ -137,13 +137,13 @@ FAULTS = [
     Fault(
         "Halving keeps the trials with the lowest loss where an accuracy is to be maximized",
         "brackets.py",
-        "(study.place(trial, self._study), trial.number)",
+        "(trial_score.sort_key(trial, self._study), trial.number)",
         '(trial.mean("loss"), trial.number)',
         ("test_halving.py", "test_run.py"),
     ),
     Fault(
         "Each rung begins with a new optimizer, and forgets the moments that it had",
-        "population.py",
+        "member_states.py",
         "    return selected\n",
         "    kept = len(jax.tree.leaves(shapes.params))\n"
         "    return selected[:kept] + [0 * leaf for leaf in selected[kept:]]\n",
@@ -166,7 +166,7 @@ FAULTS = [
     # Devices.
     Fault(
         "A search takes all devices though fewer are asked for",
-        "population.py",
+        "cost.py",
         "jax.devices()[:num_devices]\n",
         "jax.devices()\n",
         ("test_plan.py", "test_brackets.py"),
@@ -210,7 +210,7 @@ FAULTS = [
     # Wrong input and how a command ends.
     Fault(
         "A NaN among the data is trained on",
-        "checks.py",
+        "array_checks.py",
         'array.dtype.kind in "fc" and not np.isfinite(array).all():',
         'array.dtype.kind in "fc" and np.isinf(array).any():',
         ("test_cross_validation.py", "test_study.py", "test_mistakes.py"),

@@ -18,16 +18,17 @@ import optax
 import pytest
 import regression
 
-from hw1jax import models, run_folder, run_study, space, storage, study, trained
+from hw1jax import models, run_folder, run_study, space, space_text, storage, study, trained
 from hw1jax import trials as trials_
 from hw1jax.data import Dataset, sha256
 from hw1jax.losses import accuracy, cross_entropy, squared_error
 from hw1jax.networks import own
 from hw1jax.optimizers import OPTIMIZERS, chosen_l2
 from hw1jax.space import Choice, Float, Int
-from hw1jax.study import Halving, Study, TrialScore
+from hw1jax.study import Halving, Study
+from hw1jax.tasks import Task
 from hw1jax.trained import Model
-from hw1jax.training import Task
+from hw1jax.trial_score import TrialScore
 
 # The toy: a dense net of padded layers on a sine, with the three optimizers.
 
@@ -299,7 +300,7 @@ def write_run(folder: Path, asked: Study, states=STATES, epochs=EPOCHS, *, with_
     ]
     config = {"num_trials": len(trials), "num_epochs": max(epochs), "num_folds": num_folds, "seed": 0}
     config |= {"batch_size": asked.batch_size, "halving": 3 if len(ends) > 1 else None, "first_rung": None}
-    config |= {"brackets": False, "averaging": None, "precision": "float32", "space": space.to_json(asked.space)}
+    config |= {"brackets": False, "averaging": None, "precision": "float32", "space": space_text.to_json(asked.space)}
     config |= {"score": asked.score, "direction": "maximize" if asked.maximize else "minimize"}
     scored = {
         name: trained.score(model, arrays[f"{name}_outputs"], data.y_test)

@@ -127,7 +127,7 @@ DEVICES = {"pjit", "pmap", "shard_map", "make_mesh", "Mesh", "NamedSharding", "P
     "words, rooms",
     [
         (DEVICES, {"population"}),
-        ({"jit"}, {"population", "programs"}),
+        ({"jit"}, {"cost", "member_states", "population", "programs"}),
         ({"vmap"}, {stem(name) for name in CORE}),
         ({"callback", "io_callback", "pure_callback"}, set()),
     ],

@@ -23,8 +23,8 @@ from hw1jax.networks import Networks
 from hw1jax.observer import Observer
 from hw1jax.space import Float, Int
 from hw1jax.study import Study, narrow
+from hw1jax.tasks import Task
 from hw1jax.trainer import Trained, Trainer
-from hw1jax.training import Task
 
 # The same for all tests, so that a program is compiled once, and for no other file: two slots, four trials of
 # two depths a bracket.

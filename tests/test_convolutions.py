@@ -9,7 +9,7 @@ import plain
 import pytest
 from plain import float64  # noqa: F401
 
-from hw1jax import cross_validate, population, squared_error
+from hw1jax import cost, cross_validate, squared_error
 from hw1jax.layout import Layout
 
 # Folds of 7: an epoch has two steps, the second of 3 samples.
@@ -75,7 +75,7 @@ SLOW += [(Random, way) for way in WAYS]
 @pytest.mark.parametrize(("net", "way"), [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)])
 def test_members_with_convolutions_equal_the_net_trained_alone(net, way, monkeypatch):
     net, x, (layout, num_devices) = net(), SIGNALS if net is Signals else IMAGES, WAYS[way]
-    given, used = population.make_plan, []
+    given, used = cost.make_plan, []
 
     def make_plan(num_trials, num_folds, params, chosen):
         used.append(given(num_trials, num_folds, params, layout or chosen, num_devices))
@@ -98,7 +98,7 @@ def test_members_with_convolutions_equal_the_net_trained_alone(net, way, monkeyp
     def optimizer(rate, num_steps):
         return optax.sgd(rate, 0.9)
 
-    monkeypatch.setattr(population, "make_plan", make_plan)
+    monkeypatch.setattr(cost, "make_plan", make_plan)
     expected = plain.cross_validate(plain.Net(init, alone, squared_error, optimizer), RATES, x, Y, **SETTINGS)
     found = cross_validate(init, apply, squared_error, optimizer, RATES, x, Y, return_params=True, **SETTINGS)
     plain.assert_equal(found, expected)

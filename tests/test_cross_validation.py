@@ -15,7 +15,7 @@ import optax
 import pytest
 from compilations import counted
 
-from hw1jax import checks, cross_entropy, cross_validate, k_fold, lines, programs, squared_error
+from hw1jax import array_checks, cross_entropy, cross_validate, k_fold, lines, programs, squared_error
 from hw1jax.cross_validation import CrossValidation
 
 X = np.linspace(-3, 3, 60, dtype=np.float32)[:, None]
@@ -373,7 +373,7 @@ def test_short_work_says_nothing_and_no_loss_is_named_where_all_trials_have_fail
     ],
 )
 def test_lists_of_values_are_arrays_and_lists_of_arrays_are_trees(given, expected):
-    found = checks.check_hyperparameters(given)
+    found = array_checks.check_hyperparameters(given)
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 

@@ -13,7 +13,7 @@ import regression
 import reproduce
 
 import hw1jax as hw
-from hw1jax import cli, networks, space, study
+from hw1jax import cli, networks, space, space_text, study
 
 HOMEWORK = pytest.mark.parametrize("asked", reproduce.STUDIES.values(), ids=reproduce.STUDIES)
 
@@ -48,7 +48,7 @@ def test_a_task_made_in_one_precision_computes_in_the_other(asked):
 @HOMEWORK
 def test_the_reports_best_can_be_drawn_and_everything_says_what_it_is(asked):
     best = dict(asked.reference.params)
-    assert space.draw_from_json(asked.space, best) == best
+    assert space_text.draw_from_json(asked.space, best) == best
     columns = space.columns(asked.space)
     assert list(space.flatten(best)) == list(columns)
     for column, value in space.flatten(best).items():

@@ -30,8 +30,8 @@ from hw1jax.population import Plan
 from hw1jax.run import run_study
 from hw1jax.space import Float, Int
 from hw1jax.study import Study
+from hw1jax.tasks import Task
 from hw1jax.trained import load_model
-from hw1jax.training import Task
 
 NUM_TRIALS, ENDS = 9, [1, 3, 9]
 NARROW = 1  # a seed where a trial narrower than others goes on, so that compacting to own widths cuts something off

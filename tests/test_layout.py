@@ -11,10 +11,10 @@ import pytest
 import regression
 from jax import lax
 
-from hw1jax import layout, population, space
+from hw1jax import cost, layout, space
 from hw1jax.layout import Layout
 from hw1jax.networks import padded
-from hw1jax.training import Task
+from hw1jax.tasks import Task
 
 CPU = {"regression": Layout(None, 500), "fashion_mlp": Layout(None, 500), "fashion_cnn": Layout(20, 20, True)}
 
@@ -85,7 +85,7 @@ def test_a_batch_is_not_cut_where_what_is_drawn_or_averaged_belongs_to_all_of_it
     monkeypatch.setattr(layout, "CACHED_BYTES", 10_000)
     x, params = np.zeros((30, 1000), np.float32), np.zeros((1000, 100), np.float32)
     free, random, masked = (
-        population.choose_layout(Task(None, apply, None, None), params, None, x, None, batch_size=100)
+        cost.choose_layout(Task(None, apply, None, None), params, None, x, None, batch_size=100)
         for apply in (
             lambda params, x, h: x @ params,
             lambda params, x, h, key: x @ params,

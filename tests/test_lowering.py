@@ -18,7 +18,8 @@ from hw1jax.folds import k_fold
 from hw1jax.losses import cross_entropy
 from hw1jax.networks import padded
 from hw1jax.population import Plan, Spec
-from hw1jax.training import Data, Task
+from hw1jax.tasks import Task
+from hw1jax.training import Data
 
 TRIALS, FOLDS, SAMPLES = 10, 3, 900
 KERNELS = "dot_general|convolution|scatter|while|sort|reduce_window|select_and_scatter|custom_call"

@@ -36,8 +36,8 @@ def train_in_one_program(study, num_trials, data):
     widest = space.widest(study.space)
     network = padded(study, widest)
     task, one, shapes = network.task, network.hyperparameters, network.shapes[0]
-    layout = population.choose_layout(task, shapes, None, data.x, one, batch_size=study.batch_size)
-    plan = population.make_plan(num_trials, 3, shapes, layout)
+    layout = cost.choose_layout(task, shapes, None, data.x, one, batch_size=study.batch_size)
+    plan = cost.make_plan(num_trials, 3, shapes, layout)
     spec = Spec(1, study.batch_size, (0,))
     placed = population.place(task, plan, spec, data, folds.k_fold(len(data.x), 3, (0,)))
     draws = space.as_arrays(study.space, [space.random_draw(study.space, 0, n) for n in range(plan.slots)])

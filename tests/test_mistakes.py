@@ -25,10 +25,10 @@ from hw1jax import (
     Task,
     accuracy,
     checks,
+    cost,
     cross_entropy,
     cross_validate,
     k_fold,
-    population,
     run_study,
     squared_error,
     stratified_k_fold,
@@ -464,7 +464,7 @@ def test_what_is_right_beside_it_is_not_refused(what, monkeypatch):
     def stop(*_, **__):
         raise CheckedError
 
-    monkeypatch.setattr(population, "choose_layout", stop)  # what comes first after them
+    monkeypatch.setattr(cost, "choose_layout", stop)  # what comes first after them
     with pytest.raises(CheckedError):
         call(**RATES | RIGHT[what])
 

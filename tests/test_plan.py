@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from studies import DEEP, TOY, deep_task
 
-from hw1jax import plan, population, rungs
+from hw1jax import cost, plan, rungs
 from hw1jax import space as space_
 from hw1jax.losses import squared_error
 from hw1jax.networks import Networks, own
@@ -21,7 +21,7 @@ from hw1jax.plan import Bracket, Rung, SearchPlan
 from hw1jax.population import Plan
 from hw1jax.space import Choice, Float, Int
 from hw1jax.study import Search, load_data, narrow, order, splits_of
-from hw1jax.training import Task
+from hw1jax.tasks import Task
 
 
 def soon_traced(fixed):
@@ -79,14 +79,14 @@ def test_members_of_a_program_are_as_many_as_the_devices_memory_holds(monkeypatc
     networks, _ = networks_of(WIDE, **asked)
     widest = space_.widest(WIDE.space)
     members = networks.population(everything, networks.widest.task)
-    needed = population.bytes_needed(members, space_.as_arrays(WIDE.space, [widest] * 8))
+    needed = cost.bytes_needed(members, space_.as_arrays(WIDE.space, [widest] * 8))
     assert needed > 8 * 3 * 4 * own(WIDE, widest).num_parameters / everything.num_devices
 
     def a_hundred_a_trial(population, hyperparameters):
         assert len(hyperparameters["rate"]) == population.plan.slots
         return 100 * population.plan.slots
 
-    monkeypatch.setattr(population, "bytes_needed", a_hundred_a_trial)
+    monkeypatch.setattr(cost, "bytes_needed", a_hundred_a_trial)
     for free, slots in [(10_000, 8), (900, 8), (800, 4), (300, 2), (1, 1)]:
         device = Mock(**{"memory_stats.return_value": {"bytes_limit": free + 70, "bytes_in_use": 70}})
         monkeypatch.setattr(jax, "local_devices", Mock(return_value=[device]))
@@ -229,12 +229,12 @@ def test_rungs_have_programs_for_those_who_go_on_unless_compiling_costs_more(
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=5), st.integers(1, 60))
 @settings(max_examples=60, deadline=None)
 def test_calls_of_one_program_are_as_long_as_wanted_and_waste_little(lengths, most):
-    found = population.epochs_of_a_call(lengths, most)
+    found = cost.epochs_of_a_call(lengths, most)
     most = min(most, max(lengths))
     assert most / 2 < found <= most
     assert sum(-n % found / n for n in lengths) <= sum(-n % most / n for n in lengths) + 1e-6
     assert len(lengths) > 1 or lengths[0] % most or found == most
-    assert population.epochs_of_a_call([38, 74, 222, 666], 50) == 38  # the regression's rungs
+    assert cost.epochs_of_a_call([38, 74, 222, 666], 50) == 38  # the regression's rungs
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_calls_of_one_program_are_as_long_as_wanted_and_waste_little(lengths, mo
 def test_trials_that_fill_a_cores_cache_train_alone_in_narrower_groups_the_longer_the_search(
     monkeypatch, halving, flops_a_second, groups
 ):
-    monkeypatch.setattr(population, "trials_that_fit", lambda *_: 1)
+    monkeypatch.setattr(cost, "trials_that_fit", lambda *_: 1)
     monkeypatch.setattr(plan, "FLOPS_A_SECOND", flops_a_second)
     planned = laid_out(WIDE, num_trials=24, num_epochs=9, halving=halving, num_devices=1)
     assert all(rung.own_widths and rung.program == Plan(1, 1, 1, rung.program.layout) for rung in planned.rungs)

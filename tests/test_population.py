@@ -8,12 +8,13 @@ import optax
 import pytest
 from studies import TOY, TOY_DATA, toy_task
 
-from hw1jax import networks, population, space, training
+from hw1jax import cost, member_states, networks, population, space, training
 from hw1jax.folds import Fold, k_fold
 from hw1jax.layout import Layout
 from hw1jax.losses import squared_error
 from hw1jax.population import Plan, Spec, Trials
-from hw1jax.training import Data, Task
+from hw1jax.tasks import Task
+from hw1jax.training import Data
 
 X, Y = TOY_DATA.x_train, TOY_DATA.y_train
 KEY = jax.random.key(0)
@@ -122,8 +123,8 @@ def test_trials_that_go_on_have_their_state_exactly_and_the_losses_they_would_ha
     few = population.rearranged(members, Plan(len(numbers), len(numbers)))
     few = few._replace(task=narrow(1) if numbers == [1] else WIDE, spec=Spec(6, 20, (0,), 4))
     trials = trials_of([DRAWS[n] for n in numbers], numbers)
-    shapes = population.member_shapes(few.task, few.num_steps, first_of(trials))
-    leaves = population.select(shapes, rows_of(state, numbers))
+    shapes = member_states.member_shapes(few.task, few.num_steps, first_of(trials))
+    leaves = member_states.select(shapes, rows_of(state, numbers))
     selected = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
     for before, after in zip(jax.tree.leaves(state), jax.tree.leaves(selected), strict=True):
         corner = (..., *map(slice, after.shape[2:]))
@@ -138,9 +139,9 @@ def test_trials_that_go_on_have_their_state_exactly_and_the_losses_they_would_ha
 
 def test_states_of_narrower_networks_are_refused(members):
     small = population.start(members._replace(task=narrow(1), plan=Plan(1)), trials_of(DRAWS[1:2], [1]))
-    shapes = population.member_shapes(members.task, None, first_of(trials_of(DRAWS)))
+    shapes = member_states.member_shapes(members.task, None, first_of(trials_of(DRAWS)))
     with pytest.raises(ValueError, match="arrays of .*, expected "):
-        population.select(shapes, rows_of(small, [0] * 8))
+        member_states.select(shapes, rows_of(small, [0] * 8))
 
 
 # Members of one parameter and of a small network, which compile soon.
@@ -268,7 +269,7 @@ def test_a_plan_whose_slots_do_not_divide_is_refused():
 @pytest.mark.parametrize("num_trials", [1, 2, 7, 25, 100])
 def test_a_plan_has_a_slot_for_each_trial_and_few_to_spare(num_trials):
     params = networks.padded(TOY, DRAWS[0]).shapes[0]
-    plan = population.make_plan(num_trials, 3, params, Layout())
+    plan = cost.make_plan(num_trials, 3, params, Layout())
     assert num_trials <= plan.slots < num_trials + plan.num_devices * plan.trials_at_once
     assert plan.num_devices == min(num_trials, len(jax.devices()))
 

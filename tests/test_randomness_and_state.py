@@ -12,7 +12,7 @@ import pytest
 from compilations import counted
 from plain import float64  # noqa: F401
 
-from hw1jax import Task, cross_validate, layout, population, squared_error, training
+from hw1jax import Task, cross_validate, layout, population, squared_error, tasks
 from hw1jax.folds import Fold, k_fold
 from hw1jax.population import Plan, Spec
 from hw1jax.training import Data
@@ -139,7 +139,7 @@ def test_an_accelerator_trains_all_members_at_once_whatever_they_draw_and_keep(p
     params, state = jax.eval_shape(init, KEY, one)
 
     def evaluated(params, x, rest):
-        return training.evaluated(task, params, rest[0], x, rest[1])
+        return tasks.evaluated(task, params, rest[0], x, rest[1])
 
     chosen = layout.choose(evaluated, params, X, (state, one), 6, platform)
     assert chosen.chunk_size is None and not chosen.one_by_one

@@ -23,8 +23,9 @@ from hw1jax import trials as trials_
 from hw1jax.losses import accuracy
 from hw1jax.results import load_results
 from hw1jax.space import Choice, Float, Int
-from hw1jax.study import Reference, TrialScore
+from hw1jax.study import Reference
 from hw1jax.trained import load_model
+from hw1jax.trial_score import TrialScore
 
 FILES = (*run_folder.FILES, run_folder.DIGESTS)
 CLASSIFIER = replace(TOY, metrics={"accuracy": accuracy}, space={"l2": Float(0, 1)})

@@ -11,7 +11,7 @@ import pytest
 from studies import TOY
 
 import hw1jax as hw
-from hw1jax import checks, folds, identity, space
+from hw1jax import array_checks, checks, folds, identity, space
 from hw1jax.brackets import Brackets
 from hw1jax.folds import minibatches
 from hw1jax.training import Data
@@ -406,13 +406,13 @@ def test_other_byte_orders_and_tables_are_taken_as_scikit_learn_takes_them():
     right = cross_validate(lambda h: optax.sgd(h["rate"])).val_loss
     np.testing.assert_array_equal(cross_validate(lambda h: optax.sgd(h["rate"]), y=Y.astype(">f4")).val_loss, right)
     nullable = pandas.DataFrame({"a": pandas.array([1, 2], "Int64"), "b": pandas.array([True, False], "boolean")})
-    np.testing.assert_array_equal(checks.as_arrays(nullable, "x"), [[1, 1], [2, 0]])
+    np.testing.assert_array_equal(array_checks.as_arrays(nullable, "x"), [[1, 1], [2, 0]])
     dummies = pandas.get_dummies(pandas.DataFrame({"kind": ["u", "v"], "size": [0.5, 2]}))
-    np.testing.assert_array_equal(checks.as_arrays(dummies, "x"), [[0.5, 1, 0], [2, 0, 1]])
+    np.testing.assert_array_equal(array_checks.as_arrays(dummies, "x"), [[0.5, 1, 0], [2, 0, 1]])
     twice = pandas.DataFrame([[1.0, 2.0], [3.0, 4.0]], columns=["a", "a"])
-    np.testing.assert_array_equal(checks.as_arrays(twice, "x"), [[1, 2], [3, 4]])
+    np.testing.assert_array_equal(array_checks.as_arrays(twice, "x"), [[1, 2], [3, 4]])
     with pytest.raises(ValueError, match=r"x\['a'\] must be finite"):
-        checks.as_arrays(pandas.DataFrame({"a": pandas.array([1, None], "Int64")}), "x")
+        array_checks.as_arrays(pandas.DataFrame({"a": pandas.array([1, None], "Int64")}), "x")
 
 
 def test_classes_are_stratified_unless_told_otherwise():

@@ -21,7 +21,7 @@ import reproduce
 from processes import contents, lasting
 from studies import TOY, TOY_DATA, change_record, finished_copy, finished_run
 
-from hw1jax import cli, jobs, population, record, results, run, run_folder, search, storage, trained
+from hw1jax import cli, jobs, population, record, results, run, run_folder, search, space_text, storage, trained
 from hw1jax import space as space_
 from hw1jax.brackets import Brackets
 from hw1jax.folds import PADDING, Fold, minibatches
@@ -30,7 +30,7 @@ from hw1jax.observer import Observer
 from hw1jax.run import run_study
 from hw1jax.space import Choice, Float, Int
 from hw1jax.study import Search, Study, narrow, order
-from hw1jax.training import Task
+from hw1jax.tasks import Task
 
 ONE = {"num_devices": 1, "widths": "padded"}  # as finished runs have it
 
@@ -561,7 +561,7 @@ def test_a_narrowed_choice_trains_what_it_names(tmp_path, tmp_path_factory):
     whole = results.load_results(finished_run("toy", tmp_path_factory), TOY)
     only = str(whole.trials.params["optimizer"][-1])
     assert only != TOY.space["optimizer"].values[0], "an index of 0 would be right by chance"
-    narrowed = narrow(TOY, optimizer=space_.narrowed(TOY.space["optimizer"], among=(only,)))
+    narrowed = narrow(TOY, optimizer=space_text.narrowed(TOY.space["optimizer"], among=(only,)))
     found = run_study(narrowed, out=tmp_path, **ONE)
     assert set(found.trials.params["optimizer"]) == {only}
     same = whole.trials.params["optimizer"] == only

@@ -11,12 +11,12 @@ import pytest
 from optuna.trial import TrialState
 from studies import TOY
 
-from hw1jax import losses, search, storage
+from hw1jax import losses, search, space_text, storage
 from hw1jax import space as space_
 from hw1jax import trials as trials_
 from hw1jax.search import PureRandomSampler
 from hw1jax.space import Choice, Float, Int
-from hw1jax.study import scored
+from hw1jax.trial_score import scored
 
 SPACE = {
     "channels": (Int(4, 6, width=True),),
@@ -51,6 +51,9 @@ class Training:
     def __call__(self, draws):
         self.calls.append(list(draws))
         return {n: {"loss": after(self._failed.get(n) or self._scores(drawn))} for n, drawn in draws.items()}
+
+
+OTHER = Training(lambda drawn: (9.0, 9.0, 9.0))  # what it gives changes no trial that has a score
 
 
 def with_accuracy(draws):
@@ -93,18 +96,17 @@ def test_trials_of_any_space_are_drawn_from_seed_number_and_name_alone_and_read_
         "momentum": (Float(0.1, 0.9), Float(1e-3, 1.0, log=True)),
         "size": Choice(16, 32, 64),
         "bias": Choice(True, False),
-        "optimizer": space_.narrowed(SPACE["optimizer"], among=("rmsprop", "sgd")),
+        "optimizer": space_text.narrowed(SPACE["optimizer"], among=("rmsprop", "sgd")),
     }
     study = replace(STUDY, space=space)
-    train, idle = Training(), Training()
+    train = Training()
     brackets = run(open_storage(tmp_path, seed, study=study), train, bracket_size=bracket_size, study=study)
     assert train.calls == [[trial.number for trial in bracket] for bracket in brackets]
     assert train.calls == [[*range(7)][first : first + bracket_size] for first in range(0, 7, bracket_size)]
     for trial in all_of(brackets):
         expected = space_.random_draw(space, seed, trial.number)
         assert repr(trial.draw) == repr(expected), "the types as well"
-    assert run(open_storage(tmp_path, 5, study=study), idle, bracket_size=bracket_size, study=study) == brackets
-    assert idle.calls == []
+    assert run(open_storage(tmp_path, 5, study=study), OTHER, bracket_size=bracket_size, study=study) == brackets
 
 
 def test_the_order_of_asking_does_not_matter():
@@ -179,10 +181,9 @@ def test_the_highest_is_best_where_a_metric_is_maximized_and_every_metric_is_kep
 
 def test_more_trials_later_give_what_all_at_once_would_and_fewer_are_the_first_ones(tmp_path):
     at_once = run(open_storage(tmp_path / "once"), num_trials=9)
-    for num_trials, calls in [(6, [[0, 1, 2], [3, 4, 5]]), (9, [[6, 7, 8]]), (6, []), (2, [])]:
-        train = Training()
-        assert all_of(run(open_storage(tmp_path), train, num_trials=num_trials)) == all_of(at_once)[:num_trials]
-        assert train.calls == calls
+    for num_trials in (6, 9, 6, 2):
+        assert all_of(run(open_storage(tmp_path), num_trials=num_trials)) == all_of(at_once)[:num_trials]
+    assert all_of(run(open_storage(tmp_path), OTHER, num_trials=9)) == all_of(at_once), "their scores stand"
     assert len(open_storage(tmp_path).trials) == 9
 
 
@@ -204,9 +205,8 @@ def test_a_search_that_was_stopped_goes_on_with_the_same_trials(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(open_storage(tmp_path), stopped)
     assert [trial.state for trial in open_storage(tmp_path).trials[3:]] == [TrialState.RUNNING] * 3
-    train, opened = Training(), open_storage(tmp_path)
-    assert run(opened, train) == run(open_storage(tmp_path / "whole"))
-    assert train.calls == [[3, 4, 5], [6]]
+    opened = open_storage(tmp_path)
+    assert run(opened) == run(open_storage(tmp_path / "whole"))
     assert [trial.state for trial in opened.trials] == [TrialState.COMPLETE] * 7
 
 
@@ -244,9 +244,7 @@ def test_a_line_that_was_cut_off_does_not_spoil_the_journal(tmp_path, tail):
         journal.write(tail)
     longer = run(open_storage(tmp_path), num_trials=6)
     assert longer[:1] == first
-    train = Training()
-    assert run(open_storage(tmp_path), train, num_trials=6) == longer
-    assert train.calls == []
+    assert run(open_storage(tmp_path), OTHER, num_trials=6) == longer
 
 
 @pytest.mark.parametrize(
@@ -269,7 +267,7 @@ def test_a_file_that_is_no_journal_is_refused_by_name_and_left_as_it_is(tmp_path
 
 CONFIG = {
     "num_epochs": 20,
-    "space": space_.to_json({"units": (Int(10, 50, width=True), Int(3, 30)), "optimizer": Choice("adam", "sgd")}),
+    "space": space_text.to_json({"units": (Int(10, 50, width=True), Int(3, 30)), "optimizer": Choice("adam", "sgd")}),
     "direction": "minimize",
     "data_sha256": "0" * 64,
     "plan": {"brackets": [{"num_trials": 3, "rungs": []}], "factor": None},
@@ -277,15 +275,21 @@ CONFIG = {
 }
 
 
+def begin(folder, config):
+    """What counts of a search that begins, or goes on, with this configuration."""
+    rest = {name: value for name, value in config.items() if name != "plan"}
+    return search.begin(open_storage(folder), rest, folder, new_plan=lambda: config["plan"])
+
+
 def with_space(**space):
-    return {"space": CONFIG["space"] | space_.to_json(space)}
+    return {"space": CONFIG["space"] | space_text.to_json(space)}
 
 
 def test_the_same_settings_begin_a_folder_again_and_get_the_stored_plan(tmp_path):
-    stored = search.begin(open_storage(tmp_path), CONFIG, tmp_path)
+    stored = begin(tmp_path, CONFIG)
     assert stored == json.loads(json.dumps(CONFIG))
     other_plan = CONFIG | {"plan": {"brackets": [{"num_trials": 8, "rungs": []}], "factor": None}}
-    assert search.begin(open_storage(tmp_path), other_plan, tmp_path) == stored
+    assert begin(tmp_path, other_plan) == stored
     with pytest.raises(ValueError, match="^[^\n]*regression[^\n]*out=[^\n]*$"):  # whose brackets aren't its own
         open_storage(tmp_path, study=replace(STUDY, name="fashion_mlp"))
 
@@ -307,21 +311,21 @@ def test_the_same_settings_begin_a_folder_again_and_get_the_stored_plan(tmp_path
     ],
 )
 def test_other_settings_are_refused_with_the_difference_and_what_to_do(tmp_path, before, change, message):
-    stored = search.begin(open_storage(tmp_path), CONFIG | before, tmp_path)
+    stored = begin(tmp_path, CONFIG | before)
     with pytest.raises(ValueError, match=message) as caught:
-        search.begin(open_storage(tmp_path), CONFIG | change, tmp_path)
+        begin(tmp_path, CONFIG | change)
     assert str(tmp_path) in str(caught.value) and "out=" in str(caught.value) and "\n" not in str(caught.value)
-    assert search.begin(open_storage(tmp_path), CONFIG | before, tmp_path) == stored
+    assert begin(tmp_path, CONFIG | before) == stored
 
 
 @pytest.mark.parametrize("number", [None, 1, storage.FORMAT - 1, storage.FORMAT + 1])
 def test_a_search_in_another_format_is_refused_in_one_line(tmp_path, number):
     """The first format had no number."""
     other = {name: value for name, value in CONFIG.items() if name != "format"} | ({"format": number} if number else {})
-    search.begin(open_storage(tmp_path), other, tmp_path)
+    begin(tmp_path, other)
     message = f"^[^\n]*has the format {number or 1}, this version [^\n]* another out=$"
     with pytest.raises(storage.FormatError, match=message):
-        search.begin(open_storage(tmp_path), CONFIG, tmp_path)
+        begin(tmp_path, CONFIG)
 
 
 # Trials that are pruned.
@@ -332,11 +336,10 @@ def test_a_trial_of_fewer_epochs_is_pruned_and_counts_with_the_last_value_that_w
     def train(draws):
         return halved(draws) | ({0: {"loss": after((NAN, 1.0, 1.0), 3)}} if 0 in draws else {})
 
-    common, idle = {"num_trials": 12, "bracket_size": 6, "num_epochs": 9}, Training()
+    common = {"num_trials": 12, "bracket_size": 6, "num_epochs": 9}
     opened = open_storage(tmp_path, sampler=sampler)
     brackets = run(opened, train, **common)
-    assert run(open_storage(tmp_path, sampler=sampler), idle, **common)[1:] == brackets[1:]
-    assert idle.calls == []
+    assert run(open_storage(tmp_path, sampler=sampler), OTHER, **common)[1:] == brackets[1:]
     failed, *trials = all_of(brackets)
     assert (failed.state, failed.epochs, opened.trials[0].state) == ("failed", 3, TrialState.FAIL)
     assert {(trial.state, trial.epochs) for trial in trials} == {("complete", 9), ("pruned", 3)}

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hw1jax import space as space_
+from hw1jax import space_text
 from hw1jax.space import Choice, Float, Int
 
 RATES = {
@@ -113,15 +114,15 @@ def test_a_draw_depends_on_no_other_hyperparameter(space, seed, number):
 @given(space=spaces, seed=seeds)
 def test_spaces_are_accepted_and_come_back_from_json_as_their_draws_do_and_have_their_columns(space, seed):
     space_.check(space)
-    text = json.dumps(space_.to_json(space), allow_nan=False)
+    text = json.dumps(space_text.to_json(space), allow_nan=False)
     expected = {name: tuple(r) if isinstance(r, list) else r for name, r in space.items()}
-    assert space_.from_json(space, json.loads(text)) == expected
+    assert space_text.from_json(space, json.loads(text)) == expected
     draw = space_.random_draw(space, seed, 0)
     flat = space_.flatten(draw)
     assert list(flat) == list(space_.columns(space))
     assert space_.unflatten(space, flat) == draw
-    text = json.dumps(space_.draw_to_json(draw), allow_nan=False)
-    found = space_.draw_from_json(space, json.loads(text))
+    text = json.dumps(space_text.draw_to_json(draw), allow_nan=False)
+    found = space_text.draw_from_json(space, json.loads(text))
     assert found == draw
     assert list(map(type, space_.flatten(found).values())) == list(map(type, flat.values()))
 
@@ -209,9 +210,9 @@ def test_a_choice_among_names_is_its_index_in_the_declaration_and_one_among_numb
     """Also where fewer are searched."""
     rule, size = Choice("adam", "sgd", "rmsprop"), Choice(8, 16, 32)
     space = {
-        "rule": space_.narrowed(rule, among=["rmsprop", "sgd"]),
-        "size": space_.narrowed(size, among=[32]),
-        "kinds": (space_.narrowed(rule, among=["rmsprop"]), Choice("a", "b")),
+        "rule": space_text.narrowed(rule, among=["rmsprop", "sgd"]),
+        "size": space_text.narrowed(size, among=[32]),
+        "kinds": (space_text.narrowed(rule, among=["rmsprop"]), Choice("a", "b")),
     }
     draws = [{"rule": name, "size": 32, "kinds": ("rmsprop", "a")} for name in ("sgd", "rmsprop", "sgd")]
     arrays = space_.as_arrays(space, draws)
@@ -221,9 +222,9 @@ def test_a_choice_among_names_is_its_index_in_the_declaration_and_one_among_numb
 
 
 def test_narrowing_keeps_what_is_declared():
-    assert space_.narrowed(Int(1, 9, log=True, width=True), 2, 3) == Int(2, 3, log=True, width=True)
-    assert space_.narrowed(Float(1, 9, log=True), 2, 3) == Float(2, 3, log=True)
-    assert space_.narrowed(Choice(1, 2, static=True), among=[2]) == Choice(1, 2, static=True, among=[2])
+    assert space_text.narrowed(Int(1, 9, log=True, width=True), 2, 3) == Int(2, 3, log=True, width=True)
+    assert space_text.narrowed(Float(1, 9, log=True), 2, 3) == Float(2, 3, log=True)
+    assert space_text.narrowed(Choice(1, 2, static=True), among=[2]) == Choice(1, 2, static=True, among=[2])
 
 
 # Programs.
@@ -286,7 +287,7 @@ def test_ranges_and_draws_are_told_in_a_few_words():
     assert str(Float(1e-4, 0.1, log=True)) == "0.0001-0.1"
     assert str(Choice("a", 2, among=[2, "a"])) == "2, a"
     draw = {"hidden_units": (45, 21), "l2": 0.00031234, "optimizer": "adam"}
-    assert space_.in_words(draw) == "hidden_units 45 21, l2 0.0003123, optimizer adam"
+    assert space_text.in_words(draw) == "hidden_units 45 21, l2 0.0003123, optimizer adam"
 
 
 UP, KINDS = "a=: a range goes from a low number", "a= must be a choice among names, among numbers or among truth values"
@@ -334,7 +335,7 @@ def test_a_wrong_space_is_refused_in_one_line_that_names_the_hyperparameter(spac
 
 def test_json_of_a_space_says_what_can_be_drawn():
     space = EVERYTHING | {"optimizer": Choice("adam", "sgd", among=["sgd"])}
-    assert {name: space_.to_json(space)[name] for name in ("units", "steps", "rate", "optimizer", "bias")} == {
+    assert {name: space_text.to_json(space)[name] for name in ("units", "steps", "rate", "optimizer", "bias")} == {
         "units": [{"low": 3, "high": 9}, {"low": 2, "high": 5}],
         "steps": {"low": 1, "high": 1000, "log": True},
         "rate": {"low": 1e-3, "high": 1e-1, "log": True},
@@ -346,13 +347,13 @@ def test_json_of_a_space_says_what_can_be_drawn():
 def test_a_space_or_draw_from_json_may_have_other_ranges_and_more_layers():
     declared = {"units": (Int(3, 9, width=True),), "rate": Float(0.1, 1, log=True), "rule": Choice("a", "b")}
     values = {"units": [{"low": 1, "high": 2}] * 3, "rate": {"low": 0.2, "high": 0.3}, "rule": {"among": ["b"]}}
-    assert space_.from_json(declared, values) == {
+    assert space_text.from_json(declared, values) == {
         "units": (Int(1, 2, width=True),) * 3,
         "rate": Float(0.2, 0.3, log=True),
         "rule": Choice("a", "b", among=["b"]),
     }
     for units in ((100,), (7, 8, 9)):
-        draw = space_.draw_from_json(declared, {"units": list(units), "rate": 7, "rule": "a"})
+        draw = space_text.draw_from_json(declared, {"units": list(units), "rate": 7, "rule": "a"})
         assert draw == {"units": units, "rate": 7.0, "rule": "a"}
         np.testing.assert_array_equal(space_.as_arrays(declared, [draw])["units"], np.int32([units]), strict=True)
 
@@ -375,7 +376,7 @@ UNITS, REAL = [{"low": 1, "high": 2}], {"low": 1, "high": 2}
 )
 def test_what_is_no_space_is_refused(values, message):
     with pytest.raises((ValueError, TypeError), match=message):
-        space_.from_json({"units": (Int(1, 2),), "rate": Float(1, 2)}, values)
+        space_text.from_json({"units": (Int(1, 2),), "rate": Float(1, 2)}, values)
 
 
 @pytest.mark.parametrize(
@@ -396,9 +397,9 @@ def test_what_is_no_space_is_refused(values, message):
     ],
 )
 def test_what_is_no_draw_is_refused(change, message):
-    values = space_.draw_to_json(space_.random_draw(EVERYTHING, 0, 0))
+    values = space_text.draw_to_json(space_.random_draw(EVERYTHING, 0, 0))
     with pytest.raises(ValueError, match=message):
-        space_.draw_from_json(EVERYTHING, values | change)
+        space_text.draw_from_json(EVERYTHING, values | change)
     for values in (None, [], "draw", {}, {"units": [3, 4]}):
         with pytest.raises(ValueError, match="^hyperparameters .*, expected"):
-            space_.draw_from_json(EVERYTHING, values)
+            space_text.draw_from_json(EVERYTHING, values)

@@ -11,14 +11,15 @@ import pytest
 from studies import TOY, TOY_DATA, TOY_X, toy_task
 
 import hw1jax as hw
-from hw1jax import checks, networks
+from hw1jax import checks, networks, trial_score
 from hw1jax import study as study_
 from hw1jax.data import Dataset
 from hw1jax.folds import k_fold, stratified_k_fold
 from hw1jax.losses import accuracy
 from hw1jax.networks import Network
 from hw1jax.space import Choice, Float, Int
-from hw1jax.study import Order, Output, Program, Search, Study, TrialScore
+from hw1jax.study import Order, Output, Program, Search, Study
+from hw1jax.trial_score import TrialScore
 
 STUDY = replace(TOY, quick={"num_trials": 2, "num_epochs": 1}, inputs={"data_csv": "A file."})
 
@@ -261,7 +262,7 @@ def test_trials_are_ranked_by_what_the_study_says():
     low, high = (TrialScore(i, {}, "complete", {"loss": (i,)}, 4) for i in (1, 2))
     later, sooner = (TrialScore(i, {}, "pruned", {"loss": (i,)}, epochs) for i, epochs in ((0, 3), (0.5, 2)))
     for study, best in [(STUDY, [low, high]), (replace(STUDY, maximize="loss"), [high, low])]:
-        trials = sorted([sooner, later, high, low], key=lambda trial: study_.place(trial, study))
+        trials = sorted([sooner, later, high, low], key=lambda trial: trial_score.sort_key(trial, study))
         assert trials == [*best, later, sooner], "of those that were pruned the later, whatever its loss"
 
 

@@ -1,0 +1,108 @@
+"""What programs cost on the devices that are here, and how a population is laid out by it."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from hw1jax import layout as layout_
+from hw1jax import tasks, training
+from hw1jax.layout import Layout
+from hw1jax.population import Plan, Population, lowered
+from hw1jax.tasks import Hyperparameters, Params, Task
+from hw1jax.training import Data
+
+CACHED_BYTES = 2**21  # of members' state that a CPU core trains at once; more falls out of its cache
+FEW_EPOCHS = 10  # of a call of the program: Ctrl-C is heard between calls
+FEW_INDICES = 2**14  # places in its minibatches that make a call long enough, however few its epochs
+MANY_INDICES = 2**19  # that make it too long
+STATE_COPIES = 3  # the parameters and an optimizer's two moments
+
+
+def make_plan(num_trials: int, num_folds: int, params: Params, layout: Layout, num_devices: int | None = None) -> Plan:
+    """All trials in one program, shared evenly by the devices, on a CPU in groups that fit the cache.
+
+    Args:
+      num_trials: trials that train at once; slots may be a few more, so that they divide evenly.
+      num_folds: folds of each.
+      params: a member's parameters, or their shapes.
+      layout: how a member's step is laid out.
+      num_devices: at most so many devices; all, if not given.
+    """
+    devices = jax.devices()[:num_devices]
+    num_devices = min(len(devices), num_trials)
+    a_device = -(-num_trials // num_devices)
+    fit = trials_that_fit(params, num_folds) if devices[0].platform == "cpu" else a_device
+    num_groups = -(-a_device // fit)
+    at_once = -(-a_device // num_groups)
+    return Plan(num_devices * num_groups * at_once, num_devices, at_once, layout)
+
+
+def trials_that_fit(params: Params, num_folds: int) -> int:
+    """How many trials a CPU core trains at once, as its cache holds them; at least one."""
+    trial_bytes = STATE_COPIES * num_folds * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    return max(1, CACHED_BYTES // trial_bytes)
+
+
+def enough_epochs(num_indices: int) -> int:
+    """Epochs that make a call of the program worth its own time, about a millisecond; nobody can interrupt it.
+
+    `num_indices`: places in an epoch's minibatches, of all folds.
+    """
+    enough = min(FEW_EPOCHS, -(-FEW_INDICES // num_indices))
+    return max(1, min(enough, MANY_INDICES // num_indices))
+
+
+def epochs_of_a_call(lengths: Sequence[int], most: int) -> int:
+    """Epochs that calls of one program best advance by, at most so many, to train as many as each of `lengths` at a go.
+
+    All calls are as long, so the last may end with epochs of nothing: as few as can be, and then as few calls.
+    """
+    most = min(most, max(lengths))
+    spent = {n: sum(-(-length // n) * n / length for length in lengths) for n in range(most // 2 + 1, most + 1)}
+    return min(spent, key=lambda n: (round(spent[n], 9), -n))
+
+
+def choose_layout(
+    task: Task, params: Params, state: Any, x: Any, hyperparameters: Hyperparameters, *, batch_size: int
+) -> Layout:
+    """How members of this kind are best laid out on the devices that are here.
+
+    Args:
+      task: what is trained.
+      params: a member's parameters, or their shapes.
+      state: a member's state, or its shapes.
+      x: the samples.
+      hyperparameters: one trial's.
+      batch_size: samples a step.
+    """
+
+    def apply(params: Params, x: Any, rest: tuple[Any, Hyperparameters]) -> Any:
+        return tasks.evaluated(task, params, rest[0], x, rest[1])
+
+    chosen = layout_.choose(apply, params, x, (state, hyperparameters), batch_size, jax.devices()[0].platform)
+    return chosen._replace(chunk_size=None) if tasks.takes_whole_batches(task) else chosen
+
+
+def flops(task: Task, data: Data, hyperparameters: Hyperparameters) -> float:
+    """Floating-point operations of the loss and gradient of one member on these samples, by XLA's own count."""
+    num_samples = len(jax.tree.leaves(data.x)[0])
+    init = partial(tasks.init_variables, task)
+    params, state = jax.eval_shape(init, jax.random.key(0), hyperparameters)
+
+    def compute(params, state, key, data, hyperparameters):
+        index: Any = np.arange(num_samples)
+        batch = training.gather(task, data, index, num_samples)
+        return training.loss_and_gradient(task, params, batch, hyperparameters, state, key)
+
+    costs: Any = jax.jit(compute).lower(params, state, jax.random.key(0), data, hyperparameters).cost_analysis()
+    return costs["flops"]
+
+
+def bytes_needed(population: Population, hyperparameters: Hyperparameters) -> int:
+    """What a call of the program takes of a device's memory beside the data, by XLA's own count."""
+    sizes: Any = lowered(population, hyperparameters).compile().memory_analysis()
+    taken = sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
+    return taken - sizes.alias_size_in_bytes

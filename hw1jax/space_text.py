@@ -1,0 +1,126 @@
+"""Spaces and hyperparameters as text: of the command line, in JSON, in a line."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from hw1jax.space import LARGEST_INT, Choice, Draw, Float, Int, Range, Space, check, each_layer, for_each_layer
+
+NUMBER = r"-?[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?"  # of a range as text
+
+
+def narrowed(declared: Range, low: Any = None, high: Any = None, among: Sequence[Any] | None = None) -> Range:
+    """The same hyperparameter with another range: what is declared of it, as its scale, stays."""
+    if isinstance(declared, Choice):
+        return Choice(*declared.values, static=declared.static, among=among)
+    return replace(declared, low=low, high=high)
+
+
+def from_text(declared: Range, text: str) -> Range:
+    """The same hyperparameter in the range LOW-HIGH; for a choice, VALUE,VALUE. A ValueError if it is no such text."""
+    if isinstance(declared, Choice):
+        return among(declared, text.split(","))
+    match = re.fullmatch(f"({NUMBER})-({NUMBER})", text)
+    try:
+        low, high = map(int if isinstance(declared, Int) else float, match.groups() if match else ())
+    except ValueError:
+        raise ValueError(f"expected LOW-HIGH, got {text!r}") from None
+    return narrowed(declared, low, high)
+
+
+def among(declared: Choice, texts: Sequence[str]) -> Range:
+    """The same choice among the values that are written so; a ValueError if there is no such value."""
+    values = {str(value): value for value in declared.values}
+    if wrong := [text for text in texts if text not in values]:
+        raise ValueError(f"expected values of {', '.join(values)}, got {wrong[0]!r}")
+    return narrowed(declared, among=[values[text] for text in texts])
+
+
+def to_json(space: Space) -> dict[str, Any]:
+    """What can be drawn, as JSON holds it: a list of ranges where a name has several."""
+    return {name: for_each_layer(r, _range_to_json) if not isinstance(r, Sequence) else list(map(_range_to_json, r))
+            for name, r in space.items()}  # fmt: skip
+
+
+def _range_to_json(r: Range) -> dict[str, Any]:
+    if isinstance(r, Choice):
+        return {"among": list(r.among)}
+    return {"low": r.low, "high": r.high} | ({"log": True} if r.log else {})
+
+
+def from_json(declared: Space, values: Any) -> dict[str, Any]:
+    """What `to_json` gave of this space with other ranges, perhaps by way of a file.
+
+    Raises:
+      ValueError, TypeError: something is missing, or is no range of what is declared.
+    """
+    if not isinstance(values, Mapping) or set(values) != set(declared):
+        found = sorted(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
+        raise ValueError(f"the space has {found}, expected {sorted(declared)}")
+    space = {}
+    for name, ranges in declared.items():
+        if isinstance(ranges, Sequence) != isinstance(values[name], list):
+            raise ValueError(f"{name} is {'no list' if isinstance(ranges, Sequence) else 'a list'}")
+        if isinstance(ranges, Sequence):
+            space[name] = tuple(_range_from_json(name, r, value) for r, value in each_layer(ranges, values[name]))
+        else:
+            space[name] = _range_from_json(name, ranges, values[name])
+    check(space)
+    return space
+
+
+def _range_from_json(name: str, declared: Range, value: Any) -> Range:
+    parts = ("among",) if isinstance(declared, Choice) else ("low", "high")
+    if not isinstance(value, Mapping) or not set(parts) <= set(value):
+        raise ValueError(f"{name} has no {' and '.join(parts)}")
+    return narrowed(declared, **{part: value[part] for part in parts})
+
+
+def draw_to_json(draw: Mapping[str, Any]) -> dict[str, Any]:
+    """A draw as JSON and MessagePack take it."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in draw.items()}
+
+
+def in_words(draw: Mapping[str, Any]) -> str:
+    """A draw as a line of text: "hidden_units 45 21, l2 0.0003, optimizer adam"."""
+
+    def word(value: Any) -> str:
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    return ", ".join(f"{n} {' '.join(map(word, v if isinstance(v, tuple) else (v,)))}" for n, v in draw.items())
+
+
+def draw_from_json(space: Space, values: Any) -> Draw:
+    """What `draw_to_json` gave, perhaps by way of a file. A range of the space may be another by now, a name not.
+
+    Raises:
+      ValueError: something is missing, or of another type.
+    """
+    if not isinstance(values, Mapping) or set(values) != set(space):
+        found = sorted(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
+        raise ValueError(f"hyperparameters {found}, expected {sorted(space)}")
+    draw = {}
+    for name, ranges in space.items():
+        several = isinstance(ranges, Sequence)
+        if several != isinstance(values[name], list | tuple):
+            raise ValueError(f"{name} is {'no list' if several else 'a list'}")
+        if several:
+            draw[name] = tuple(_plain(name, r, value) for r, value in each_layer(ranges, values[name]))
+        else:
+            draw[name] = _plain(name, ranges, values[name])
+    return draw
+
+
+def _plain(name: str, r: Range, value: Any) -> Any:
+    if isinstance(r, Choice):
+        fits = any(type(value) is type(v) and value == v for v in r.values)
+    elif isinstance(r, Int):
+        fits = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_INT
+    else:
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < np.inf
+    if not fits:
+        raise ValueError(f"{name} can't be {str(value)[:40]}")
+    return float(value) if isinstance(r, Float) else value

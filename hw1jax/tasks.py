@@ -1,0 +1,236 @@
+"""Tasks: what is trained, as pure functions, and how they are called."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+Params = Any  # a tree of arrays
+Hyperparameters = Any  # a tree of arrays, one trial's: traced, and different from trial to trial
+Metric = Callable[[Any, Any], Any]  # (outputs, y) -> [batch], one value an example
+MAY_ASK = ("key", "train", "state", "mask")  # what `apply` gets by name after its first three arguments
+
+
+def unchanged(x: Any) -> Any:
+    """The `prepare` of a task whose batches need none."""
+    return x
+
+
+class Task(NamedTuple):
+    """What is trained, as pure functions. They are static: another task is another program.
+
+    `apply` may have more parameters than its three, of these names, and is then given
+
+    - key: a PRNG key in training, by (key of the search, trial, fold, epoch, step) alone; None in evaluation.
+    - train: True in training, False in evaluation; plain Python.
+    - mask: bool [batch], False for the places that fill up a short batch: they must not enter any statistics (Flax's
+      BatchNorm takes mask[:, None] where x is [batch, feature]).
+    - state: what is not trained but changes in training (batch statistics). `init` then returns (params, state), and
+      `apply` (outputs, new state); what it returns in evaluation is not kept.
+
+    Attributes:
+      init: (key, hyperparameters) -> params, a tree of floating-point arrays.
+      apply: (params, x, hyperparameters) -> outputs, on a prepared batch.
+      loss: (outputs, y) -> [batch], one value an example.
+      optimizer: (hyperparameters) -> optax transformation. It may ask for `num_steps`, an int: the number of all
+        updates of the member's own fold, for a schedule. A transformation whose `update` takes `value` is given the
+        loss.
+      prepare: x -> x, what a batch undergoes before `apply`. As it depends on no trial, it is done once for all the
+        trials of a fold that share a program.
+      metrics: pairs (name, (outputs, y) -> [batch]), evaluated beside the loss.
+      averaging: decay of the parameters' exponential moving average, in (0, 1), which is then what is evaluated and
+        kept (Polyak and Juditsky 1992); None: the last parameters are.
+      eval_params: (opt_state, params) -> params, those that are evaluated and kept, of an optimizer that trains at
+        other points than it returns, as `optax.contrib.schedule_free_eval_params`; None: those that are trained.
+    """
+
+    init: Callable[..., Any]
+    apply: Callable[..., Any]
+    loss: Callable[[Any, Any], Any]
+    optimizer: Callable[..., optax.GradientTransformation]
+    prepare: Callable[[Any], Any] = unchanged
+    metrics: tuple[tuple[str, Metric], ...] = ()
+    averaging: float | None = None
+    eval_params: Callable[[Any, Any], Any] | None = None
+
+
+@dataclass(frozen=True)
+class NumSteps:
+    """The number of all updates of a member's fold, where an optimizer asks for it.
+
+    Optimizers need it as a Python number (schedules of optax decide by it), so there is one for each number that a
+    fold has, and each member takes the updates of its own.
+    """
+
+    numbers: tuple[int, ...]  # those of all folds, each once
+    index: Any = 0  # int [], traced: which of them is the member's
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class KeyData:
+    """A typed PRNG key within a state, as plain numbers: numpy, files and `jnp.where` across devices know no keys."""
+
+    data: Any  # uint32 [..., words]
+    impl: Any = field(metadata={"static": True})
+
+
+def without_keys(tree: Any) -> Any:
+    """The tree with `KeyData` for typed PRNG keys: as states are kept."""
+
+    def convert(leaf: Any) -> Any:
+        if not jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+            return leaf
+        return KeyData(jax.random.key_data(leaf), jax.random.key_impl(leaf))
+
+    return jax.tree.map(convert, tree)
+
+
+def with_keys(tree: Any) -> Any:
+    """The tree with typed PRNG keys for `KeyData`: as a task's functions, and people, have it."""
+
+    def convert(leaf: Any) -> Any:
+        return jax.random.wrap_key_data(leaf.data, impl=leaf.impl) if isinstance(leaf, KeyData) else leaf
+
+    return jax.tree.map(convert, tree, is_leaf=lambda leaf: isinstance(leaf, KeyData))
+
+
+def asks(function: Callable[..., Any], num_given: int, names: Sequence[str]) -> tuple[str, ...]:
+    """Which of the names the function has among its parameters after the first `num_given`."""
+    parameters = {parameter.name for parameter in _parameters(function)[num_given:]}
+    return tuple(name for name in names if name in parameters)
+
+
+def required(function: Callable[..., Any], num_given: int) -> list[str]:
+    """The names of the parameters after the first `num_given` that the function can't do without."""
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    rest = _parameters(function)[num_given:]
+    return [
+        parameter.name for parameter in rest if parameter.default is parameter.empty and parameter.kind not in several
+    ]
+
+
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # one that doesn't say
+        return []
+
+
+def has_state(task: Task) -> bool:
+    """Whether the task has state that is not trained."""
+    return "state" in asks(task.apply, 3, MAY_ASK)
+
+
+def wants_key(task: Task) -> bool:
+    """Whether the task's training is random."""
+    return "key" in asks(task.apply, 3, MAY_ASK)
+
+
+def takes_whole_batches(task: Task) -> bool:
+    """Whether a batch may not be cut in chunks: what is drawn for it, or averaged over it, belongs to all of it."""
+    return bool(asks(task.apply, 3, MAY_ASK))
+
+
+def wants_num_steps(task: Task) -> bool:
+    """Whether the optimizer asks for the number of updates."""
+    return bool(asks(task.optimizer, 1, ("num_steps",)))
+
+
+def init_variables(task: Task, key: jax.Array, hyperparameters: Hyperparameters) -> tuple[Params, Any]:
+    """(params, state) of a new member, without typed PRNG keys; the state is None for a task that has none."""
+    made = task.init(key, hyperparameters)
+    if not has_state(task):
+        return made, None
+    if not isinstance(made, tuple) or len(made) != 2:
+        raise ValueError("init must return (params, state), as apply asks for state")
+    params, state = made
+    return params, without_keys(state)
+
+
+def outputs_of(
+    task: Task,
+    params: Params,
+    state: Any,
+    x: Any,
+    hyperparameters: Hyperparameters,
+    *,
+    mask: jax.Array,
+    key: jax.Array | None = None,
+    train: bool = False,
+) -> tuple[Any, Any]:
+    """(outputs, new state) of a prepared batch."""
+    wanted = asks(task.apply, 3, MAY_ASK)
+    given = {"key": key, "train": train, "state": with_keys(state), "mask": mask}
+    made = task.apply(params, x, hyperparameters, **{name: given[name] for name in wanted})
+    if "state" not in wanted:
+        return made, state
+    if not isinstance(made, tuple) or len(made) != 2:
+        raise ValueError("apply must return (outputs, state), as it asks for state")
+    outputs, new_state = made
+    return outputs, without_keys(new_state)
+
+
+def evaluated(
+    task: Task, params: Params, state: Any, x: Any, hyperparameters: Hyperparameters, mask: jax.Array | None = None
+) -> Any:
+    """The outputs of a batch that is not prepared yet, as in evaluation."""
+    mask = jnp.ones(len(jax.tree.leaves(x)[0]), bool) if mask is None else mask
+    return outputs_of(task, params, state, task.prepare(x), hyperparameters, mask=mask)[0]
+
+
+def optimizer_of(
+    task: Task, hyperparameters: Hyperparameters, num_steps: NumSteps | None
+) -> optax.GradientTransformationExtraArgs:
+    """The member's optimizer; `num_steps` for one that asks for it.
+
+    Its `update` takes the loss as `value`, and its state has no typed PRNG keys.
+    """
+    if num_steps is None or not wants_num_steps(task):
+        return _without_keys(_takes_value(task.optimizer(hyperparameters)))
+    each = [
+        _without_keys(_takes_value(task.optimizer(hyperparameters, num_steps=number))) for number in num_steps.numbers
+    ]
+    if len(each) == 1:
+        return each[0]
+
+    def init(params: Params) -> optax.OptState:
+        return lax.switch(num_steps.index, [rule.init for rule in each], params)
+
+    def update(updates: optax.Updates, state: optax.OptState, params: Params | None = None, **extra: Any) -> Any:
+        branches = [lambda *given, rule=rule: rule.update(*given[:3], **given[3]) for rule in each]
+        return lax.switch(num_steps.index, branches, updates, state, params, extra)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _takes_value(rule: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """The same rule with an `update` that is given `value=`, and hands it on only if it has a parameter for it.
+
+    optax marks some as taking any extra arguments that do not, as `optax.contrib.sam`.
+    """
+    rule = optax.with_extra_args_support(rule)
+    kinds = {parameter.kind for parameter in _parameters(rule.update)}
+    if inspect.Parameter.VAR_KEYWORD in kinds or asks(rule.update, 3, ("value",)):
+        return rule
+    return optax.GradientTransformationExtraArgs(
+        rule.init, lambda updates, state, params=None, **extra: rule.update(updates, state, params)
+    )
+
+
+def _without_keys(rule: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
+    """The same rule with a state that has no typed PRNG keys, as `optax.add_noise` keeps one."""
+
+    def init(params: Params) -> optax.OptState:
+        return without_keys(rule.init(params))
+
+    def update(updates: optax.Updates, state: optax.OptState, params: Params | None = None, **extra: Any) -> Any:
+        updates, new_state = rule.update(updates, with_keys(state), params, **extra)
+        return updates, without_keys(new_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
