@@ -224,7 +224,7 @@ FAULTS = [
     ),
     Fault(
         "Text of a study shows as HTML in the tables of the page",
-        "report/items.py",
+        "report/html.py",
         "return value if isinstance(value, Markup) else escape(str(value))",
         "return value if isinstance(value, str) else escape(str(value))",
         ("test_report.py", "test_plots.py"),

@@ -18,8 +18,8 @@ import regression
 from studies import DRAWS, HALVING, LINE, SMALL, STATES, TOY_DATA, TOY_X, change_record, fake_images, write_run
 
 from hw1jax import evaluation, report, storage
-from hw1jax.report import plots, search, sections, write_comparison, write_overview, write_report
-from hw1jax.report.items import Markup, Picture, grid
+from hw1jax.report import plots, sections, trials, write_comparison, write_overview, write_report
+from hw1jax.report.html import Figure, Markup, grid
 from hw1jax.results import load_results
 from hw1jax.run_folder import read_record, write_digests
 from hw1jax.space import Choice, Float, Int
@@ -41,7 +41,7 @@ def greeting(results):
     def draw(ax):
         ax.plot(results.trials.means["distance"])
 
-    picture = Picture("own", "A line that I drew", "Own.", grid([draw], 1, height=1))
+    picture = Figure("own", "A line that I drew", "Own.", grid([draw], 1, height=1))
     return ["<plain & escaped>", Markup("<em>markup</em>"), picture]
 
 
@@ -99,8 +99,8 @@ def coarse():
 def runs(tmp_path_factory, coarse):
     """A run of each of RUNS, its page written; nobody changes them."""
     folder = tmp_path_factory.mktemp("runs")
-    for name, trials in RUNS.items():
-        write_report(write_run(folder / name, ALL[name], *trials), ALL[name])
+    for name, asked in RUNS.items():
+        write_report(write_run(folder / name, ALL[name], *asked), ALL[name])
     return folder
 
 
@@ -274,7 +274,7 @@ def test_text_from_outside_shows_as_text(copied, runs, blank):
 
 def named(items, name):
     """The one picture with this name."""
-    [found] = [item for item in items if isinstance(item, Picture) and item.name == name]
+    [found] = [item for item in items if isinstance(item, Figure) and item.name == name]
     return found
 
 
@@ -290,7 +290,7 @@ def test_rungs_are_a_figure_and_a_table_and_no_trial_is_lost(runs):
     for rung in results.record["rungs"]:
         assert f"to epoch {rung['num_epochs']}: {rung['num_trials']} trials, " in alternative
         assert repr(rung["seconds"]) in page.values and f"to epoch {rung['num_epochs']}" in page.text
-    ax = named(search.all_trials(results), "rungs").draw().axes[0]
+    ax = named(trials.all_trials(results), "rungs").draw().axes[0]
     assert sum(patch.get_width() for patch in ax.patches) == sum(r["num_trials"] for r in results.record["rungs"])
     ended = [patch.get_width() for bars in ax.containers for patch in bars if bars.get_label() in ("pruned", "failed")]
     assert sum(ended) == len(results.trials.rows) - results.trials.complete.sum()
@@ -304,7 +304,7 @@ def test_pruned_and_failed_trials_are_counted_shown_and_never_the_best(runs):
     assert table.count("failed in epoch") == 2 and table.index("failed in epoch") > table.rindex("pruned after")
     low = results.trials.means["loss"].copy()
     low[results.trials.pruned] = 0.001
-    slices = named(search.all_trials(changed(results, mean_val_loss=low)), "slices").draw().axes[0]
+    slices = named(trials.all_trials(changed(results, mean_val_loss=low)), "slices").draw().axes[0]
     assert slices.collections[-1].get_offsets()[0, 1] == pytest.approx(low[results.row])
 
 
@@ -313,7 +313,7 @@ def test_trials_that_never_learned_are_counted_pruned_ones_too(runs):
     constant = evaluation.constant_loss(results.task.loss, results.data.y_train)
     for low, text in ((2 * constant, "3 of 3 trials never learned"), (0.5 * constant, "All trials learned")):
         means = np.where(results.trials.states == "failed", np.nan, low)
-        assert text in named(search.all_trials(changed(results, mean_val_loss=means)), "trial_scores").caption
+        assert text in named(trials.all_trials(changed(results, mean_val_loss=means)), "trial_scores").caption
 
 
 def test_where_no_constant_is_known_to_compare_with_the_median_is(runs):
@@ -321,16 +321,16 @@ def test_where_no_constant_is_known_to_compare_with_the_median_is(runs):
     far = results.trials.means["distance"].copy()
     far[(results.row + 1) % len(far)] = 1e6
     results = changed(results, mean_val_distance=far)
-    caption = named(search.all_trials(results), "trial_scores").caption
+    caption = named(trials.all_trials(results), "trial_scores").caption
     assert "Crosses: 0 failed, 1 beyond 5 times the median." in caption and "dashed line" not in caption
     highest = results._replace(study=replace(results.study, maximize="distance"))
-    assert "Crosses" not in named(search.all_trials(highest), "trial_scores").caption  # no value is too good
+    assert "Crosses" not in named(trials.all_trials(highest), "trial_scores").caption  # no value is too good
     far[results.row] = 1e9
-    assert search.on_one_scale(changed(results, mean_val_distance=far), "distance")[results.row], "always the best"
+    assert trials.on_one_scale(changed(results, mean_val_distance=far), "distance")[results.row], "always the best"
 
 
 def test_hyperparameters_of_all_kinds_are_drawn(runs):
-    rate, factor, decay, units = named(search.all_trials(load_results(runs / "own", OWN)), "slices").draw().axes
+    rate, factor, decay, units = named(trials.all_trials(load_results(runs / "own", OWN)), "slices").draw().axes
     assert [ax.get_xlabel() for ax in (rate, factor, decay, units)] == ["rate", "factor", "decay", "units"]
     assert [tick.get_text() for tick in factor.get_xticklabels()] == ["0.5", "1", "2"]
     assert [tick.get_text() for tick in decay.get_xticklabels()] == ["True", "False"]
@@ -349,24 +349,24 @@ def repeated(results, times: int):
 
 def test_what_matters_is_shown_where_there_are_trials_enough(runs, monkeypatch):
     few = load_results(runs / "own", OWN)
-    assert search.what_matters(few) == []
-    lines, shares = search.what_matters(repeated(few, 4))
+    assert trials.what_matters(few) == []
+    lines, shares = trials.what_matters(repeated(few, 4))
     assert [lines.name, shares.name] == ["parallel_coordinates", "importances"]
     ax = lines.draw().axes[0]
-    trials = [line for line in ax.lines if len(line.get_xdata()) == len(few.trials.params) + 1]
-    assert len(trials) == 16 + 1  # the best once more
-    places = np.array([line.get_ydata() for line in trials])
+    every = [line for line in ax.lines if len(line.get_xdata()) == len(few.trials.params) + 1]
+    assert len(every) == 16 + 1  # the best once more
+    places = np.array([line.get_ydata() for line in every])
     assert places.min() >= 0 and places.max() <= 1
     assert {"True", "False", "0.5", "1", "2"} <= {text.get_text() for text in ax.texts}
     assert "16 complete trials" in shares.caption and len(shares.draw().axes[0].patches) == 4
     failing = repeated(load_results(runs / "regression", HALVING), 4)
-    assert "8 failed or off the scale are left out" in search.what_matters(failing)[0].caption
+    assert "8 failed or off the scale are left out" in trials.what_matters(failing)[0].caption
 
     def missing(*_, **__):
         raise ImportError("importances need scikit-learn: pip install scikit-learn")
 
     monkeypatch.setattr("hw1jax.search.importances", missing)
-    _, said = search.what_matters(repeated(few, 4))
+    _, said = trials.what_matters(repeated(few, 4))
     assert said == "No importances of hyperparameters: importances need scikit-learn: pip install scikit-learn."
 
 

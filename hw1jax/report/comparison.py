@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hw1jax import lines, run_folder
-from hw1jax.report import items, plots
-from hw1jax.report.items import Item, Markup, Picture, grid, table, words
+from hw1jax.report import html, plots
+from hw1jax.report.html import Figure, Item, Markup, grid, table, words
 
 RESULTS, SETTINGS, CURVES = "What they found", "What differs", "How they learned"
 UNTOLD = ("format", "data_sha256", "plan", "own_folds", "space", "num_programs")  # not as they stand
@@ -64,15 +64,15 @@ def _results(runs: Sequence[Run]) -> Markup:
         for name in (name.removeprefix("val_") for name in metrics if name[:4] == "val_"):
             best = record["best"]
             there = f"mean_val_{name}" in best
-            row.append(items.spread(best[f"mean_val_{name}"], best[f"std_val_{name}"], name) if there else "-")
+            row.append(html.spread(best[f"mean_val_{name}"], best[f"std_val_{name}"], name) if there else "-")
         parts = [record["test"], *([record["ensemble"] or {}] if ensemble else [])]
         row += [_score(part, name) for part in parts for name in tested]
-        rows.append([*row, lines.counts(record["trials"]), items.duration(record["timing"]["total_seconds"])])
+        rows.append([*row, lines.counts(record["trials"]), html.duration(record["timing"]["total_seconds"])])
     return table([*headings, "trials", "time"], rows)
 
 
 def _score(part: Mapping[str, Any], name: str) -> Markup | str:
-    return "-" if part.get(name) is None else items.score(name, part[name])
+    return "-" if part.get(name) is None else html.score(name, part[name])
 
 
 def _names(parts: Any) -> list[str]:
@@ -120,12 +120,12 @@ def _best(runs: Sequence[Run]) -> Markup:
 
 def _value(value: Any) -> Markup:
     values = value if isinstance(value, list) else [value]
-    return Markup(" ".join(items.cell(items.hyperparameter(inner)) for inner in values))
+    return Markup(" ".join(html.cell(html.hyperparameter(inner)) for inner in values))
 
 
 def _curves(runs: Sequence[Run]) -> list[Item]:
     """Losses and metrics by epoch of the runs' best trials, together."""
-    pictures: list[Item] = []
+    figures: list[Item] = []
     for name in _names(run.curves for run in runs):
         means = {run.name: run.curves[name].mean(axis=0) for run in runs if name in run.curves}
         shown = words(name.replace("train_", "training ").replace("val_", "validation "))
@@ -134,5 +134,5 @@ def _curves(runs: Sequence[Run]) -> list[Item]:
         alt = "; ".join(f"{run}: {shown} ends at {curve[-1]:.4g}" for run, curve in means.items())
         height = 3.2 + 0.16 * ((len(means) + 1) // 2)
         caption = f"The best trial of each run: {shown}, the mean over its folds."
-        pictures.append(Picture(f"compared_{name}", alt, caption, grid([drawn], 1, height=height)))
-    return pictures
+        figures.append(Figure(f"compared_{name}", alt, caption, grid([drawn], 1, height=height)))
+    return figures

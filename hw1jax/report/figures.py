@@ -3,24 +3,24 @@
 Each is a matplotlib Figure that pyplot does not know: a notebook shows it, `figure.savefig(path)` writes it.
 """
 
-from hw1jax.report import plots, search, sections
-from hw1jax.report.items import Item, Picture, grid
+from hw1jax.report import plots, sections, trials
+from hw1jax.report.html import Figure, Item, grid
 from hw1jax.results import Results
 
 
 def learning_curves(results: Results) -> plots.Drawing:
     """Losses by epoch, of the best trial's folds and of all trials."""
-    return _drawn(Picture("", "", "", grid(sections.learning_cells(results), 1, height=6)))
+    return _drawn(Figure("", "", "", grid(sections.learning_panels(results), 1, height=6)))
 
 
 def trial_scores(results: Results) -> plots.Drawing:
     """The score of every trial with its folds, the best first."""
-    return _drawn(_named(search.all_trials(results), "trial_scores"))
+    return _drawn(_named(trials.all_trials(results), "trial_scores"))
 
 
 def parallel_coordinates(results: Results) -> plots.Drawing:
     """Each trial a line through its hyperparameters to its score, dark the good ones."""
-    return _drawn(search.parallel_coordinates(results))
+    return _drawn(trials.parallel_coordinates(results))
 
 
 def importances(results: Results) -> plots.Drawing:
@@ -30,7 +30,7 @@ def importances(results: Results) -> plots.Drawing:
       ImportError: scikit-learn, which Optuna needs for it, is not installed.
       ValueError: fewer than two complete trials, or all of them are equally good.
     """
-    return _drawn(search.importances(results))
+    return _drawn(trials.importances(results))
 
 
 def fitted_curve(results: Results) -> plots.Drawing:
@@ -52,17 +52,17 @@ def _test_set(results: Results) -> list[Item]:
     found: list[Item] = []
     for function in results.study.sections.get("Test set", [sections.test_set]):
         made = function(results)
-        found += [made] if isinstance(made, Picture | str) else made
-    pictures = [item for item in found if isinstance(item, Picture)]
-    return found if any(p.name == "fitted_curve" for p in pictures) else [*sections.fit(results)]
+        found += [made] if isinstance(made, Figure | str) else made
+    figures = [item for item in found if isinstance(item, Figure)]
+    return found if any(p.name == "fitted_curve" for p in figures) else [*sections.fit(results)]
 
 
-def _named(items: list[Item], name: str) -> Picture:
-    return next(item for item in items if isinstance(item, Picture) and item.name == name)
+def _named(items: list[Item], name: str) -> Figure:
+    return next(item for item in items if isinstance(item, Figure) and item.name == name)
 
 
-def _drawn(picture: Picture) -> plots.Drawing:
+def _drawn(figure: Figure) -> plots.Drawing:
     with plots.style():
-        figure = picture.draw()
-        figure.draw_without_rendering()  # ticks take their style as they are made, not later
-    return figure
+        drawing = figure.draw()
+        drawing.draw_without_rendering()  # ticks take their style as they are made, not later
+    return drawing

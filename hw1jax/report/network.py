@@ -10,8 +10,8 @@ import numpy as np
 
 from hw1jax import layers
 from hw1jax.report import plots
-from hw1jax.report.items import Cell, Item, Picture, grid
-from hw1jax.report.sections import has_images, picture
+from hw1jax.report.html import Figure, Item, Panel, grid
+from hw1jax.report.sections import has_images, image
 from hw1jax.results import Results
 from hw1jax.trained import Model
 
@@ -24,25 +24,25 @@ def weights(results: Results) -> list[Item]:
     if results.model is None:
         return []
     if layers_of := weights_and_biases(results.model):
-        cells: list[Cell] = [
+        panels: list[Panel] = [
             partial(plots.weight_histogram, weights=values[1:], biases=values[0], layer=in_words(name))
             for name, values in layers_of.items()
         ]
         names = ", ".join(map(in_words, layers_of))
         caption = "Weights of each layer of the refitted best model; ticks below the axis are its biases."
-        return _histograms(cells, names, caption)
+        return _histograms(panels, names, caption)
     arrays = {name: values for name, values in parameters(results.model).items() if values.size}
     shown = list(arrays.items())[:MOST_ARRAYS]
     histogram = partial(plots.value_histogram, label="value")
-    cells = [partial(histogram, values=v, title=f"{name}, {' x '.join(map(str, v.shape))}") for name, v in shown]
+    panels = [partial(histogram, values=v, title=f"{name}, {' x '.join(map(str, v.shape))}") for name, v in shown]
     which = f"the first {len(shown)} of {len(arrays)} arrays" if len(shown) < len(arrays) else "each array"
     caption = f"The parameters in {which} of the refitted best model."
-    return _histograms(cells, ", ".join(name for name, _ in shown), caption)
+    return _histograms(panels, ", ".join(name for name, _ in shown), caption)
 
 
-def _histograms(cells: list[Cell], names: str, caption: str) -> list[Item]:
-    draw = grid(cells, 2, height=0.2 + 1.9 * -(-len(cells) // 2))
-    return [Picture("weights", f"Histograms of the weights of {names}", caption, draw)]
+def _histograms(panels: list[Panel], names: str, caption: str) -> list[Item]:
+    draw = grid(panels, 2, height=0.2 + 1.9 * -(-len(panels) // 2))
+    return [Figure("weights", f"Histograms of the weights of {names}", caption, draw)]
 
 
 def parameters(model: Model) -> dict[str, np.ndarray]:
@@ -80,14 +80,14 @@ def profiles(results: Results, inputs: Sequence[float]) -> list[Item]:
     found = {name: np.asarray(values) for name, values in found.items() if name != "output"}
     every = np.concatenate([np.ravel(values) for values in found.values()])
     low, high = min(0.0, float(every.min())), max(1.0, float(every.max()))
-    cells = [
+    panels = [
         partial(plots.activation_profile, activations=v[i], title=f"{in_words(name)}, x = {x:g}", limits=(low, high))
         for name, v in found.items()
         for i, x in enumerate(inputs)
     ]
     alt = f"Activation of every hidden unit for the inputs {', '.join(f'{x:g}' for x in inputs)}"
-    draw = grid(cells, len(inputs), height=0.3 + 1.4 * len(found), label="activation", sharey=True)
-    return [Picture("activations", alt, f"{alt}: a row a layer, a column an input.", draw)]
+    draw = grid(panels, len(inputs), height=0.3 + 1.4 * len(found), label="activation", sharey=True)
+    return [Figure("activations", alt, f"{alt}: a row a layer, a column an input.", draw)]
 
 
 def receptive_fields(results: Results) -> list[Item]:
@@ -106,7 +106,7 @@ def kernels(model: Model, x: np.ndarray) -> dict[str, np.ndarray]:
     return found
 
 
-def _receptive_fields(name: str, kernels: np.ndarray) -> Picture:
+def _receptive_fields(name: str, kernels: np.ndarray) -> Figure:
     num_channels, num_inputs, *size = kernels.shape
     title = f"{in_words(name)}: {num_inputs} x {num_channels} kernels of {' x '.join(map(str, size))} weights"
     draw = grid(
@@ -114,7 +114,7 @@ def _receptive_fields(name: str, kernels: np.ndarray) -> Picture:
     )
     alt = f"Receptive fields of {title}, positive weights red, negative blue"
     caption = f"Receptive fields of {in_words(name)}: a column a channel, a row an input channel."
-    return Picture(f"receptive_fields_{name}", alt, f"{caption} Red weights are positive, blue negative.", draw)
+    return Figure(f"receptive_fields_{name}", alt, f"{caption} Red weights are positive, blue negative.", draw)
 
 
 def feature_maps(results: Results, example: int = 0) -> list[Item]:
@@ -125,16 +125,16 @@ def feature_maps(results: Results, example: int = 0) -> list[Item]:
     found = activations(model.fixed)(model.params, x[example : example + 1], model.hyperparameters)
     maps = {name: np.asarray(v)[0] for name, v in found.items() if v.ndim == 4 and not name.startswith("pool")}
     name = results.study.classes[y[example]] if results.study.classes else f"test image {example}"
-    shown = picture(x, example, f"test image {example}:\n{name}") if has_images(results) else plots.nothing
-    cells: list[Cell] = []
+    shown = image(x, example, f"test image {example}:\n{name}") if has_images(results) else plots.nothing
+    panels: list[Panel] = []
     for layer, values in maps.items():
         title = f"{in_words(layer)}: {len(values)} channels of {' x '.join(map(str, values.shape[1:]))}"
         tiles = partial(plots.feature_maps, maps=values, title=title)
-        cells += [plots.nothing if cells else shown, tiles]
+        panels += [plots.nothing if panels else shown, tiles]
     heights = [0.4 + 0.95 * -(-len(values) // 5) for values in maps.values()]
-    draw = grid(cells, 2, height=sum(heights), width_ratios=[1, 4.5], height_ratios=heights)
+    draw = grid(panels, 2, height=sum(heights), width_ratios=[1, 4.5], height_ratios=heights)
     alt = f"Activations of every channel of the convolutions for a test image, {name}"
-    return [Picture("feature_maps", alt, f"{alt}: after ReLU and before pooling.", draw)]
+    return [Figure("feature_maps", alt, f"{alt}: after ReLU and before pooling.", draw)]
 
 
 def in_words(layer: str) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 
 from hw1jax import evaluation, storage
-from hw1jax.report import comparison, network, plots, search, sections
-from hw1jax.report.items import Item, Markup, Picture, duration, escape, number, score, spread, table, theirs, words
+from hw1jax.report import comparison, network, plots, sections, trials
+from hw1jax.report.html import Figure, Item, Markup, duration, escape, number, score, spread, table, theirs, words
 from hw1jax.results import Results, load_results, study_of
 from hw1jax.study import Reference, Study, halving_settings
 
@@ -35,15 +35,15 @@ def write_report(folder: Path | str, study: Study) -> Path:
     results = load_results(folder, study)
     content = _sections(results)
     pngs = {}
-    for picture in _pictures(content):
-        file = folder / "figures" / f"{picture.name}.png"
+    for figure in _figures(content):
+        file = folder / "figures" / f"{figure.name}.png"
         try:
             with plots.style():
-                pngs[picture.name] = plots.png(picture.draw())
+                pngs[figure.name] = plots.png(figure.draw())
         except Exception:  # somebody's own, perhaps: it costs this figure, not the page
             file.unlink(missing_ok=True)
         else:
-            storage.write_bytes(file, pngs[picture.name])
+            storage.write_bytes(file, pngs[figure.name])
     path = folder / "report.html"
     body = _study_html(results, content, pngs, level=1)
     storage.write_bytes(path, _page(results.record["title"], body).encode())
@@ -74,7 +74,7 @@ def write_overview(
             study = study_of(run_folder, studies)
             results = load_results(run_folder, study)
             content = _sections(results)
-            pngs = _read_pngs(run_folder, study, _pictures(content))
+            pngs = _read_pngs(run_folder, study, _figures(content))
         except ValueError as error:
             problems.setdefault(run_folder.name, str(error))
             continue
@@ -125,7 +125,7 @@ def write_comparison(folders: Sequence[Path | str], out: Path | str) -> Path:
         anchor = heading.lower().replace(" ", "-")
         links.append(f'<li><a href="#{anchor}">{escape(heading)}</a></li>')
         with plots.style():
-            pngs = {item.name: plots.png(item.draw()) for item in content if isinstance(item, Picture)}
+            pngs = {item.name: plots.png(item.draw()) for item in content if isinstance(item, Figure)}
         parts.append(_section_html(heading, anchor, content, pngs, level=2))
     body = f"<h1>{len(runs)} runs side by side</h1><nav><ul>{''.join(links)}</ul></nav>{''.join(parts)}"
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -133,8 +133,8 @@ def write_comparison(folders: Sequence[Path | str], out: Path | str) -> Path:
     return out
 
 
-def _read_pngs(folder: Path, study: Study, pictures: Sequence[Picture]) -> dict[str, bytes]:
-    paths = {picture.name: folder / "figures" / f"{picture.name}.png" for picture in pictures}
+def _read_pngs(folder: Path, study: Study, figures: Sequence[Figure]) -> dict[str, bytes]:
+    paths = {figure.name: folder / "figures" / f"{figure.name}.png" for figure in figures}
     ended = (folder / "results.json").stat().st_mtime
     if not all(path.exists() and path.stat().st_mtime >= ended for path in paths.values()):
         write_report(folder, study)
@@ -153,8 +153,8 @@ def _sections(results: Results) -> list[Section]:
             "Data": [sections.data],
             "Learning": [sections.learning],
             "Test set": [sections.test_set],
-            "All trials": [search.all_trials],
-            "What matters": [search.what_matters],
+            "All trials": [trials.all_trials],
+            "What matters": [trials.what_matters],
             "Inside the network": [network.weights],
         }
         last = {BEFORE: [sections.timing], "How to repeat it": [sections.repeat]}
@@ -176,18 +176,18 @@ def _items(functions: Sequence[Any], results: Results) -> list[Item]:
         except Exception as error:  # somebody's own, perhaps: it costs this section, not the page
             name, reason = getattr(function, "__name__", "a section"), " ".join(str(error).split())
             made = f"{name} could not be shown: {type(error).__name__}: {reason}"
-        found += [made] if isinstance(made, Picture | str) else made
+        found += [made] if isinstance(made, Figure | str) else made
     return found
 
 
-def _pictures(content: Sequence[Section]) -> list[Picture]:
+def _figures(content: Sequence[Section]) -> list[Figure]:
     """All figures; a ValueError where two would have the same file."""
-    pictures = [item for _, items in content for item in items if isinstance(item, Picture)]
-    names = [picture.name for picture in pictures]
+    figures = [item for _, items in content for item in items if isinstance(item, Figure)]
+    names = [figure.name for figure in figures]
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"sections: two figures are called {name!r}")
-    return pictures
+    return figures
 
 
 # Tables
@@ -337,7 +337,7 @@ def _section_html(heading: str, anchor: str, content: Sequence[Item], pngs: dict
 
 
 def _item_html(item: Item, pngs: dict[str, bytes]) -> str:
-    if not isinstance(item, Picture):
+    if not isinstance(item, Figure):
         return _text(item)
     if item.name not in pngs:
         return _text(f"The figure {item.name} could not be drawn.")
@@ -348,12 +348,12 @@ def _text(item: str) -> str:
     return f"<div>{item}</div>" if isinstance(item, Markup) else f"<div><p>{escape(item)}</p></div>"
 
 
-def _image(picture: Picture, png: bytes) -> str:
+def _image(figure: Figure, png: bytes) -> str:
     width, height = struct.unpack(">2I", png[16:24])  # of the PNG's header
     data = base64.b64encode(png).decode()
     return (
-        f'<figure><div class="scroll" tabindex="0"><img alt="{escape(picture.alt)}" width="{width}" height="{height}" '
-        f'src="data:image/png;base64,{data}"></div><figcaption>{escape(picture.caption)}</figcaption></figure>'
+        f'<figure><div class="scroll" tabindex="0"><img alt="{escape(figure.alt)}" width="{width}" height="{height}" '
+        f'src="data:image/png;base64,{data}"></div><figcaption>{escape(figure.caption)}</figcaption></figure>'
     )
 
 

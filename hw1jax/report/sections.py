@@ -1,4 +1,4 @@
-"""A page's sections: what a run has left, as pictures and tables. A study may have its own beside them.
+"""A page's sections: what a run has left, as figures and tables. A study may have its own beside them.
 
 A section is a function of a run's results that returns an item (see `items`) or a list of them, in the page's order.
 """
@@ -12,8 +12,9 @@ import numpy as np
 
 from hw1jax import evaluation, lines
 from hw1jax import space as space_
-from hw1jax.report import items, plots, search
-from hw1jax.report.items import Cell, Item, Markup, Picture, grid, table, words
+from hw1jax.report import html, plots
+from hw1jax.report.html import Figure, Item, Markup, Panel, grid, table, words
+from hw1jax.report.trials import end_of_scale, on_one_scale
 from hw1jax.results import Results
 from hw1jax.space import Choice, Float, Range
 
@@ -30,7 +31,7 @@ def hyperparameters(results: Results) -> Markup:
     for name, r in space_.columns(results.study.space).items():
         scale = "" if isinstance(r, Choice) or not r.log else ", log scale"
         values = [others.get(name), best[name]] if reference else [best[name]]
-        rows.append([words(name), _in_words(r) + scale, *map(items.hyperparameter, values)])
+        rows.append([words(name), _in_words(r) + scale, *map(html.hyperparameter, values)])
     theirs = [f"{reference['name']}'s best"] if reference else []
     return table(["hyperparameter", "range", *theirs, "best of this run"], rows)
 
@@ -62,12 +63,12 @@ def _arrays(tree: Any) -> str:
 
 
 def has_images(results: Results) -> bool:
-    """Whether the inputs are pictures: uint8, grey or in colours."""
+    """True if the inputs are images: uint8, grey or in colours."""
     x = results.data.x_test
     return isinstance(x, np.ndarray) and x.dtype == np.uint8 and (x.ndim == 3 or x.shape[3:] in ((1,), (3,)))
 
 
-def picture(x: np.ndarray, i: int, title: str) -> Cell:
+def image(x: np.ndarray, i: int, title: str) -> Panel:
     """The i-th of images."""
     return partial(plots.image, pixels=x[i, :, :, 0] if x.shape[3:] == (1,) else x[i], title=title)
 
@@ -77,17 +78,17 @@ def first_of_each_class(y: np.ndarray, num_classes: int) -> dict[int, int]:
     return {c: int(np.flatnonzero(y == c)[0]) for c in range(num_classes) if np.any(y == c)}
 
 
-def _classes(results: Results) -> Picture:
+def _classes(results: Results) -> Figure:
     names, (x, y, x_test, *_) = results.study.classes or (), results.data
     firsts = first_of_each_class(y, min(len(names), MOST_CLASSES))
-    cells = [picture(x, i, names[c]) for c, i in firsts.items()]
+    panels = [image(x, i, names[c]) for c, i in firsts.items()]
     counts = f"{len(x):,} training and {len(x_test):,} test images of {x.shape[1]} x {x.shape[2]} pixels"
     alt = f"A picture of each class: {', '.join(names[c] for c in firsts)}"
-    draw = grid(cells, 5, height=1.5 * -(-len(cells) // 5))
-    return Picture("classes", alt, f"The first training image of each class: {counts}.", draw)
+    draw = grid(panels, 5, height=1.5 * -(-len(panels) // 5))
+    return Figure("classes", alt, f"The first training image of each class: {counts}.", draw)
 
 
-def points(results: Results, gaps: Gaps = ()) -> Picture:
+def points(results: Results, gaps: Gaps = ()) -> Figure:
     """The points of a scalar regression. `gaps`: intervals of the usual data's inputs without training points."""
     gaps = _gaps(results, gaps)
     x_train, _, x_test, *_ = results.data
@@ -95,10 +96,10 @@ def points(results: Results, gaps: Gaps = ()) -> Picture:
     if gaps:
         caption += " The shaded intervals hold no training input: there the fit has to guess."
     alt = "Training and test points of the regression in one plane"
-    return Picture("data", alt, caption, grid([_draw_points(results, gaps)], 1, height=3.2))
+    return Figure("data", alt, caption, grid([_draw_points(results, gaps)], 1, height=3.2))
 
 
-def _draw_points(results: Results, gaps: Gaps) -> Cell:
+def _draw_points(results: Results, gaps: Gaps) -> Panel:
     flat = {name: getattr(results.data, name)[:, 0] for name in ("x_train", "y_train", "x_test", "y_test")}
     return partial(plots.regression_data, gaps=gaps, **flat)
 
@@ -119,21 +120,21 @@ def inside_gaps(x: np.ndarray, gaps: Gaps) -> np.ndarray:
 
 def learning(results: Results) -> list[Item]:
     """Losses and metrics by epoch, of the best trial and of all."""
-    profile, every = learning_cells(results)
+    profile, every = learning_panels(results)
     h, row = results.histories, results.row
-    num_trials, limit = len(results.trials.rows), search.end_of_scale(results, "loss")[1]
+    num_trials, limit = len(results.trials.rows), end_of_scale(results, "loss")[1]
     last = float(h["val_loss"][row].mean(axis=0)[-1])
     ends = " A ring ends the line of a pruned one." if results.trials.pruned.any() else ""
     beyond = f", and those that ended beyond {limit}," if limit else ""
     return [
-        Picture(
+        Figure(
             "learning_profile",
             f"Loss by epoch of the best trial, training and validation; validation ends at {last:.4g}",
             f"The best trial (number {results.best.number}): each fold thin, their mean bold, and its refit "
             "on all training data. Training losses are means over an epoch while the network changes.",
             grid([profile], 1, height=3.2),
         ),
-        Picture(
+        Figure(
             "validation_curves",
             f"Validation loss by epoch of all {num_trials} trials, the best one marked",
             f"All trials of the search, the mean over the folds.{ends} Failed ones{beyond} don't count for the limits.",
@@ -143,12 +144,12 @@ def learning(results: Results) -> list[Item]:
     ]
 
 
-def learning_cells(results: Results) -> list[Cell]:
+def learning_panels(results: Results) -> list[Panel]:
     """Losses by epoch, of the best trial and of all."""
     h, row, loss_name = results.histories, results.row, results.study.loss_name
     train, val = h["train_loss"][row], h["val_loss"][row]
     means = {"train_mean": train.mean(axis=0), "val_mean": val.mean(axis=0), "refit": h["refit_train_loss"]}
-    marked = {"on_scale": search.on_one_scale(results, "loss"), "pruned": results.trials.pruned, "best": row}
+    marked = {"on_scale": on_one_scale(results, "loss"), "pruned": results.trials.pruned, "best": row}
     curves = h["val_loss"].mean(axis=1)  # [trial, epoch]
     return [
         partial(plots.learning_profile, train=train, val=val, loss_name=loss_name, **means),
@@ -156,19 +157,19 @@ def learning_cells(results: Results) -> list[Cell]:
     ]
 
 
-def _metric_by_epoch(results: Results, name: str) -> Picture:
+def _metric_by_epoch(results: Results, name: str) -> Figure:
     values, row = results.histories[f"val_{name}"], results.row  # [trial, fold, epoch]
     curves, label = values.mean(axis=1), words(name)
-    marked = {"on_scale": search.on_one_scale(results, name), "pruned": results.trials.pruned, "best": row}
-    cells = [
+    marked = {"on_scale": on_one_scale(results, name), "pruned": results.trials.pruned, "best": row}
+    panels = [
         partial(plots.metric_profile, val=values[row], mean=curves[row], name=label),
         partial(plots.metric_curves, curves=curves, name=label, **marked),
     ]
-    return Picture(
+    return Figure(
         f"{name}_by_epoch",
         f"Validation {label} by epoch of the best trial, which ends at {curves[row, -1]:.4g}, and of all trials",
-        f"{items.capital(label)} in validation: the best trial's folds with their mean, and all trials.",
-        grid(cells, 2, height=3),
+        f"{html.capital(label)} in validation: the best trial's folds with their mean, and all trials.",
+        grid(panels, 2, height=3),
     )
 
 
@@ -190,9 +191,9 @@ def scores(results: Results) -> Markup:
     tested = {"refit": results.test}
     if results.ensemble:
         tested[_ensemble(results)] = results.ensemble
-    rows = [[shown, *(items.score(name, test[name]) for test in tested.values())] for name, shown in names.items()]
+    rows = [[shown, *(html.score(name, test[name]) for test in tested.values())] for name, shown in names.items()]
     if reference:
-        rows = [[*row, items.theirs(name, reference["test"])] for row, name in zip(rows, names, strict=True)]
+        rows = [[*row, html.theirs(name, reference["test"])] for row, name in zip(rows, names, strict=True)]
     return table(["on the test set", *tested, *([reference["name"]] if reference else [])], rows)
 
 
@@ -230,30 +231,30 @@ def fit(results: Results, gaps: Gaps = ()) -> list[Item]:
     columns = {"refit": parts}
     if results.ensemble:
         columns[_ensemble(results)] = errors_by_part(results, gaps, "ensemble_outputs")
-    cells = [partial(plots.residuals, x=x, residual=residual, inside=inside_gaps(x, gaps), gaps=gaps)]
+    panels = [partial(plots.residuals, x=x, residual=residual, inside=inside_gaps(x, gaps), gaps=gaps)]
     by_part = []
     if gaps:
-        cells.append(
+        panels.append(
             partial(plots.bars, values=errors, title="By part of the test set", label=loss_name, form=lines.number)
         )
         rows = [
-            [name, count, *(items.number(errors[name][1]) for errors in columns.values())]
+            [name, count, *(html.number(errors[name][1]) for errors in columns.values())]
             for name, (count, _) in parts.items()
         ]
-        by_part.append(table(["part of the test set", "points", *columns], rows, caption=items.capital(loss_name)))
+        by_part.append(table(["part of the test set", "points", *columns], rows, caption=html.capital(loss_name)))
     return [
-        Picture(
+        Figure(
             "fitted_curve",
             "The curve of the refitted best model over the data, with range and mean of its fold models",
             "The refitted best model, and range and mean of the models that its folds trained: where they part, the "
             "data do not decide.",
             grid([draw_fit], 1, height=3.6),
         ),
-        Picture(
+        Figure(
             "test_errors",
             "; ".join(f"{loss_name} of {name}: {error:.3g}" for name, error in errors.items()),
             "Errors of the refitted best model on the test points.",
-            grid(cells, len(cells), height=2.8, width_ratios=[3, 2][: len(cells)]),
+            grid(panels, len(panels), height=2.8, width_ratios=[3, 2][: len(panels)]),
         ),
         scores(results),
         *by_part,
@@ -278,19 +279,19 @@ def _classification(results: Results) -> list[Item]:
         partial(histogram, what=f"test {what}"),
     ]
     return [
-        Picture(
+        Figure(
             "confusion",
             f"Confusion matrix, a row a true class; the most frequent mistake: {pair}, {count}",
             f"Rows add up to 100 %. The most frequent mistake: {pair}, {count} {what}.",
             grid([shares], 1, height=5.2),
         ),
-        Picture(
+        Figure(
             "precision_recall",
             "Precision and recall of each class; the numbers are in the table below",
             f"Precision: the share of the {what} called so that are so. Recall: the share of the class that was found.",
             grid([by_class], 1, height=0.4 + 0.3 * len(names)),
         ),
-        Picture(
+        Figure(
             "calibration",
             f"Accuracy against confidence, and a histogram of confidences; {error}",
             f"Confidence is the probability of the predicted class; {error}.",
@@ -306,17 +307,17 @@ def _mistakes(results: Results, true: int, predicted: int, pair: str) -> list[It
     if not len(mistakes):
         return []
     sure = evaluation.softmax(outputs[mistakes])[:, predicted]
-    cells = [picture(x, i, f"{share:.0%} sure") for i, share in zip(mistakes, sure, strict=True)]
-    caption = f"The most confused pair, {pair}: the {len(cells)} mistakes that the network was surest of."
-    draw = grid(cells, 6, height=0.2 + 1.3 * -(-len(cells) // 6), title=f"Test images of {pair}")
-    return [Picture("mistakes", f"{len(cells)} test images of {pair}", caption, draw)]
+    panels = [image(x, i, f"{share:.0%} sure") for i, share in zip(mistakes, sure, strict=True)]
+    caption = f"The most confused pair, {pair}: the {len(panels)} mistakes that the network was surest of."
+    draw = grid(panels, 6, height=0.2 + 1.3 * -(-len(panels) // 6), title=f"Test images of {pair}")
+    return [Figure("mistakes", f"{len(panels)} test images of {pair}", caption, draw)]
 
 
 def _classes_table(results: Results) -> Markup:
     confusion = evaluation.confusion_matrix(results.histories["test_outputs"], results.data.y_test)
     counts, (precision, recall) = confusion.sum(axis=1), evaluation.precision_and_recall(confusion)
     numbers = zip(results.study.classes or (), counts.tolist(), precision.tolist(), recall.tolist(), strict=True)
-    rows = [[name, count, items.number(p), items.number(r)] for name, count, p, r in numbers]
+    rows = [[name, count, html.number(p), html.number(r)] for name, count, p, r in numbers]
     what = "images" if has_images(results) else "examples"
     return table(["class", f"test {what}", "precision", "recall"], rows)
 
@@ -324,7 +325,7 @@ def _classes_table(results: Results) -> Markup:
 # How it came about
 
 
-def timing(results: Results) -> Picture:
+def timing(results: Results) -> Figure:
     """Where the time went."""
     seconds = {name: value for name, value in results.record["timing"].items() if isinstance(value, int | float)}
     total = seconds.pop("total_seconds")
@@ -340,7 +341,7 @@ def timing(results: Results) -> Picture:
     bars = partial(plots.bars, values=parts, title=title, label="seconds", form=lines.duration)
     alt = "; ".join(f"{name}: {lines.duration(value)}" for name, value in parts.items())
     caption = "From the start of the process to results.json; figures and page come after."
-    return Picture("time", alt, caption, grid([bars], 1, height=0.7 + 0.3 * len(parts)))
+    return Figure("time", alt, caption, grid([bars], 1, height=0.7 + 0.3 * len(parts)))
 
 
 def repeat(results: Results) -> Markup:
@@ -352,7 +353,7 @@ def repeat(results: Results) -> Markup:
     settings = [[words(name), _setting(value)] for name, value in (ranges | config | given).items()]
     environment = [[words(name), _setting(value)] for name, value in record["environment"].items()]
     return Markup(
-        f"<p>The command:</p><pre><code>{items.escape(record['command'])}</code></pre>"
+        f"<p>The command:</p><pre><code>{html.escape(record['command'])}</code></pre>"
         f"{table(['setting', 'value'], settings, caption='Settings')}"
         f"{table(['what', 'value'], environment, caption='Environment')}"
     )

@@ -1,4 +1,4 @@
-"""A search's trials, as pictures and a table: rungs, scores, and what they depend on."""
+"""A search's trials, as figures and a table: rungs, scores, and what they depend on."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -8,8 +8,8 @@ import numpy as np
 
 from hw1jax import evaluation, lines
 from hw1jax import space as space_
-from hw1jax.report import items, plots
-from hw1jax.report.items import Cell, Item, Markup, Picture, grid, table, words
+from hw1jax.report import html, plots
+from hw1jax.report.html import Figure, Item, Markup, Panel, grid, table, words
 from hw1jax.results import Results
 from hw1jax.space import Choice, Float, Range
 
@@ -46,13 +46,13 @@ def all_trials(results: Results) -> list[Item]:
     height = 0.4 + 1.7 * -(-len(slices) // num_columns)
     return [
         *_rungs(results),
-        Picture(
+        Figure(
             "trial_scores",
             f"Validation {words(study.score)} of each of {len(order)} trials with its folds; {num_failed} failed",
             f"The score of a trial is the mean over its folds after its last epoch.{dashed}{idle}{notes}",
             grid([every], 1, height=3),
         ),
-        Picture(
+        Figure(
             "slices",
             f"Score against each of the hyperparameters {', '.join(map(words, trials.params))}",
             f"Each hyperparameter against the score; dark is good, ringed the best.{triangles}{notes}{hollow}",
@@ -86,10 +86,10 @@ def _rungs(results: Results) -> list[Item]:
     pruned, seconds = there - went_on - failed, [rung["seconds"] for rung in found]
     total = sum(seconds)
     rows = [
-        [i + 1, name, *(items.number(int(n), "{}") for n in counts), items.duration(s), f"{s / max(total, 1e-9):.0%}"]
+        [i + 1, name, *(html.number(int(n), "{}") for n in counts), html.duration(s), f"{s / max(total, 1e-9):.0%}"]
         for i, (name, *counts, s) in enumerate(zip(names, there, went_on, pruned, failed, seconds, strict=True))
     ]
-    cells: list[Cell] = [
+    panels: list[Panel] = [
         partial(plots.rungs, names=names, went_on=went_on, pruned=pruned, failed=failed),
         partial(
             plots.bars,
@@ -104,12 +104,12 @@ def _rungs(results: Results) -> list[Item]:
         for name, a, b, c, d, s in zip(names, there, went_on, pruned, failed, seconds, strict=True)
     )
     return [
-        Picture(
+        Figure(
             "rungs",
             alt,
             "Rungs of the search: at the end of each, the best trials went on and the others were pruned. "
             "The time is that of all of it, compiling included.",
-            grid(cells, 2, height=0.8 + 0.32 * len(found), width_ratios=[3, 2]),
+            grid(panels, 2, height=0.8 + 0.32 * len(found), width_ratios=[3, 2]),
         ),
         table(["rung", "trained", "trials", "went on or to the end", "pruned", "failed", "time", "share"], rows),
     ]
@@ -121,7 +121,7 @@ def score_name(results: Results) -> str:
     return study.loss_name if study.score == "loss" else words(study.score)
 
 
-def _slice(results: Results, column: str, **options: Any) -> Cell:
+def _slice(results: Results, column: str, **options: Any) -> Panel:
     r = space_.columns(results.study.space)[column]
     drawn = partial(plots.hyperparameter_slice, name=words(column), **options)
     if isinstance(r, Choice):
@@ -148,23 +148,23 @@ def _plane(results: Results, notes: str, shared: dict[str, Any]) -> list[Item]:
         names=["trial"] * len(results.trials.rows) if marked is None else _texts(results, marked),
         x_range=(x_range.low, x_range.high),
         y_range=(y_range.low, y_range.high),
-        title=f"{items.capital(words(x))} and {words(y)} of all trials, coloured by score",
-        labels=(items.label(x), items.label(y), f"validation {score_name(results)}"),
+        title=f"{html.capital(words(x))} and {words(y)} of all trials, coloured by score",
+        labels=(html.label(x), html.label(y), f"validation {score_name(results)}"),
         **shared,
     )
     marker = f", a marker for each {words(marked)}" if marked else ""
     together = f"{words(x)}, {words(y)} and {words(marked)}" if marked else f"{words(x)} and {words(y)}"
     return [
-        Picture(
+        Figure(
             f"{x}_{y}",
-            f"{items.capital(items.label(x))} and {items.label(y)} of all trials, coloured by score{marker}",
+            f"{html.capital(html.label(x))} and {html.label(y)} of all trials, coloured by score{marker}",
             f"What usually matters most, together: {together}.{notes}",
             grid([plane], 1, height=3.4),
         )
     ]
 
 
-def parallel_coordinates(results: Results) -> Picture:
+def parallel_coordinates(results: Results) -> Figure:
     """Each trial a line through its hyperparameters to its score."""
     trials, study = results.trials, results.study
     shown = on_one_scale(results, study.score)
@@ -190,7 +190,7 @@ def parallel_coordinates(results: Results) -> Picture:
         label=f"validation {score_name(results)}",
         high_is_good=bool(study.maximize),
     )
-    return Picture(
+    return Figure(
         "parallel_coordinates",
         f"Each of {len(means)} trials a line through {', '.join(map(words, trials.params))} to its score",
         f"Each trial a line from hyperparameter to hyperparameter, and to its score; dark is good, the thick line is "
@@ -220,7 +220,7 @@ def _axis(r: Range, values: np.ndarray) -> tuple[np.ndarray, list[tuple[float, s
     return place(values), [(float(place(value)), f"{value:.3g}") for value in marks]
 
 
-def importances(results: Results) -> Picture:
+def importances(results: Results) -> Figure:
     """The share of the score's variance that each hyperparameter explains, of the complete trials on the scale.
 
     Raises:
@@ -241,7 +241,7 @@ def importances(results: Results) -> Picture:
         label="share of the variance",
         form="{:.0%}".format,
     )
-    return Picture(
+    return Figure(
         "importances",
         "; ".join(f"{name}: {share:.0%}" for name, share in named.items()),
         f"The share of the score's variance over the space that each hyperparameter explains by itself (fANOVA, "
@@ -302,28 +302,28 @@ def _trials_table(results: Results) -> Markup:
     rows = []
     for i in np.argsort(trials.ranks, kind="stable"):
         values = {name: trials.params[name][i].item() for name in trials.params}
-        rank = "-" if np.isnan(trials.ranks[i]) else items.number(int(trials.ranks[i]), "{}")
-        cells: list[Any] = [rank, items.number(int(trials.numbers[i]), "{}"), _state(results, i)]
+        rank = "-" if np.isnan(trials.ranks[i]) else html.number(int(trials.ranks[i]), "{}")
+        row: list[Any] = [rank, html.number(int(trials.numbers[i]), "{}"), _state(results, i)]
         for value in space_.unflatten(study.space, values).values():
-            cells.append(_together([items.hyperparameter(v) for v in (value if isinstance(value, tuple) else [value])]))
+            row.append(_together([html.hyperparameter(v) for v in (value if isinstance(value, tuple) else [value])]))
         for name in names:
             mean, folds = float(trials.means[name][i]), trials.folds[name][i].tolist()
-            cells.append(items.spread(mean, float(np.std(folds)) if np.isfinite(mean) else np.nan, name))
-            cells.append(_together([items.score(name, value) for value in folds]))
-        bold = [Markup(f"<strong>{items.cell(value)}</strong>") for value in cells]
-        rows.append(bold if i == results.row else cells)
+            row.append(html.spread(mean, float(np.std(folds)) if np.isfinite(mean) else np.nan, name))
+            row.append(_together([html.score(name, value) for value in folds]))
+        bold = [Markup(f"<strong>{html.cell(value)}</strong>") for value in row]
+        rows.append(bold if i == results.row else row)
     return table(headings, rows, caption="All trials, the best first")
 
 
-def _together(cells: Sequence[Any]) -> Markup:
-    return Markup(" ".join(map(items.cell, cells)))
+def _together(values: Sequence[Any]) -> Markup:
+    return Markup(" ".join(map(html.cell, values)))
 
 
 def _state(results: Results, i: int) -> Markup:
     """What has become of a trial, and after how many epochs where not after all."""
     trials = results.trials
     if trials.states[i] == "pruned":
-        return Markup(f"pruned after {items.number(int(trials.epochs[i]), '{}')}")
+        return Markup(f"pruned after {html.number(int(trials.epochs[i]), '{}')}")
     epoch = trials.rows[i]["diverged_epoch"]
-    in_epoch = f" in epoch {items.number(int(epoch), '{}')}" if epoch.isdigit() else ""
-    return Markup(f"{items.escape(str(trials.states[i]))}{in_epoch}")
+    in_epoch = f" in epoch {html.number(int(epoch), '{}')}" if epoch.isdigit() else ""
+    return Markup(f"{html.escape(str(trials.states[i]))}{in_epoch}")

@@ -1,4 +1,4 @@
-"""What a page's sections are made of: pictures, tables, and other text."""
+"""What a page's sections are made of: figures, tables, and other text."""
 
 import html
 from collections.abc import Callable, Mapping, Sequence
@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 from hw1jax import lines
 from hw1jax.report import plots
 
-Cell = Callable[[plots.Axes], Any]  # draws into an ax
+Panel = Callable[[plots.Axes], Any]  # draws into an ax
 
 
 class Markup(str):
     """Text that is HTML already; any other is escaped."""
 
 
-class Picture(NamedTuple):
+class Figure(NamedTuple):
     """A figure of the page.
 
     Attributes:
@@ -30,19 +30,19 @@ class Picture(NamedTuple):
     draw: Callable[[], plots.Drawing]
 
 
-Item = Picture | str
+Item = Figure | str
 
 
 def grid(
-    cells: Sequence[Cell], num_columns: int, *, height: float, title: str = "", label: str = "", **options: Any
+    panels: Sequence[Panel], num_columns: int, *, height: float, title: str = "", label: str = "", **options: Any
 ) -> Callable[[], plots.Drawing]:
     """What makes a figure of drawings, row by row; `label` is that of all their y axes, `height` in inches."""
 
     def draw() -> plots.Drawing:
-        figure, axes = plots.figure(-(-len(cells) // num_columns), num_columns, height=height, **options)
-        for ax, cell in zip(axes.flat, cells, strict=False):
+        figure, axes = plots.figure(-(-len(panels) // num_columns), num_columns, height=height, **options)
+        for ax, cell in zip(axes.flat, panels, strict=False):
             cell(ax)
-        for ax in axes.flat[len(cells) :]:
+        for ax in axes.flat[len(panels) :]:
             ax.remove()
         if title:
             figure.suptitle(title, x=0.01, ha="left")
