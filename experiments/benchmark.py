@@ -33,7 +33,7 @@ from hw1jax import brackets, folds, jobs, plan, population, record, space, space
 from hw1jax.data import Dataset
 from hw1jax.networks import Networks
 from hw1jax.observer import Observer
-from hw1jax.report import plots
+from hw1jax.report import drawing, plots
 from hw1jax.study import Program, Search, load_data
 
 SEED = 0
@@ -225,12 +225,12 @@ def speed_table(name: str, result: dict[str, Any]) -> list[str]:
 def draw_speed(results: dict[str, Any], out: Path) -> None:
     """speed.png, a panel a study."""
     studies = {name: [row for row in result["rows"] if "speed" in row] for name, result in results.items()}
-    with plots.style():
-        figure, axes = plots.figure(len(studies), height=2.0 * len(studies))
+    with drawing.style():
+        figure, axes = drawing.figure(len(studies), height=2.0 * len(studies))
         for ax, (name, rows) in zip(axes[:, 0], studies.items(), strict=True):
             ours, others = ({row["name"]: row["speed"] for row in rows if row["ours"] is own} for own in (True, False))
             plots.speed_bars(ax, ours, others, title=name, label="µs per training sample, validation included")
-        storage.write_bytes(out / "speed.png", plots.png(figure))
+        storage.write_bytes(out / "speed.png", drawing.png(figure))
 
 
 # Time to a score.

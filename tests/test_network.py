@@ -11,7 +11,7 @@ import regression
 from studies import DRAWS, TOY, TOY_DATA, examples, make_model, pixels
 
 from hw1jax import models, study
-from hw1jax.report import network, plots
+from hw1jax.report import drawing, network
 from hw1jax.results import Results
 from hw1jax.trained import Model
 
@@ -200,5 +200,5 @@ def test_colours_of_images_are_input_channels():
     params = {"conv1": {"weights": np.arange(2 * (1 + 3 * 16)).reshape(2, -1)}}
     model = Model(fashion_cnn.STUDY, DRAWS["fashion_cnn"], params)
     assert network.kernels(model, pixels(2, 8, 8, 3))["conv1"].shape == (2, 3, 4, 4)
-    with plots.style():
+    with drawing.style():
         assert network.receptive_fields(results_of(model, pixels(2, 8, 8, 3)))

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from studies import pixels
 
-from hw1jax.report import plots
+from hw1jax.report import drawing, plots, trial_plots
+from hw1jax.report.trial_plots import Scores
 
 RANDOM = np.random.default_rng(0)
 SPREAD = RANDOM.uniform(0.1, 2, (2, 3, 5))
@@ -39,6 +40,14 @@ def tick_labels(axis):
 
 def bools(*values):
     return np.array(values, bool)
+
+
+def scores(values, on_scale=None, pruned=None, best=0, **options):
+    """Scores of trials, by default all of them on the scale and complete."""
+    values = np.array(values, float)
+    every, none = np.full(len(values), True), np.full(len(values), False)
+    shown, dropped = every if on_scale is None else bools(*on_scale), none if pruned is None else bools(*pruned)
+    return Scores(values, shown, dropped, best, **options)
 
 
 def test_regression_data_shows_every_point_and_shades_the_gaps(ax):
@@ -78,17 +87,17 @@ def test_residuals_inside_the_gaps_have_a_colour_of_their_own(ax):
 
 def test_learning_profile_shows_folds_thin_their_mean_bold_and_the_refit(ax):
     (train, val), refit = SPREAD, np.linspace(1, 0.1, 5)
-    plots.learning_profile(ax, train, val, train.mean(0), val.mean(0), refit, loss_name="cross entropy (nats)")
+    plots.learning_profile(ax, {"training": train, "validation": val}, title="", label="nats", refit=refit)
     np.testing.assert_array_equal(line(ax, "validation, mean of 3 folds"), [[1, 2, 3, 4, 5], val.mean(0)])
     np.testing.assert_array_equal(line(ax, "refit on all training data")[1], refit)
     thin = [line for line in ax.lines if line.get_linewidth() < 1]
     np.testing.assert_array_equal([line.get_ydata() for line in thin], [*train, *val])
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "cross entropy (nats)")
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "nats")
 
 
 def test_losses_are_logarithmic_where_they_span_much_with_plain_numbers(ax):
     wide = np.array([[5, 0.01], [6, 0.02]])
-    plots.learning_profile(ax, wide, wide, wide[0], wide[1], wide[0], loss_name="loss")
+    plots.learning_profile(ax, {"training": wide}, title="", label="loss", refit=wide[0])
     assert ax.get_yscale() == "log"
     assert ax.yaxis.get_major_formatter()(0.05) == "0.05"
 
@@ -96,28 +105,31 @@ def test_losses_are_logarithmic_where_they_span_much_with_plain_numbers(ax):
 @pytest.mark.parametrize("num_epochs", [1, 2, 20, 1000])
 def test_epochs_are_whole_numbers_and_a_single_one_is_seen(ax, num_epochs):
     ones = np.ones((2, num_epochs))
-    plots.learning_profile(ax, ones, ones, ones[0], ones[0], ones[0], loss_name="loss")
+    plots.learning_profile(ax, {"validation": ones}, title="", label="loss", refit=ones[0])
     (low, high), ticks = ax.get_xlim(), ax.get_xticks()
     np.testing.assert_array_equal(ticks, np.round(ticks))
     assert low < 1 and high > num_epochs and any(low <= tick <= high for tick in ticks)
     assert all((line.get_marker() == "o") == (num_epochs <= 30) for line in ax.lines)
 
 
+LOSS = {"title": "", "label": "loss", "is_loss": True}
+
+
 def test_a_diverged_trial_does_not_wreck_the_limits_of_the_curves(ax):
     curves = np.array([[2, 1.5, 1.0], [2, 1e9, np.inf], [2, 1.8, 1.6], [3, np.nan, np.nan]])
-    plots.validation_curves(ax, curves, bools(1, 0, 1, 0), bools(0, 0, 0, 0), 0, loss_name="loss")
+    trial_plots.trial_curves(ax, curves, scores(np.ones(4), (1, 0, 1, 0)), **LOSS)
     low, high = ax.get_ylim()
     assert 0.8 < low < 1 and 2 < high < 2.5
     np.testing.assert_array_equal(line(ax, "best trial")[1], curves[0])
     assert sorted(legend(ax)) == ["best trial", "failed or off the scale", "other trials"]
-    equal = plots.validation_curves(Figure().subplots(), np.ones((2, 3)), bools(1, 1), bools(0, 0), 1, loss_name="loss")
+    equal = trial_plots.trial_curves(Figure().subplots(), np.ones((2, 3)), scores([1, 1], best=1), **LOSS)
     low, high = equal.get_ylim()
     assert low < 1 < high
 
 
 def test_a_pruned_trials_line_ends_in_a_ring(ax):
     curves = np.array([[2, 1.5, 1.0], [2, 1.8, np.nan], [2, np.nan, np.nan], [2, 1.5, 1.2], [np.nan] * 3])
-    plots.validation_curves(ax, curves, np.ones(5, bool), bools(0, 1, 1, 0, 1), 0, loss_name="loss")
+    trial_plots.trial_curves(ax, curves, scores(np.ones(5), pruned=(0, 1, 1, 0, 1)), **LOSS)
     rings = [one for one in ax.lines if one.get_markerfacecolor() == "white"]
     assert [one.get_markevery().tolist() for one in rings] == [[1], [0], []]  # the places in their lines
     np.testing.assert_array_equal(line(ax, "pruned")[1], curves[1])
@@ -128,16 +140,16 @@ def test_a_pruned_trials_line_ends_in_a_ring(ax):
 
 def test_a_metrics_profile_and_curves_are_linear_and_failed_trials_leave_the_axis(ax):
     val = SPREAD[1]
-    plots.metric_profile(ax, val, val.mean(0), name="accuracy")
+    plots.learning_profile(ax, {"validation": val}, title="", label="accuracy")
     np.testing.assert_array_equal(line(ax, "validation, mean of 3 folds"), [[1, 2, 3, 4, 5], val.mean(0)])
     np.testing.assert_array_equal([line.get_ydata() for line in ax.lines if line.get_linewidth() < 1], val)
     assert ax.get_ylabel() == "accuracy" and ax.get_yscale() == "linear"
     curves, every = np.array([[0.1, 0.9], [0.1, 0.5], [0.5, np.nan], [0.2, -1e9]]), Figure().subplots()
-    plots.metric_curves(every, curves, bools(1, 1, 0, 0), np.zeros(4, bool), 0, name="accuracy")
+    trial_plots.trial_curves(every, curves, scores(np.ones(4), (1, 1, 0, 0)), **LOSS | {"is_loss": False})
     low, high = every.get_ylim()
     assert 0 < low < 0.1 and 0.9 < high < 1 and every.get_yscale() == "linear"
     np.testing.assert_array_equal(line(every, "best trial")[1], curves[0])
-    plots.metric_curves(Figure().subplots(), curves * np.nan, np.ones(4, bool), np.ones(4, bool), 0, name="accuracy")
+    trial_plots.trial_curves(Figure().subplots(), curves * np.nan, scores(np.ones(4)), **LOSS)
 
 
 def test_compared_curves_share_an_axis_of_epochs_or_of_shares(ax):
@@ -152,8 +164,9 @@ def test_compared_curves_share_an_axis_of_epochs_or_of_shares(ax):
 
 def test_trial_scores_show_folds_means_and_failed_trials(ax):
     folds = np.array([[1, 1.2], [1.4, 2.0], [np.nan, 3]])
-    states = bools(1, 1, 0), bools(0, 0, 0), np.array([9, 9, 9])
-    plots.trial_scores(ax, np.array([7, 2, 4]), folds, folds.mean(1), *states, constant=2.3, name="loss")
+    order, numbers = np.array([2, 0, 1]), np.array([2, 4, 7])  # in the file another than on the page
+    folds = folds[[1, 2, 0]]
+    trial_plots.trial_scores(ax, scores(folds.mean(1), (1, 0, 1)), order, folds, numbers, numbers, constant=2.3)
     np.testing.assert_allclose(line(ax, "mean"), [[0, 1], [1.1, 1.7]])
     np.testing.assert_array_equal(line(ax, "each fold"), [[0, 1], [1, 1.4]])
     np.testing.assert_array_equal(line(ax, "constant prediction")[1], [2.3, 2.3])
@@ -164,8 +177,12 @@ def test_trial_scores_show_folds_means_and_failed_trials(ax):
 
 def test_scores_of_pruned_trials_are_hollow_and_say_after_how_many_epochs(ax):
     folds = np.array([[1, 1.2], [1.4, 2.0], [0.5, 0.6], [2, 2], [np.nan, 1]])
-    states = bools(1, 1, 1, 1, 0), bools(0, 1, 1, 1, 0), np.array([9, 3, 1, 1, 2])
-    plots.trial_scores(ax, np.arange(5), folds, folds.mean(1), *states, constant=None, name="loss")
+    shown, epochs, rows = (
+        scores(folds.mean(1), (1, 1, 1, 1, 0), (0, 1, 1, 1, 0)),
+        np.array([9, 3, 1, 1, 2]),
+        np.arange(5),
+    )
+    trial_plots.trial_scores(ax, shown, rows, folds, rows, epochs, constant=None)
     np.testing.assert_array_equal(line(ax, "each fold"), [[0], [1]])
     np.testing.assert_array_equal(line(ax, "each fold of a pruned trial"), [[1, 2, 3], [1.4, 0.5, 2]])
     looks = {one.get_label(): (one.get_color(), one.get_marker(), one.get_markerfacecolor()) for one in ax.lines}
@@ -175,23 +192,24 @@ def test_scores_of_pruned_trials_are_hollow_and_say_after_how_many_epochs(ax):
 
 
 def test_many_trials_get_few_enough_labels_and_high_scores_a_linear_axis_without_a_constant(ax):
-    folds, some = np.ones((200, 3)), np.arange(200) < 21
-    plots.trial_scores(ax, np.arange(200), folds, folds[:, 0], some, ~some, folds[:, 0], constant=2, name="loss")
+    folds, rows = np.ones((200, 3)), np.arange(200)
+    shown = scores(folds[:, 0], rows < 21, rows >= 21)
+    trial_plots.trial_scores(ax, shown, rows, folds, rows, folds[:, 0], constant=2)
     assert 25 <= len(ax.get_xticks()) <= 50
     folds, other = np.array([[0.9, 0.95], [0.1, 0.2]]), Figure().subplots()
-    options = {"constant": None, "name": "accuracy", "high_is_good": True}
-    plots.trial_scores(other, np.arange(2), folds, folds.mean(1), bools(1, 1), bools(0, 0), np.ones(2), **options)
+    high = scores(folds.mean(1), label="validation accuracy", high_is_good=True)
+    trial_plots.trial_scores(other, high, np.arange(2), folds, np.arange(2), np.ones(2), constant=None)
     assert other.get_yscale() == "linear" and other.get_ylabel() == "validation accuracy"
     assert legend(other) == ["each fold", "mean"]
 
 
 def test_rungs_show_who_went_on_was_pruned_and_failed(ax):
-    plots.rungs(ax, ["to epoch 1", "to epoch 3"], np.array([2, 1]), np.array([4, 0]), np.array([1, 1]))
+    trial_plots.rungs(ax, ["to epoch 1", "to epoch 3"], np.array([2, 1]), np.array([4, 0]), np.array([1, 1]))
     bars = [(patch.get_x(), patch.get_width()) for patch in ax.patches]
     assert bars == [(0, 2), (0, 1), (2, 4), (1, 0), (6, 1), (1, 1)]
     assert legend(ax) == ["went on, or to the end", "pruned", "failed"] and ax.yaxis_inverted()
     assert [text.get_text() for text in ax.texts] == ["2", "1", "4", "", "1", "1"]
-    none_failed = plots.rungs(Figure().subplots(), ["a"], np.array([2]), np.array([4]), np.array([0]))
+    none_failed = trial_plots.rungs(Figure().subplots(), ["a"], np.array([2]), np.array([4]), np.array([0]))
     assert legend(none_failed) == ["went on, or to the end", "pruned"]
 
 
@@ -203,9 +221,9 @@ def test_bars_carry_their_numbers_the_first_on_top(ax):
 
 
 def test_a_slice_shows_learned_hollow_failed_and_best_trials(ax):
-    scores, values = np.array([0.5, 2.3, np.inf, 0.9]), np.array([10, 20, 30, 40.0])
-    states = bools(1, 1, 0, 1), bools(1, 0, 0, 1), bools(0, 0, 0, 0)
-    plots.hyperparameter_slice(ax, values, scores, *states, 0, name="units", choices=[5, 50])
+    values, learned = np.array([10, 20, 30, 40.0]), bools(1, 0, 0, 1)
+    found = scores([0.5, 2.3, np.inf, 0.9], (1, 1, 0, 1))
+    trial_plots.hyperparameter_slice(ax, values, found, learned, name="units", choices=[5, 50])
     shown, hollow, *_, ring = ax.collections
     np.testing.assert_array_equal(shown.get_offsets(), [[10, 0.5], [40, 0.9]])
     np.testing.assert_array_equal(shown.get_array(), [0.5, 0.9])
@@ -217,18 +235,18 @@ def test_a_slice_shows_learned_hollow_failed_and_best_trials(ax):
     assert low < 5 and high > 50 and ax.get_xscale() == "linear" and ax.get_xlabel() == "units"
 
 
-PLANE = {"x_range": (1, 99), "y_range": (1, 99), "title": "", "labels": ("x", "y", "z")}
+PLANE = {"ranges": [(1, 99), (1, 99)], "title": "", "labels": ("x", "y")}
 
 
 def test_pruned_trials_have_a_marker_of_their_own_in_slices_and_are_small_in_the_plane(ax):
-    scores, some, pruned = np.array([1.0, 2.0]), bools(1, 1), bools(0, 1)
-    plots.hyperparameter_slice(ax, scores, scores, some, some, pruned, 0, name="x", choices=(1, 2))
+    values, found = np.array([1.0, 2.0]), scores([1, 2], pruned=(0, 1))
+    trial_plots.hyperparameter_slice(ax, values, found, bools(1, 1), name="x", choices=(1, 2))
     shown, _, triangles, *_ = ax.collections
     np.testing.assert_array_equal(shown.get_offsets(), [[1, 1]])
     np.testing.assert_array_equal(triangles.get_offsets(), [[2, 2]])
     assert len(shown.get_paths()[0].vertices) != len(triangles.get_paths()[0].vertices)
     plane = Figure().subplots()
-    plots.score_plane(plane, scores, scores, scores, some, pruned, ["a", "a"], 0, **PLANE)
+    trial_plots.score_plane(plane, values, values, found, np.array(["a", "a"]), **PLANE)
     first, second = plane.collections[0].get_sizes()
     assert first > 2 * second
 
@@ -243,34 +261,32 @@ def test_pruned_trials_have_a_marker_of_their_own_in_slices_and_are_small_in_the
     ],
 )
 def test_a_wide_range_is_logarithmic_where_it_was_drawn_so(ax, choices, log, scale):
-    ones, states = np.ones(2), (bools(1, 1), bools(1, 1), bools(0, 0))
-    plots.hyperparameter_slice(ax, np.array(choices), ones, *states, 0, name="x", choices=choices, log=log)
+    equal = scores([1, 1])
+    trial_plots.hyperparameter_slice(ax, np.array(choices), equal, bools(1, 1), name="x", choices=choices, log=log)
     assert ax.get_xscale() == scale and ax.get_xlim()[0] < choices[0] and ax.get_xlim()[1] > choices[1]
 
 
 @pytest.mark.parametrize("high_is_good", [False, True])
 def test_the_best_score_is_dark(ax, high_is_good):
-    scores, states = np.array([0.1, 0.9]), (bools(1, 1), bools(1, 1), bools(0, 0))
-    options = {"name": "x", "choices": (0, 1), "high_is_good": high_is_good}
-    plots.hyperparameter_slice(ax, scores, scores, *states, 0, **options)
-    low, high = ax.collections[0].to_rgba(scores)[:, :3].sum(axis=1)
+    found = scores([0.1, 0.9], high_is_good=high_is_good)
+    trial_plots.hyperparameter_slice(ax, found.values, found, bools(1, 1), name="x", choices=(0, 1))
+    low, high = ax.collections[0].to_rgba(found.values)[:, :3].sum(axis=1)
     assert (low < high) != high_is_good
     assert ax.get_yscale() == ("linear" if high_is_good else "log")
 
 
 def test_choices_stand_side_by_side_also_those_never_drawn(ax):
     names, choices = np.array(["sgd", "adam", "sgd"]), ["adam", "sgd", "rmsprop"]
-    states = bools(1, 1, 1), bools(1, 1, 1), bools(0, 0, 0)
-    plots.hyperparameter_slice(ax, names, np.ones(3), *states, 1, name="optimizer", choices=choices)
+    ones = scores([1, 1, 1], best=1)
+    trial_plots.hyperparameter_slice(ax, names, ones, bools(1, 1, 1), name="optimizer", choices=choices)
     assert tick_labels(ax.xaxis) == choices
     np.testing.assert_array_equal(ax.collections[0].get_offsets()[:, 0], [1, 0, 1])
 
 
 def test_the_score_plane_marks_optimizers_and_the_best(ax):
-    x, y, scores = np.array([1e-3, 1e-2, 1e-1]), np.array([1e-4, 1e-3, 1e-2]), np.array([1.0, 2.0, np.nan])
-    look = {"x_range": (1e-3, 1e-1), "y_range": (1e-4, 1e-1), "labels": ("learning rate", "L2", "loss")}
-    names = np.array(["sgd", "adam", "sgd"])
-    plots.score_plane(ax, x, y, scores, bools(1, 1, 0), bools(0, 0, 0), names, 0, title="Both", **look)
+    x, y, found = np.array([1e-3, 1e-2, 1e-1]), np.array([1e-4, 1e-3, 1e-2]), scores([1.0, 2.0, np.nan], (1, 1, 0))
+    look = {"ranges": [(1e-3, 1e-1), (1e-4, 1e-1)], "labels": ("learning rate", "L2")}
+    trial_plots.score_plane(ax, x, y, found, np.array(["sgd", "adam", "sgd"]), title="Both", **look)
     offsets = [tuple(np.ravel(c.get_offsets())) for c in ax.collections]
     assert offsets == [(1e-2, 1e-3), (1e-3, 1e-4), (1e-3, 1e-4)]  # adam, sgd, the ring
     assert legend(ax) == ["adam", "sgd", "best trial", "failed or off the scale"]
@@ -281,35 +297,35 @@ def test_the_score_plane_marks_optimizers_and_the_best(ax):
 
 def test_more_names_than_markers_are_all_drawn(ax):
     names, ones = [f"kind {i}" for i in range(9)], np.ones(9)
-    plots.score_plane(ax, ones, ones, np.arange(9.0), ones > 0, ones > 3, names, 0, **PLANE)
+    trial_plots.score_plane(ax, ones, ones, scores(range(9)), np.array(names), **PLANE)
     assert legend(ax) == [*names, "best trial"] and len(ax.collections) == 10
 
 
 def test_parallel_coordinates_have_a_line_a_trial_and_the_best_in_front(ax):
     places = np.array([[0.0, 0.5, 0.1], [1.0, 0.5, 0.9], [0.2, 0.5, 0.0]])
     ticks = [[(0.0, "10"), (1.0, "50")], [(0.5, "adam")], [(0.0, "low")]]
-    look = {"names": ["hidden units", "optimizer", "loss"], "ticks": ticks, "label": "validation loss"}
-    scores, pruned = np.array([2.0, 3.0, 1.0]), bools(0, 1, 0)
-    plots.parallel_coordinates(ax, places, scores, pruned, 2, **look)
+    look = {"names": ["hidden units", "optimizer", "loss"], "ticks": ticks}
+    found = scores([2.0, 3.0, 1.0], pruned=(0, 1, 0), best=2)
+    trial_plots.parallel_coordinates(ax, places, found, **look)
     trials = [line for line in ax.lines if len(line.get_xdata()) == 3]
     assert [line.get_ydata().tolist() for line in trials] == [places[row].tolist() for row in (1, 0, 2, 2)]
     assert [line.get_linestyle() for line in trials[:3]] == ["--", "-", "-"]
-    assert trials[-1].get_label() == "best trial" and trials[-1].get_color() == plots.BEST
+    assert trials[-1].get_label() == "best trial" and trials[-1].get_color() == drawing.BEST
     assert [text.get_text() for text in ax.texts] == ["10", "50", "adam", "low"]
     assert tick_labels(ax.xaxis) == ["hidden\nunits", "optimizer", "loss"]
     assert sum(trials[2].get_color()[:3]) < sum(trials[0].get_color()[:3]), "the better is darker"
     other = Figure().subplots()
-    plots.parallel_coordinates(other, places, scores, pruned, 1, high_is_good=True, **look)
+    trial_plots.parallel_coordinates(other, places, found._replace(best=1, high_is_good=True), **look)
     assert [line.get_ydata()[0] for line in other.lines if len(line.get_xdata()) == 3] == [0.2, 0.0, 1.0, 1.0]
 
 
 def test_histograms_count_every_value_and_mark_the_biases(ax):
     weights, biases = RANDOM.normal(size=(20, 10)), np.array([0.5, -0.5])
-    plots.weight_histogram(ax, weights, biases, layer="hidden layer 1")
+    plots.histogram(ax, weights, title="hidden layer 1", label="weight", biases=biases)
     assert sum(patch.get_height() for patch in ax.patches) == 200
     np.testing.assert_array_equal(ax.lines[0].get_xdata(), biases)
-    assert ax.get_title("left") + ax.get_title() == "hidden layer 1: 200 weights"
-    other = plots.value_histogram(Figure().subplots(), np.zeros((2, 3, 4)), title="Dense_0/kernel", label="value")
+    assert ax.get_title("left") + ax.get_title() == "hidden layer 1"
+    other = plots.histogram(Figure().subplots(), np.zeros((2, 3, 4)), title="Dense_0/kernel", label="value")
     assert sum(patch.get_height() for patch in other.patches) == 24 and not other.lines
 
 
@@ -397,25 +413,37 @@ def test_confidence_histogram_stacks_the_wrong_on_the_right(ax):
 
 def test_the_style_holds_within_alone_and_pyplots_global_state_stays_out():
     before = dict(matplotlib.rcParams)
-    with plots.style():
-        assert matplotlib.rcParams["font.size"] == plots.STYLE["font.size"]
+    with drawing.style():
+        assert matplotlib.rcParams["font.size"] == drawing.STYLE["font.size"]
     assert dict(matplotlib.rcParams) == before
-    tree = ast.parse(inspect.getsource(plots))
-    imports = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
-    assert imports and not any("pyplot" in line or "pylab" in line for line in imports)
+    for module in (drawing, plots, trial_plots):
+        tree = ast.parse(inspect.getsource(module))
+        imports = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+        assert imports and not any("pyplot" in line or "pylab" in line for line in imports)
 
 
 def test_a_figure_is_a_page_wide_its_png_the_same_every_time_and_a_notebooks_smaller():
-    with plots.style():
-        first, second = (plots.figure(2, 3, height=1.5) for _ in range(2))
-    assert first[1].shape == (2, 3) and tuple(first[0].get_size_inches()) == (plots.WIDTH, 1.5)
-    content = plots.png(first[0])
-    assert content == plots.png(second[0])
+    with drawing.style():
+        first, second = (drawing.figure(2, 3, height=1.5) for _ in range(2))
+    assert first[1].shape == (2, 3) and tuple(first[0].get_size_inches()) == (drawing.WIDTH, 1.5)
+    content = drawing.png(first[0])
+    assert content == drawing.png(second[0])
     with Image.open(io.BytesIO(content)) as image:
         assert image.format == "PNG" and image.mode == "P"
-        assert image.info["dpi"] == pytest.approx((plots.DOTS_PER_INCH,) * 2, rel=1e-3)
-        assert image.width == pytest.approx(plots.WIDTH * plots.DOTS_PER_INCH, abs=1)
+        assert image.info["dpi"] == pytest.approx((drawing.DOTS_PER_INCH,) * 2, rel=1e-3)
+        assert image.width == pytest.approx(drawing.WIDTH * drawing.DOTS_PER_INCH, abs=1)
     small, size = first[0]._repr_png_()
     assert small.startswith(b"\x89PNG") and size == {"width": 624}
-    assert int.from_bytes(small[16:20]) == pytest.approx(plots.WIDTH * plots.NOTEBOOK_DOTS_PER_INCH, abs=1)
-    assert first[0].dpi == plots.DOTS_PER_INCH and len(small) < len(content)
+    assert int.from_bytes(small[16:20]) == pytest.approx(drawing.WIDTH * drawing.NOTEBOOK_DOTS_PER_INCH, abs=1)
+    assert first[0].dpi == drawing.DOTS_PER_INCH and len(small) < len(content)
+
+
+def test_names_are_plain_text_in_a_figure_whatever_is_in_them():
+    """A dollar sign begins no formula, and a letter that the font lacks is no warning."""
+    hostile = r"a $\frac$ b_$ \u4e2d \x1b"
+    with drawing.style():
+        figure, axes = drawing.figure(height=2)
+        plots.bars(axes[0, 0], {hostile: 1.0, "$x$": 2.0}, title=hostile, label=hostile)
+        content = drawing.png(figure)
+        assert content.startswith(b"\x89PNG") and figure._repr_png_()[0].startswith(b"\x89PNG")
+    assert not axes[0, 0].title.get_parse_math()

@@ -18,7 +18,7 @@ import regression
 from studies import DRAWS, HALVING, LINE, SMALL, STATES, TOY_DATA, TOY_X, change_record, fake_images, write_run
 
 from hw1jax import evaluation, report, storage
-from hw1jax.report import plots, sections, trials, write_comparison, write_overview, write_report
+from hw1jax.report import drawing, sections, trials, write_comparison, write_overview, write_report
 from hw1jax.report.html import Figure, Markup, grid
 from hw1jax.results import load_results
 from hw1jax.run_folder import read_record, write_digests
@@ -90,8 +90,8 @@ FIGURES = {
 def coarse():
     """Coarse figures whose parts may lie on each other: to lay them out takes most of the time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "DOTS_PER_INCH", 30)
-        patch.setattr(plots.Drawing, "set_layout_engine", lambda *_, **__: None)
+        patch.setattr(drawing, "DOTS_PER_INCH", 30)
+        patch.setattr(drawing.Drawing, "set_layout_engine", lambda *_, **__: None)
         yield
 
 
@@ -113,9 +113,9 @@ def copied(runs, tmp_path):
 @pytest.fixture
 def blank(monkeypatch):
     """Where the figures don't matter: none is rendered; the list grows with each that would have been."""
-    rendered: list[plots.Drawing] = []
-    content = plots.png(plots.figure(height=1)[0])
-    monkeypatch.setattr(plots, "png", lambda figure: rendered.append(figure) or content)
+    rendered: list[drawing.Drawing] = []
+    content = drawing.png(drawing.figure(height=1)[0])
+    monkeypatch.setattr(drawing, "png", lambda figure: rendered.append(figure) or content)
     return rendered
 
 
@@ -506,7 +506,7 @@ def test_the_pages_figures_are_drawn_alone_and_say_where_they_cannot(runs):
     }
     for draw, (results, title) in titles.items():
         figure = draw(results)
-        assert isinstance(figure, plots.Drawing) and figure.axes[0].get_title(loc="left") == title
+        assert isinstance(figure, drawing.Drawing) and figure.axes[0].get_title(loc="left") == title
     assert len(report.learning_curves(regressed).axes) == 2
     with pytest.raises(ValueError, match="fitted_curve: only where one number"):
         report.fitted_curve(classified)

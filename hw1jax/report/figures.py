@@ -3,27 +3,27 @@
 Each is a matplotlib Figure that pyplot does not know: a notebook shows it, `figure.savefig(path)` writes it.
 """
 
-from hw1jax.report import plots, sections, trials
+from hw1jax.report import drawing, sections, trials
 from hw1jax.report.html import Figure, Item, grid
 from hw1jax.results import Results
 
 
-def learning_curves(results: Results) -> plots.Drawing:
+def learning_curves(results: Results) -> drawing.Drawing:
     """Losses by epoch, of the best trial's folds and of all trials."""
     return _drawn(Figure("", "", "", grid(sections.learning_panels(results), 1, height=6)))
 
 
-def trial_scores(results: Results) -> plots.Drawing:
+def trial_scores(results: Results) -> drawing.Drawing:
     """The score of every trial with its folds, the best first."""
     return _drawn(_named(trials.all_trials(results), "trial_scores"))
 
 
-def parallel_coordinates(results: Results) -> plots.Drawing:
+def parallel_coordinates(results: Results) -> drawing.Drawing:
     """Each trial a line through its hyperparameters to its score, dark the good ones."""
     return _drawn(trials.parallel_coordinates(results))
 
 
-def importances(results: Results) -> plots.Drawing:
+def importances(results: Results) -> drawing.Drawing:
     """The share of the score's variance that each hyperparameter explains, by Optuna's fANOVA.
 
     Raises:
@@ -33,14 +33,14 @@ def importances(results: Results) -> plots.Drawing:
     return _drawn(trials.importances(results))
 
 
-def fitted_curve(results: Results) -> plots.Drawing:
+def fitted_curve(results: Results) -> drawing.Drawing:
     """The curve that a scalar regression has learned, over its data; a ValueError for anything else."""
     if not results.has_curve:
         raise ValueError("fitted_curve: only where one number is predicted from one number")
     return _drawn(_named(_test_set(results), "fitted_curve"))
 
 
-def confusion_matrix(results: Results) -> plots.Drawing:
+def confusion_matrix(results: Results) -> drawing.Drawing:
     """The confusion matrix on the test set; a ValueError for anything but a classifier."""
     if not results.has_classes:
         raise ValueError("confusion_matrix: only of a study with classes= and an output for each class")
@@ -61,8 +61,8 @@ def _named(items: list[Item], name: str) -> Figure:
     return next(item for item in items if isinstance(item, Figure) and item.name == name)
 
 
-def _drawn(figure: Figure) -> plots.Drawing:
-    with plots.style():
-        drawing = figure.draw()
-        drawing.draw_without_rendering()  # ticks take their style as they are made, not later
-    return drawing
+def _drawn(figure: Figure) -> drawing.Drawing:
+    with drawing.style():
+        drawn = figure.draw()
+        drawn.draw_without_rendering()  # ticks take their style as they are made, not later
+    return drawn

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from hw1jax import lines
-from hw1jax.report import plots
+from hw1jax.report import drawing
 
-Panel = Callable[[plots.Axes], Any]  # draws into an ax
+Panel = Callable[[drawing.Axes], Any]  # draws into an ax
 
 
 class Markup(str):
@@ -27,7 +27,7 @@ class Figure(NamedTuple):
     name: str
     alt: str
     caption: str
-    draw: Callable[[], plots.Drawing]
+    draw: Callable[[], drawing.Drawing]
 
 
 Item = Figure | str
@@ -35,11 +35,11 @@ Item = Figure | str
 
 def grid(
     panels: Sequence[Panel], num_columns: int, *, height: float, title: str = "", label: str = "", **options: Any
-) -> Callable[[], plots.Drawing]:
+) -> Callable[[], drawing.Drawing]:
     """What makes a figure of drawings, row by row; `label` is that of all their y axes, `height` in inches."""
 
-    def draw() -> plots.Drawing:
-        figure, axes = plots.figure(-(-len(panels) // num_columns), num_columns, height=height, **options)
+    def draw() -> drawing.Drawing:
+        figure, axes = drawing.figure(-(-len(panels) // num_columns), num_columns, height=height, **options)
         for ax, cell in zip(axes.flat, panels, strict=False):
             cell(ax)
         for ax in axes.flat[len(panels) :]:

@@ -25,19 +25,23 @@ def weights(results: Results) -> list[Item]:
         return []
     if layers_of := weights_and_biases(results.model):
         panels: list[Panel] = [
-            partial(plots.weight_histogram, weights=values[1:], biases=values[0], layer=in_words(name))
-            for name, values in layers_of.items()
+            _weight_histogram(in_words(name), values[1:], biases=values[0]) for name, values in layers_of.items()
         ]
         names = ", ".join(map(in_words, layers_of))
         caption = "Weights of each layer of the refitted best model; ticks below the axis are its biases."
         return _histograms(panels, names, caption)
     arrays = {name: values for name, values in parameters(results.model).items() if values.size}
     shown = list(arrays.items())[:MOST_ARRAYS]
-    histogram = partial(plots.value_histogram, label="value")
+    histogram = partial(plots.histogram, label="value")
     panels = [partial(histogram, values=v, title=f"{name}, {' x '.join(map(str, v.shape))}") for name, v in shown]
     which = f"the first {len(shown)} of {len(arrays)} arrays" if len(shown) < len(arrays) else "each array"
     caption = f"The parameters in {which} of the refitted best model."
     return _histograms(panels, ", ".join(name for name, _ in shown), caption)
+
+
+def _weight_histogram(layer: str, values: np.ndarray, biases: np.ndarray) -> Panel:
+    title = f"{layer}: {values.size:,} weights"
+    return partial(plots.histogram, values=values, biases=biases, title=title, label="weight (bias: ticks)")
 
 
 def _histograms(panels: list[Panel], names: str, caption: str) -> list[Item]:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from hw1jax import evaluation, storage
-from hw1jax.report import comparison, network, plots, sections, trials
+from hw1jax.report import comparison, drawing, network, sections, trials
 from hw1jax.report.html import Figure, Item, Markup, duration, escape, number, score, spread, table, theirs, words
 from hw1jax.results import Results, load_results, study_of
 from hw1jax.study import Reference, Study, halving_settings
@@ -38,8 +38,8 @@ def write_report(folder: Path | str, study: Study) -> Path:
     for figure in _figures(content):
         file = folder / "figures" / f"{figure.name}.png"
         try:
-            with plots.style():
-                pngs[figure.name] = plots.png(figure.draw())
+            with drawing.style():
+                pngs[figure.name] = drawing.png(figure.draw())
         except Exception:  # somebody's own, perhaps: it costs this figure, not the page
             file.unlink(missing_ok=True)
         else:
@@ -124,8 +124,8 @@ def write_comparison(folders: Sequence[Path | str], out: Path | str) -> Path:
     for heading, content in comparison.sections(runs):
         anchor = heading.lower().replace(" ", "-")
         links.append(f'<li><a href="#{anchor}">{escape(heading)}</a></li>')
-        with plots.style():
-            pngs = {item.name: plots.png(item.draw()) for item in content if isinstance(item, Figure)}
+        with drawing.style():
+            pngs = {item.name: drawing.png(item.draw()) for item in content if isinstance(item, Figure)}
         parts.append(_section_html(heading, anchor, content, pngs, level=2))
     body = f"<h1>{len(runs)} runs side by side</h1><nav><ul>{''.join(links)}</ul></nav>{''.join(parts)}"
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -12,14 +12,15 @@ import numpy as np
 
 from hw1jax import evaluation, lines
 from hw1jax import space as space_
-from hw1jax.report import html, plots
+from hw1jax.report import html, plots, trial_plots
 from hw1jax.report.html import Figure, Item, Markup, Panel, grid, table, words
-from hw1jax.report.trials import end_of_scale, on_one_scale
+from hw1jax.report.trials import end_of_scale, scores_of
 from hw1jax.results import Results
 from hw1jax.space import Choice, Float, Range
 
 NUM_MISTAKES = 12  # misclassified images that are shown
 MOST_CLASSES = 20  # whose pictures are shown
+PARTS = {"training": "train", "validation": "val"}  # of a fold, with their names in histories.npz
 Gaps = Sequence[tuple[float, float]]  # intervals of the inputs without training points
 
 
@@ -121,9 +122,8 @@ def inside_gaps(x: np.ndarray, gaps: Gaps) -> np.ndarray:
 def learning(results: Results) -> list[Item]:
     """Losses and metrics by epoch, of the best trial and of all."""
     profile, every = learning_panels(results)
-    h, row = results.histories, results.row
     num_trials, limit = len(results.trials.rows), end_of_scale(results, "loss")[1]
-    last = float(h["val_loss"][row].mean(axis=0)[-1])
+    last = float(results.histories["val_loss"][results.row].mean(axis=0)[-1])
     ends = " A ring ends the line of a pruned one." if results.trials.pruned.any() else ""
     beyond = f", and those that ended beyond {limit}," if limit else ""
     return [
@@ -146,28 +146,28 @@ def learning(results: Results) -> list[Item]:
 
 def learning_panels(results: Results) -> list[Panel]:
     """Losses by epoch, of the best trial and of all."""
-    h, row, loss_name = results.histories, results.row, results.study.loss_name
-    train, val = h["train_loss"][row], h["val_loss"][row]
-    means = {"train_mean": train.mean(axis=0), "val_mean": val.mean(axis=0), "refit": h["refit_train_loss"]}
-    marked = {"on_scale": on_one_scale(results, "loss"), "pruned": results.trials.pruned, "best": row}
-    curves = h["val_loss"].mean(axis=1)  # [trial, epoch]
-    return [
-        partial(plots.learning_profile, train=train, val=val, loss_name=loss_name, **means),
-        partial(plots.validation_curves, curves=curves, loss_name=loss_name, **marked),
-    ]
+    folds = {part: results.histories[f"{key}_loss"][results.row] for part, key in PARTS.items()}
+    title, label = "Learning profile of the best trial", results.study.loss_name
+    refit = results.histories["refit_train_loss"]
+    profile = partial(plots.learning_profile, folds=folds, refit=refit, title=title, label=label)
+    return [profile, _curves(results, "loss", "Validation loss of all trials, mean over the folds", label)]
+
+
+def _curves(results: Results, name: str, title: str, label: str) -> Panel:
+    curves = results.histories[f"val_{name}"].mean(axis=1)  # [trial, epoch]
+    look = {"title": title, "label": label, "is_loss": name == "loss"}
+    return partial(trial_plots.trial_curves, curves=curves, scores=scores_of(results, name), **look)
 
 
 def _metric_by_epoch(results: Results, name: str) -> Figure:
-    values, row = results.histories[f"val_{name}"], results.row  # [trial, fold, epoch]
-    curves, label = values.mean(axis=1), words(name)
-    marked = {"on_scale": on_one_scale(results, name), "pruned": results.trials.pruned, "best": row}
+    values, label = results.histories[f"val_{name}"][results.row], words(name)  # [fold, epoch]
     panels = [
-        partial(plots.metric_profile, val=values[row], mean=curves[row], name=label),
-        partial(plots.metric_curves, curves=curves, name=label, **marked),
+        partial(plots.learning_profile, folds={"validation": values}, title="Best trial", label=label),
+        _curves(results, name, "All trials, mean over the folds", label),
     ]
     return Figure(
         f"{name}_by_epoch",
-        f"Validation {label} by epoch of the best trial, which ends at {curves[row, -1]:.4g}, and of all trials",
+        f"Validation {label} by epoch of the best trial, which ends at {values[:, -1].mean():.4g}, and of all trials",
         f"{html.capital(label)} in validation: the best trial's folds with their mean, and all trials.",
         grid(panels, 2, height=3),
     )

@@ -8,8 +8,9 @@ import numpy as np
 
 from hw1jax import evaluation, lines
 from hw1jax import space as space_
-from hw1jax.report import html, plots
+from hw1jax.report import html, plots, trial_plots
 from hw1jax.report.html import Figure, Item, Markup, Panel, grid, table, words
+from hw1jax.report.trial_plots import Scores
 from hw1jax.results import Results
 from hw1jax.space import Choice, Float, Range
 
@@ -19,36 +20,35 @@ LEAST_TRIALS = 10  # that importances and parallel coordinates need: fewer say n
 
 def all_trials(results: Results) -> list[Item]:
     """The rungs of a search that has several, the scores of all trials, what they depend on, and the table."""
-    trials, study, constant = results.trials, results.study, _constant(results)
-    on_scale, (_, limit) = on_one_scale(results, study.score), end_of_scale(results, study.score)
-    means, name = trials.means[study.score], score_name(results)
+    trials, study, constant, scores = results.trials, results.study, _constant(results), scores_of(results)
     scored = trials.complete | trials.pruned
-    learned = np.full(len(means), True) if constant is None else trials.means["loss"] < LEARNED * constant
-    num_failed, num_off = int(np.sum(~scored)), int(np.sum(scored & ~on_scale))
-    num_hollow = int(np.sum(on_scale & ~learned))
+    learned = np.full(len(scored), True) if constant is None else trials.means["loss"] < LEARNED * constant
+    num_failed, num_off = int(np.sum(~scored)), int(np.sum(scored & ~scores.on_scale))
+    num_hollow = int(np.sum(scores.on_scale & ~learned))
     notes = f" Crosses: {num_failed} failed" if num_failed or num_off else ""
-    notes += f", {num_off} beyond {limit}." if num_off else "." if notes else ""
+    notes += f", {num_off} beyond {end_of_scale(results, study.score)[1]}." if num_off else "." if notes else ""
     hollow = f" Hollow: {num_hollow} learned no more than a constant." if num_hollow else ""
     small, triangles = (" Small: pruned.", " Triangles: pruned.") if trials.pruned.any() else ("", "")
     idle = "" if constant is None else _idle(trials.states[scored & ~learned], int(scored.sum()), constant)
     constant = constant if study.score == "loss" else None
-    order = np.argsort(trials.ranks, kind="stable")  # failed ones, of rank NaN, come last
-    ordered = {"numbers": trials.numbers, "folds": trials.folds[study.score], "means": means, "on_scale": on_scale}
-    ordered |= {"pruned": trials.pruned, "epochs": trials.epochs}
-    ordered = {part: values[order] for part, values in ordered.items()}
-    high_is_good = bool(study.maximize)
-    every = partial(plots.trial_scores, constant=constant, name=name, high_is_good=high_is_good, **ordered)
     dashed = "" if constant is None else f" The dashed line is the loss of the best constant, {constant:.3g}."
-    shared = {"scores": means, "on_scale": on_scale, "pruned": trials.pruned, "best": results.row}
-    shared |= {"high_is_good": high_is_good}
-    slices = [_slice(results, column, learned=learned, **shared) for column in trials.params]
+    every = partial(
+        trial_plots.trial_scores,
+        scores=scores,
+        order=np.argsort(trials.ranks, kind="stable"),  # failed ones, of rank NaN, come last
+        folds=trials.folds[study.score],
+        numbers=trials.numbers,
+        epochs=trials.epochs,
+        constant=constant,
+    )
+    slices = [_slice(results, column, scores, learned) for column in trials.params]
     num_columns = 3 if len(slices) in (3, 5, 6) else min(4, len(slices))
     height = 0.4 + 1.7 * -(-len(slices) // num_columns)
     return [
         *_rungs(results),
         Figure(
             "trial_scores",
-            f"Validation {words(study.score)} of each of {len(order)} trials with its folds; {num_failed} failed",
+            f"Validation {words(study.score)} of each of {len(scored)} trials with its folds; {num_failed} failed",
             f"The score of a trial is the mean over its folds after its last epoch.{dashed}{idle}{notes}",
             grid([every], 1, height=3),
         ),
@@ -56,11 +56,19 @@ def all_trials(results: Results) -> list[Item]:
             "slices",
             f"Score against each of the hyperparameters {', '.join(map(words, trials.params))}",
             f"Each hyperparameter against the score; dark is good, ringed the best.{triangles}{notes}{hollow}",
-            grid(slices, num_columns, height=height, label=f"validation {name}", sharey=True),
+            grid(slices, num_columns, height=height, label=scores.label, sharey=True),
         ),
-        *_plane(results, small + notes, shared),
+        *_plane(results, scores, small + notes),
         _trials_table(results),
     ]
+
+
+def scores_of(results: Results, name: str | None = None) -> Scores:
+    """The scores of all trials by the loss or a metric of this name; by what they are ranked by, if not given."""
+    trials, study, name = results.trials, results.study, name or results.study.score
+    label = f"validation {study.loss_name if name == 'loss' else words(name)}"
+    high_is_good = bool(study.maximize) and name == study.score
+    return Scores(trials.means[name], on_one_scale(results, name), trials.pruned, results.row, label, high_is_good)
 
 
 def _idle(states: np.ndarray, num_scored: int, constant: float) -> str:
@@ -90,7 +98,7 @@ def _rungs(results: Results) -> list[Item]:
         for i, (name, *counts, s) in enumerate(zip(names, there, went_on, pruned, failed, seconds, strict=True))
     ]
     panels: list[Panel] = [
-        partial(plots.rungs, names=names, went_on=went_on, pruned=pruned, failed=failed),
+        partial(trial_plots.rungs, names=names, went_on=went_on, pruned=pruned, failed=failed),
         partial(
             plots.bars,
             values=dict(zip(names, seconds, strict=True)),
@@ -115,42 +123,37 @@ def _rungs(results: Results) -> list[Item]:
     ]
 
 
-def score_name(results: Results) -> str:
-    """What trials are ranked by, as tables and axes call it."""
-    study = results.study
-    return study.loss_name if study.score == "loss" else words(study.score)
-
-
-def _slice(results: Results, column: str, **options: Any) -> Panel:
+def _slice(results: Results, column: str, scores: Scores, learned: np.ndarray) -> Panel:
     r = space_.columns(results.study.space)[column]
-    drawn = partial(plots.hyperparameter_slice, name=words(column), **options)
+    shared = {"scores": scores, "learned": learned, "name": words(column)}
     if isinstance(r, Choice):
-        return partial(drawn, values=_texts(results, column), choices=list(map(str, r.among)))
-    return partial(drawn, values=results.trials.params[column], choices=(r.low, r.high), log=r.log)
+        values, choices, log = _texts(results, column), list(map(str, r.among)), False
+    else:
+        values, choices, log = results.trials.params[column], (r.low, r.high), r.log
+    return partial(trial_plots.hyperparameter_slice, x=values, choices=choices, log=log, **shared)
 
 
 def _texts(results: Results, column: str) -> np.ndarray:
     return np.array([row[column] for row in results.trials.rows])
 
 
-def _plane(results: Results, notes: str, shared: dict[str, Any]) -> list[Item]:
+def _plane(results: Results, scores: Scores, notes: str) -> list[Item]:
     """The first two hyperparameters on logarithmic scales, together; nothing where there are fewer."""
     columns = space_.columns(results.study.space)
     logs = {name: r for name, r in columns.items() if isinstance(r, Float) and r.log}
     if len(logs) < 2:
         return []
-    (x, x_range), (y, y_range) = list(logs.items())[:2]
+    x, y = list(logs)[:2]
     marked = next((name for name, r in columns.items() if isinstance(r, Choice) and r.is_named), None)
     plane = partial(
-        plots.score_plane,
+        trial_plots.score_plane,
         x=results.trials.params[x],
         y=results.trials.params[y],
-        names=["trial"] * len(results.trials.rows) if marked is None else _texts(results, marked),
-        x_range=(x_range.low, x_range.high),
-        y_range=(y_range.low, y_range.high),
+        scores=scores,
+        names=np.full(len(scores.values), "trial") if marked is None else _texts(results, marked),
+        ranges=[(r.low, r.high) for r in (logs[x], logs[y])],
         title=f"{html.capital(words(x))} and {words(y)} of all trials, coloured by score",
-        labels=(html.label(x), html.label(y), f"validation {score_name(results)}"),
-        **shared,
+        labels=(html.label(x), html.label(y)),
     )
     marker = f", a marker for each {words(marked)}" if marked else ""
     together = f"{words(x)}, {words(y)} and {words(marked)}" if marked else f"{words(x)} and {words(y)}"
@@ -166,29 +169,24 @@ def _plane(results: Results, notes: str, shared: dict[str, Any]) -> list[Item]:
 
 def parallel_coordinates(results: Results) -> Figure:
     """Each trial a line through its hyperparameters to its score."""
-    trials, study = results.trials, results.study
-    shown = on_one_scale(results, study.score)
-    means = trials.means[study.score][shown]
-    places, ticks = [], []
-    for name, r in space_.columns(study.space).items():
-        values = _texts(results, name) if isinstance(r, Choice) else trials.params[name]
-        at, marks = _axis(r, values[shown])
-        places.append(at)
-        ticks.append(marks)
+    trials, study, scores = results.trials, results.study, scores_of(results)
+    shown = scores.on_scale
+    means, best = scores.values[shown], int(np.sum(shown[: results.row]))
+    scores = scores._replace(values=means, on_scale=shown[shown], pruned=trials.pruned[shown], best=best)
+    axes = [
+        _axis(r, (_texts(results, name) if isinstance(r, Choice) else trials.params[name])[shown])
+        for name, r in space_.columns(study.space).items()
+    ]
     is_log = not study.maximize and means.min() > 0 and means.max() >= 4 * means.min()
-    at, marks = _axis(Float(float(means.min()), float(means.max()), log=bool(is_log)), means)
-    dashed = " Dashed: pruned." if trials.pruned[shown].any() else ""
+    axes.append(_axis(Float(float(means.min()), float(means.max()), log=bool(is_log)), means))
+    dashed = " Dashed: pruned." if scores.pruned.any() else ""
     off = f" {np.sum(~shown)} failed or off the scale are left out." if not shown.all() else ""
     draw = partial(
-        plots.parallel_coordinates,
-        places=np.stack([*places, at], axis=1),
-        scores=means,
-        pruned=trials.pruned[shown],
-        best=int(np.sum(shown[: results.row])),
+        trial_plots.parallel_coordinates,
+        places=np.stack([place for place, _ in axes], axis=1),
+        scores=scores,
         names=[*map(words, trials.params), f"validation {words(study.score)}"],
-        ticks=[*ticks, marks],
-        label=f"validation {score_name(results)}",
-        high_is_good=bool(study.maximize),
+        ticks=[ticks for _, ticks in axes],
     )
     return Figure(
         "parallel_coordinates",
