@@ -29,12 +29,14 @@ import peers
 from homework import HALVING, HALVING_TRIALS
 from peers import OPTUNA, STUDIES, Work, load_work
 
-from hw1jax import brackets, folds, jobs, plan, population, record, space, space_text, storage
+from hw1jax import environment, storage
+from hw1jax.core import folds, population
 from hw1jax.data import Dataset
-from hw1jax.networks import Networks
-from hw1jax.observer import Observer
 from hw1jax.report import drawing, plots
-from hw1jax.study import Program, Search, load_data
+from hw1jax.search import brackets, jobs, plan, space, space_text
+from hw1jax.search.networks import Networks
+from hw1jax.search.observer import Observer
+from hw1jax.search.study import Program, Search, load_data
 
 SEED = 0
 ALL, MANY, SEARCH = "folds x trials in parallel", "folds x 1,000 trials in parallel", "as a search trains them"
@@ -299,7 +301,7 @@ def measure(options: argparse.Namespace) -> None:
     if options.time_to_score:
         mode, measure_study, table = "time_to_score", measure_score, score_table
         note = f"medians of the seeds {', '.join(map(str, options.seeds))}; seconds since the process started"
-    results = {"environment": record.describe(), "command": sys.argv, "studies": {}}
+    results = {"environment": environment.describe(), "command": sys.argv, "studies": {}}
     with tempfile.TemporaryDirectory() as folder:
         for name in options.studies:
             results["studies"][name] = measure_study(name, options, Path(folder, f"{name}.npz"))

@@ -26,7 +26,7 @@ from seeds import WAYS
 
 from hw1jax import storage
 from hw1jax.progress import print_summary
-from hw1jax.study import Study
+from hw1jax.search.study import Study
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "experiments" / "results"

@@ -16,9 +16,9 @@ import fashion_cnn
 import fashion_mlp
 import regression
 
-from hw1jax import cli, record, report
+from hw1jax import cli, environment, report
 from hw1jax.progress import print_summary
-from hw1jax.study import Order
+from hw1jax.search.study import Order
 
 STUDIES = {s.name: s for s in (regression.STUDY, fashion_mlp.STUDY, fashion_cnn.STUDY)}
 BEYOND = {name: module.BEYOND for name, module in zip(STUDIES, (regression, fashion_mlp, fashion_cnn), strict=True)}
@@ -69,7 +69,7 @@ def main() -> None:
         folder, orders, shown = parse(sys.argv[1:])  # a mistake is told before an hour of work, not after
         cli.use_all_cores(orders[0].program.num_devices)
         if orders[0].program.reproducible:
-            record.make_reproducible()
+            environment.make_reproducible()
         return reproduce(folder, orders, shown, cli.stop_on_signals())
 
     cli.with_exit_code(work)

@@ -15,8 +15,10 @@ from homework import HALVING, HALVING_TRIALS
 from reproduce import BEYOND, STUDIES
 
 import hw1jax as hw
-from hw1jax import cli, record, run, storage, study, trained
-from hw1jax.observer import Observer
+from hw1jax import cli, environment, run, storage
+from hw1jax.results import trained_model
+from hw1jax.search import study
+from hw1jax.search.observer import Observer
 
 WAYS = {
     "report": "the report's space and work",
@@ -30,7 +32,7 @@ def refit(name: str, seed: int, **given: Any) -> dict[str, Any]:
     order = study.order(STUDIES[name], seed=seed, **given)
     networks = run.load(order)
     model, _ = run.refit(networks, dict(order.study.reference.params), Observer())
-    test = trained.score(model, model.predict(networks.data.x_test), networks.data.y_test)
+    test = trained_model.score(model, model.predict(networks.data.x_test), networks.data.y_test)
     return {"seed": seed} | numbers(test)
 
 
@@ -65,7 +67,7 @@ def main() -> None:
     cli.use_all_cores()
     path = folder / "seeds.json"
     everything: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    everything["environment"] = record.describe()
+    everything["environment"] = environment.describe()
     for name in options.studies:
         inputs = {"data_dir": options.data_dir} if "data_dir" in STUDIES[name].inputs else {}
         given, found = {"inputs": inputs, "quick": options.quick}, everything.setdefault(name, {})

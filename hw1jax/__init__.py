@@ -8,26 +8,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from hw1jax import data as data
-from hw1jax.cross_validation import CrossValidation as CrossValidation
-from hw1jax.cross_validation import cross_validate as cross_validate
+from hw1jax.core.cross_validation import CrossValidation as CrossValidation
+from hw1jax.core.cross_validation import cross_validate as cross_validate
+from hw1jax.core.folds import Fold as Fold
+from hw1jax.core.folds import k_fold as k_fold
+from hw1jax.core.folds import stratified_k_fold as stratified_k_fold
+from hw1jax.core.losses import accuracy as accuracy
+from hw1jax.core.losses import cross_entropy as cross_entropy
+from hw1jax.core.losses import squared_error as squared_error
+from hw1jax.core.optimizers import adam_l2 as adam_l2
+from hw1jax.core.optimizers import chosen_l2 as chosen_l2
+from hw1jax.core.optimizers import rmsprop_l2 as rmsprop_l2
+from hw1jax.core.optimizers import sgd_l2 as sgd_l2
+from hw1jax.core.tasks import Task as Task
 from hw1jax.data import Dataset as Dataset
-from hw1jax.folds import Fold as Fold
-from hw1jax.folds import k_fold as k_fold
-from hw1jax.folds import stratified_k_fold as stratified_k_fold
-from hw1jax.losses import accuracy as accuracy
-from hw1jax.losses import cross_entropy as cross_entropy
-from hw1jax.losses import squared_error as squared_error
-from hw1jax.optimizers import adam_l2 as adam_l2
-from hw1jax.optimizers import chosen_l2 as chosen_l2
-from hw1jax.optimizers import rmsprop_l2 as rmsprop_l2
-from hw1jax.optimizers import sgd_l2 as sgd_l2
-from hw1jax.space import Choice as Choice
-from hw1jax.space import Float as Float
-from hw1jax.space import Int as Int
-from hw1jax.study import Halving as Halving
-from hw1jax.study import Reference as Reference
-from hw1jax.study import Study as Study
-from hw1jax.tasks import Task as Task
+from hw1jax.search.space import Choice as Choice
+from hw1jax.search.space import Float as Float
+from hw1jax.search.space import Int as Int
+from hw1jax.search.study import Halving as Halving
+from hw1jax.search.study import Reference as Reference
+from hw1jax.search.study import Study as Study
 
 if TYPE_CHECKING:
     from hw1jax import models as models
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from hw1jax.cli import main as main
     from hw1jax.report import write_comparison as write_comparison
     from hw1jax.report import write_report as write_report
-    from hw1jax.results import Results as Results
-    from hw1jax.results import load_results as load_results
+    from hw1jax.results.results import Results as Results
+    from hw1jax.results.results import load_results as load_results
+    from hw1jax.results.trained_model import load_model as load_model
     from hw1jax.run import run_study as run_study
-    from hw1jax.trained import load_model as load_model
 
 __version__ = "0.1.0"
 
@@ -48,10 +48,10 @@ _LATER = {  # the modules of names that are imported when they are first used; "
     "main": "cli",
     "write_comparison": "report",
     "write_report": "report",
-    "Results": "results",
-    "load_results": "results",
+    "Results": "results.results",
+    "load_results": "results.results",
     "run_study": "run",
-    "load_model": "trained",
+    "load_model": "results.trained_model",
 }
 
 if not TYPE_CHECKING:  # or a checker would let any name pass

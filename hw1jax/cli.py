@@ -20,13 +20,15 @@ import jax
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
-from hw1jax import checks, executors, lines, networks, record, report, run, space_text
-from hw1jax import space as space_
-from hw1jax import study as study_
-from hw1jax.jobs import Stopped
+from hw1jax import environment, formatting, report, run
+from hw1jax.core import checks
 from hw1jax.progress import Progress
-from hw1jax.space import Choice, Float, Int, Range
-from hw1jax.study import Order, Output, Program, Search, Study
+from hw1jax.search import executors, networks, space_text
+from hw1jax.search import space as space_
+from hw1jax.search import study as study_
+from hw1jax.search.jobs import Stopped
+from hw1jax.search.space import Choice, Float, Int, Range
+from hw1jax.search.study import Order, Output, Program, Search, Study
 
 # Until here a process has only imported: its wall time is the processor's.
 STARTED = time.time() - time.process_time()
@@ -64,7 +66,7 @@ def main(study: Study, description: str | None = None, **settings: Study) -> NoR
         order, flags = parse(study, description, sys.argv[1:], settings)
         use_all_cores(order.program.num_devices)
         if order.program.reproducible:
-            record.make_reproducible()
+            environment.make_reproducible()
         return run_order(order, flags, STARTED, stop_on_signals())
 
     with_exit_code(work)
@@ -80,12 +82,12 @@ def run_order(order: Order, flags: Flags, started: float, stop: threading.Event)
     try:
         with contextlib.nullcontext() if flags.executor is None else executors.connected(flags.executor) as executor:
             results = run.run(
-                order, observer, command=record.command_line(), started=started, stop=stop, executor=executor
+                order, observer, command=environment.command_line(), started=started, stop=stop, executor=executor
             )
     finally:
         observer.close()
     page = report.write_report(order.folder, order.study)
-    print(f"Report: {lines.plain(str(page))}")
+    print(f"Report: {formatting.plain(str(page))}")
     if results["test"]["loss"] is None:
         raise ValueError(f"{order.study.shown}: {results['refit']['failure']}")
     return results
@@ -297,7 +299,7 @@ def report_error(error: Exception) -> int:
         error.__notes__ = [note]  # JAX has one as well, on what it has left out of the traceback
         others = (str(Path(__file__).parent), *sysconfig.get_paths().values())
         own = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(others)]
-        print(lines.plain("".join(traceback.format_list(own[-1:]))), end="", file=sys.stderr)
+        print(formatting.plain("".join(traceback.format_list(own[-1:]))), end="", file=sys.stderr)
         line = "".join(traceback.format_exception_only(error)).rstrip()
     elif isinstance(error, MemoryError):
         line = f"out of memory ({str(error) or 'of the host'}): give less data or smaller nets"
@@ -305,5 +307,5 @@ def report_error(error: Exception) -> int:
         line = f"{error.filename}: {error.strerror}"
     else:
         line = " ".join(str(error).split())
-    print(f"error: {lines.plain(line)}", file=sys.stderr)
+    print(f"error: {formatting.plain(line)}", file=sys.stderr)
     return 2

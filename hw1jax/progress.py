@@ -16,11 +16,12 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from hw1jax import lines, space_text
-from hw1jax.observer import Observer
-from hw1jax.study import Study
-from hw1jax.trial_score import TrialScore
-from hw1jax.trials import best
+from hw1jax import formatting
+from hw1jax.results.trials import best
+from hw1jax.search import space_text
+from hw1jax.search.observer import Observer
+from hw1jax.search.study import Study
+from hw1jax.search.trial_score import TrialScore
 
 SECONDS_BETWEEN_LINES = 10
 SECONDS_BETWEEN_UPDATES = 0.2  # of a notebook's cell: each is a message to a browser
@@ -48,7 +49,7 @@ class Progress(Observer):
         self._bar: Bar | None = None
         self._cell: _Cell | None = None
         self._title, self._score, self._high_is_good, self._best = "", "loss", False, ""
-        self._paces = {"search": lines.Pace(), "refit": lines.Pace()}
+        self._paces = {"search": formatting.Pace(), "refit": formatting.Pace()}
         self._last_line = time.monotonic()
 
     def start(self, study: Study, num_trials: int, num_folds: int, num_epochs: int, work: int | None = None) -> None:
@@ -116,8 +117,8 @@ class Progress(Observer):
     def finish(self, results: dict[str, Any], folder: Path) -> None:
         self.close()
         if self._cell is not None:
-            seconds = lines.duration(results["timing"]["total_seconds"])
-            self._cell.show(f"{lines.counts(results['trials'])} trials in {seconds}", at_once=True)
+            seconds = formatting.duration(results["timing"]["total_seconds"])
+            self._cell.show(f"{formatting.counts(results['trials'])} trials in {seconds}", at_once=True)
         else:
             print_summary([results], folder)
 
@@ -130,7 +131,8 @@ class Progress(Observer):
         """Replaces what goes on now; `share` of the search or of the refit is done, None if not known."""
         if self._bar is not None:
             total = None if share is None else 1
-            self._bar.update(self._bar.task_ids[0], description=lines.plain(text), completed=share or 0, total=total)
+            description = formatting.plain(text)
+            self._bar.update(self._bar.task_ids[0], description=description, completed=share or 0, total=total)
         if self._cell is not None:
             self._cell.show(text if share is None else f"[{'#' * round(30 * share):30}] {text}")
 
@@ -172,11 +174,11 @@ class _Cell:
         self._handle.update(self._content(), raw=True)
 
     def _content(self) -> dict[str, str]:
-        return {"text/plain": lines.plain("\n".join([self._first, self._now, *self._lines]))}
+        return {"text/plain": formatting.plain("\n".join([self._first, self._now, *self._lines]))}
 
 
 def _print(console: Console, text: str) -> None:
-    console.print(Text(lines.plain(text)), soft_wrap=True)
+    console.print(Text(formatting.plain(text)), soft_wrap=True)
 
 
 def _scores(trial: TrialScore, study: Study) -> str:
@@ -198,14 +200,14 @@ def print_summary(all_results: Sequence[dict[str, Any]], folder: Path) -> None:
     references = {r["reference"]["name"] for r in all_results if r["reference"]}
     whose = "the reference" if len(references) > 1 else "".join(references)
     title = f"Results, {whose}'s in brackets" if whose else "Results"
-    table = Table(title=Text(lines.plain(title), "italic"), title_justify="left")
+    table = Table(title=Text(formatting.plain(title), "italic"), title_justify="left")
     headings = [f"validation {name}" for name in validated] + ["test loss", *tested[1:], "trials", "time"]
     for heading in ("study", *headings):
         table.add_column(Text(heading.replace("_", " ")), justify="left" if heading == "study" else "right")
     for r in all_results:
         values = [_with_spread(r["best"], name) for name in validated] + [_compared(r, name) for name in tested]
-        counts = [lines.counts(r["trials"]), lines.duration(r["timing"]["total_seconds"])]
-        table.add_row(*(Text(lines.plain(cell)) for cell in (r["title"], *values, *counts)))
+        counts = [formatting.counts(r["trials"]), formatting.duration(r["timing"]["total_seconds"])]
+        table.add_row(*(Text(formatting.plain(cell)) for cell in (r["title"], *values, *counts)))
         if r["ensemble"]:
             name, theirs = f"  ensemble of its {r['config']['num_folds']} folds", r["ensemble"]
             table.add_row(name, *[""] * len(validated), *(_shown(theirs.get(name), name) for name in tested))
@@ -243,4 +245,4 @@ def _shown(value: float | None, name: str) -> str:
 
 
 def _number(value: float | None, decimals: int = 4) -> str:
-    return "none" if value is None else lines.number(value, decimals)
+    return "none" if value is None else formatting.number(value, decimals)

@@ -14,34 +14,24 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from hw1jax import (
-    brackets,
-    evaluation,
-    folds,
-    population,
-    record,
-    results,
-    run_folder,
-    search,
-    space_text,
-    storage,
-    study,
-    trained,
-)
-from hw1jax import trials as trials_
-from hw1jax.brackets import Brackets
+from hw1jax import environment, storage
+from hw1jax.core import folds, population
 from hw1jax.data import Dataset, sha256
-from hw1jax.networks import Networks
-from hw1jax.observer import Observer
-from hw1jax.plan import Bracket, SearchPlan, make_plan
+from hw1jax.environment import Clock
 from hw1jax.progress import default_observer
-from hw1jax.record import Clock
-from hw1jax.results import Results
-from hw1jax.space import Draw
-from hw1jax.study import Order, Study
-from hw1jax.trained import Model
-from hw1jax.trainer import Trainer
-from hw1jax.trial_score import TrialScore
+from hw1jax.results import evaluation, results, run_folder, trained_model
+from hw1jax.results import trials as trials_
+from hw1jax.results.results import Results
+from hw1jax.results.trained_model import Model
+from hw1jax.search import brackets, optuna_search, space_text, study
+from hw1jax.search.brackets import Brackets
+from hw1jax.search.networks import Networks
+from hw1jax.search.observer import Observer
+from hw1jax.search.plan import Bracket, SearchPlan, make_plan
+from hw1jax.search.space import Draw
+from hw1jax.search.study import Order, Study
+from hw1jax.search.trainer import Trainer
+from hw1jax.search.trial_score import TrialScore
 
 SCORED_AGAIN = 0.02  # of a loss, between a network in its search and the same alone, in whatever precision
 CURVE_POINTS = 400  # where the fitted curve of a scalar regression is drawn
@@ -119,10 +109,10 @@ def run(
         with storage.run_lock(order.folder):
             if order.output.overwrite:
                 run_folder.remove(order.folder)
-            opened = search.open_storage(
+            opened = optuna_search.open_storage(
                 order.folder / "journal.log", order.study, sampler=order.search.sampler, seed=order.search.seed
             )
-            config = search.begin(
+            config = optuna_search.begin(
                 opened,
                 config,
                 order.folder,
@@ -205,7 +195,7 @@ def _carried_out(run: _Run, opened: Any, command: str, started: float) -> dict[s
         "config": run.config | {"num_trials": run.order.num_trials},
         "num_programs": len(trainer.programs),
         "splits": trainer.splits,
-        "environment": record.describe() | record.numerics(),
+        "environment": environment.describe() | environment.numerics(),
         "inputs": {name: path and str(path) for name, path in run.order.inputs.items()},
         "trials": {state: sum(t.state == state for t in trials) for state in ("complete", "pruned", "failed")},
         "rungs": _rungs(trials, run.plan.of(run.order.num_trials), trainer.seconds),
@@ -224,13 +214,13 @@ def _search(run: _Run, opened: Any, trainer: Brackets) -> list[TrialScore]:
     if rare := folds.rare_classes(run.networks.data.y_train, run.networks.folds):
         run.observer.note(rare)
     run.observer.start(asked, run.order.num_trials, len(run.networks.folds), num_epochs, trainer.work)
-    if run.order.program.reproducible and jax.default_backend() != "cpu" and not record.is_reproducible():
-        run.observer.note("not reproducible: XLA_FLAGS must say so before JAX starts (record.make_reproducible)")
+    if run.order.program.reproducible and jax.default_backend() != "cpu" and not environment.is_reproducible():
+        run.observer.note("not reproducible: XLA_FLAGS must say so before JAX starts (environment.make_reproducible)")
     numbers = [bracket.numbers for bracket in run.plan.of(run.order.num_trials)]
     threads = max(rung.program.num_devices if rung.own_widths else 1 for rung in run.plan.rungs)
     trials: list[TrialScore] = []
     with run.clock.measure("train_seconds", threads=threads):
-        for bracket in search.search(opened, asked, trainer.train, brackets=numbers, num_epochs=num_epochs):
+        for bracket in optuna_search.search(opened, asked, trainer.train, brackets=numbers, num_epochs=num_epochs):
             storage.sync(run.folder / "journal.log")
             trials += bracket
             run.observer.trials(trials, asked)
@@ -253,9 +243,9 @@ def _scores(
 ) -> dict[str, Any]:
     """What results.json has of the best trial, its refit and the test set; `train_loss` [fold] is the trial's last."""
     y_test, refit_loss = run.networks.data.y_test, float(arrays["refit_train_loss"][-1])
-    test, ensemble, warning = trained.score(model, arrays["test_outputs"], y_test), None, None
+    test, ensemble, warning = trained_model.score(model, arrays["test_outputs"], y_test), None, None
     if "ensemble_outputs" in arrays:
-        ensemble = trained.score(model, arrays["ensemble_outputs"], y_test)
+        ensemble = trained_model.score(model, arrays["ensemble_outputs"], y_test)
     if model.is_finite:
         warning = evaluation.refit_warning(refit_loss, train_loss)
         warning = warning or evaluation.test_warning(test["loss"], best.scores["loss"])
@@ -364,7 +354,7 @@ def _config(order: Order, networks: Networks) -> dict[str, Any]:
         "data_sha256": sha256(data),
         "stratify": folds.are_stratified(data.y_train, order.search.num_folds, asked.folds, asked.stratify),
         "task_sha256": networks.check(),
-        "task_versions": {name: record.version_of(name) for name in ("jax", "flax", "optax")},
+        "task_versions": {name: environment.version_of(name) for name in ("jax", "flax", "optax")},
         "format": storage.FORMAT,
     }
 

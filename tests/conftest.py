@@ -18,7 +18,7 @@ import jax
 import processes
 import pytest
 
-from hw1jax import population
+from hw1jax.core import population
 
 MANY_MEMORY_MAPS = 20_000  # Linux gives a process 65,530, and each compiled program takes a few
 CACHE = "JAX_COMPILATION_CACHE_DIR"  # workers and processes of tests inherit it

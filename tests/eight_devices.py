@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from test_run import LINE
 
-from hw1jax import cost, run_study
-from hw1jax.layout import Layout
+from hw1jax import run_study
+from hw1jax.core import cost
+from hw1jax.core.layout import Layout
 
 
 def test_there_are_eight_devices():

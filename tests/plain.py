@@ -13,8 +13,8 @@ import numpy as np
 import optax
 import pytest
 
-from hw1jax.folds import PADDING, k_fold, minibatches
-from hw1jax.population import TRAINING
+from hw1jax.core.folds import PADDING, k_fold, minibatches
+from hw1jax.core.population import TRAINING
 
 compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # it runs a few times
 

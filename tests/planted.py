@@ -34,21 +34,21 @@ FAULTS = [
     # Optimizers.
     Fault(
         "L2 shrinks the weights beside the gradient, as in adamw, and not through the optimizer",
-        "optimizers.py",
+        "core/optimizers.py",
         "optax.chain(optax.stateless(decay), rule, ",
         "optax.chain(rule, optax.stateless(decay), ",
         ("test_optimizers.py",),
     ),
     Fault(
         "Adam and RMSprop of a search have eps inside the root, so small gradients take smaller steps",
-        "optimizers.py",
+        "core/optimizers.py",
         "jnp.sqrt(s / square_correction) + 1e-8)",
         "jnp.sqrt(s / square_correction + 1e-8))",
         ("test_optimizers.py",),
     ),
     Fault(
         "RMSprop forgets ten times sooner than torch's",
-        "optimizers.py",
+        "core/optimizers.py",
         "(0.999, 0.0, 0.99)",
         "(0.999, 0.0, 0.9)",
         ("test_optimizers.py",),
@@ -78,35 +78,35 @@ FAULTS = [
     # Folds and batches.
     Fault(
         "The last fold holds out all that the division leaves over",
-        "folds.py",
+        "core/folds.py",
         "_hold_out(np.arange(num_samples) % num_folds, order, num_folds)",
         "_hold_out(np.minimum(np.arange(num_samples) // (num_samples // num_folds), num_folds - 1), order, num_folds)",
         ("test_folds.py",),
     ),
     Fault(
         "The examples of a short last batch count less than those of a full one",
-        "training.py",
+        "core/training.py",
         "divisor = jnp.where(weight > 0, weight, 1)",
         "divisor = jnp.asarray(batch.real.size)",
         ("test_plain_loop.py", "test_trees.py"),
     ),
     Fault(
         "Sample weights count in training and not in validation",
-        "training.py",
+        "core/training.py",
         "piece = gather(task, data, index, len(index))",
         "piece = gather(task, data._replace(weights=None), index, len(index))",
         ("test_plain_loop.py",),
     ),
     Fault(
         "A moving average of the parameters keeps the short memory of its first update",
-        "training.py",
+        "core/training.py",
         ", average.num_updates + 1)",
         ", average.num_updates)",
         ("test_averaging.py",),
     ),
     Fault(
         "A member stops early one epoch before its patience ends",
-        "training.py",
+        "core/training.py",
         "number - best.epoch <= patience",
         "number - best.epoch < patience",
         ("test_plain_loop.py", "test_cross_validation.py"),
@@ -114,21 +114,21 @@ FAULTS = [
     # Keys.
     Fault(
         "All folds of a trial begin with the same parameters",
-        "member_states.py",
+        "core/member_states.py",
         "jax.random.fold_in(jax.random.fold_in(key, number), fold)",
         "jax.random.fold_in(key, number)",
         ("test_plain_loop.py", "test_trees.py", "test_cross_validation.py", "test_population.py"),
     ),
     Fault(
         "All trials of a fold drop out the same units",
-        "population.py",
+        "core/population.py",
         "jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)",
         "jax.vmap(jax.random.fold_in, (None, 0))(key, 0 * numbers)",
         ("test_randomness_and_state.py", "test_halving.py", "test_examples.py"),
     ),
     Fault(
         "Another seed changes the folds and not the order of the minibatches",
-        "networks.py",
+        "search/networks.py",
         "(self.search.seed,), per_call",
         "(0,), per_call",
         ("test_halving.py", "test_averaging.py", "test_brackets.py", "test_run.py"),
@@ -136,14 +136,14 @@ FAULTS = [
     # Rungs.
     Fault(
         "Halving keeps the trials with the lowest loss where an accuracy is to be maximized",
-        "brackets.py",
+        "search/brackets.py",
         "(trial_score.sort_key(trial, self._study), trial.number)",
         '(trial.mean("loss"), trial.number)',
         ("test_halving.py", "test_run.py"),
     ),
     Fault(
         "Each rung begins with a new optimizer, and forgets the moments that it had",
-        "member_states.py",
+        "core/member_states.py",
         "    return selected\n",
         "    kept = len(jax.tree.leaves(shapes.params))\n"
         "    return selected[:kept] + [0 * leaf for leaf in selected[kept:]]\n",
@@ -151,14 +151,14 @@ FAULTS = [
     ),
     Fault(
         "All trials of a search are trained with the first value of a static hyperparameter",
-        "jobs.py",
+        "search/jobs.py",
         "return networks.population(plan, _network(networks, job).task), trials",
         "return networks.population(plan, networks.widest.task), trials",
         ("test_brackets.py", "test_run.py", "test_halving.py"),
     ),
     Fault(
         "The ensemble has the network of the first fold as often as there are folds",
-        "trainer.py",
+        "search/trainer.py",
         "np.array(a[i])",
         "np.array(a[0])",
         ("test_halving.py", "test_averaging.py"),
@@ -166,14 +166,14 @@ FAULTS = [
     # Devices.
     Fault(
         "A search takes all devices though fewer are asked for",
-        "cost.py",
+        "core/cost.py",
         "jax.devices()[:num_devices]\n",
         "jax.devices()\n",
         ("test_plan.py", "test_brackets.py"),
     ),
     Fault(
         "On a GPU trials train in its default TF32 where float32 is asked for",
-        "jobs.py",
+        "search/jobs.py",
         "jax.default_matmul_precision(networks.search.precision)",
         "jax.default_matmul_precision(None)",
         ("test_brackets.py", "test_run.py"),
@@ -195,14 +195,14 @@ FAULTS = [
     ),
     Fault(
         "After a kill in the middle of a record the next record of the journal goes on with the line before",
-        "search.py",
+        "search/optuna_search.py",
         "os.truncate(journal, len(content) - len(rest))",
         "os.truncate(journal, len(content) - len(rest) - 1)",
         ("test_search.py",),
     ),
     Fault(
         "A job that goes on from its checkpoint has its losses and epochs, and new networks",
-        "jobs.py",
+        "search/jobs.py",
         "return Stretch(saved, num_epochs,",
         "return Stretch([0 * leaf for leaf in saved], num_epochs,",
         ("test_brackets.py",),
@@ -210,7 +210,7 @@ FAULTS = [
     # Wrong input and how a command ends.
     Fault(
         "A NaN among the data is trained on",
-        "array_checks.py",
+        "core/array_checks.py",
         'array.dtype.kind in "fc" and not np.isfinite(array).all():',
         'array.dtype.kind in "fc" and np.isinf(array).any():',
         ("test_cross_validation.py", "test_study.py", "test_mistakes.py"),
@@ -232,21 +232,21 @@ FAULTS = [
     # Tables and ranks.
     Fault(
         "The column of an accuracy's deviation in trials.csv is the loss's",
-        "trials.py",
+        "results/trials.py",
         'f"std_val_{name}": trial.std(name)}',
         'f"std_val_{name}": trial.std("loss")}',
         ("test_results.py", "test_run.py"),
     ),
     Fault(
         "The worst trial is the best where a metric is to be maximized",
-        "study.py",
+        "search/study.py",
         "-mean if study.maximize else mean",
         "mean",
         ("test_results.py", "test_search.py", "test_study.py"),
     ),
     Fault(
         "A trial of which one fold diverged is complete",
-        "study.py",
+        "search/study.py",
         'np.isfinite(last["loss"]).all() and np.isfinite(last[study.score]).all()',
         'np.isfinite(last["loss"]).any() and np.isfinite(last[study.score]).any()',
         ("test_search.py", "test_halving.py", "test_run.py"),
@@ -254,14 +254,14 @@ FAULTS = [
     # The refit and the test set.
     Fault(
         "The refit leaves out the last training sample",
-        "networks.py",
+        "search/networks.py",
         "np.arange(len(jax.tree.leaves(self.data.x_train)[0])), np.arange(0)",
         "np.arange(len(jax.tree.leaves(self.data.x_train)[0]) - 1), np.arange(0)",
         ("test_averaging.py", "test_run.py", "test_experiments.py"),
     ),
     Fault(
         "The refit has the initial parameters and the key of the first fold, and not those of fold k",
-        "networks.py",
+        "search/networks.py",
         "first_fold=len(self.folds))",
         "first_fold=0)",
         ("test_averaging.py", "test_run.py", "test_experiments.py"),
@@ -269,13 +269,13 @@ FAULTS = [
     Fault(
         "The ensemble's loss and accuracy on the test set are the refit's",
         "run.py",
-        'trained.score(model, arrays["ensemble_outputs"], y_test)',
-        'trained.score(model, arrays["test_outputs"], y_test)',
+        'trained_model.score(model, arrays["ensemble_outputs"], y_test)',
+        'trained_model.score(model, arrays["test_outputs"], y_test)',
         ("test_halving.py", "test_run.py", "test_results.py"),
     ),
     Fault(
         "The confusion matrix has a row for each predicted class",
-        "evaluation.py",
+        "results/evaluation.py",
         "np.add.at(counts, (y, np.argmax(outputs, axis=1)), 1)",
         "np.add.at(counts, (np.argmax(outputs, axis=1), y), 1)",
         ("test_evaluation.py",),
@@ -283,28 +283,28 @@ FAULTS = [
     # What is asked, and drawn.
     Fault(
         "A search has as many folds as the study says, whatever num_folds is given",
-        "study.py",
+        "search/study.py",
         "num_folds=search.num_folds if",
         "num_folds=study.num_folds if",
         ("test_study.py",),
     ),
     Fault(
         "A splitter that keeps groups together is not given them",
-        "study.py",
+        "search/study.py",
         "        groups=data.groups,",
         "        groups=None,",
         ("test_study.py",),
     ),
     Fault(
         "A choice narrowed to sgd and rmsprop trains adam and sgd",
-        "space.py",
+        "search/space.py",
         "r.values.index(value)",
         "r.among.index(value)",
         ("test_space.py", "test_search.py"),
     ),
     Fault(
         "A learning rate whose range is narrowed is no longer drawn on its logarithmic scale",
-        "space.py",
+        "search/space.py",
         "return replace(declared, low=low, high=high)",
         "return type(declared)(low, high)",
         ("test_space.py", "test_cli.py"),

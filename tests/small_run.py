@@ -17,10 +17,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
 import regression
 import studies
 
-from hw1jax import cli, jobs, run, search
-from hw1jax.observer import Observer
-from hw1jax.space import Int
-from hw1jax.study import narrow, order
+from hw1jax import cli, run
+from hw1jax.search import jobs, optuna_search
+from hw1jax.search.observer import Observer
+from hw1jax.search.space import Int
+from hw1jax.search.study import narrow, order
 
 STUDIES = {
     "regression": narrow(regression.STUDY, hidden_units=(Int(3, 8, width=True), Int(3, 6, width=True))),
@@ -56,7 +57,7 @@ def complete(out, study="regression", *, log=None, kill_at=None, stop=None, **se
 
 def die_in_the_middle_of_a_record(number):
     """Of the journal, the number-th that is written."""
-    write, written = search.Journal.append_logs, 0
+    write, written = optuna_search.Journal.append_logs, 0
 
     def dying(self, logs):
         nonlocal written
@@ -67,7 +68,7 @@ def die_in_the_middle_of_a_record(number):
             os.kill(os.getpid(), signal.SIGKILL)
         write(self, logs)
 
-    search.Journal.append_logs = dying
+    optuna_search.Journal.append_logs = dying
 
 
 def main():

@@ -18,17 +18,19 @@ import optax
 import pytest
 import regression
 
-from hw1jax import models, run_folder, run_study, space, space_text, storage, study, trained
-from hw1jax import trials as trials_
+from hw1jax import models, run_study, storage
+from hw1jax.core.losses import accuracy, cross_entropy, squared_error
+from hw1jax.core.optimizers import OPTIMIZERS, chosen_l2
+from hw1jax.core.tasks import Task
 from hw1jax.data import Dataset, sha256
-from hw1jax.losses import accuracy, cross_entropy, squared_error
-from hw1jax.networks import own
-from hw1jax.optimizers import OPTIMIZERS, chosen_l2
-from hw1jax.space import Choice, Float, Int
-from hw1jax.study import Halving, Study
-from hw1jax.tasks import Task
-from hw1jax.trained import Model
-from hw1jax.trial_score import TrialScore
+from hw1jax.results import run_folder, trained_model
+from hw1jax.results import trials as trials_
+from hw1jax.results.trained_model import Model
+from hw1jax.search import space, space_text, study
+from hw1jax.search.networks import own
+from hw1jax.search.space import Choice, Float, Int
+from hw1jax.search.study import Halving, Study
+from hw1jax.search.trial_score import TrialScore
 
 # The toy: a dense net of padded layers on a sine, with the three optimizers.
 
@@ -303,7 +305,7 @@ def write_run(folder: Path, asked: Study, states=STATES, epochs=EPOCHS, *, with_
     config |= {"brackets": False, "averaging": None, "precision": "float32", "space": space_text.to_json(asked.space)}
     config |= {"score": asked.score, "direction": "maximize" if asked.maximize else "minimize"}
     scored = {
-        name: trained.score(model, arrays[f"{name}_outputs"], data.y_test)
+        name: trained_model.score(model, arrays[f"{name}_outputs"], data.y_test)
         for name in ("test", "ensemble")[: 1 + with_folds]
     }
     record = {

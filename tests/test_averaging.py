@@ -13,8 +13,8 @@ import reference
 from studies import TOY, TOY_DATA
 
 from hw1jax import cross_validate, run_study, squared_error
-from hw1jax.folds import Fold, k_fold, minibatches
-from hw1jax.space import Int
+from hw1jax.core.folds import Fold, k_fold, minibatches
+from hw1jax.search.space import Int
 
 DECAY, SEED, NUM_EPOCHS = 0.6, 5, 4
 NARROW = {"hidden_units": (Int(3, 3, width=True), Int(2, 2, width=True))}

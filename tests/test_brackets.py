@@ -14,17 +14,19 @@ import optax
 import pytest
 from studies import DEEP, TOY, TOY_DATA
 
-from hw1jax import jobs, models, networks, plan, population, programs, storage
-from hw1jax import space as space_
-from hw1jax import study as study_
-from hw1jax.brackets import Brackets
-from hw1jax.losses import squared_error
-from hw1jax.networks import Networks
-from hw1jax.observer import Observer
-from hw1jax.space import Float, Int
-from hw1jax.study import Study, narrow
-from hw1jax.tasks import Task
-from hw1jax.trainer import Trained, Trainer
+from hw1jax import models, storage
+from hw1jax.core import population, programs
+from hw1jax.core.losses import squared_error
+from hw1jax.core.tasks import Task
+from hw1jax.search import jobs, networks, plan
+from hw1jax.search import space as space_
+from hw1jax.search import study as study_
+from hw1jax.search.brackets import Brackets
+from hw1jax.search.networks import Networks
+from hw1jax.search.observer import Observer
+from hw1jax.search.space import Float, Int
+from hw1jax.search.study import Study, narrow
+from hw1jax.search.trainer import Trained, Trainer
 
 # The same for all tests, so that a program is compiled once, and for no other file: two slots, four trials of
 # two depths a bracket.

@@ -20,8 +20,9 @@ import reproduce
 from studies import LINE, few_images
 
 import hw1jax as hw
-from hw1jax import cli, record, run, study
-from hw1jax.study import Output, Program, Search
+from hw1jax import cli, environment, run
+from hw1jax.search import study
+from hw1jax.search.study import Output, Program, Search
 
 EXPERIMENTS = Path(reproduce.__file__).parent
 REGRESSION, FASHION_MLP, FASHION_CNN = regression.STUDY, fashion_mlp.STUDY, fashion_cnn.STUDY
@@ -190,7 +191,7 @@ def test_the_recorded_command_repeats_the_run(monkeypatch, elsewhere):
     ]:
         flags = ["--out", "my runs/first one", "--hidden-units", "10-50", "3-30"]
         monkeypatch.setattr(sys, "argv", [str(script), *flags])
-        assert shlex.split(record.command_line()) == ["python", shown, *flags]
+        assert shlex.split(environment.command_line()) == ["python", shown, *flags]
 
 
 @pytest.mark.parametrize("cache", ["relative", None])
@@ -462,7 +463,7 @@ def test_a_folder_with_other_settings_is_refused_before_anything_is_said_to_be_t
         raise ValueError("stopped here")
 
     with monkeypatch.context() as patched:
-        patched.setattr(run.search, "search", stop)  # the folder is claimed, nothing is trained
+        patched.setattr(run.optuna_search, "search", stop)  # the folder is claimed, nothing is trained
         code, _, err = call(LINE, "--out", "run")
     assert code == 2
     assert err.endswith("error: stopped here\n")

@@ -9,8 +9,9 @@ import plain
 import pytest
 from plain import float64  # noqa: F401
 
-from hw1jax import cost, cross_validate, squared_error
-from hw1jax.layout import Layout
+from hw1jax import cross_validate, squared_error
+from hw1jax.core import cost
+from hw1jax.core.layout import Layout
 
 # Folds of 7: an epoch has two steps, the second of 3 samples.
 SETTINGS = {"key": jax.random.key(5), "num_folds": 2, "num_epochs": 2, "batch_size": 4}

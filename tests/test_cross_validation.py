@@ -15,8 +15,9 @@ import optax
 import pytest
 from compilations import counted
 
-from hw1jax import array_checks, cross_entropy, cross_validate, k_fold, lines, programs, squared_error
-from hw1jax.cross_validation import CrossValidation
+from hw1jax import cross_entropy, cross_validate, formatting, k_fold, squared_error
+from hw1jax.core import array_checks, programs
+from hw1jax.core.cross_validation import CrossValidation
 
 X = np.linspace(-3, 3, 60, dtype=np.float32)[:, None]
 Y = np.sin(2 * X)
@@ -338,8 +339,8 @@ def test_calls_with_new_functions_let_go_of_those_before():
 
 def test_progress_says_a_line_now_and_then_on_standard_error(capsys, monkeypatch):
     clock = itertools.count(0, 2.0)  # two seconds between two looks at it
-    monkeypatch.setattr(lines.time, "monotonic", lambda: next(clock))
-    say = lines.teller("cross_validate")
+    monkeypatch.setattr(formatting.time, "monotonic", lambda: next(clock))
+    say = formatting.teller("cross_validate")
     for done in range(5, 101, 5):
         say(done, 100, np.array([[0.5, 0.25], [np.nan, 1]]))
     out, err = capsys.readouterr()
@@ -354,7 +355,7 @@ def test_progress_says_a_line_now_and_then_on_standard_error(capsys, monkeypatch
 def test_short_work_says_nothing_and_no_loss_is_named_where_all_trials_have_failed(capsys, monkeypatch):
     cross_validate(**GIVEN, progress=True)
     assert capsys.readouterr() == ("", "")
-    monkeypatch.setattr(lines, "FIRST_AFTER", 0)
+    monkeypatch.setattr(formatting, "FIRST_AFTER", 0)
     cross_validate(**GIVEN | RATES | {"hyperparameters": np.full(3, 1e30, np.float32)}, progress=True)
     said = capsys.readouterr().err.splitlines()
     assert said[0] == "cross_validate: epoch 10 of 20" and said[-1].startswith("cross_validate: 20 epochs in ")

@@ -14,13 +14,14 @@ import reference
 import regression
 from plain import float64  # noqa: F401
 
-from hw1jax import population, space, training
-from hw1jax.folds import PADDING, k_fold, minibatches
-from hw1jax.layout import Layout
-from hw1jax.networks import own, padded
-from hw1jax.population import Plan, Spec, Trials
-from hw1jax.space import Choice
-from hw1jax.training import Data
+from hw1jax.core import population, training
+from hw1jax.core.folds import PADDING, k_fold, minibatches
+from hw1jax.core.layout import Layout
+from hw1jax.core.population import Plan, Spec, Trials
+from hw1jax.core.training import Data
+from hw1jax.search import space
+from hw1jax.search.networks import own, padded
+from hw1jax.search.space import Choice
 
 ALL = {study.name: study for study in (regression.STUDY, fashion_mlp.STUDY, fashion_cnn.STUDY)}
 LOSSES = {"regression": reference.squared_error, "fashion_mlp": reference.cross_entropy}

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from hw1jax import evaluation, losses
+from hw1jax.core import losses
+from hw1jax.results import evaluation
 
 # Outputs of five examples over three classes; the largest of each row says what is predicted: 0, 2, 1, 2, 0.
 OUTPUTS = np.array([[3, 1, 2], [0, -1, 5], [-3, -1, -2], [0.1, 0.2, 0.3], [9, 8, 7]], np.float32)

@@ -13,7 +13,8 @@ import plain
 import pytest
 
 import hw1jax as hw
-from hw1jax import cli, networks, report, space, study
+from hw1jax import cli, report
+from hw1jax.search import networks, space, study
 
 EXAMPLES = Path(__file__).parents[1] / "experiments" / "examples"
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))

@@ -14,7 +14,8 @@ import pytest
 from processes import lasting
 from studies import DEEP, TOY
 
-from hw1jax import Halving, executors, jobs, run_study
+from hw1jax import Halving, run_study
+from hw1jax.search import executors, jobs
 
 FORMS = {
     "padded": (TOY, {"widths": "padded", "workers": 2}),
@@ -103,8 +104,9 @@ def test_it_stops_while_a_worker_trains_and_goes_on_without_one(tmp_path, undist
             stop.set()
             return Future()  # which nobody ends
 
-    from hw1jax import run, study
-    from hw1jax.observer import Observer
+    from hw1jax import run
+    from hw1jax.search import study
+    from hw1jax.search.observer import Observer
 
     asked, settings = FORMS["padded"]
     stop, order = threading.Event(), study.order(asked, out=tmp_path, **SHORT | settings)

@@ -13,7 +13,8 @@ import regression
 import reproduce
 
 import hw1jax as hw
-from hw1jax import cli, networks, space, space_text, study
+from hw1jax import cli
+from hw1jax.search import networks, space, space_text, study
 
 HOMEWORK = pytest.mark.parametrize("asked", reproduce.STUDIES.values(), ids=reproduce.STUDIES)
 

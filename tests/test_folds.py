@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hw1jax import folds
-from hw1jax.folds import PADDING, Fold
+from hw1jax.core import folds
+from hw1jax.core.folds import PADDING, Fold
 
 patient = settings(deadline=None, max_examples=50)  # the machine may be busy
 SEEDS = st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=2)

@@ -27,8 +27,9 @@ import studies
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hw1jax import load_model, load_results, search, storage
+from hw1jax import load_model, load_results, storage
 from hw1jax.data import fashion_mnist, regression
+from hw1jax.search import optuna_search
 
 STUDY = studies.LINE
 TIMES = 10 if "HW1JAX_LONG_TESTS" in os.environ else 1
@@ -116,7 +117,7 @@ def read_results(path):
 
 
 def read_journal(path):
-    opened = search.open_storage(path, STUDY, sampler="random", seed=0)
+    opened = optuna_search.open_storage(path, STUDY, sampler="random", seed=0)
     assert opened.study_name == "line"
     assert [trial.number for trial in opened.trials] == list(range(len(opened.trials)))
 

@@ -20,18 +20,21 @@ from optuna.trial import TrialState
 from processes import lasting
 from studies import DEEP, TOY_DATA
 
-from hw1jax import Halving, evaluation, jobs, networks, population, run, rungs, search, study
-from hw1jax import space as space_
-from hw1jax.losses import squared_error
-from hw1jax.networks import Networks
-from hw1jax.observer import Observer
-from hw1jax.plan import Rung
-from hw1jax.population import Plan
+from hw1jax import Halving, run
+from hw1jax.core import population
+from hw1jax.core.losses import squared_error
+from hw1jax.core.population import Plan
+from hw1jax.core.tasks import Task
+from hw1jax.results import evaluation
+from hw1jax.results.trained_model import load_model
 from hw1jax.run import run_study
-from hw1jax.space import Float, Int
-from hw1jax.study import Study
-from hw1jax.tasks import Task
-from hw1jax.trained import load_model
+from hw1jax.search import jobs, networks, optuna_search, rungs, study
+from hw1jax.search import space as space_
+from hw1jax.search.networks import Networks
+from hw1jax.search.observer import Observer
+from hw1jax.search.plan import Rung
+from hw1jax.search.space import Float, Int
+from hw1jax.search.study import Study
 
 NUM_TRIALS, ENDS = 9, [1, 3, 9]
 NARROW = 1  # a seed where a trial narrower than others goes on, so that compacting to own widths cuts something off
@@ -138,7 +141,7 @@ def test_the_best_of_a_rung_go_on_and_the_best_of_the_last_one_is_the_best(usual
 
 
 def test_optuna_knows_the_losers_as_pruned_with_their_last_value(usual):
-    opened = search.open_storage(usual.folder / "journal.log", STUDY, sampler="random", seed=0)
+    opened = optuna_search.open_storage(usual.folder / "journal.log", STUDY, sampler="random", seed=0)
     states = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
     for trial, state, epochs, mean in zip(
         opened.trials, usual.trials.states, usual.trials.epochs, usual.trials.means["loss"], strict=True
@@ -174,7 +177,7 @@ def test_a_trial_that_diverges_loses_and_keeps_its_epochs(tmp_path):
         for history, epochs in zip(found.histories[name], trials.epochs, strict=True):
             assert np.isnan(history[:, epochs:]).all()
     assert {row["diverged_epoch"] for row, failed in zip(trials.rows, bad, strict=True) if failed} == {"1"}
-    opened = search.open_storage(tmp_path / "journal.log", WILD, sampler="random", seed=seed)
+    opened = optuna_search.open_storage(tmp_path / "journal.log", WILD, sampler="random", seed=seed)
     assert [trial.state == TrialState.FAIL for trial in opened.trials] == bad.tolist()
     assert found.record["rungs"][0]["failed"] == bad.sum() == found.record["trials"]["failed"]
 
@@ -413,7 +416,7 @@ def test_brackets_have_several_first_rungs(tmp_path):
 
 def test_with_tpe_brackets_learn_from_those_before_and_lost_records_are_told_again(tmp_path, monkeypatch):
     known = []  # how many trials had a score when one was drawn
-    suggest = search.suggest
+    suggest = optuna_search.suggest
 
     def counting(trial, asked):
         states = Counter(t.state for t in trial.study.get_trials(deepcopy=False))
@@ -421,7 +424,7 @@ def test_with_tpe_brackets_learn_from_those_before_and_lost_records_are_told_aga
         return suggest(trial, asked)
 
     with monkeypatch.context() as patched:
-        patched.setattr(search, "suggest", counting)
+        patched.setattr(optuna_search, "suggest", counting)
         found = halved(tmp_path, sampler="tpe", **ONE_SLOT)
     planned = list(rungs_of(found))
     assert len(planned) == rungs.TPE_BRACKETS

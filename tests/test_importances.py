@@ -5,8 +5,8 @@ import sys
 import numpy as np
 import pytest
 
-from hw1jax.search import importances
-from hw1jax.space import Choice, Float, Int, random_draw
+from hw1jax.search.optuna_search import importances
+from hw1jax.search.space import Choice, Float, Int, random_draw
 
 SPACE = {
     "rate": Float(1e-3, 1e-1, log=True),

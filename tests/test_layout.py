@@ -11,10 +11,11 @@ import pytest
 import regression
 from jax import lax
 
-from hw1jax import cost, layout, space
-from hw1jax.layout import Layout
-from hw1jax.networks import padded
-from hw1jax.tasks import Task
+from hw1jax.core import cost, layout
+from hw1jax.core.layout import Layout
+from hw1jax.core.tasks import Task
+from hw1jax.search import space
+from hw1jax.search.networks import padded
 
 CPU = {"regression": Layout(None, 500), "fashion_mlp": Layout(None, 500), "fashion_cnn": Layout(20, 20, True)}
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hw1jax import losses
+from hw1jax.core import losses
 
 squared_error, cross_entropy, accuracy = map(jax.jit, (losses.squared_error, losses.cross_entropy, losses.accuracy))
 masked_sum = jax.jit(jax.value_and_grad(losses.masked_sum))

@@ -13,13 +13,14 @@ import optax
 import pytest
 import regression
 
-from hw1jax import layout, population, space
-from hw1jax.folds import k_fold
-from hw1jax.losses import cross_entropy
-from hw1jax.networks import padded
-from hw1jax.population import Plan, Spec
-from hw1jax.tasks import Task
-from hw1jax.training import Data
+from hw1jax.core import layout, population
+from hw1jax.core.folds import k_fold
+from hw1jax.core.losses import cross_entropy
+from hw1jax.core.population import Plan, Spec
+from hw1jax.core.tasks import Task
+from hw1jax.core.training import Data
+from hw1jax.search import space
+from hw1jax.search.networks import padded
 
 TRIALS, FOLDS, SAMPLES = 10, 3, 900
 KERNELS = "dot_general|convolution|scatter|while|sort|reduce_window|select_and_scatter|custom_call"

@@ -21,12 +21,13 @@ import gc, json, re, sys
 import jax
 jax.config.update("jax_num_cpu_devices", 2)
 import numpy as np
-from hw1jax import programs
+from hw1jax.core import programs
 programs.KEPT_TASKS = programs.KEPT_PROGRAMS = int(sys.argv[1])
 import fashion_cnn, regression
-from hw1jax import folds, population, space
-from hw1jax.population import Data, Plan, Spec, Trials
-from hw1jax.networks import own, padded
+from hw1jax.core import folds, population
+from hw1jax.search import space
+from hw1jax.core.population import Data, Plan, Spec, Trials
+from hw1jax.search.networks import own, padded
 
 random = np.random.default_rng(0)
 x = random.uniform(-5, 5, (60, 1)).astype(np.float32)

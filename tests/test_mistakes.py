@@ -24,8 +24,6 @@ from hw1jax import (
     Study,
     Task,
     accuracy,
-    checks,
-    cost,
     cross_entropy,
     cross_validate,
     k_fold,
@@ -33,6 +31,7 @@ from hw1jax import (
     squared_error,
     stratified_k_fold,
 )
+from hw1jax.core import checks, cost
 
 X = np.linspace(-3, 3, 60, dtype=np.float32)[:, None]
 Y = np.sin(2 * X)

@@ -10,7 +10,8 @@ import pytest
 import reference
 from plain import float64  # noqa: F401
 
-from hw1jax import layers, losses, models
+from hw1jax import layers, models
+from hw1jax.core import losses
 
 MLP_NET = models.MLP((9, 7, 5), 3)  # the maximum widths
 CNN_NET = models.CNN((3, 4, 5), (8, 6), 10)

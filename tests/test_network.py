@@ -10,10 +10,11 @@ import pytest
 import regression
 from studies import DRAWS, TOY, TOY_DATA, examples, make_model, pixels
 
-from hw1jax import models, study
+from hw1jax import models
 from hw1jax.report import drawing, network
-from hw1jax.results import Results
-from hw1jax.trained import Model
+from hw1jax.results.results import Results
+from hw1jax.results.trained_model import Model
+from hw1jax.search import study
 
 
 def dense_model(*matrices) -> Model:

@@ -10,7 +10,7 @@ import plain
 import pytest
 from jax import lax
 
-from hw1jax import optimizers
+from hw1jax.core import optimizers
 
 NUM_STEPS = 100
 NAMES = optimizers.OPTIMIZERS

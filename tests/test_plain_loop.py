@@ -7,7 +7,8 @@ import optax
 import plain
 from plain import float64  # noqa: F401
 
-from hw1jax import cross_validate, population, squared_error
+from hw1jax import cross_validate, squared_error
+from hw1jax.core import population
 
 RNG = np.random.default_rng(5)
 NUM_SAMPLES = 24

@@ -13,15 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from studies import DEEP, TOY, deep_task
 
-from hw1jax import cost, plan, rungs
-from hw1jax import space as space_
-from hw1jax.losses import squared_error
-from hw1jax.networks import Networks, own
-from hw1jax.plan import Bracket, Rung, SearchPlan
-from hw1jax.population import Plan
-from hw1jax.space import Choice, Float, Int
-from hw1jax.study import Search, load_data, narrow, order, splits_of
-from hw1jax.tasks import Task
+from hw1jax.core import cost
+from hw1jax.core.losses import squared_error
+from hw1jax.core.population import Plan
+from hw1jax.core.tasks import Task
+from hw1jax.search import plan, rungs
+from hw1jax.search import space as space_
+from hw1jax.search.networks import Networks, own
+from hw1jax.search.plan import Bracket, Rung, SearchPlan
+from hw1jax.search.space import Choice, Float, Int
+from hw1jax.search.study import Search, load_data, narrow, order, splits_of
 
 
 def soon_traced(fixed):

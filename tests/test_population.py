@@ -8,13 +8,14 @@ import optax
 import pytest
 from studies import TOY, TOY_DATA, toy_task
 
-from hw1jax import cost, member_states, networks, population, space, training
-from hw1jax.folds import Fold, k_fold
-from hw1jax.layout import Layout
-from hw1jax.losses import squared_error
-from hw1jax.population import Plan, Spec, Trials
-from hw1jax.tasks import Task
-from hw1jax.training import Data
+from hw1jax.core import cost, member_states, population, training
+from hw1jax.core.folds import Fold, k_fold
+from hw1jax.core.layout import Layout
+from hw1jax.core.losses import squared_error
+from hw1jax.core.population import Plan, Spec, Trials
+from hw1jax.core.tasks import Task
+from hw1jax.core.training import Data
+from hw1jax.search import networks, space
 
 X, Y = TOY_DATA.x_train, TOY_DATA.y_train
 KEY = jax.random.key(0)

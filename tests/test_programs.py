@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from compilations import counted
 
-from hw1jax import programs, study
+from hw1jax.core import programs
+from hw1jax.search import study
 
 X = np.arange(6.0, dtype=np.float32)
 LARGE = 5000  # numbers
@@ -177,7 +178,7 @@ def test_functions_that_call_back_into_python_keep_their_own_python():
 
 BESIDE = """
 import jax.numpy as jnp, numpy as np
-from hw1jax import programs
+from hw1jax.core import programs
 
 called, x = programs.for_each_task()(lambda task, x: task(x)), np.arange(6, dtype=np.float32)
 for value in (4, 5):

@@ -8,11 +8,11 @@ import pytest
 from studies import TOY
 
 from hw1jax import progress
-from hw1jax.lines import counts, duration, number, plain
-from hw1jax.losses import accuracy
-from hw1jax.observer import Observer
+from hw1jax.core.losses import accuracy
+from hw1jax.formatting import counts, duration, number, plain
 from hw1jax.progress import Progress, default_observer, print_summary
-from hw1jax.trial_score import TrialScore
+from hw1jax.search.observer import Observer
+from hw1jax.search.trial_score import TrialScore
 
 STUDY = replace(TOY, title="Regression")
 DRAW = {"hidden_units": (3, 4), "learning_rate": 0.01, "l2": 0.001, "optimizer": "adam"}

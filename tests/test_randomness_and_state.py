@@ -12,10 +12,11 @@ import pytest
 from compilations import counted
 from plain import float64  # noqa: F401
 
-from hw1jax import Task, cross_validate, layout, population, squared_error, tasks
-from hw1jax.folds import Fold, k_fold
-from hw1jax.population import Plan, Spec
-from hw1jax.training import Data
+from hw1jax import Task, cross_validate, squared_error
+from hw1jax.core import layout, population, tasks
+from hw1jax.core.folds import Fold, k_fold
+from hw1jax.core.population import Plan, Spec
+from hw1jax.core.training import Data
 
 KEY = jax.random.key(11)
 RNG = np.random.default_rng(3)

@@ -17,14 +17,15 @@ import pytest
 import regression
 from studies import DRAWS, HALVING, LINE, SMALL, STATES, TOY_DATA, TOY_X, change_record, fake_images, write_run
 
-from hw1jax import evaluation, report, storage
+from hw1jax import report, storage
 from hw1jax.report import drawing, sections, trials, write_comparison, write_overview, write_report
 from hw1jax.report.html import Figure, Markup, grid
-from hw1jax.results import load_results
-from hw1jax.run_folder import read_record, write_digests
-from hw1jax.space import Choice, Float, Int
-from hw1jax.study import Halving, Reference
-from hw1jax.trials import Trials
+from hw1jax.results import evaluation
+from hw1jax.results.results import load_results
+from hw1jax.results.run_folder import read_record, write_digests
+from hw1jax.results.trials import Trials
+from hw1jax.search.space import Choice, Float, Int
+from hw1jax.search.study import Halving, Reference
 
 EVIL = '<script>alert(1)</script>"><img src=x onerror=alert(2)>'
 
@@ -365,7 +366,7 @@ def test_what_matters_is_shown_where_there_are_trials_enough(runs, monkeypatch):
     def missing(*_, **__):
         raise ImportError("importances need scikit-learn: pip install scikit-learn")
 
-    monkeypatch.setattr("hw1jax.search.importances", missing)
+    monkeypatch.setattr("hw1jax.search.optuna_search.importances", missing)
     _, said = trials.what_matters(repeated(few, 4))
     assert said == "No importances of hyperparameters: importances need scikit-learn: pip install scikit-learn."
 

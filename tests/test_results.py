@@ -18,14 +18,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from studies import EPOCHS, HALVING, LINE, STATES, TOY, change_record, examples, finished_run, make_model, write_run
 
-from hw1jax import evaluation, results, run_folder, space, storage, study, trained
-from hw1jax import trials as trials_
-from hw1jax.losses import accuracy
-from hw1jax.results import load_results
-from hw1jax.space import Choice, Float, Int
-from hw1jax.study import Reference
-from hw1jax.trained import load_model
-from hw1jax.trial_score import TrialScore
+from hw1jax import storage
+from hw1jax.core.losses import accuracy
+from hw1jax.results import evaluation, results, run_folder, trained_model
+from hw1jax.results import trials as trials_
+from hw1jax.results.results import load_results
+from hw1jax.results.trained_model import load_model
+from hw1jax.search import space, study
+from hw1jax.search.space import Choice, Float, Int
+from hw1jax.search.study import Reference
+from hw1jax.search.trial_score import TrialScore
 
 FILES = (*run_folder.FILES, run_folder.DIGESTS)
 CLASSIFIER = replace(TOY, metrics={"accuracy": accuracy}, space={"l2": Float(0, 1)})
@@ -105,20 +107,20 @@ def test_the_table_has_a_row_a_trial_and_says_when_one_diverged(tmp_path):
 def test_the_score_on_the_test_set_has_means_of_metrics_and_what_belongs_to_classes():
     model = make_model("fashion_mlp")
     outputs, y = np.eye(10, dtype=np.float32)[[0, 1, 1]], np.array([0, 1, 2])
-    found = trained.score(model, outputs, y)
+    found = trained_model.score(model, outputs, y)
     assert found["accuracy"] == pytest.approx(2 / 3) and np.sum(found["confusion"]) == 3
     assert found["loss"] == pytest.approx(float(np.log(np.e + 9) - 2 / 3))
     fewer = model._replace(study=replace(model.study, classes=("a", "b")))
-    assert trained.score(fewer, outputs, y)["confusion"] is None, "no output stands for them"
+    assert trained_model.score(fewer, outputs, y)["confusion"] is None, "no output stands for them"
 
     def distance(outputs, y):
         return jnp.abs(jnp.argmax(outputs, axis=1) - y)
 
     measured = model._replace(study=replace(model.study, metrics={"distance": distance}))
-    assert trained.score(measured, outputs, y)["distance"] == pytest.approx(1 / 3)
-    infinite = trained.score(measured, np.full_like(outputs, np.inf), y)
+    assert trained_model.score(measured, outputs, y)["distance"] == pytest.approx(1 / 3)
+    infinite = trained_model.score(measured, np.full_like(outputs, np.inf), y)
     assert infinite == {"loss": None, "accuracy": None, "confusion": None, "distance": None}
-    found = trained.score(make_model("regression"), np.float32([[1], [3]]), np.float32([[0], [0]]))
+    found = trained_model.score(make_model("regression"), np.float32([[1], [3]]), np.float32([[0], [0]]))
     assert found == {"loss": 5.0, "accuracy": None, "confusion": None}
 
 
@@ -126,7 +128,7 @@ def test_the_score_of_an_ensemble_is_the_entropy_and_accuracy_of_its_mean_probab
     model, x, y = make_model("fashion_mlp", 3), examples("fashion_mlp"), np.arange(7)
     each = [model._replace(params=params).predict(x) for params, _ in model.folds]
     probabilities = np.mean([evaluation.softmax(own) for own in each], axis=0)
-    found = trained.score(model, model.predict(x, ensemble=True), y)
+    found = trained_model.score(model, model.predict(x, ensemble=True), y)
     assert found["loss"] == pytest.approx(-np.log(probabilities[y, y]).mean(), rel=1e-4)
     assert found["accuracy"] == pytest.approx(np.mean(probabilities.argmax(axis=1) == y))
     assert np.sum(found["confusion"]) == 7
@@ -226,7 +228,7 @@ def as_written(folder, found):
     for ensemble, part in ((False, "test"), (True, "ensemble")):
         outputs = found.model.predict(found.data.x_test, ensemble=ensemble)
         np.testing.assert_array_equal(outputs, found.histories[f"{part}_outputs"])
-        assert trained.score(found.model, outputs, found.data.y_test) == record[part] == getattr(found, part)
+        assert trained_model.score(found.model, outputs, found.data.y_test) == record[part] == getattr(found, part)
 
 
 def test_results_are_what_the_files_hold(written, tmp_path_factory):

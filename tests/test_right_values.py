@@ -11,10 +11,11 @@ import pytest
 from studies import TOY
 
 import hw1jax as hw
-from hw1jax import array_checks, checks, folds, identity, space
-from hw1jax.brackets import Brackets
-from hw1jax.folds import minibatches
-from hw1jax.training import Data
+from hw1jax.core import array_checks, checks, folds, identity
+from hw1jax.core.folds import minibatches
+from hw1jax.core.training import Data
+from hw1jax.search import space
+from hw1jax.search.brackets import Brackets
 
 X = np.random.default_rng(0).uniform(-3, 3, (40, 1)).astype(np.float32)
 Y = np.sin(X)

@@ -21,16 +21,20 @@ import reproduce
 from processes import contents, lasting
 from studies import TOY, TOY_DATA, change_record, finished_copy, finished_run
 
-from hw1jax import cli, jobs, population, record, results, run, run_folder, search, space_text, storage, trained
-from hw1jax import space as space_
-from hw1jax.brackets import Brackets
-from hw1jax.folds import PADDING, Fold, minibatches
-from hw1jax.losses import accuracy, cross_entropy, squared_error
-from hw1jax.observer import Observer
+from hw1jax import cli, environment, run, storage
+from hw1jax.core import population
+from hw1jax.core.folds import PADDING, Fold, minibatches
+from hw1jax.core.losses import accuracy, cross_entropy, squared_error
+from hw1jax.core.tasks import Task
+from hw1jax.results import results, run_folder, trained_model
+from hw1jax.results.trained_model import load_model
 from hw1jax.run import run_study
-from hw1jax.space import Choice, Float, Int
-from hw1jax.study import Search, Study, narrow, order
-from hw1jax.tasks import Task
+from hw1jax.search import jobs, optuna_search, space_text
+from hw1jax.search import space as space_
+from hw1jax.search.brackets import Brackets
+from hw1jax.search.observer import Observer
+from hw1jax.search.space import Choice, Float, Int
+from hw1jax.search.study import Search, Study, narrow, order
 
 ONE = {"num_devices": 1, "widths": "padded"}  # as finished runs have it
 
@@ -134,12 +138,12 @@ def test_run_leaves_consistent_files_behind(study, tmp_path, tmp_path_factory):
     assert found["best"]["number"] == int(rows[best]["number"])
     assert found["best"][f"mean_val_{study.score}"] == means[best]
 
-    model = trained.load_model(folder / "model.msgpack", study)
+    model = load_model(folder / "model.msgpack", study)
     data = results.load_results(folder, study).data
     np.testing.assert_array_equal(model.predict(data.x_test), arrays["test_outputs"])
-    assert found["test"] == trained.score(model, arrays["test_outputs"], data.y_test)
+    assert found["test"] == trained_model.score(model, arrays["test_outputs"], data.y_test)
     np.testing.assert_array_equal(model.predict(data.x_test, ensemble=True), arrays["ensemble_outputs"])
-    assert found["ensemble"] == trained.score(model, arrays["ensemble_outputs"], data.y_test)
+    assert found["ensemble"] == trained_model.score(model, arrays["ensemble_outputs"], data.y_test)
     assert found["ensemble"]["loss"] != found["test"]["loss"]
     if study.classes:
         right = arrays["test_outputs"].argmax(1) == data.y_test
@@ -318,8 +322,8 @@ def test_records_that_a_machine_has_lost_are_told_again(toy, trained_jobs, share
 
 
 def test_records_reach_the_disk_together_before_the_results_do(toy, monkeypatch):
-    append, sync, write, events = search.Journal.append_logs, storage.sync, run_folder.write, []
-    monkeypatch.setattr(search.Journal, "append_logs", lambda *args: (events.append("record"), append(*args))[1])
+    append, sync, write, events = optuna_search.Journal.append_logs, storage.sync, run_folder.write, []
+    monkeypatch.setattr(optuna_search.Journal, "append_logs", lambda *args: (events.append("record"), append(*args))[1])
     monkeypatch.setattr(storage, "sync", lambda path: (events.append(path.name), sync(path))[1])
     monkeypatch.setattr(run_folder, "write", lambda *args: (events.append("results"), write(*args))[1])
     (toy / "journal.log").unlink()  # all is told anew
@@ -443,9 +447,9 @@ def test_everything_is_computed_in_the_precision_that_is_recorded(tmp_path):
 )
 def test_reproducible_is_recorded_as_it_is_in_force(monkeypatch, flags, expected):
     monkeypatch.setenv("XLA_FLAGS", flags)
-    assert record.numerics()["reproducible"] == expected
-    record.make_reproducible()
-    assert record.numerics()["reproducible"]
+    assert environment.numerics()["reproducible"] == expected
+    environment.make_reproducible()
+    assert environment.numerics()["reproducible"]
 
 
 # What goes wrong.
@@ -464,7 +468,7 @@ def test_a_refit_that_diverges_leaves_results_without_a_test_loss_and_the_same_a
     monkeypatch.setattr(cli.report, "write_report", lambda folder, study: drawn.append(folder))
     assert go_on(toy)["test"] == {"loss": None, "accuracy": None, "confusion": None}
     assert len(rows_of(toy)) == 4 and not (toy / "model.msgpack").exists()
-    monkeypatch.setattr(cli.record, "command_line", lambda: "hw1jax.run_study")
+    monkeypatch.setattr(cli.environment, "command_line", lambda: "hw1jax.run_study")
     before = lasting(toy)
     assert before[0]["refit"]["state"] == "diverged"
     assert before[0]["refit"]["train_loss"] is None and before[0]["ensemble"] is None
@@ -484,7 +488,7 @@ def test_test_labels_too_large_for_a_finite_loss_leave_a_model_and_no_test_loss(
     assert found["test"]["loss"] is None
     assert found["refit"]["state"] == "complete"
     assert found["refit"]["failure"] == "the test loss is not finite: outputs or labels are too large"
-    trained.load_model(tmp_path / "model.msgpack", LINE)
+    load_model(tmp_path / "model.msgpack", LINE)
 
 
 @pytest.mark.parametrize(

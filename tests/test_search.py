@@ -11,12 +11,14 @@ import pytest
 from optuna.trial import TrialState
 from studies import TOY
 
-from hw1jax import losses, search, space_text, storage
-from hw1jax import space as space_
-from hw1jax import trials as trials_
-from hw1jax.search import PureRandomSampler
-from hw1jax.space import Choice, Float, Int
-from hw1jax.trial_score import scored
+from hw1jax import storage
+from hw1jax.core import losses
+from hw1jax.results import trials as trials_
+from hw1jax.search import optuna_search, space_text
+from hw1jax.search import space as space_
+from hw1jax.search.optuna_search import PureRandomSampler
+from hw1jax.search.space import Choice, Float, Int
+from hw1jax.search.trial_score import scored
 
 SPACE = {
     "channels": (Int(4, 6, width=True),),
@@ -71,12 +73,12 @@ def halved(draws):
 
 def open_storage(folder, seed=0, sampler="random", study=STUDY, **more):
     folder.mkdir(exist_ok=True)
-    return search.open_storage(folder / "journal.log", study, sampler=sampler, seed=seed, **more)
+    return optuna_search.open_storage(folder / "journal.log", study, sampler=sampler, seed=seed, **more)
 
 
 def run(opened, train=None, num_trials=7, bracket_size=3, study=STUDY, num_epochs=1):
     brackets = [range(first, min(first + bracket_size, num_trials)) for first in range(0, num_trials, bracket_size)]
-    return list(search.search(opened, study, train or Training(), brackets=brackets, num_epochs=num_epochs))
+    return list(optuna_search.search(opened, study, train or Training(), brackets=brackets, num_epochs=num_epochs))
 
 
 def all_of(brackets):
@@ -113,7 +115,7 @@ def test_the_order_of_asking_does_not_matter():
     opened = optuna.create_study(sampler=PureRandomSampler(0))
     for trial in reversed([opened.ask() for _ in range(5)]):
         trial.suggest_float("something_else", 1, 2, log=True)
-        assert search.suggest(trial, STUDY) == space_.random_draw(SPACE, 0, trial.number)
+        assert optuna_search.suggest(trial, STUDY) == space_.random_draw(SPACE, 0, trial.number)
     with pytest.raises(ValueError, match="no way to draw something"):
         PureRandomSampler(0).sample_independent(None, SimpleNamespace(number=0), "something", None)
 
@@ -224,7 +226,7 @@ def test_a_search_stopped_between_two_tellings_tells_the_rest(tmp_path):
     first = run(open_storage(tmp_path), num_trials=3)
     opened = open_storage(tmp_path)
     asked = [opened.ask() for _ in range(3)]
-    scores = scores_of([search.suggest(trial, STUDY) for trial in asked][0])
+    scores = scores_of([optuna_search.suggest(trial, STUDY) for trial in asked][0])
     asked[0].set_user_attr("scores_loss", list(scores))
     asked[0].set_user_attr("epochs", 1)
     opened.tell(asked[0], float(np.mean(scores)))
@@ -278,7 +280,7 @@ CONFIG = {
 def begin(folder, config):
     """What counts of a search that begins, or goes on, with this configuration."""
     rest = {name: value for name, value in config.items() if name != "plan"}
-    return search.begin(open_storage(folder), rest, folder, new_plan=lambda: config["plan"])
+    return optuna_search.begin(open_storage(folder), rest, folder, new_plan=lambda: config["plan"])
 
 
 def with_space(**space):
@@ -359,7 +361,7 @@ def test_a_pruned_trial_is_reported_no_more_often_than_a_complete_one_by_the_sam
     opened = open_storage(tmp_path)
     run(opened, train, num_trials=2, num_epochs=1000)
     complete, pruned = (list(trial.intermediate_values) for trial in opened.trials)
-    assert len(complete) == search.MOST_REPORTS and complete[-1] == 1000
+    assert len(complete) == optuna_search.MOST_REPORTS and complete[-1] == 1000
     assert pruned == [epoch for epoch in complete if epoch < 38] + [38]
 
 

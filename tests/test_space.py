@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hw1jax import space as space_
-from hw1jax import space_text
-from hw1jax.space import Choice, Float, Int
+from hw1jax.search import space as space_
+from hw1jax.search import space_text
+from hw1jax.search.space import Choice, Float, Int
 
 RATES = {
     "learning_rate": Float(1e-3, 1e-1, log=True),

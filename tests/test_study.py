@@ -11,15 +11,16 @@ import pytest
 from studies import TOY, TOY_DATA, TOY_X, toy_task
 
 import hw1jax as hw
-from hw1jax import checks, networks, trial_score
-from hw1jax import study as study_
+from hw1jax.core import checks
+from hw1jax.core.folds import k_fold, stratified_k_fold
+from hw1jax.core.losses import accuracy
 from hw1jax.data import Dataset
-from hw1jax.folds import k_fold, stratified_k_fold
-from hw1jax.losses import accuracy
-from hw1jax.networks import Network
-from hw1jax.space import Choice, Float, Int
-from hw1jax.study import Order, Output, Program, Search, Study
-from hw1jax.trial_score import TrialScore
+from hw1jax.search import networks, trial_score
+from hw1jax.search import study as study_
+from hw1jax.search.networks import Network
+from hw1jax.search.space import Choice, Float, Int
+from hw1jax.search.study import Order, Output, Program, Search, Study
+from hw1jax.search.trial_score import TrialScore
 
 STUDY = replace(TOY, quick={"num_trials": 2, "num_epochs": 1}, inputs={"data_csv": "A file."})
 

@@ -13,9 +13,10 @@ import pytest
 import regression
 from studies import DRAWS, HOMEWORK, TOY, examples, make_model, toy_task
 
-from hw1jax import evaluation, storage
-from hw1jax.space import Choice
-from hw1jax.trained import Model, load_model, save_model
+from hw1jax import storage
+from hw1jax.results import evaluation
+from hw1jax.results.trained_model import Model, load_model, save_model
+from hw1jax.search.space import Choice
 
 MODEL = "model.msgpack"
 

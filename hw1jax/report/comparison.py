@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hw1jax import lines, run_folder
+from hw1jax import formatting
 from hw1jax.report import html, plots
 from hw1jax.report.html import Figure, Item, Markup, grid, table, words
+from hw1jax.results import run_folder
 
 RESULTS, SETTINGS, CURVES = "What they found", "What differs", "How they learned"
 UNTOLD = ("format", "data_sha256", "plan", "own_folds", "space", "num_programs")  # not as they stand
@@ -67,7 +68,7 @@ def _results(runs: Sequence[Run]) -> Markup:
             row.append(html.spread(best[f"mean_val_{name}"], best[f"std_val_{name}"], name) if there else "-")
         parts = [record["test"], *([record["ensemble"] or {}] if ensemble else [])]
         row += [_score(part, name) for part in parts for name in tested]
-        rows.append([*row, lines.counts(record["trials"]), html.duration(record["timing"]["total_seconds"])])
+        rows.append([*row, formatting.counts(record["trials"]), html.duration(record["timing"]["total_seconds"])])
     return table([*headings, "trials", "time"], rows)
 
 

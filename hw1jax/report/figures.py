@@ -5,7 +5,7 @@ Each is a matplotlib Figure that pyplot does not know: a notebook shows it, `fig
 
 from hw1jax.report import drawing, sections, trials
 from hw1jax.report.html import Figure, Item, grid
-from hw1jax.results import Results
+from hw1jax.results.results import Results
 
 
 def learning_curves(results: Results) -> drawing.Drawing:

@@ -4,7 +4,7 @@ import html
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from hw1jax import lines
+from hw1jax import formatting
 from hw1jax.report import drawing
 
 Panel = Callable[[drawing.Axes], Any]  # draws into an ax
@@ -74,13 +74,13 @@ def number(value: float | None, form: str | None = None) -> Markup:
     """A number as people read it, and exactly for programs; a loss that is missing is not finite."""
     if value is None:
         return Markup("none")
-    shown = lines.number(value) if form is None else form.format(value)
+    shown = formatting.number(value) if form is None else form.format(value)
     return Markup(f'<data value="{escape(repr(value))}">{escape(shown)}</data>')
 
 
 def duration(seconds: float) -> Markup:
     """Seconds as people say them, and exactly for programs."""
-    return number(seconds, lines.duration(seconds))
+    return number(seconds, formatting.duration(seconds))
 
 
 def spread(mean: float | None, std: float | None, name: str = "loss") -> Markup:

@@ -12,8 +12,8 @@ from hw1jax import layers
 from hw1jax.report import plots
 from hw1jax.report.html import Figure, Item, Panel, grid
 from hw1jax.report.sections import has_images, image
-from hw1jax.results import Results
-from hw1jax.trained import Model
+from hw1jax.results.results import Results
+from hw1jax.results.trained_model import Model
 
 MOST_ARRAYS = 24  # of parameters, whose histograms are shown
 LAYER = re.compile(r"conv\d+|dense\d+|output")  # of the networks in `hw1jax.models`

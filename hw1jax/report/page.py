@@ -8,11 +8,12 @@ from typing import Any
 
 import jax
 
-from hw1jax import evaluation, storage
+from hw1jax import storage
 from hw1jax.report import comparison, drawing, network, sections, trials
 from hw1jax.report.html import Figure, Item, Markup, duration, escape, number, score, spread, table, theirs, words
-from hw1jax.results import Results, load_results, study_of
-from hw1jax.study import Reference, Study, halving_settings
+from hw1jax.results import evaluation
+from hw1jax.results.results import Results, load_results, study_of
+from hw1jax.search.study import Reference, Study, halving_settings
 
 Section = tuple[str, Sequence[Item]]  # heading, content
 BEFORE = "Where the time went"  # what a study adds comes before this heading

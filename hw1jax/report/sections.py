@@ -10,13 +10,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from hw1jax import evaluation, lines
-from hw1jax import space as space_
+from hw1jax import formatting
 from hw1jax.report import html, plots, trial_plots
 from hw1jax.report.html import Figure, Item, Markup, Panel, grid, table, words
 from hw1jax.report.trials import end_of_scale, scores_of
-from hw1jax.results import Results
-from hw1jax.space import Choice, Float, Range
+from hw1jax.results import evaluation
+from hw1jax.results.results import Results
+from hw1jax.search import space as space_
+from hw1jax.search.space import Choice, Float, Range
 
 NUM_MISTAKES = 12  # misclassified images that are shown
 MOST_CLASSES = 20  # whose pictures are shown
@@ -235,7 +236,7 @@ def fit(results: Results, gaps: Gaps = ()) -> list[Item]:
     by_part = []
     if gaps:
         panels.append(
-            partial(plots.bars, values=errors, title="By part of the test set", label=loss_name, form=lines.number)
+            partial(plots.bars, values=errors, title="By part of the test set", label=loss_name, form=formatting.number)
         )
         rows = [
             [name, count, *(html.number(errors[name][1]) for errors in columns.values())]
@@ -337,9 +338,9 @@ def timing(results: Results) -> Figure:
     }
     parts = {names.get(name, words(name)): value for name, value in seconds.items()}
     parts["the rest (start, data, files)"] = max(0.0, total - sum(parts.values()))
-    title = f"{lines.duration(total)} in all"
-    bars = partial(plots.bars, values=parts, title=title, label="seconds", form=lines.duration)
-    alt = "; ".join(f"{name}: {lines.duration(value)}" for name, value in parts.items())
+    title = f"{formatting.duration(total)} in all"
+    bars = partial(plots.bars, values=parts, title=title, label="seconds", form=formatting.duration)
+    alt = "; ".join(f"{name}: {formatting.duration(value)}" for name, value in parts.items())
     caption = "From the start of the process to results.json; figures and page come after."
     return Figure("time", alt, caption, grid([bars], 1, height=0.7 + 0.3 * len(parts)))
 

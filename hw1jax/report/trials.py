@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from hw1jax import evaluation, lines
-from hw1jax import space as space_
+from hw1jax import formatting
 from hw1jax.report import html, plots, trial_plots
 from hw1jax.report.html import Figure, Item, Markup, Panel, grid, table, words
 from hw1jax.report.trial_plots import Scores
-from hw1jax.results import Results
-from hw1jax.space import Choice, Float, Range
+from hw1jax.results import evaluation
+from hw1jax.results.results import Results
+from hw1jax.search import space as space_
+from hw1jax.search.space import Choice, Float, Range
 
 LEARNED, OFF_SCALE = 0.95, 5  # of a constant's loss: a trial below has learned something; one beyond is not drawn
 LEAST_TRIALS = 10  # that importances and parallel coordinates need: fewer say nothing
@@ -102,13 +103,13 @@ def _rungs(results: Results) -> list[Item]:
         partial(
             plots.bars,
             values=dict(zip(names, seconds, strict=True)),
-            title=f"Time of each rung: {lines.duration(total)} in all",
+            title=f"Time of each rung: {formatting.duration(total)} in all",
             label="seconds",
-            form=lines.duration,
+            form=formatting.duration,
         ),
     ]
     alt = "; ".join(
-        f"{name}: {a} trials, {b} went on, {c} pruned, {d} failed, {lines.duration(s)}"
+        f"{name}: {a} trials, {b} went on, {c} pruned, {d} failed, {formatting.duration(s)}"
         for name, a, b, c, d, s in zip(names, there, went_on, pruned, failed, seconds, strict=True)
     )
     return [
@@ -222,9 +223,11 @@ def importances(results: Results) -> Figure:
     """The share of the score's variance that each hyperparameter explains, of the complete trials on the scale.
 
     Raises:
-      ImportError, ValueError: as of `search.importances`.
+      ImportError, ValueError: as of `optuna_search.importances`.
     """
-    from hw1jax.search import importances as shares_of  # late: it brings Optuna, without which a study's file is read
+    from hw1jax.search.optuna_search import (
+        importances as shares_of,  # late: it brings Optuna, without which a study's file is read
+    )
 
     trials, study = results.trials, results.study
     counted = trials.complete & on_one_scale(results, study.score)

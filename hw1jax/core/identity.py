@@ -12,9 +12,9 @@ from jax.extend.core import ClosedJaxpr
 from jax.interpreters import partial_eval
 from jax.stages import Traced
 
-from hw1jax import programs, tasks, training
-from hw1jax.tasks import Hyperparameters, NumSteps, Task
-from hw1jax.training import Batch, Data
+from hw1jax.core import programs, tasks, training
+from hw1jax.core.tasks import Hyperparameters, NumSteps, Task
+from hw1jax.core.training import Batch, Data
 
 
 def traced(

@@ -13,18 +13,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from hw1jax import member_states, plan, trial_score
-from hw1jax import networks as networks_
-from hw1jax import space as space_
-from hw1jax.jobs import slots
-from hw1jax.networks import Network, Networks
-from hw1jax.observer import Observer
-from hw1jax.plan import Bracket, Job, Rung, SearchPlan
-from hw1jax.population import Plan
-from hw1jax.rungs import num_kept
-from hw1jax.space import Draw
-from hw1jax.trainer import Gone, Trained, Trainer, scored
-from hw1jax.trial_score import Values
+from hw1jax.core import member_states
+from hw1jax.core.population import Plan
+from hw1jax.search import networks as networks_
+from hw1jax.search import plan, trial_score
+from hw1jax.search import space as space_
+from hw1jax.search.jobs import slots
+from hw1jax.search.networks import Network, Networks
+from hw1jax.search.observer import Observer
+from hw1jax.search.plan import Bracket, Job, Rung, SearchPlan
+from hw1jax.search.rungs import num_kept
+from hw1jax.search.space import Draw
+from hw1jax.search.trainer import Gone, Trained, Trainer, scored
+from hw1jax.search.trial_score import Values
 
 MOST_WAITING = 256  # threads that wait for the workers of an executor
 

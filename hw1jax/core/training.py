@@ -8,9 +8,9 @@ import optax
 from jax import lax
 from jax.custom_batching import sequential_vmap
 
-from hw1jax.layout import Layout, canonical_convolutions
-from hw1jax.losses import masked_sum
-from hw1jax.tasks import (
+from hw1jax.core.layout import Layout, canonical_convolutions
+from hw1jax.core.losses import masked_sum
+from hw1jax.core.tasks import (
     Hyperparameters,
     NumSteps,
     Params,

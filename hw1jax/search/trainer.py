@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from hw1jax import executors, jobs, member_states, networks, plan, storage, tasks, trial_score
-from hw1jax.jobs import Losses, Show, Stretch, damaged
-from hw1jax.networks import Networks
-from hw1jax.plan import Job
-from hw1jax.space import Draw
-from hw1jax.trial_score import TrialScore
+from hw1jax import storage
+from hw1jax.core import member_states, tasks
+from hw1jax.search import executors, jobs, networks, plan, trial_score
+from hw1jax.search.jobs import Losses, Show, Stretch, damaged
+from hw1jax.search.networks import Networks
+from hw1jax.search.plan import Job
+from hw1jax.search.space import Draw
+from hw1jax.search.trial_score import TrialScore
 
 LOSSES, MEMBERS = "npz", "members.npz"  # kinds of a job's files
 

@@ -14,12 +14,13 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from hw1jax import networks as networks_
-from hw1jax import population, storage
-from hw1jax.networks import Network, Networks
-from hw1jax.plan import Job
-from hw1jax.population import Plan, Population, Trials
-from hw1jax.training import State
+from hw1jax import storage
+from hw1jax.core import population
+from hw1jax.core.population import Plan, Population, Trials
+from hw1jax.core.training import State
+from hw1jax.search import networks as networks_
+from hw1jax.search.networks import Network, Networks
+from hw1jax.search.plan import Job
 
 SECONDS = 20  # of training between two checkpoints
 

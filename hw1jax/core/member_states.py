@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from hw1jax import programs, training
-from hw1jax.tasks import Hyperparameters, NumSteps, Task
-from hw1jax.training import State
+from hw1jax.core import programs, training
+from hw1jax.core.tasks import Hyperparameters, NumSteps, Task
+from hw1jax.core.training import State
 
 NEW_AT_ONCE, NEW_PARAMETERS = 32, 2**17  # members made together, at most, and their parameters: a call's milliseconds
 

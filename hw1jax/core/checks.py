@@ -14,11 +14,11 @@ import numpy as np
 import optax
 from optax.contrib import ScheduleFreeState
 
-from hw1jax import losses, probe, tasks
-from hw1jax.array_checks import check_averaging
-from hw1jax.probe import Alike
-from hw1jax.tasks import Hyperparameters, NumSteps, Params, Task
-from hw1jax.training import Data
+from hw1jax.core import losses, probe, tasks
+from hw1jax.core.array_checks import check_averaging
+from hw1jax.core.probe import Alike
+from hw1jax.core.tasks import Hyperparameters, NumSteps, Params, Task
+from hw1jax.core.training import Data
 
 NUM_EXAMPLES = 4  # tried alone and together
 NUM_LABELS = 1000  # tried at most

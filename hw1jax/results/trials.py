@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from hw1jax import space as space_
-from hw1jax import storage, trial_score
-from hw1jax.space import Choice, Int, Range
-from hw1jax.study import Study
-from hw1jax.trial_score import TrialScore
+from hw1jax import storage
+from hw1jax.search import space as space_
+from hw1jax.search import trial_score
+from hw1jax.search.space import Choice, Int, Range
+from hw1jax.search.study import Study
+from hw1jax.search.trial_score import TrialScore
 
 
 def best(trials: Sequence[TrialScore], study: Study) -> TrialScore | None:

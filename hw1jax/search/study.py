@@ -13,13 +13,13 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import numpy as np
 
-from hw1jax import array_checks, checks
-from hw1jax import folds as folds_
-from hw1jax import space as space_
+from hw1jax.core import array_checks, checks
+from hw1jax.core import folds as folds_
+from hw1jax.core.folds import Fold
+from hw1jax.core.tasks import Metric, Task
 from hw1jax.data import Dataset
-from hw1jax.folds import Fold
-from hw1jax.space import Space
-from hw1jax.tasks import Metric, Task
+from hw1jax.search import space as space_
+from hw1jax.search.space import Space
 
 LARGEST_SEED = 2**32 - 1  # JAX's keys take no more bits of it
 COLUMNS = frozenset({"number", "state", "epochs", "rank", "diverged_epoch"})  # of trials.csv, whatever is searched

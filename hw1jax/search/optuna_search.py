@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hw1jax import space as space_
 from hw1jax import storage
-from hw1jax.space import Choice, Draw, Float, Int, Range, Space
-from hw1jax.study import Study
-from hw1jax.trial_score import TrialScore, Values, scored
+from hw1jax.search import space as space_
+from hw1jax.search.space import Choice, Draw, Float, Int, Range, Space
+from hw1jax.search.study import Study
+from hw1jax.search.trial_score import TrialScore, Values, scored
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "IProgress not found")  # of bars that are not shown, in a notebook

@@ -16,10 +16,11 @@ from typing import Any
 import cloudpickle
 import jax
 
-from hw1jax import jobs, record
-from hw1jax.jobs import Advance, Show, Stopped, Stretch
-from hw1jax.networks import Networks
-from hw1jax.plan import Job
+from hw1jax import environment
+from hw1jax.search import jobs
+from hw1jax.search.jobs import Advance, Show, Stopped, Stretch
+from hw1jax.search.networks import Networks
+from hw1jax.search.plan import Job
 
 SECONDS_PER_MB = 1  # of state: on an executor it travels, at 0.02 s a MB, which is to be 2 % of the training
 SECONDS_BETWEEN_LOOKS = 0.5  # at whether to stop, while a worker trains
@@ -70,7 +71,7 @@ def on_executor(executor: Executor, networks: Networks, stop: threading.Event | 
 
 def identity() -> dict[str, str]:
     """What must be the same in the process that runs the study and in its workers, for the same bits."""
-    versions = {name: record.version_of(name) for name in ("hw1jax", "jax", "jaxlib", "numpy")}
+    versions = {name: environment.version_of(name) for name in ("hw1jax", "jax", "jaxlib", "numpy")}
     return versions | {"device": jax.default_backend(), "jax_enable_x64": str(jax.config.read("jax_enable_x64"))}
 
 

@@ -10,11 +10,12 @@ import jax
 import numpy as np
 import optax
 
-from hw1jax import array_checks, checks, cost, identity, lines, population
-from hw1jax import folds as folds_
-from hw1jax.folds import Fold
-from hw1jax.tasks import Hyperparameters, Metric, Params, Task, with_keys
-from hw1jax.training import Data
+from hw1jax import formatting
+from hw1jax.core import array_checks, checks, cost, identity, population
+from hw1jax.core import folds as folds_
+from hw1jax.core.folds import Fold
+from hw1jax.core.tasks import Hyperparameters, Metric, Params, Task, with_keys
+from hw1jax.core.training import Data
 
 Say = Callable[[int, int, np.ndarray], None]  # (epochs done, num_epochs, validation loss [trial, fold])
 
@@ -277,7 +278,7 @@ def cross_validate(
     spec = population.Spec(num_epochs, batch_size, seed, per_call, patience=early_stopping)
     slots = np.arange(plan.slots) % num_trials  # slots that are left over train some trials twice
     trials = population.Trials(key, slots, jax.tree.map(lambda a: a[slots], hyperparameters))
-    say = lines.teller("cross_validate") if progress is True else progress or None
+    say = formatting.teller("cross_validate") if progress is True else progress or None
     train_loss, values, last = _train(population.place(task, plan, spec, data, splits), trials, num_trials, say)
 
     trained, best_epoch = last.state, None

@@ -5,8 +5,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from hw1jax.space import Draw
-from hw1jax.study import Study
+from hw1jax.search.space import Draw
+from hw1jax.search.study import Study
 
 
 class TrialScore(NamedTuple):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hw1jax.study import Search
+from hw1jax.search.study import Search
 
 EARLIER_RUNGS = 3  # before the last, where the length of the first is not given
 TPE_BRACKETS = 5  # of a TPE search with halving, at least

@@ -10,15 +10,16 @@ import jax
 import numpy as np
 from jax.stages import Traced
 
-from hw1jax import array_checks, checks, cost, identity, member_states, population, probe, rungs, space, tasks
+from hw1jax.core import array_checks, checks, cost, identity, member_states, population, probe, tasks
+from hw1jax.core.folds import Fold
+from hw1jax.core.layout import Layout
+from hw1jax.core.population import Plan, Population, Spec, Trials
+from hw1jax.core.tasks import Metric, Task
+from hw1jax.core.training import Data, State
 from hw1jax.data import Dataset
-from hw1jax.folds import Fold
-from hw1jax.layout import Layout
-from hw1jax.population import Plan, Population, Spec, Trials
-from hw1jax.space import Draw
-from hw1jax.study import Search, Study
-from hw1jax.tasks import Metric, Task
-from hw1jax.training import Data, State
+from hw1jax.search import rungs, space
+from hw1jax.search.space import Draw
+from hw1jax.search.study import Search, Study
 
 NUM_EXAMPLES = 8  # on which a padded network is compared with the same one at its own widths
 

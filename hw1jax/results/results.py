@@ -9,14 +9,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hw1jax import evaluation, networks, run_folder, space_text, storage
-from hw1jax import study as study_
+from hw1jax import storage
+from hw1jax.core.tasks import Task
 from hw1jax.data import Dataset, sha256
-from hw1jax.space import Draw
-from hw1jax.study import Study
-from hw1jax.tasks import Task
-from hw1jax.trained import Model, are_close, load_model
-from hw1jax.trials import Trials, read_trials
+from hw1jax.results import evaluation, run_folder
+from hw1jax.results.trained_model import Model, are_close, load_model
+from hw1jax.results.trials import Trials, read_trials
+from hw1jax.search import networks, space_text
+from hw1jax.search import study as study_
+from hw1jax.search.space import Draw
+from hw1jax.search.study import Study
 
 MOST_ROWS = 8  # of trials, in a notebook
 

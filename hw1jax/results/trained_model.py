@@ -8,12 +8,15 @@ import flax.serialization
 import jax
 import numpy as np
 
-from hw1jax import evaluation, networks, population, space_text, storage
-from hw1jax import study as study_
-from hw1jax.networks import Network
-from hw1jax.space import Draw
-from hw1jax.study import Study
-from hw1jax.tasks import Task, with_keys, without_keys
+from hw1jax import storage
+from hw1jax.core import population
+from hw1jax.core.tasks import Task, with_keys, without_keys
+from hw1jax.results import evaluation
+from hw1jax.search import networks, space_text
+from hw1jax.search import study as study_
+from hw1jax.search.networks import Network
+from hw1jax.search.space import Draw
+from hw1jax.search.study import Study
 
 LARGEST_DIFFERENCE = 0.02  # of the largest output, between machines and precisions
 NUM_EXAMPLES = 4  # kept in a model's file, with their outputs
@@ -69,7 +72,7 @@ class Model(NamedTuple):
         """Outputs [example, ...] of examples as the study's data have them.
 
         With `ensemble`, what the networks of the folds say together, without the refitted one: the logarithm of their
-        mean probabilities where the task's loss is `hw1jax.losses.cross_entropy`, else the mean of their outputs.
+        mean probabilities where the task's loss is `hw1jax.cross_entropy`, else the mean of their outputs.
 
         Raises:
           ValueError: an ensemble of a model without fold models.

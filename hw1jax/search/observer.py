@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from hw1jax.study import Study
-from hw1jax.trial_score import TrialScore
+from hw1jax.search.study import Study
+from hw1jax.search.trial_score import TrialScore
 
 
 class Observer:

@@ -14,16 +14,17 @@ from typing import Any, NamedTuple
 
 import jax
 
-from hw1jax import cost, rungs
-from hw1jax import networks as networks_
-from hw1jax import space as space_
-from hw1jax.layout import Layout
-from hw1jax.networks import Networks
-from hw1jax.population import Plan
-from hw1jax.programs import KEPT_PROGRAMS
-from hw1jax.rungs import Stage
-from hw1jax.space import Draw
-from hw1jax.study import Program
+from hw1jax.core import cost
+from hw1jax.core.layout import Layout
+from hw1jax.core.population import Plan
+from hw1jax.core.programs import KEPT_PROGRAMS
+from hw1jax.search import networks as networks_
+from hw1jax.search import rungs
+from hw1jax.search import space as space_
+from hw1jax.search.networks import Networks
+from hw1jax.search.rungs import Stage
+from hw1jax.search.space import Draw
+from hw1jax.search.study import Program
 
 SHARE_OF_MEMORY = 0.9  # of what is free, that a program may need
 MOST_SLOTS = 100  # trials a program on a CPU: bounds the memory, and what a stopped search loses

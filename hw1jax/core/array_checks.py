@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from hw1jax.folds import Fold
+from hw1jax.core.folds import Fold
 
 LARGEST_ROUNDING = 0.01  # of values' standard deviation, by the type in which JAX computes
 NUMBERS = "biufcV"  # kinds of numpy's types; V: bfloat16 and its like

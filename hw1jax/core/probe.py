@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from hw1jax import member_states, programs, tasks, training
-from hw1jax.tasks import Hyperparameters, NumSteps, Params, Task
-from hw1jax.training import Data
+from hw1jax.core import member_states, programs, tasks, training
+from hw1jax.core.tasks import Hyperparameters, NumSteps, Params, Task
+from hw1jax.core.training import Data
 
 NUM_EMPTY = 3  # places that a batch is filled up with, to see whether they count
 

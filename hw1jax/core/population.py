@@ -19,12 +19,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.stages import Lowered
 
-from hw1jax import folds as folds_
-from hw1jax import member_states, programs, tasks, training
-from hw1jax.folds import Fold
-from hw1jax.layout import Layout
-from hw1jax.tasks import Hyperparameters, Params, Task
-from hw1jax.training import Best, Data, State
+from hw1jax.core import folds as folds_
+from hw1jax.core import member_states, programs, tasks, training
+from hw1jax.core.folds import Fold
+from hw1jax.core.layout import Layout
+from hw1jax.core.tasks import Hyperparameters, Params, Task
+from hw1jax.core.training import Best, Data, State
 
 
 @dataclass(frozen=True)

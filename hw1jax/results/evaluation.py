@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from hw1jax import losses
+from hw1jax.core import losses
 
 REFIT_MARGIN = 0.1  # of the folds' highest loss: a refit that is above by less is like them, however close they are
 

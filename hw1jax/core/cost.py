@@ -7,12 +7,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from hw1jax import layout as layout_
-from hw1jax import tasks, training
-from hw1jax.layout import Layout
-from hw1jax.population import Plan, Population, lowered
-from hw1jax.tasks import Hyperparameters, Params, Task
-from hw1jax.training import Data
+from hw1jax.core import layout as layout_
+from hw1jax.core import tasks, training
+from hw1jax.core.layout import Layout
+from hw1jax.core.population import Plan, Population, lowered
+from hw1jax.core.tasks import Hyperparameters, Params, Task
+from hw1jax.core.training import Data
 
 CACHED_BYTES = 2**21  # of members' state that a CPU core trains at once; more falls out of its cache
 FEW_EPOCHS = 10  # of a call of the program: Ctrl-C is heard between calls

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hw1jax.space import LARGEST_INT, Choice, Draw, Float, Int, Range, Space, check, each_layer, for_each_layer
+from hw1jax.search.space import LARGEST_INT, Choice, Draw, Float, Int, Range, Space, check, each_layer, for_each_layer
 
 NUMBER = r"-?[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?"  # of a range as text
 

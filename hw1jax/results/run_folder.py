@@ -20,11 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from hw1jax import space_text, storage
-from hw1jax.study import Study
-from hw1jax.trained import Model, by_path, save_model
-from hw1jax.trial_score import TrialScore
-from hw1jax.trials import write_trials
+from hw1jax import storage
+from hw1jax.results.trained_model import Model, by_path, save_model
+from hw1jax.results.trials import write_trials
+from hw1jax.search import space_text
+from hw1jax.search.study import Study
+from hw1jax.search.trial_score import TrialScore
 
 FILES = ("trials.csv", "histories.npz", "model.msgpack", "results.json")
 DIGESTS = "results.sha256"

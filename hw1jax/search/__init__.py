@@ -1,0 +1,1 @@
+"""A search: what is searched, how it is laid out in programs, and its training."""
