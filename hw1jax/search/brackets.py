@@ -18,7 +18,7 @@ from hw1jax.core.population import Plan
 from hw1jax.search import networks as networks_
 from hw1jax.search import plan, trial_score
 from hw1jax.search import space as space_
-from hw1jax.search.jobs import slots
+from hw1jax.search.jobs import Stopped, slots
 from hw1jax.search.networks import Network, Networks
 from hw1jax.search.observer import Observer
 from hw1jax.search.plan import Bracket, Job, Rung, SearchPlan
@@ -57,7 +57,10 @@ class Brackets:
         self._folder, self._networks, self._study, self._plan = folder, networks, networks.study, plan
         self._observer, self._executor, self._stop = observer, executor, stop
         self._brackets = plan.of(num_trials)
-        self._trainer_of = lambda own: Trainer(folder, own, executor=executor, note=observer.note, stop=stop)
+        self._failed = False  # whether a job of the rung has raised an error, so that the others stop
+        self._trainer_of = lambda own: Trainer(
+            folder, own, executor=executor, note=observer.note, stop=lambda: self._failed or stop.is_set()
+        )
         self._trainer = self._trainer_of(networks)
         self._lock = threading.Lock()
         self._epochs: dict[int, tuple[int, np.ndarray]] = {}  # of a bracket {trial: (epochs done, scores [fold])}
@@ -154,13 +157,17 @@ class Brackets:
         """Trains trials up to a rung, from the jobs of the rung before -> their jobs."""
         first_epoch = before[0].rung.num_epochs if before else 0
         waiting = plan.jobs_of(self._networks, rung, left, first_epoch)
-        self._left, self._states = list(left), {}
+        self._left, self._states, self._failed = list(left), {}, False
         found: dict[int, Trained] = {}
 
         def train(i: int, device: int) -> None:
             job = waiting[i]
             state = (lambda: self._state(job, before)) if before else None
-            found[i] = self._trainer.train(job, state, device=device, show=self._show)
+            try:
+                found[i] = self._trainer.train(job, state, device=device, show=self._show)
+            except BaseException:
+                self._failed = True
+                raise
 
         num_devices = rung.program.num_devices if rung.own_widths else 1
         num_threads = num_devices if self._executor is None else min(len(waiting), MOST_WAITING)
@@ -279,5 +286,5 @@ def side_by_side(work: Callable[[int, int], None], num_jobs: int, num_threads: i
         for ended in working:  # an interrupted `join` takes its thread for one that has ended (Python 3.11)
             ended.wait()
         raise
-    if errors:
-        raise errors[0]
+    if errors:  # others may have stopped because of it
+        raise next((error for error in errors if not isinstance(error, Stopped)), errors[0])

@@ -5,7 +5,6 @@ to a worker of an executor, for some seconds of training at a time; what comes b
 dies costs these seconds, and workers share no folder.
 """
 
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -62,7 +61,7 @@ def advance(
     device: int = 0,
     seconds: float,
     show: Show = lambda job, num_epochs, val: None,
-    stop: threading.Event | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Stretch:
     """Trains a job for some seconds, or to the end of its rung.
 
@@ -74,7 +73,7 @@ def advance(
       device: the number of the device, for a job with its own widths; others take the devices of their plan.
       seconds: after which to return, at the end of a call of the program.
       show: is called after each call of the program.
-      stop: return soon after it is set.
+      stop: return soon after it gives True.
     """
     begun, losses = time.perf_counter(), []
     with jax.default_matmul_precision(networks.search.precision):  # each thread has its own
@@ -89,7 +88,7 @@ def advance(
             now, first_epoch = step.state, step.num_epochs
             losses.append((step.train_loss, step.val or {}))
             show(job, first_epoch, step.val or {})
-            if time.perf_counter() - begun > seconds or (stop is not None and stop.is_set()):
+            if time.perf_counter() - begun > seconds or stop():
                 break
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(now)]
     return Stretch(leaves, first_epoch, concatenate(losses), time.perf_counter() - begun)
@@ -196,7 +195,7 @@ def train(
     device: int = 0,
     go_on: Advance | None = None,
     show: Show = lambda job, num_epochs, val: None,
-    stop: threading.Event | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Stretch:
     """Trains a job to the end of its rung: the one loop in which anything is trained for a study.
 
@@ -204,14 +203,14 @@ def train(
       networks: of the search.
       job: what is trained.
       state: of its members after the rung before; None: they are new.
-      checkpoint: a file from which it goes on, and which it writes when some seconds have gone or `stop` is set.
+      checkpoint: a file from which it goes on, and which it writes when some seconds have gone or it stops.
       device: the number of the device, for a job with its own widths.
       go_on: who trains it for some seconds; this thread, if not given.
       show: is called after some epochs, again and again.
-      stop: stop soon after it is set.
+      stop: stop soon after it gives True.
 
     Raises:
-      Stopped: `stop` was set.
+      Stopped: `stop` gave True.
     """
     done = Stretch(state or [], job.first_epoch, (np.zeros(0), {}), 0.0)
     parts: list[Losses] = []
@@ -220,7 +219,7 @@ def train(
         parts = [done.losses]
     go_on = go_on or here(networks, stop)
     while done.num_epochs < job.rung.num_epochs:
-        if stop is not None and stop.is_set():
+        if stop():
             raise Stopped
         new = go_on(job, done.state or None, done.num_epochs, device, show)
         parts.append(new.losses)
@@ -230,7 +229,7 @@ def train(
     return done
 
 
-def here(networks: Networks, stop: threading.Event | None) -> Advance:
+def here(networks: Networks, stop: Callable[[], bool]) -> Advance:
     """`advance` by the thread that calls it."""
     return lambda job, state, first_epoch, device, show: advance(
         networks, job, state, first_epoch, device=device, seconds=SECONDS, show=show, stop=stop

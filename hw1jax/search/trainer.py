@@ -4,7 +4,6 @@ A job's files appear when it is done: the losses of its trials, and what those n
 checkpoint appears beside them now and then.
 """
 
-import threading
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -48,7 +47,7 @@ class Trainer:
         *,
         executor: Executor | None = None,
         note: Callable[[str], None] = lambda text: None,
-        stop: threading.Event | None = None,
+        stop: Callable[[], bool] = lambda: False,
     ):
         """
         Args:
@@ -56,7 +55,7 @@ class Trainer:
           own: the networks of the search.
           executor: whose workers train; the calling thread, if not given.
           note: is called with what the user should know.
-          stop: training stops soon after it is set.
+          stop: training stops soon after it gives True.
         """
         self._folder, self.networks, self._note, self._stop = folder, own, note, stop
         self._go_on = jobs.here(own, stop) if executor is None else executors.on_executor(executor, own, stop)
@@ -81,7 +80,7 @@ class Trainer:
           show: is called after some epochs, again and again.
 
         Raises:
-          jobs.Stopped: `stop` was set.
+          jobs.Stopped: `stop` gave True.
         """
         if self._path(job, LOSSES).exists() and (not self._is_last(job) or self._path(job, MEMBERS).exists()):
             trained = self._read(job)
