@@ -8,7 +8,7 @@ import plain
 from plain import float64  # noqa: F401
 
 from hw1jax import cross_validate, squared_error
-from hw1jax.core import population
+from hw1jax.core import cost
 
 RNG = np.random.default_rng(5)
 NUM_SAMPLES = 24
@@ -79,7 +79,7 @@ def test_members_with_a_schedule_and_an_average_of_their_parameters_equal_the_pl
 
 
 def test_members_that_stop_early_equal_the_plain_loop_that_does(monkeypatch):
-    monkeypatch.setattr(population, "enough_epochs", lambda _: 3)  # no call ends where the members do
+    monkeypatch.setattr(cost, "enough_epochs", lambda _: 3)  # no call ends where the members do
     settings = {
         "num_epochs": 20,
         "early_stopping": 3,

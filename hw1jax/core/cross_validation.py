@@ -3,7 +3,7 @@
 import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -195,92 +195,120 @@ def cross_validate(
 ) -> CrossValidation:
     """Trains every (trial, fold) pair at once, each exactly as if it had been trained alone.
 
-    The minibatches of an epoch depend on (key, fold, epoch) alone, so all trials of a fold see the same ones; a
-    member's initial parameters depend on (key, trial, fold) alone. Calling again compiles nothing where the functions
-    come to the same, though they were written anew, and the shapes are the same; numbers of trials that differ by a
-    few are, as some networks are trained twice to fill up. Ctrl-C is heard every few epochs. On a CPU, set
-    JAX_NUM_CPU_DEVICES to the number of cores to use them all.
+    All trials of a fold see the same minibatches, which depend on (key, fold, epoch) alone; a member's initial
+    parameters depend on (key, trial, fold) alone. A second call with equal functions and shapes compiles nothing.
+    On a CPU, set JAX_NUM_CPU_DEVICES to the number of cores to use them all.
 
     Args:
-      init: (key, one trial's hyperparameters) -> params, a tree of floating-point arrays, all of them trained.
+      init: (key, one trial's hyperparameters) -> params, a tree of floating-point arrays.
       apply: (params, x [batch, ...], hyperparameters) -> outputs [batch, ...], each example's from itself alone. It may
-        ask by name for `key`, `train`, `mask` and `state` (see `hw1jax.Task`); with state, `init` returns
-        (params, state), and `apply` (outputs, state).
-      loss: (outputs, y) -> [batch], one value an example, not its mean, and from itself alone.
-      optimizer: hyperparameters -> optax transformation; what it is made of may be traced. It may ask by name for
-        `num_steps`, the number of all updates, for a schedule. Those that take the loss's `value` are given it.
-      hyperparameters: a tree of arrays, each with a leading trial axis; a dict of lists will do.
-      x, y: trees (dicts, tuples) of arrays [sample, ...], or one array each; pandas' tables are taken as arrays.
+        take `key`, `train`, `mask` and `state` by name (see `hw1jax.Task`).
+      loss: (outputs, y) -> [batch], one value an example.
+      optimizer: hyperparameters -> optax transformation. It may take `num_steps`, the number of all updates, by name.
+      hyperparameters: a tree of arrays with a leading trial axis; a dict of lists will do.
+      x, y: trees (dicts, tuples) of arrays [sample, ...], or one array each; data frames are taken as arrays.
       key: PRNG key of folds, minibatches, initial parameters and what is random in training.
-      num_folds: folds of a shuffled k-fold partition, where `folds` is not given.
+      num_folds: folds of a shuffled k-fold partition, if `folds` is not given.
       num_epochs: passes over each fold's training part.
-      batch_size: samples a step; an epoch's last batch may be short.
-      folds: pairs (training indices, validation indices) instead, for example from `stratified_k_fold`; or an object
-        that splits, as scikit-learn has them.
-      groups: [sample], for an object that keeps groups together.
-      stratify: True if each fold is to have as many samples of each class, False if not; None: if `y` are classes,
-        whole numbers [sample] with as many samples a value on average as there are folds.
-      weights: [sample], at least 0: how much each counts in the losses and metrics, in training and in validation.
-      metrics: by name (outputs, y) -> [batch], one value an example; their means are found in `metrics` of the result.
-      early_stopping: epochs without a lower validation loss after which a member stops; its best epoch is what counts.
-      averaging: decay of the parameters' exponential moving average, in (0, 1), which is then what is evaluated and
-        returned; None: the last parameters are.
-      eval_params: (optimizer's state, params) -> params, those that are evaluated and returned, for an optimizer that
-        trains at other points, as `optax.contrib.schedule_free_eval_params`.
-      progress: whether to say a line now and then on standard error, on long work; or a function that is told, often,
-        (epochs done, num_epochs, validation loss [trial, fold]).
-      return_params: whether to return the trained parameters.
+      batch_size: samples a step; the last batch of an epoch may be short.
+      folds: pairs (training indices, validation indices), or a splitter of scikit-learn's.
+      groups: [sample], for a splitter that keeps groups together.
+      stratify: True if each fold has as many samples of each class, False if not; None: if `y` are classes.
+      weights: [sample], at least 0: how much each sample counts in losses and metrics.
+      metrics: by name (outputs, y) -> [batch], one value an example.
+      early_stopping: a member stops after so many epochs without a lower validation loss; its best epoch counts.
+      averaging: decay of an exponential moving average of the parameters, which is evaluated and returned instead.
+      eval_params: (optimizer's state, params) -> the parameters that are evaluated and returned, as
+        `optax.contrib.schedule_free_eval_params`.
+      progress: True for a line now and then on standard error; or a function of (epochs done, num_epochs, validation
+        loss [trial, fold]).
+      return_params: True to return the trained parameters.
 
     Raises:
-      ValueError: sizes that don't fit each other, values that aren't finite, a loss that isn't one value an example,
-        examples that are mixed with each other, labels without an output, parameters that can't be trained.
-      TypeError: data or hyperparameters that are not numbers, `y` of a type that the loss doesn't take, or a function
-        that is none; a call within `jax.jit`.
-      Exception: whatever one of the functions raises, with a note on how it was called.
+      ValueError: data, sizes or functions that don't fit each other; examples that are mixed with each other.
+      TypeError: arguments of a wrong type; a call within `jax.jit`.
+      Exception: the exceptions of the functions, with a note on how they were called.
     """
     array_checks.check_outside(x, y, hyperparameters, weights, key)
     array_checks.check_calls(num_folds, folds, metrics, progress)
+    for name, value in (("num_epochs", num_epochs), ("batch_size", batch_size), ("early_stopping", early_stopping)):
+        if value is not None or name != "early_stopping":
+            array_checks.check_number(value, name)
+    array_checks.check_key(key)
+    data, hyperparameters, groups = _checked(x, y, weights, hyperparameters, groups)
+    seed = tuple(int(word) for word in np.ravel(jax.random.key_data(key)))
+    splits = folds_.make_folds(
+        data.x, data.y, num_folds=num_folds, seed=seed, folds=folds, groups=groups, stratify=stratify
+    )
+    if rare := folds_.rare_classes(data.y, splits):
+        warnings.warn(rare, stacklevel=2)
+    array_checks.check_weights(data.weights, splits)
+    named = tuple((metrics or {}).items())
+    task = Task(init, apply, loss, optimizer, metrics=named, averaging=averaging, eval_params=eval_params)
+    batch_size = min(batch_size, max(len(fold.train) for fold in splits))
+    spec = population.Spec(num_epochs, batch_size, seed, patience=early_stopping)
+    members, trials = _laid_out(task, spec, key, data, splits, hyperparameters)
+    say = formatting.teller("cross_validate") if progress is True else progress or None
+    train_loss, values, last = _train(members, trials, len(jax.tree.leaves(hyperparameters)[0]), say)
+    return _result(task, early_stopping, return_params, train_loss, values, last, hyperparameters, splits, data.x)
+
+
+def _checked(x: Any, y: Any, weights: Any, hyperparameters: Any, groups: Any) -> tuple[Data, Hyperparameters, Any]:
+    """(data, hyperparameters, groups) as arrays that fit each other."""
     x, y = array_checks.as_arrays(x, "x"), array_checks.as_arrays(y, "y")
     if weights is not None:
         weights = array_checks.as_arrays(np.asanyarray(weights), "weights").astype(jax.dtypes.canonicalize_dtype(float))
     hyperparameters = array_checks.check_hyperparameters(hyperparameters)
-    num_trials = len(jax.tree.leaves(hyperparameters)[0])
     array_checks.common_length((x, y), "x and y", "sample")
     groups = None if groups is None else array_checks.as_groups(groups)
     array_checks.common_length((x, weights, groups), "x, weights and groups", "sample")
-    for name, value in (("num_epochs", num_epochs), ("batch_size", batch_size)):
-        array_checks.check_number(value, name)
-    if early_stopping is not None:
-        array_checks.check_number(early_stopping, "early_stopping")
-    array_checks.check_key(key)
+    return Data(x, y, weights), hyperparameters, groups
 
-    seed = tuple(int(word) for word in np.ravel(jax.random.key_data(key)))
-    splits = folds_.make_folds(x, y, num_folds=num_folds, seed=seed, folds=folds, groups=groups, stratify=stratify)
-    if rare := folds_.rare_classes(y, splits):
-        warnings.warn(rare, stacklevel=2)
-    array_checks.check_weights(weights, splits)
-    batch_size = min(batch_size, max(len(fold.train) for fold in splits))
-    task = Task(init, apply, loss, optimizer, metrics=tuple((metrics or {}).items()), averaging=averaging,
-                eval_params=eval_params)  # fmt: skip
-    data, first = Data(x, y, weights), jax.tree.map(lambda a: a[0], hyperparameters)
-    steps = folds_.num_steps(splits, batch_size)
-    all_steps = population.num_updates(task, splits, num_epochs, batch_size)
-    params, state = checks.check_task(task, first, data, all_steps)
-    checks.check_examples(task, key, first, data, all_steps)
-    unused = identity.unused(identity.traced(task, first, data, batch_size, all_steps))
+
+def _laid_out(
+    task: Task,
+    spec: population.Spec,
+    key: jax.Array,
+    data: Data,
+    splits: list[Fold],
+    hyperparameters: Hyperparameters,
+) -> tuple[population.Population, population.Trials]:
+    """The population of a checked task, and its trials.
+
+    Raises:
+      ValueError, TypeError: the task can't be trained on the data, or a hyperparameter has no effect.
+    """
+    first = jax.tree.map(lambda a: a[0], hyperparameters)
+    num_steps = population.num_updates(task, splits, spec.num_epochs, spec.batch_size)
+    params, state = checks.check_task(task, first, data, num_steps)
+    checks.check_examples(task, key, first, data, num_steps)
+    unused = identity.unused(identity.traced(task, first, data, spec.batch_size, num_steps))
     if unused and len(unused) < len(jax.tree.leaves(first)):  # one alone may just count the trials
         text = "neither initial parameters nor training nor evaluation depend on it"
         raise ValueError(f"hyperparameters{unused[0]} has no effect: {text}")
-
-    layout = cost.choose_layout(task, params, state, x, first, batch_size=batch_size)
+    layout = cost.choose_layout(task, params, state, data.x, first, batch_size=spec.batch_size)
+    num_trials = len(jax.tree.leaves(hyperparameters)[0])
     plan = cost.make_plan(_num_slots(num_trials), len(splits), params, layout)
-    per_call = cost.epochs_of_a_call([num_epochs], cost.enough_epochs(len(splits) * steps * batch_size))
-    spec = population.Spec(num_epochs, batch_size, seed, per_call, patience=early_stopping)
+    num_indices = len(splits) * folds_.num_steps(splits, spec.batch_size) * spec.batch_size
+    per_call = cost.epochs_of_a_call([spec.num_epochs], cost.enough_epochs(num_indices))
     slots = np.arange(plan.slots) % num_trials  # slots that are left over train some trials twice
     trials = population.Trials(key, slots, jax.tree.map(lambda a: a[slots], hyperparameters))
-    say = formatting.teller("cross_validate") if progress is True else progress or None
-    train_loss, values, last = _train(population.place(task, plan, spec, data, splits), trials, num_trials, say)
+    return population.place(task, plan, replace(spec, epochs_per_call=per_call), data, splits), trials
 
+
+def _result(
+    task: Task,
+    early_stopping: int | None,
+    return_params: bool,
+    train_loss: np.ndarray,
+    values: dict[str, np.ndarray],
+    last: population.Progress,
+    hyperparameters: Hyperparameters,
+    splits: list[Fold],
+    x: Any,
+) -> CrossValidation:
+    """The result after the last epoch."""
+    num_trials, num_epochs = len(train_loss), train_loss.shape[2]
     trained, best_epoch = last.state, None
     if last.best is not None and early_stopping is not None:
         trained, best_epoch = last.best.state, np.asarray(last.best.epoch)[:num_trials]
@@ -290,9 +318,9 @@ def cross_validate(
     if return_params:
         params, state = jax.tree.map(lambda a: np.asarray(a)[:num_trials], population.final_variables(task, trained))
         state = with_keys(state)
-    named = {name: values[name] for name, _ in task.metrics}
+    metrics = {name: values[name] for name, _ in task.metrics}
     return CrossValidation(
-        train_loss, values["loss"], params, named, state, best_epoch, hyperparameters, splits, task, x
+        train_loss, values["loss"], params, metrics, state, best_epoch, hyperparameters, splits, task, x
     )
 
 
