@@ -1,6 +1,6 @@
-"""Fills the README and the pages of `docs`: tables, figures and output, from what other scripts have left in `runs`.
+"""Fills in the tables, figures and output in README.md and `docs` from the run folders of the other scripts.
 
-Small copies of the numbers and figures that they show are kept in `experiments/results`.
+Copies of the numbers and figures that they show are kept in `experiments/results`.
 
     python experiments/readme.py [RUNS]
 """
@@ -31,23 +31,23 @@ from hw1jax.search.study import Study
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "experiments" / "results"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-MEASURED = ("benchmark", "time_to_score")  # by benchmark.py, each a block of its own
-FIGURES = {  # of each block: where in the runs, and what it shows
+MEASURED = ("benchmark", "time_to_score")  # tables of benchmark.py
+FIGURES = {  # {block: {path in the run folders: alternative text}}
     "curve figure": {
-        "regression/figures/fitted_curve.png": "The regression's refitted model over all points, its folds' as a band",
+        "regression/figures/fitted_curve.png": "Regression: the refitted model over all points; band: its fold models",
     },
     "figures": {
-        "regression/figures/trial_scores.png": "Validation loss of each of the regression's trials with its folds",
+        "regression/figures/trial_scores.png": "Regression: validation loss of each trial and of each of its folds",
         "fashion_cnn/figures/confusion.png": "Confusion matrix of the convolutional net on the test set, in percent",
     },
     "speed figure": {
-        "benchmark/speed.png": "Time per training sample, study by study: our forms as full bars, the peers' hatched",
+        "benchmark/speed.png": "Time per training sample in each study: hw1jax in filled bars, its peers hatched",
     },
 }
 
 
 def collect(runs: Path) -> None:
-    """Copies what the README shows from the runs' folders."""
+    """Copies the numbers and figures from the run folders to `RESULTS`."""
     RESULTS.mkdir(exist_ok=True)
     if (runs / "regression" / "results.json").exists():
         shutil.copy(runs / "regression" / "results.json", RESULTS / "regression.json")
@@ -56,24 +56,24 @@ def collect(runs: Path) -> None:
             shutil.copy(source, RESULTS / source.name)
     for source in (source for block in FIGURES.values() for source in block):
         if (runs / source).exists():
-            with Image.open(runs / source) as image:  # 64 colours: a third of the bytes, and it looks the same
+            with Image.open(runs / source) as image:  # 64 colours: same look, a third of the bytes
                 image.convert("RGB").quantize(64).save(RESULTS / kept_name(source), optimize=True)
 
 
 def kept_name(source: str) -> str:
-    """regression/figures/data.png -> regression_data.png."""
+    """The name of a figure's copy: regression/figures/data.png -> regression_data.png."""
     return f"{Path(source).parts[0]}_{Path(source).name}"
 
 
-COLUMNS = ("seeds", "validation loss", "test loss", "ensemble's", "accuracy", "ensemble's", "wall time")
+COLUMNS = ("seeds", "validation loss", "test loss", "ensemble loss", "accuracy", "ensemble accuracy", "wall time")
 
 
-def found_rows(seeds: dict[str, Any], study: Study, *, each: bool) -> list[list[str]]:
-    """What each way of searching a study finds, [what, *COLUMNS]: medians over the seeds, with `each` all of them."""
+def result_rows(seeds: dict[str, Any], study: Study, *, each: bool) -> list[list[str]]:
+    """One row [search, *COLUMNS] for each way to search a study: medians over the seeds; with `each`, all seeds too."""
     values, reported = _each_value if each else _median, study.reference.test
     theirs = [f"{reported['loss']:.2f}", "-", f"{reported['accuracy']:.0%}" if "accuracy" in reported else "-", "-"]
     rows = [["**the report**", "-", "-", *theirs, "-"]]
-    ways = {"the report's best, refitted": [{"seed": run["seed"], "test": run} for run in seeds[study.name]["refit"]]}
+    ways = {"the report's best trial": [{"seed": run["seed"], "test": run} for run in seeds[study.name]["refit"]]}
     ways |= {what: seeds[study.name].get(way) or [] for way, what in WAYS.items()}
     letters = _machines(seeds)
     for what, runs in ((what, runs) for what, runs in ways.items() if runs):
@@ -92,46 +92,46 @@ def found_rows(seeds: dict[str, Any], study: Study, *, each: bool) -> list[list[
 
 
 def results_table(seeds: dict[str, Any]) -> str:
-    """Medians, all studies in one table."""
+    """One table of all studies: medians over the seeds."""
     rows = [
         [study.title, *row]
         for study in STUDIES.values()
         if study.name in seeds
-        for row in found_rows(seeds, study, each=False)
+        for row in result_rows(seeds, study, each=False)
     ]
-    return "\n".join([*table(["study", "what", *COLUMNS], rows), "", origin(seeds)])
+    return "\n".join([*table(["study", "search", *COLUMNS], rows), "", origin(seeds)])
 
 
 def seeds_tables(seeds: dict[str, Any]) -> str:
-    """Every seed, a table a study, without the columns that it has nothing in."""
+    """One table for each study, with every seed and without empty columns."""
     lines = []
     for study in (study for study in STUDIES.values() if study.name in seeds):
-        columns = list(zip(["what", *COLUMNS], *found_rows(seeds, study, each=True), strict=True))
+        columns = list(zip(["search", *COLUMNS], *result_rows(seeds, study, each=True), strict=True))
         heads, *rows = zip(*[column for column in columns if set(column[1:]) != {"-"}], strict=True)
         lines += [f"**{study.title}**", "", *table(heads, rows), ""]
     return "\n".join([*lines, origin(seeds)])
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of Markdown; what has no words is set to the right."""
-    sides = ["---" if head in ("study", "what", "seeds") else "--:" for head in heads]
+    """Lines of Markdown; columns of numbers are aligned right."""
+    sides = ["---" if head in ("study", "search", "seeds") else "--:" for head in heads]
     return [f"| {' | '.join(row)} |" for row in (heads, sides, *rows)]
 
 
 def origin(seeds: dict[str, Any]) -> str:
-    """Where and when the numbers were found."""
+    """Date, machines and versions of the measurements."""
     where = seeds["environment"]
     packages = where["packages"]
     machines = "; ".join(f"{letter}: {machine}" for machine, letter in _machines(seeds).items())
     return (
         f"From `experiments/seeds.py` on {where['date'][:10]}. Machine {machines}. "
         f"Python {where['python']}, jax {packages['jax']}, flax {packages['flax']}, optax {packages['optax']}, "
-        f"optuna {packages['optuna']}. Wall time is a study's whole run with its data, compiling, refit and test."
+        f"optuna {packages['optuna']}. Wall time covers the whole run: loading data, compiling, search, refit and test."
     )
 
 
 def _machines(seeds: dict[str, Any]) -> dict[str, str]:
-    """Those on which there was a search, each with a letter."""
+    """{machine: its letter} for all machines that ran a search."""
     runs = [run for study in STUDIES for way in WAYS for run in seeds.get(study, {}).get(way, [])]
     return dict(zip(sorted({run["machine"] for run in runs}), ascii_uppercase, strict=False))
 
@@ -142,21 +142,21 @@ def _median(values: list[float | None], form: str) -> str:
 
 
 def _each_value(values: list[float | None], form: str) -> str:
-    """The median, and all of them."""
+    """The median, then each value in brackets."""
     found = [form.format(value).removesuffix(" s").removesuffix("%") for value in values if value is not None]
     return f"**{_median(values, form)}** ({', '.join(found)})" if len(found) > 1 else _median(values, form)
 
 
 def images(block: dict[str, str], page: Path) -> str:
-    """Figures, one below the other; block: {source: what it shows}."""
+    """The figures of a block {path in the run folders: alternative text}, one below the other."""
     shown = {os.path.relpath(RESULTS / kept_name(source), page.parent): alt for source, alt in block.items()}
-    if page.name == "README.md":  # Markdown has no widths
+    if page.name == "README.md":  # Markdown can't set a width
         return "\n\n".join(f'<img src="{path}" alt="{alt}" width="640">' for path, alt in shown.items())
     return "\n\n".join(f"![{alt}]({path})" for path, alt in shown.items())
 
 
 def end_of_run(results: dict[str, Any]) -> str:
-    """What an experiment prints on standard output."""
+    """The summary that an experiment prints on standard output."""
     folder = Path("runs", results["study"])
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         print_summary([results], folder)
@@ -166,7 +166,7 @@ def end_of_run(results: dict[str, Any]) -> str:
 
 @cache
 def help_text() -> str:
-    """What `--help` prints, to be unfolded."""
+    """The output of `--help`, folded away."""
     script = "experiments/regression.py"
     plain = {"COLUMNS": "110", "NO_COLOR": "1", "PYTHONUTF8": "1"}
     command = [sys.executable, script, "--help"]
@@ -176,13 +176,13 @@ def help_text() -> str:
 
 
 def code(text: str) -> str:
-    """Output as a block of its own, without the blanks that its lines end with."""
+    """A program's output as a Markdown block, without trailing spaces."""
     lines = [line.rstrip() for line in text.strip().splitlines()]
     return "\n".join(["```text", *lines, "```"])
 
 
 def blocks(page: Path) -> dict[str, str]:
-    """The text of each block that there is something for."""
+    """The text of each block for which there are results."""
     found = {"help": help_text()}
     for name, block in FIGURES.items():
         if all((RESULTS / kept_name(source)).exists() for source in block):
@@ -194,12 +194,12 @@ def blocks(page: Path) -> dict[str, str]:
         found |= {"results": results_table(seeds), "seeds": seeds_tables(seeds)}
     for name in (name for name in MEASURED if (RESULTS / f"{name}.md").exists()):
         text = (RESULTS / f"{name}.md").read_text().strip()
-        found[name] = text.replace("\n### ", "\n## ") if name == "benchmark" else text  # it is most of its page
+        found[name] = text.replace("\n### ", "\n## ") if name == "benchmark" else text  # sections of docs/speed.md
     return found
 
 
 def fill(text: str, page: Path) -> str:
-    """A page's text with its blocks written anew."""
+    """The text of a page with its blocks replaced."""
     for name, block in blocks(page).items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         text = pattern.sub(lambda match: f"{match[1]}{block}\n{match[2]}", text)  # noqa: B023

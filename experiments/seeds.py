@@ -1,7 +1,7 @@
-"""What a search finds with each of several seeds, in each of three ways.
+"""Searches each study in three ways with several seeds, and writes all results to seeds.json.
 
-The seeds were fixed beforehand, and every one is reported: 0-4 for the regression's searches in the report's space, 0-2
-for all else. The searches of a seed follow one another, so that their times can be compared; none is computed again.
+The seeds were fixed beforehand and all are reported: 0-4 for the regression's searches in the report's space, 0-2 for
+all others. The searches of one seed follow one another, so that their times are comparable. A finished search is kept.
 
     python experiments/seeds.py [--quick] [--studies STUDY ..] [--ways WAY ..] [--out DIR] [--data-dir DIR]
 """
@@ -21,14 +21,14 @@ from hw1jax.search import study
 from hw1jax.search.observer import Observer
 
 WAYS = {
-    "report": "the report's space and work",
-    "halving": "the same space, halving and averaging",
-    "beyond": "beyond the report's space, halving and averaging",
+    "report": "the report's search",
+    "halving": "the report's space, with halving and averaging",
+    "beyond": "larger networks, with halving and averaging",
 }
 
 
 def refit(name: str, seed: int, **given: Any) -> dict[str, Any]:
-    """The report's best hyperparameters, trained on all training data; given: inputs and quick, as of run_study."""
+    """Trains the report's best hyperparameters on all training data; `given`: arguments of `study.order`."""
     order = study.order(STUDIES[name], seed=seed, **given)
     networks = run.load(order)
     model, _ = run.refit(networks, dict(order.study.reference.params), Observer())
@@ -37,7 +37,7 @@ def refit(name: str, seed: int, **given: Any) -> dict[str, Any]:
 
 
 def search(name: str, way: str, seed: int, out: Path, **given: Any) -> dict[str, Any]:
-    """A full search -> its numbers."""
+    """Runs a search, unless its folder has results, and returns its numbers."""
     asked, settings = BEYOND[name] if way == "beyond" else STUDIES[name], {}
     if way == "halving":
         settings = HALVING | ({} if given["quick"] else {"num_trials": HALVING_TRIALS[name]})
@@ -59,9 +59,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", nargs="+", choices=STUDIES, default=STUDIES)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
-    parser.add_argument("--out", type=Path, help="runs/seeds, or runs/quick/seeds with --quick, if not given")
+    parser.add_argument("--out", type=Path, help="results folder (default: runs/seeds; with --quick: runs/quick/seeds)")
     parser.add_argument("--data-dir", type=Path, help="folder with the four Fashion-MNIST files")
-    parser.add_argument("--quick", action="store_true", help="small runs with seed 0 alone")
+    parser.add_argument("--quick", action="store_true", help="small runs with seed 0 only")
     options = parser.parse_args()
     folder = options.out or Path("runs", *(["quick"] if options.quick else []), "seeds")
     cli.use_all_cores()
