@@ -198,7 +198,7 @@ def test_what_any_study_goes_through_names_no_hyperparameter_study_or_flag():
         folder = name.split(".")[1:2]
         if stem(name) not in offered and folder not in (["data"], ["report"]):
             assert not mentioned(tree), name
-        if stem(name) not in ("cli", "__main__", "environment", "page"):  # commands, and the page's CSS
+        if stem(name) not in ("cli", "__main__", "environment"):  # commands
             assert not [text for text in strings(tree) if re.search(r"(?<![\w-])--[a-z]", text)], name
 
 

@@ -270,6 +270,21 @@ def test_text_from_outside_shows_as_text(copied, runs, blank):
         assert "<script" not in text and "<img src=x" not in text
 
 
+HOSTILE = r"a $\frac$ b [/s] " "\x1b[31m"
+
+
+def test_names_that_look_like_formulas_or_escapes_are_drawn_and_written_as_they_are(tmp_path):
+    names = tuple(f"{HOSTILE}{i}" for i in range(10))
+    like = SMALL["fashion_mlp"]
+    theirs = Reference(HOSTILE, test={"loss": 1.0}, about=HOSTILE, notes=(HOSTILE,))
+    study = replace(like, title=HOSTILE, classes=names, loss_name=HOSTILE, reference=theirs)
+    study = replace(study, space=like.space | {"kind": Choice(HOSTILE, "b")})
+    page = Page(write_report(write_run(tmp_path / "run", study, ("complete",) * 3, (2,) * 3), study))
+    assert "could not be" not in page.text and "\x1b" not in page.text
+    shown = HOSTILE.replace("\x1b", r"\x1b")
+    assert page.text.count(shown) > 20
+
+
 # Trials
 
 
@@ -412,7 +427,7 @@ def test_the_overview_has_all_studies_and_their_numbers_and_what_failed_or_has_n
     page = Page(write_overview(tmp_path, STUDIES, folders, {"fashion_mlp": "no data & no network"}))
     assert "Fashion-MNIST, dense net failed. no data & no network" in page.text
     assert len(page.all("img")) == len(FIGURES["regression"]) + len(FIGURES["fashion_cnn"])
-    assert "ensemble of its 3 folds" in page.text and page.text.count("23 min 37 s") == 4  # a table and cards
+    assert "ensemble's accuracy" in page.text and page.text.count("23 min 37 s") == 4  # a table and cards
     for folder in folders:
         record = read_record(folder)
         assert page.values.count(repr(record["test"]["loss"])) >= 2  # in the first table, and in the study's part
@@ -446,12 +461,14 @@ def test_the_overview_takes_figures_as_they_are_and_draws_missing_or_old_ones(co
     assert len(blank) == 2 * number
 
 
-def test_the_overview_has_columns_for_what_its_studies_have(runs, tmp_path):
+def test_the_overview_has_columns_for_what_its_studies_have(runs, copied, tmp_path, blank):
     alone = Page(write_overview(tmp_path, {"own": OWN}, [runs / "own"], {}))
     assert "test loss" in alone.text and "distance" in alone.text
     assert "somebody" not in alone.text and "accuracy" not in alone.text and "differ" not in alone.text
     somebody = Reference("somebody", test={"loss": 0.5, "high": 0.25}, notes=("They count otherwise.", "They shuffle."))
-    compared = Page(write_overview(tmp_path, {"own": replace(OWN, reference=somebody)}, [runs / "own"], {}))
+    theirs = {"name": "somebody", "params": {}, "test": dict(somebody.test), "data": ""}
+    folder = change_record(copied("own"), reference=theirs)
+    compared = Page(write_overview(tmp_path, {"own": replace(OWN, reference=somebody)}, [folder], {}))
     assert "somebody's test loss" in compared.text and "Where somebody and this project differ" in compared.text
     assert compared.text.count("They count otherwise.") == 1
 

@@ -101,6 +101,21 @@ def test_the_table_has_a_row_a_trial_and_says_when_one_diverged(tmp_path):
     ]
 
 
+def test_a_spreadsheet_takes_every_choice_for_text_and_all_come_back(tmp_path):
+    names = ("=1+1", "+a", "-a", "@a", "'a", "a", '"a,b"', "\ta")
+    ranked, losses = replace(TOY, space={"kind": Choice(*names), "rate": Float(-1, 1)}), np.ones((len(names), 1, 1))
+    trials = [
+        TrialScore(i, {"kind": name, "rate": -0.5}, "complete", {"loss": (1.0,)}, 1) for i, name in enumerate(names)
+    ]
+    trials_.write_trials(tmp_path / "trials.csv", ranked, trials, losses, {"loss": losses})
+    cells = [row["kind"] for row in csv.DictReader((tmp_path / "trials.csv").read_text().splitlines())]
+    assert cells[:6] == ["'=1+1", "'+a", "'-a", "'@a", "''a", "a"]
+    assert not any(cell.startswith(("=", "+", "-", "@", "\t")) for cell in cells)
+    found = trials_.read_trials(tmp_path / "trials.csv", ranked)
+    assert found["kind"].tolist() == [row["kind"] for row in found.rows] == list(names)
+    assert found.rows[0]["rate"] == "-0.5"
+
+
 # Scores on the test set
 
 

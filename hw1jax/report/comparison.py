@@ -3,14 +3,13 @@
 Their folders are enough: no study is needed, and no data are read.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from hw1jax import formatting
 from hw1jax.report import html, plots
 from hw1jax.report.html import Figure, Item, Markup, grid, table, words
 from hw1jax.results import run_folder
@@ -47,33 +46,62 @@ def read_runs(folders: Sequence[Path | str]) -> list[Run]:
 
 def sections(runs: Sequence[Run]) -> list[tuple[str, list[Item]]]:
     """Headings, tables and figures of a comparison."""
-    return [(RESULTS, [_results(runs)]), (SETTINGS, [_settings(runs), _best(runs)]), (CURVES, _curves(runs))]
+    results = headlines([(run.name, run.record) for run in runs], with_title=True)
+    return [(RESULTS, [results]), (SETTINGS, [_settings(runs), _best(runs)]), (CURVES, _curves(runs))]
 
 
-def _results(runs: Sequence[Run]) -> Markup:
-    """The numbers that count, a row a run."""
-    metrics = _names(run.curves for run in runs)
-    tested = [name for name in _names(run.record["test"] for run in runs) if name != "confusion"]
-    tested = [name for name in tested if any(run.record["test"].get(name) is not None for run in runs)]
-    ensemble = any(run.record["ensemble"] for run in runs)
-    headings = ["run", "study", *(words(name.replace("val_", "validation ")) for name in metrics if name[:4] == "val_")]
-    headings += [f"test {words(name)}" for name in tested]
-    headings += [f"ensemble's {words(name)}" for name in tested] if ensemble else []
-    rows = []
-    for run in runs:
-        record, row = run.record, [run.name, run.record["title"]]
-        for name in (name.removeprefix("val_") for name in metrics if name[:4] == "val_"):
-            best = record["best"]
-            there = f"mean_val_{name}" in best
-            row.append(html.spread(best[f"mean_val_{name}"], best[f"std_val_{name}"], name) if there else "-")
-        parts = [record["test"], *([record["ensemble"] or {}] if ensemble else [])]
-        row += [_score(part, name) for part in parts for name in tested]
-        rows.append([*row, formatting.counts(record["trials"]), html.duration(record["timing"]["total_seconds"])])
-    return table([*headings, "trials", "time"], rows)
+def headlines(
+    runs: Sequence[tuple[str, dict[str, Any]]], *, with_title: bool = False, others: Sequence[tuple[str, str]] = ()
+) -> Markup:
+    """The numbers that count, a row a run: in validation, and on the test set those of refit, reference and ensemble.
+
+    Args:
+      runs: of each its name, and what results.json holds.
+      with_title: has a column for the title of each run's study.
+      others: rows without numbers: the name, and why.
+    """
+    every = [record for _, record in runs]
+    columns: dict[str, Callable[[dict[str, Any]], Any]] = {"study": lambda r: r["title"]} if with_title else {}
+    names = {r["reference"]["name"].removeprefix("the ") for r in every if r["reference"]}
+    whose = names.pop() if len(names) == 1 else "reference"
+    for name in _names(record["best"] for record in every):
+        if name.startswith("mean_val_"):
+            metric = name.removeprefix("mean_val_")
+            columns[f"validation {words(metric)}"] = partial(_validated, name=metric)
+    for name in _names(record["test"] for record in every):
+        if name == "confusion" or all(record["test"].get(name) is None for record in every):
+            continue
+        columns[f"test {words(name)}"] = partial(_tested, part="test", name=name)
+        if any(record["reference"] for record in every):
+            columns[f"{whose}'s test {words(name)}"] = partial(_theirs, name=name)
+        if any(record["ensemble"] for record in every):
+            columns[f"ensemble's {words(name)}"] = partial(_tested, part="ensemble", name=name)
+    columns["trials"] = lambda record: _counts(record["trials"])
+    columns["time"] = lambda record: html.duration(record["timing"]["total_seconds"])
+    rows = [[name, *(cell(record) for cell in columns.values())] for name, record in runs]
+    rows += [[name, why, *["-"] * (len(columns) - 1)] for name, why in others]
+    return table(["run" if with_title else "study", *columns], rows)
 
 
-def _score(part: Mapping[str, Any], name: str) -> Markup | str:
-    return "-" if part.get(name) is None else html.score(name, part[name])
+def _validated(record: dict[str, Any], name: str) -> Markup | str:
+    best = record["best"]
+    there = f"mean_val_{name}" in best
+    return html.spread(best[f"mean_val_{name}"], best[f"std_val_{name}"], name) if there else "-"
+
+
+def _tested(record: dict[str, Any], part: str, name: str) -> Markup | str:
+    value = (record[part] or {}).get(name)
+    return "-" if value is None else html.score(name, value)
+
+
+def _theirs(record: dict[str, Any], name: str) -> Markup | str:
+    return html.theirs(name, record["reference"]["test"]) if record["reference"] else "-"
+
+
+def _counts(trials: Mapping[str, int]) -> Markup:
+    counts = {state: html.number(count, "{}") for state, count in trials.items()}
+    pruned = f" + {counts['pruned']} pruned" if trials["pruned"] else ""
+    return Markup(f"{counts['complete']}{pruned} + {counts['failed']} failed")
 
 
 def _names(parts: Any) -> list[str]:
@@ -96,18 +124,7 @@ def _told(record: dict[str, Any]) -> dict[str, str]:
     config = {name: value for name, value in record["config"].items() if name not in UNTOLD}
     where = {name: record["environment"].get(name) for name in ("device", "num_devices", "git_commit")}
     digest = {"study": record["study"], "digest of the data": record["config"]["data_sha256"][:12]}
-    return {name: _text(value) for name, value in (digest | record["config"]["space"] | config | where).items()}
-
-
-def _text(value: Any) -> str:
-    """A setting as a line: 10-50 for a range, the others as they are."""
-    if isinstance(value, dict):
-        if {"low", "high"} <= value.keys():
-            return f"{value['low']:g}-{value['high']:g}" + (", log scale" if value.get("log") else "")
-        return ", ".join(f"{words(str(name))} {_text(inner)}" for name, inner in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(_text, value))
-    return "-" if value is None else str(value)
+    return {name: html.setting(value) for name, value in (digest | record["config"]["space"] | config | where).items()}
 
 
 def _best(runs: Sequence[Run]) -> Markup:

@@ -105,6 +105,17 @@ def hyperparameter(value: Any) -> Any:
     return number(value, "{:.4g}") if isinstance(value, float) else value
 
 
+def setting(value: Any) -> str:
+    """A setting as a line: 10 - 50 for a range, names and values of a dict, the others as they are."""
+    if isinstance(value, dict):
+        if {"low", "high"} <= value.keys():
+            return f"{value['low']:g} - {value['high']:g}" + (", log scale" if value.get("log") else "")
+        return ", ".join(f"{words(str(name))} {setting(inner)}" for name, inner in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(setting, value))
+    return "-" if value is None else str(value)
+
+
 def words(name: str) -> str:
     """num_epochs -> epochs, learning_rate -> learning rate."""
     return {"l2": "L2"}.get(name, name.removeprefix("num_").replace("_", " "))
@@ -121,5 +132,5 @@ def capital(text: str) -> str:
 
 
 def escape(text: str) -> Markup:
-    """Any text as HTML."""
-    return Markup(html.escape(text, quote=True))
+    """Any text as HTML; characters that are not printed are shown by their codes."""
+    return Markup(html.escape(formatting.plain(text), quote=True))

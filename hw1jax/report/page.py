@@ -2,7 +2,8 @@
 
 import base64
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax
 
 from hw1jax import storage
 from hw1jax.report import comparison, drawing, network, sections, trials
-from hw1jax.report.html import Figure, Item, Markup, duration, escape, number, score, spread, table, theirs, words
+from hw1jax.report.html import Figure, Item, Markup, duration, escape, number, score, theirs, words
 from hw1jax.results import evaluation
 from hw1jax.results.results import Results, load_results, study_of
 from hw1jax.search.study import Reference, Study, halving_settings
@@ -82,7 +83,7 @@ def write_overview(
         titles[study.name] = results.record["title"]
         shown[study.name] = results.record, _study_html(results, content, pngs, level=2)
     references = [study.reference for study in studies.values() if study.reference]
-    parts, links, others = [], [], {}
+    parts, links, others = [], [], []
     for name in [*titles, *(name for name in problems if name not in titles)]:
         title = titles.get(name, name)
         links.append(f'<li><a href="#{escape(name)}">{escape(title)}</a></li>')
@@ -91,12 +92,13 @@ def write_overview(
         if name in shown:
             parts.append(shown[name][1])
         else:
-            others[title] = "failed" if name in problems else "has not run yet"
-            parts.append(f'<h2 id="{escape(name)}">{escape(title)}</h2><p>This study {others[title]}.</p>')
+            others.append((title, "failed" if name in problems else "has not run yet"))
+            parts.append(f'<h2 id="{escape(name)}">{escape(title)}</h2><p>This study {others[-1][1]}.</p>')
     notes = _notes(references)
     links += [f'<li><a href="#{anchor}">{escape(heading)}</a></li>' for anchor, heading in _note_headings(references)]
     body = f"<h1>hw1jax: results</h1>{_introduction(references)}<nav><ul>{''.join(links)}</ul></nav>"
-    body += _headlines(studies.values(), [record for record, _ in shown.values()], others) + "".join(parts) + notes
+    ended = [(record["title"], record) for record, _ in shown.values()]
+    body += comparison.headlines(ended, others=others) + "".join(parts) + notes
     path = Path(folder) / "report.html"
     storage.write_bytes(path, _page("hw1jax: results", body).encode())
     return path
@@ -192,40 +194,6 @@ def _figures(content: Sequence[Section]) -> list[Figure]:
 
 
 # Tables
-
-
-def _headlines(studies: Iterable[Study], records: Iterable[dict[str, Any]], others: dict[str, str]) -> Markup:
-    """The numbers that count, a row a study, the reference's beside them; others: {title: why there are no numbers}."""
-    studies = list(studies)
-    who = {study.reference.name for study in studies if study.reference}
-    whose = f"{who.pop().removeprefix('the ')}'s" if len(who) == 1 else "reference's"
-    compared = any(study.reference for study in studies)
-    names = ["loss", *(["accuracy"] if any(study.classes for study in studies) else [])]
-    names += sorted({name for study in studies for name in study.metrics} - {"accuracy"})
-    columns = ["study"]
-    for name in names:
-        shown = "test loss" if name == "loss" else words(name)
-        columns += [shown, *([f"{whose} {shown}"] if compared else [])]
-    columns += ["validation loss", "trials", "time"]
-    rows = []
-    for r in records:
-        row, reported = [r["title"]], (r["reference"] or {}).get("test", {})
-        for name in names:
-            there = name == "loss" or r["test"].get(name) is not None
-            row += [score(name, r["test"][name]) if there else "-", *([theirs(name, reported)] if compared else [])]
-        row.append(spread(r["best"]["mean_val_loss"], r["best"]["std_val_loss"]))
-        counts = {state: number(count, "{}") for state, count in r["trials"].items()}
-        pruned = f" + {counts['pruned']} pruned" if r["trials"]["pruned"] else ""
-        row.append(Markup(f"{counts['complete']}{pruned} + {counts['failed']} failed"))
-        rows.append([*row, duration(r["timing"]["total_seconds"])])
-        if r["ensemble"]:
-            row = [f"ensemble of its {r['config']['num_folds']} folds"]
-            for name in names:
-                there = name == "loss" or r["ensemble"].get(name) is not None
-                row += [score(name, r["ensemble"][name]) if there else "-", *([""] if compared else [])]
-            rows.append([*row, "", "", ""])
-    rows += [[title, why, *["-"] * (len(columns) - 2)] for title, why in others.items()]
-    return table(columns, rows)
 
 
 def _cards(results: Results) -> Markup:
@@ -365,55 +333,10 @@ def _page(title: str, body: str) -> str:
         '<meta name="color-scheme" content="light dark">'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">"
-        f'<link rel="icon" href="data:,"><title>{escape(title)}</title><style>{_STYLE}</style></head>'
+        f'<link rel="icon" href="data:,"><title>{escape(title)}</title><style>\n{_css()}</style></head>'
         f"<body><main>{body}</main></body></html>\n"
     )
 
 
-_STYLE = """
-:root { --ink: #1b1d21; --soft: #5b616b; --paper: #fff; --card: #f4f5f7; --line: #d9dce1; --link: #0a58a8;
-  --notice: #fff4e0; --edge: #d98200; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e7ea; --soft: #a3a9b4; --paper: #15171b; --card: #1f2227;
-  --line: #363b44; --link: #7ab8ff; --notice: #33270f; --edge: #d98200; } }
-* { box-sizing: border-box; }
-body { margin: 0; color: var(--ink); background: var(--paper); font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 100rem; margin: 0 auto; padding: 1rem clamp(.75rem, 3vw, 3rem) 4rem; overflow-wrap: anywhere; }
-h1, h2, h3, h4 { line-height: 1.2; margin: 2rem 0 .75rem; }
-h1 { font-size: 1.9rem; margin-top: 1rem; }
-h2 { font-size: 1.5rem; border-bottom: 1px solid var(--line); padding-bottom: .3rem; margin-top: 3rem; }
-p, li, figcaption { max-width: 46rem; }
-a { color: var(--link); }
-nav ul { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; list-style: none; padding: 0; margin: 1rem 0; }
-.items { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 34rem), 1fr)); gap: 1.25rem; }
-.items > div { min-width: 0; grid-column: 1 / -1; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 10rem), 1fr)); gap: .75rem;
-  margin: 1rem 0; max-width: 80rem; }
-.cards div { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .6rem .9rem; }
-.cards dt { color: var(--soft); font-size: .85rem; }
-.cards dd { margin: 0; font-size: 1.6rem; font-weight: 600; line-height: 1.25; }
-.cards small { display: block; color: var(--soft); font-size: .85rem; font-weight: 400; }
-figure { margin: 0; min-width: 0; background: var(--card); border: 1px solid var(--line); border-radius: 8px;
-  padding: .6rem; align-self: start; }
-figure .scroll { margin: 0; }
-figure img { display: block; width: 100%; min-width: 32rem; height: auto; background: #fff; border-radius: 4px; }
-figcaption { color: var(--soft); font-size: .9rem; padding: .5rem .2rem 0; }
-.scroll { overflow-x: auto; margin: .5rem 0; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
-th, td { text-align: left; vertical-align: top; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line); }
-th { color: var(--soft); font-weight: 600; }
-pre { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .7rem; overflow-x: auto; }
-.notice { background: var(--notice); border-left: 4px solid var(--edge); padding: .6rem .9rem; white-space: pre-wrap; }
-caption { text-align: left; font-weight: 600; padding: .6rem 0 .2rem; }
-.wide td { white-space: nowrap; }
-.wide th, .wide td { font-size: .85rem; padding-right: .7rem; }
-.pairs td { overflow-wrap: anywhere; }
-.pairs td:first-child { overflow-wrap: normal; }
-@media print { :root { --ink: #000; --soft: #333; --paper: #fff; --card: #fff; --line: #bbb; --link: #000;
-  --notice: #fff; }
-  body { font-size: 10pt; } main { max-width: none; padding: 0; } nav { display: none; }
-  .items { display: block; } figure { break-inside: avoid; margin: 0 0 1rem; max-width: 6.5in; border: 0; padding: 0; }
-  figure img { min-width: 0; }
-  h2, h3, h4 { break-after: avoid; } tr { break-inside: avoid; } .scroll { overflow: visible; }
-  table { font-size: 7.5pt; } th, td, .wide th, .wide td { font-size: 7.5pt; padding-right: .4rem; }
-  .cards { grid-template-columns: repeat(5, 1fr); } .cards dd { font-size: 1.2rem; } }
-"""
+def _css() -> str:
+    return resources.files("hw1jax.report").joinpath("page.css").read_text(encoding="utf-8")

@@ -17,7 +17,7 @@ from hw1jax.report.trials import end_of_scale, scores_of
 from hw1jax.results import evaluation
 from hw1jax.results.results import Results
 from hw1jax.search import space as space_
-from hw1jax.search.space import Choice, Float, Range
+from hw1jax.search.space import Choice, Range
 
 NUM_MISTAKES = 12  # misclassified images that are shown
 MOST_CLASSES = 20  # whose pictures are shown
@@ -39,9 +39,7 @@ def hyperparameters(results: Results) -> Markup:
 
 
 def _in_words(r: Range) -> str:
-    if isinstance(r, Choice):
-        return str(r)
-    return f"{r.low:g} - {r.high:g}" if isinstance(r, Float) else f"{r.low} - {r.high}"
+    return str(r) if isinstance(r, Choice) else f"{r.low:g} - {r.high:g}"
 
 
 # The data
@@ -351,19 +349,10 @@ def repeat(results: Results) -> Markup:
     del config["space"]
     ranges = {name: ", ".join(map(_in_words, r)) for name, r in space_.ranges_of(results.study.space).items()}
     given = {name: value for name, value in record["inputs"].items() if value}
-    settings = [[words(name), _setting(value)] for name, value in (ranges | config | given).items()]
-    environment = [[words(name), _setting(value)] for name, value in record["environment"].items()]
+    settings = [[words(name), html.setting(value)] for name, value in (ranges | config | given).items()]
+    environment = [[words(name), html.setting(value)] for name, value in record["environment"].items()]
     return Markup(
         f"<p>The command:</p><pre><code>{html.escape(record['command'])}</code></pre>"
         f"{table(['setting', 'value'], settings, caption='Settings')}"
         f"{table(['what', 'value'], environment, caption='Environment')}"
     )
-
-
-def _setting(value: Any) -> str:
-    """A setting as a line of text."""
-    if isinstance(value, dict):
-        return ", ".join(f"{words(name)} {_setting(inner)}" for name, inner in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(_setting, value))
-    return "-" if value is None else str(value)

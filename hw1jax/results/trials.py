@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -119,7 +120,8 @@ def write_trials(
     finite = np.isfinite(train_loss) & np.isfinite(val["loss"]) & np.isfinite(val[study.score])
     rows = []
     for trial, rank, own in zip(trials, ranks(trials, study), np.all(finite, axis=1), strict=True):
-        row = {"number": trial.number, "state": trial.state, "epochs": trial.epochs} | space_.flatten(trial.draw)
+        row = {"number": trial.number, "state": trial.state, "epochs": trial.epochs}
+        row |= {name: _cell(value) for name, value in space_.flatten(trial.draw).items()}
         for name, folds in trial.scores.items():
             row |= {f"split{i}_val_{name}": value for i, value in enumerate(folds)}
             row |= {f"mean_val_{name}": trial.mean(name), f"std_val_{name}": trial.std(name)}
@@ -129,6 +131,11 @@ def write_trials(
     writer.writeheader()
     writer.writerows(rows)
     storage.write_bytes(path, text.getvalue().encode())
+
+
+def _cell(value: Any) -> Any:
+    """A hyperparameter as a cell of trials.csv; with a quote before it, a spreadsheet takes a formula for text."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r", "'")) else value
 
 
 def read_trials(path: Path, study: Study) -> Trials:
@@ -150,7 +157,10 @@ def read_trials(path: Path, study: Study) -> Trials:
         "state": np.array([row["state"] for row in rows]),
         "epochs": np.array([int(row["epochs"]) for row in rows], np.int64),
     }
-    columns |= {name: _values(r, [row[name] for row in rows]) for name, r in params.items()}
+    for name, r in params.items():
+        for row in rows:
+            row[name] = row[name].removeprefix("'")
+        columns[name] = _values(r, [row[name] for row in rows])
     for name in names:
         scores = [f"split{i}_val_{name}" for i in range(num_folds)] + [f"mean_val_{name}", f"std_val_{name}"]
         columns |= {column: numbers(column) for column in scores}
