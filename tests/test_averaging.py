@@ -5,6 +5,7 @@
 
 from dataclasses import replace
 
+import chex
 import jax
 import numpy as np
 import optax
@@ -64,10 +65,10 @@ def test_the_best_of_a_search_with_halving_has_the_averages_of_its_members_train
     assert found.trials.epochs.tolist().count(NUM_EPOCHS) == 1
     for f, fold in enumerate(k_fold(len(TOY_DATA.x_train), 3, (SEED,))):
         expected, train_loss = trained_alone(found, found.best.number, f, fold.train)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **close), found.model.folds[f][0], expected)
+        chex.assert_trees_all_close(found.model.folds[f][0], expected, **close)
         outputs = reference.forward(expected, TOY_DATA.x_train[fold.validation])
         val_loss = reference.squared_error(outputs, TOY_DATA.y_train[fold.validation])
         np.testing.assert_allclose(found.histories["val_loss"][row, f, -1], val_loss, **close)
         np.testing.assert_allclose(found.histories["train_loss"][row, f, -1], train_loss, **close)
     refitted, _ = trained_alone(found, 0, 3, np.arange(len(TOY_DATA.x_train)))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **close), found.model.params, refitted)
+    chex.assert_trees_all_close(found.model.params, refitted, **close)

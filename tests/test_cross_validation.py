@@ -8,6 +8,7 @@ import itertools
 import re
 import weakref
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -376,7 +377,7 @@ def test_short_work_says_nothing_and_no_loss_is_named_where_all_trials_have_fail
 def test_lists_of_values_are_arrays_and_lists_of_arrays_are_trees(given, expected):
     found = array_checks.check_hyperparameters(given)
     assert jax.tree.structure(found) == jax.tree.structure(expected)
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    chex.assert_trees_all_equal(found, expected)
 
 
 def test_a_splitter_of_scikit_learn_keeps_groups_together():

@@ -2,6 +2,7 @@
 
 from functools import cache, partial
 
+import chex
 import fashion_cnn
 import fashion_mlp
 import jax
@@ -153,7 +154,7 @@ def test_initial_parameters_are_those_of_the_unpadded_network_for_the_key_of_tri
         assert largest > 0.7 or leaf.size < 10
     draw, key = steady(name)[t], jax.random.fold_in(jax.random.fold_in(jax.random.key(SEED), t), f)
     own = plain.compiled(own_task(name, draw).init)(key, each_trial(as_arrays(name, steady(name)))[t])
-    jax.tree.map(np.testing.assert_array_equal, networks[t], own)
+    chex.assert_trees_all_equal(networks[t], own)
 
 
 @STUDIES
@@ -237,7 +238,7 @@ def test_a_trial_that_diverges_changes_no_other_by_a_bit(name):
     for usual, found in zip(trained(name, AT_ONCE), trained(name, AT_ONCE, diverging=1), strict=False):
         assert not np.isfinite(found.train_loss[1]).any() or found.num_epochs == 1
         others = [jax.tree.map(lambda a: np.delete(a, 1, axis=0), step[1:4]) for step in (found, usual)]
-        jax.tree.map(np.testing.assert_array_equal, *others)
+        chex.assert_trees_all_equal(*others)
 
 
 def test_parameter_counts_at_maximum_width_are_the_reports():

@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import replace
 from functools import cache
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -354,7 +355,7 @@ def test_the_fold_models_of_the_best_trial_are_its_networks_trained_alone(usual)
     for fold, (params, state) in enumerate(usual.model.folds):
         assert state is None
         own = jax.tree.map(lambda a: a[0, fold], last.state.params)  # noqa: B023
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), params, own)
+        chex.assert_trees_all_close(params, own, rtol=1e-3, atol=1e-5)
 
 
 def test_the_ensemble_is_the_mean_of_what_the_folds_say_and_is_the_same_once_loaded(usual):

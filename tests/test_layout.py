@@ -1,5 +1,6 @@
 """Which layout a device gets, and that convolutions brought into another form compute the same."""
 
+import chex
 import fashion_cnn
 import fashion_mlp
 import flax.linen as nn
@@ -124,4 +125,4 @@ def test_convolutions_in_canonical_form_equal_those_written(numbers, x, kernel, 
     with jax.enable_x64(True):
         given = rng.normal(size=x), rng.normal(size=kernel)
         found, expected = (plain.compiled(f)(*given) for f in (layout.canonical_convolutions(both), both))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), found, expected)
+    chex.assert_trees_all_close(found, expected, rtol=1e-12, atol=1e-12)

@@ -1,5 +1,6 @@
 """What holds for a population whatever it trains: independence, one compilation, plans, unequal folds."""
 
+import chex
 import compilations
 import jax
 import jax.numpy as jnp
@@ -225,7 +226,7 @@ def test_a_last_call_with_fewer_epochs_ends_where_calls_of_one_epoch_do(task, pe
         assert train_loss.shape == val_loss.shape == (2, 3, 7)
         return jax.tree.map(np.asarray, (train_loss, val_loss, steps[-1].state, steps[-1].best))
 
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), ended(per_call), ended(1))
+    chex.assert_trees_all_close(ended(per_call), ended(1), rtol=1e-6, atol=1e-7)
 
 
 def test_samples_of_no_fold_leak_nothing_not_even_nan():

@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import fields, replace
 
+import chex
 import compilations
 import jax
 import jax.numpy as jnp
@@ -196,7 +197,7 @@ def test_the_refit_is_fold_k_of_trial_0_on_all_training_data_as_a_plain_loop_has
             total += float(value) * len(index)
         losses.append(total / 61)
     np.testing.assert_allclose(found.histories["refit_train_loss"], losses, rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found.model.params, params)
+    chex.assert_trees_all_close(found.model.params, params, rtol=1e-5)
 
 
 # Going on, and asking for more or fewer.
