@@ -98,7 +98,6 @@ class Clock:
     def __init__(self) -> None:
         self._seconds = {"compile_seconds": 0.0}
         self._compiling: dict[int, list[tuple[float, float]]] = {}  # {thread: [(begin, end)]}
-        jax.monitoring.register_event_duration_secs_listener(self._listen)
 
     def _listen(self, event: str, duration_secs: float, **_: Any) -> None:
         if event.startswith("/jax/core/compile/"):
@@ -113,7 +112,11 @@ class Clock:
         """Counts the time of the block as `name`; `threads` is how many threads compile in it at a time."""
         begin = time.perf_counter()
         self._compiling.clear()
-        yield
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+        try:
+            yield
+        finally:  # one that stays is called for each program of the process, by each run that there ever was
+            jax.monitoring.unregister_event_duration_listener(self._listen)
         compiling = sum(end - begin for spans in self._compiling.values() for begin, end in spans) / threads
         self._seconds["compile_seconds"] += compiling
         self._seconds[name] = time.perf_counter() - begin - compiling
