@@ -239,14 +239,14 @@ FAULTS = [
     ),
     Fault(
         "The worst trial is the best where a metric is to be maximized",
-        "search/study.py",
+        "search/trial_score.py",
         "-mean if study.maximize else mean",
         "mean",
         ("test_results.py", "test_search.py", "test_study.py"),
     ),
     Fault(
         "A trial of which one fold diverged is complete",
-        "search/study.py",
+        "search/trial_score.py",
         'np.isfinite(last["loss"]).all() and np.isfinite(last[study.score]).all()',
         'np.isfinite(last["loss"]).any() and np.isfinite(last[study.score]).any()',
         ("test_search.py", "test_halving.py", "test_run.py"),
@@ -304,7 +304,7 @@ FAULTS = [
     ),
     Fault(
         "A learning rate whose range is narrowed is no longer drawn on its logarithmic scale",
-        "search/space.py",
+        "search/space_text.py",
         "return replace(declared, low=low, high=high)",
         "return type(declared)(low, high)",
         ("test_space.py", "test_cli.py"),
