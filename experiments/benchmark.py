@@ -1,14 +1,16 @@
 """The speed of the three studies, ours and the peers', at equal work, measured in one run on one machine.
 
-    python experiments/benchmark.py [--time-to-score] [--studies STUDIES] [--peers-python PYTHON] [--help]
+    python experiments/benchmark.py [--time-to-score | --overhead] [--studies STUDIES] [--peers-python PYTHON] [--help]
 
 docs/speed.md says what is in the clock. Equal work: one file a study (`peers.Work`) with the samples, the folds, the
 order of all minibatches and the first draws of the search; everybody computes in float32, in processes of their own.
 """
 
 import argparse
+import contextlib
 import json
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -17,30 +19,37 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import peers
 from homework import HALVING, HALVING_TRIALS
 from peers import OPTUNA, STUDIES, Work, load_work
 
 from hw1jax import environment, storage
 from hw1jax.core import folds, population
+from hw1jax.core.losses import squared_error
+from hw1jax.core.tasks import Task
 from hw1jax.data import Dataset
 from hw1jax.report import drawing, plots
-from hw1jax.search import brackets, jobs, plan, space, space_text
+from hw1jax.search import brackets, executors, jobs, plan, space, space_text
 from hw1jax.search.networks import Networks
 from hw1jax.search.observer import Observer
-from hw1jax.search.study import Program, Search, load_data
+from hw1jax.search.study import Program, Search, Study, load_data
 
 SEED = 0
 ALL, MANY, SEARCH = "folds x trials in parallel", "folds x 1,000 trials in parallel", "as a search trains them"
 OURS, OURS_HALVING = "ours", "ours, halving"
+ENGINES = ("process pool", "Dask")
 SPEED_WORK = {"regression": (100, 1000), "fashion_mlp": (60_000, 2), "fashion_cnn": (12_000, 2)}  # samples, epochs
 
 
@@ -280,6 +289,61 @@ def score_table(name: str, result: dict[str, Any]) -> list[str]:
     return lines
 
 
+# Overhead of executors.
+
+
+def numbers_task(num_numbers: int, fixed: dict[str, Any]) -> Task:
+    """A network of so many parameters that trains fast."""
+    return Task(
+        init=lambda key, h: jnp.zeros(num_numbers),
+        apply=lambda params, x, h: x * jnp.mean(params),
+        loss=squared_error,
+        optimizer=lambda h: optax.sgd(h["rate"]),
+    )
+
+
+def stretches(executor: Executor, num_numbers: int, repeats: int) -> tuple[list[np.ndarray], list[float]]:
+    """(state of a job of a trial of so many parameters, seconds that each of its stretches takes beside training)."""
+    x, rate = np.ones((64, 1), np.float32), space.Float(0.01, 0.1)
+    asked = Study("numbers", task=partial(numbers_task, num_numbers), data=Dataset(x, x, x, x), space={"rate": rate})
+    networks = Networks(asked, Search(repeats + 1, 64, 3, SEED), asked.data, folds.k_fold(64, 3, (SEED,)))
+    [rung] = plan.make_plan(networks, 1, Program(num_devices=1)).rungs
+    [job] = plan.jobs_of(networks, rung, {0: {"rate": 0.05}})
+    advance, state, seconds = executors.on_executor(executor, networks, lambda: False), None, []
+    for epoch in range(repeats + 1):  # in the first the worker is sent the networks
+        begin, until = time.perf_counter(), job._replace(rung=replace(rung, num_epochs=epoch + 1))
+        stretch = advance(until, state, epoch, 0, lambda *_: None)
+        seconds.append(time.perf_counter() - begin - stretch.seconds)
+        state = stretch.state
+    return state, seconds[1:]
+
+
+def measure_overhead(name: str, options: argparse.Namespace, file: Path) -> dict[str, Any]:
+    """An engine's overhead for a small and a large state, with a worker on this machine."""
+    rows = []
+    with contextlib.ExitStack() as stack:
+        if name == "Dask":
+            from distributed import LocalCluster
+
+            cluster = stack.enter_context(LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None))
+            executor = stack.enter_context(executors.connected(cluster.scheduler_address))
+        else:
+            executor = stack.enter_context(ProcessPoolExecutor(1, multiprocessing.get_context("spawn")))
+        for num_numbers in (100, 1_660_000):
+            state, seconds = stretches(executor, num_numbers, options.repeats)
+            rows.append({"name": name, "mb": sum(leaf.nbytes for leaf in state) / 1e6, "seconds": seconds})
+    return {"rows": rows}
+
+
+def overhead_table(name: str, result: dict[str, Any]) -> list[str]:
+    lines = [f"### {name}", "", "| state | training | s beside it (range) | of the training |", "|--:|--:|--:|--:|"]
+    for row in result["rows"]:
+        training = max(jobs.SECONDS, executors.SECONDS_PER_MB * row["mb"])
+        beside = f"{median(row['seconds']):.3f} ({min(row['seconds']):.3f}-{max(row['seconds']):.3f})"
+        lines.append(f"| {row['mb']:.3g} MB | {training:.0f} s | {beside} | {median(row['seconds']) / training:.2%} |")
+    return lines
+
+
 def report(results: dict[str, Any], table: Callable[..., list[str]], note: str) -> str:
     machine, packages = results["environment"], dict(results["environment"]["packages"])
     for row in (row for result in results["studies"].values() for row in result["rows"]):
@@ -301,6 +365,9 @@ def measure(options: argparse.Namespace) -> None:
     if options.time_to_score:
         mode, measure_study, table = "time_to_score", measure_score, score_table
         note = f"medians of the seeds {', '.join(map(str, options.seeds))}; seconds since the process started"
+    if options.overhead:
+        mode, measure_study, table, options.studies = "executor_overhead", measure_overhead, overhead_table, ENGINES
+        note = f"load average {os.getloadavg()[0]:.1f} at the start; medians of {options.repeats} stretches"
     results = {"environment": environment.describe(), "command": sys.argv, "studies": {}}
     with tempfile.TemporaryDirectory() as folder:
         for name in options.studies:
@@ -328,6 +395,7 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--time-to-score", action="store_true", help="measure how soon whole searches find what they do"
     )
+    parser.add_argument("--overhead", action="store_true", help="measure what executors take beside training")
     options = parser.parse_args(args)
     if options.quick:
         options.repeats, options.seconds = 1, min(options.seconds, 0.3)

@@ -31,7 +31,7 @@ from hw1jax.search.study import Study
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "experiments" / "results"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-MEASURED = ("benchmark", "time_to_score")  # tables of benchmark.py
+MEASURED = ("benchmark", "time_to_score", "executor_overhead")  # tables of benchmark.py
 FIGURES = {  # {block: {path in the run folders: alternative text}}
     "curve figure": {
         "regression/figures/fitted_curve.png": "Regression: the refitted model over all points; band: its fold models",

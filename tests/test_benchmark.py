@@ -66,6 +66,18 @@ def test_a_form_and_a_search_run_in_processes_of_their_own(work, losses, tmp_pat
     assert found["epochs"] == 2 * 4 and found["seconds"] == sorted(found["seconds"])
 
 
+@pytest.mark.slow
+def test_executors_take_little_beside_the_training():
+    pytest.importorskip("distributed", reason="Dask is not installed")
+    for engine in benchmark.ENGINES:
+        result = benchmark.measure_overhead(engine, benchmark.parse(["--overhead", "--repeats", "3"]), None)
+        small, large = result["rows"]
+        assert small["mb"] < 0.01 and 19 < large["mb"] < 20
+        for row, line in zip(result["rows"], benchmark.overhead_table(engine, result)[-2:], strict=True):
+            assert min(row["seconds"]) > 0 and sorted(row["seconds"])[1] < 0.1 * 20
+            assert f"| {sorted(row['seconds'])[1] / 20:.2%} |" in line, "of 20 s"
+
+
 def fake_form(function, file, form, repeats, seconds):
     """As a process would answer, at once."""
     if not repeats:

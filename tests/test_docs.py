@@ -63,8 +63,7 @@ def test_the_site_builds_without_a_warning(tmp_path):
 
 
 def test_shell_blocks_use_flags_that_there_are():
-    tools = {"nodes", "gpus-per-node", "ntasks-per-node"}  # of srun
-    known = {flag for study in (*STUDIES.values(), *BEYOND.values()) for flag in cli.flag_names(study).values()} | tools
+    known = {flag for study in (*STUDIES.values(), *BEYOND.values()) for flag in cli.flag_names(study).values()}
     for page in readme.PAGES:
         for block in blocks(page, "bash"):
             for line in (line for line in block.splitlines() if "experiments/" in line and "benchmark" not in line):

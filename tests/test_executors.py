@@ -187,7 +187,9 @@ def test_a_worker_that_can_not_import_what_the_study_does_is_refused_in_one_line
     missing = pickle.dumps(raised_by).replace(b"test_executors", b"test_elsewhere")
     (kind, (line,), _), _ = raised_by(executors.identity(), "", missing, None)
     assert kind is ValueError
-    assert line.startswith("a worker can't load the study, with the modules that it imports (ModuleNotFoundError: No")
+    assert line.startswith(
+        "a worker can't load the study (ModuleNotFoundError: No module named 'test_elsewhere'): inst"
+    )
 
 
 class Odd(Exception):

@@ -127,7 +127,8 @@ def _keep(digest: str, packed: bytes) -> None:
         _known[digest] = pickle.loads(packed)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"a worker can't load the study, with the modules that it imports ({reason})") from error
+        hint = "install there what the study imports, or start workers with its folder in PYTHONPATH"
+        raise ValueError(f"a worker can't load the study ({reason}): {hint}") from error
     for old in list(_known)[:-KEPT]:
         _known.pop(old, None)  # another thread may be at it too
 
