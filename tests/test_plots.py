@@ -447,3 +447,12 @@ def test_names_are_plain_text_in_a_figure_whatever_is_in_them():
         content = drawing.png(figure)
         assert content.startswith(b"\x89PNG") and figure._repr_png_()[0].startswith(b"\x89PNG")
     assert not axes[0, 0].title.get_parse_math()
+
+
+def test_a_logarithmic_axis_of_anybodys_plot_has_plain_numbers():
+    with drawing.style():
+        figure, axes = drawing.figure(height=2)
+        axes[0, 0].plot([0.01, 1], [1, 1])
+        axes[0, 0].set_xscale("log")
+        drawing.png(figure)
+    assert {"0.01", "0.1", "1"} <= set(tick_labels(axes[0, 0].xaxis))

@@ -3,6 +3,7 @@
 Their folders are enough: no study is needed, and no data are read.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ class Run(NamedTuple):
 
 
 def read_runs(folders: Sequence[Path | str]) -> list[Run]:
-    """Reads runs; each is called by the last parts of its path, as many as tell it from the others.
+    """Reads runs; each is called by its path below the folder that they share.
 
     Raises:
       ValueError: a folder is named twice, or its files are missing or damaged; the message is one line.
@@ -36,12 +37,8 @@ def read_runs(folders: Sequence[Path | str]) -> list[Run]:
     for i, path in enumerate(paths):
         if path in paths[:i]:
             raise ValueError(f"{folders[i]} is named twice: a run is compared with others")
-    names = [path.name for path in paths]
-    for length in range(2, 1 + max((len(path.parts) for path in paths), default=0)):
-        if len(set(names)) == len(names):
-            break
-        names = ["/".join(path.parts[-length:]) for path in paths]
-    return [Run(name, *run_folder.read_curves(path)) for name, path in zip(names, folders, strict=True)]
+    shared = os.path.commonpath([path.parent for path in paths])
+    return [Run(str(path.relative_to(shared)), *run_folder.read_curves(path)) for path in paths]
 
 
 def sections(runs: Sequence[Run]) -> list[tuple[str, list[Item]]]:

@@ -13,9 +13,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogFormatterMathtext, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from PIL import Image  # which matplotlib writes its PNGs with
 
 Array = np.ndarray
@@ -53,6 +54,13 @@ STYLE: dict[Any, Any] = {
 
 class Drawing(Figure):
     """A figure that a notebook shows as it is, without pyplot."""
+
+    def draw(self, renderer: Any) -> None:
+        """Draws it, the numbers of logarithmic axes without mathtext, which the style turns off."""
+        for axis in (axis for ax in self.axes for axis in (ax.xaxis, ax.yaxis)):
+            if isinstance(axis.get_major_formatter(), LogFormatterMathtext):
+                plain_numbers(axis)
+        super().draw(renderer)
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
         """A PNG of fewer dots and colours than on a page, and the width at which it is shown."""
@@ -108,6 +116,12 @@ def epoch_axis(ax: Axes, epochs: Array) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
+def plain_numbers(axis: Axis) -> None:
+    """Numbers such as 0.01 on a logarithmic axis, at its main ticks alone."""
+    axis.set_major_formatter(PLAIN)
+    axis.set_minor_formatter(NullFormatter())
+
+
 def log_axis(ax: Axes, values: Array) -> None:
     """A logarithmic y axis with plain numbers if the positive finite `values` span more than a factor of 4."""
     values = np.asarray(values)
@@ -115,8 +129,7 @@ def log_axis(ax: Axes, values: Array) -> None:
     if not len(values) or values.min() <= 0 or values.max() < 4 * values.min():
         return
     ax.set_yscale("log")
-    ax.yaxis.set_major_formatter(PLAIN)
-    ax.yaxis.set_minor_formatter(NullFormatter())
+    plain_numbers(ax.yaxis)
     if values.max() < 300 * values.min():  # too narrow for the powers of 10 alone
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_minor_locator(NullLocator())
@@ -128,8 +141,7 @@ def range_axis(ax: Axes, axis: str, low: float, high: float, *, log: bool) -> No
     if log and high >= 20 * low:
         room = (high / low) ** 0.05
         ax.set(**{f"{axis}scale": "log", f"{axis}lim": (low / room, high * room)})
-        ticks.set_major_formatter(PLAIN)
-        ticks.set_minor_formatter(NullFormatter())
+        plain_numbers(ticks)
     else:
         room = 0.06 * (high - low) or 0.5
         ax.set(**{f"{axis}lim": (low - room, high + room)})

@@ -4,7 +4,6 @@ import re
 from collections.abc import Sequence
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -51,11 +50,8 @@ def _histograms(panels: list[Panel], names: str, caption: str) -> list[Item]:
 
 def parameters(model: Model) -> dict[str, np.ndarray]:
     """A model's arrays by their places in its tree, "dense1/kernel", in the order of the numbers in these."""
-    found = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf, np.float32)
-        for path, leaf in jax.tree.leaves_with_path(model.params)
-    }
-    return {name: found[name] for name in sorted(found, key=_with_numbers)}
+    found = model._replace(state=None).named_parameters()
+    return {name: found[name].astype(np.float32) for name in sorted(found, key=_with_numbers)}
 
 
 def _with_numbers(name: str) -> list[tuple[int, str]]:

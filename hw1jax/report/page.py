@@ -94,11 +94,9 @@ def write_overview(
         else:
             others.append((title, "failed" if name in problems else "has not run yet"))
             parts.append(f'<h2 id="{escape(name)}">{escape(title)}</h2><p>This study {others[-1][1]}.</p>')
-    notes = _notes(references)
-    links += [f'<li><a href="#{anchor}">{escape(heading)}</a></li>' for anchor, heading in _note_headings(references)]
     body = f"<h1>hw1jax: results</h1>{_introduction(references)}<nav><ul>{''.join(links)}</ul></nav>"
     ended = [(record["title"], record) for record, _ in shown.values()]
-    body += comparison.headlines(ended, others=others) + "".join(parts) + notes
+    body += comparison.headlines(ended, others=others) + "".join(parts) + _notes(references)
     path = Path(folder) / "report.html"
     storage.write_bytes(path, _page("hw1jax: results", body).encode())
     return path
@@ -255,20 +253,13 @@ def _introduction(references: Sequence[Reference]) -> Markup:
     return Markup(f"<p>{text}{who}</p>")
 
 
-def _note_headings(references: Sequence[Reference]) -> list[tuple[str, str]]:
-    """(anchor, heading) for each reference that has notes."""
-    names = dict.fromkeys(r.name for r in references if r.notes)
-    return [(f"notes-{i + 1}", f"Where {name} and this project differ") for i, name in enumerate(names)]
-
-
 def _notes(references: Sequence[Reference]) -> Markup:
     """Where the references and this project differ."""
     parts = []
-    names = dict.fromkeys(r.name for r in references if r.notes)
-    for name, (anchor, heading) in zip(names, _note_headings(references), strict=True):
+    for name in dict.fromkeys(r.name for r in references if r.notes):
         notes = dict.fromkeys(note for r in references if r.name == name for note in r.notes)
         items = "".join(f"<li>{escape(note)}</li>" for note in notes)
-        parts.append(f'<h2 id="{anchor}">{escape(heading)}</h2><ul>{items}</ul>')
+        parts.append(f"<h2>{escape(f'Where {name} and this project differ')}</h2><ul>{items}</ul>")
     return Markup("".join(parts))
 
 

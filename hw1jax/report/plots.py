@@ -1,12 +1,11 @@
 """Plots of data, of learning and of networks: each function takes arrays and an `ax`, draws into it, and returns it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import cycle
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from hw1jax.report.drawing import (
     BLACK,
@@ -15,7 +14,6 @@ from hw1jax.report.drawing import (
     GREY,
     LIGHT,
     ORANGE,
-    PLAIN,
     PURPLE,
     REFIT,
     SKY,
@@ -91,11 +89,19 @@ def residuals(ax: Axes, x: Array, residual: Array, inside: Array, *, gaps: Seque
 
 
 def bars(
-    ax: Axes, values: Mapping[str, float], *, title: str, label: str, form: Callable[[float], str] = "{:.3f}".format
+    ax: Axes,
+    values: Mapping[str, float],
+    *,
+    title: str,
+    label: str,
+    form: Callable[[float], str] = "{:.3f}".format,
+    hatched: Collection[str] = (),
 ) -> Axes:
-    """A horizontal bar a name, the first on top, each with its number."""
-    names = list(values)
-    drawn = ax.barh(names, list(values.values()), color=BLUE, height=0.6)
+    """A horizontal bar a name, the first on top, each with its number; the hatched ones are of others."""
+    drawn = ax.barh(list(values), list(values.values()), color=BLUE, height=0.6)
+    for bar, name in zip(drawn, values, strict=True):
+        if name in hatched:
+            bar.set(facecolor=ORANGE, edgecolor="white", hatch="////", linewidth=0)
     ax.bar_label(drawn, [form(value) for value in values.values()], padding=3)
     ax.invert_yaxis()
     ax.margins(x=0.15)
@@ -293,24 +299,4 @@ def confidence_histogram(ax: Axes, edges: Array, right: Array, wrong: Array, *, 
     ax.bar(edges[:-1], wrong, width, bottom=right, align="edge", color=ORANGE, linewidth=0, label="wrong")
     ax.set(title="Confidence", xlabel="confidence", ylabel=what, xlim=(0, 1.02))
     ax.legend(loc="upper left")
-    return ax
-
-
-# Speed
-
-
-def speed_bars(ax: Axes, ours: Mapping[str, float], peers: Mapping[str, float], *, title: str, label: str) -> Axes:
-    """A horizontal bar a name with its number, on a logarithmic axis: our forms on top, the peers hatched below."""
-    for part, color, hatch in ((ours, BLUE, None), (peers, ORANGE, "////")):
-        look: dict[str, Any] = {"color": color, "edgecolor": "white", "hatch": hatch}
-        drawn = ax.barh(list(part), list(part.values()), height=0.65, linewidth=0, **look)
-        ax.bar_label(drawn, fmt="%.3g", padding=3)
-    ax.invert_yaxis()
-    ax.set_xscale("log")
-    values = [*ours.values(), *peers.values()]
-    ax.set_xlim(10 ** np.floor(np.log10(0.7 * min(values))), 1.6 * max(values))
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter(PLAIN)
-    ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.set(title=title, xlabel=label)
     return ax

@@ -116,7 +116,7 @@ class Results(NamedTuple):
         ]
         shown = [textwrap.shorten(line, 98, placeholder=" ..") for line in lines]
         shown += textwrap.wrap(f"warning: {self.warning}", 98) if self.warning else []
-        return "\n  ".join([*shown, _cut(f"folder: {self.folder})", 98)])
+        return "\n  ".join([*shown, f"folder: {self.folder})"])
 
     def _repr_html_(self) -> str:
         """The numbers that count, without the folder, and a table of the best trials."""
@@ -147,11 +147,6 @@ class Results(NamedTuple):
             raise ValueError(f"no parameters to export: {self.failure}")
         storage.write_arrays(Path(path), self.model.named_parameters())
         return Path(path)
-
-
-def _cut(text: str, most: int) -> str:
-    """A text without spaces, its middle left out where it is long."""
-    return text if len(text) <= most else f"{text[: most // 2 - 1]}..{text[-(most // 2 - 1) :]}"
 
 
 def _in_words(tested: Mapping[str, Any]) -> str:
