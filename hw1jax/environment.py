@@ -92,6 +92,21 @@ def _commit() -> str | None:
     return commit.stdout.strip() + (" with changes" if changes.stdout.strip() else "")
 
 
+def check_devices() -> None:
+    """Raises a ValueError that names the environment variable with which JAX has no device, or compiles nothing."""
+    config: Any = jax.config
+    if config.jax_disable_jit:
+        raise ValueError("JAX_DISABLE_JIT is set, and a study trains in compiled programs: unset it")
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        for name in ("JAX_NUM_CPU_DEVICES", "JAX_PLATFORMS"):
+            if value := os.environ.get(name):
+                reason = str(error).partition("\n")[0]
+                raise ValueError(f"{name}={value}: JAX finds no such device ({reason})") from error
+        raise
+
+
 class Clock:
     """Where the time goes: seconds of each part, and of compiling, which the parts leave out."""
 

@@ -99,6 +99,7 @@ def run(
       ConnectionError: the executor has lost its workers; the same call goes on from there.
       jobs.Stopped: `stop` was set; the same call goes on from there.
     """
+    environment.check_devices()
     if executor is not None and order.program.num_devices is None:  # of a worker, whatever this process has
         order = order._replace(program=replace(order.program, num_devices=1))
     with jax.default_matmul_precision(order.search.precision):

@@ -443,6 +443,22 @@ def test_a_study_that_cant_be_searched_gets_one_line(call, elsewhere, asked, wor
     assert_one_line(call(asked), elsewhere, *words)
 
 
+@pytest.mark.parametrize("setting", ["JAX_PLATFORMS=gpu", "JAX_NUM_CPU_DEVICES=0", "JAX_DISABLE_JIT=1"])
+def test_an_environment_without_devices_or_programs_gets_one_line_that_names_the_variable(setting, tmp_path):
+    name, _, value = setting.partition("=")
+    script = Path(regression.__file__)
+    done = subprocess.run(
+        [sys.executable, script, "--quick", "--out", tmp_path / "out"],
+        env=os.environ | {name: value},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and name in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_more_convolutions_than_the_image_has_room_for_are_refused(call, elsewhere):
     asked = replace(FASHION_CNN, data=few_images)
     code, out, err = call(asked, "--batch-size", "10", "--channels", "4-10", "10-15", "10-15", "10-15")
