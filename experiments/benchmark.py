@@ -1,9 +1,9 @@
-"""The speed of the three studies, ours and the peers', at equal work, measured in one run on one machine.
+"""Measures the speed of hw1jax and of its peers on the three studies, at equal work.
 
     python experiments/benchmark.py [--time-to-score | --overhead] [--studies STUDIES] [--peers-python PYTHON] [--help]
 
-docs/speed.md says what is in the clock. Equal work: one file a study (`peers.Work`) with the samples, the folds, the
-order of all minibatches and the first draws of the search; everybody computes in float32, in processes of their own.
+docs/speed.md defines what is timed. All forms read the same file (`peers.Work`): samples, folds, the order of all
+minibatches, and the first trials of a search. Each form computes in float32 in its own processes.
 """
 
 import argparse
@@ -54,12 +54,12 @@ SPEED_WORK = {"regression": (100, 1000), "fashion_mlp": (60_000, 2), "fashion_cn
 
 
 def make_work(name: str, options: argparse.Namespace, size: tuple[int, int], seed: int = SEED) -> Work:
-    """The first samples of a study, so many epochs of its folds and minibatches, and a search's first draws."""
+    """The work of a study; size: (number of samples, number of epochs)."""
     asked, (num_samples, num_epochs) = import_module(name).STUDY, size
     num_trials, num_folds = asked.num_trials, asked.num_folds
     if options.quick:
         num_samples, num_epochs, num_trials = min(num_samples, 600), max(2, num_epochs // 20), 3
-    if options.synthetic and asked.classes:  # noise images, whose losses say nothing
+    if options.synthetic and asked.classes:  # noise images, whose losses mean nothing
         rng = np.random.default_rng(0)
         x, y = rng.integers(0, 256, (60_000, 28, 28), np.uint8), rng.integers(0, 10, 60_000, np.int32)
     else:
@@ -76,7 +76,7 @@ def make_work(name: str, options: argparse.Namespace, size: tuple[int, int], see
 
 
 def in_process(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """What a function of this file returns in a fresh process, without a compilation cache."""
+    """Calls a function of this file in a fresh process, without a compilation cache."""
     call = f"print(json.dumps(benchmark.{function.__name__}(*json.load(sys.stdin))))"
     command = [sys.executable, "-c", f"import benchmark, json, sys; {call}"]
     own = {"PYTHONPATH": os.pathsep.join(sys.path), "JAX_ENABLE_COMPILATION_CACHE": "false"}
@@ -85,13 +85,13 @@ def in_process(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict
     return json.loads(done.stdout.splitlines()[-1])
 
 
-# Our forms, each in a process of its own.
+# The forms of hw1jax, each in its own process.
 
 
 def train(form: str, work: Work, *, endless: bool = False) -> Iterator[tuple[int, np.ndarray]]:
-    """Trains the work round by round, in each of which every program advances by a call.
+    """Trains the work in rounds; in each, every program is called once.
 
-    Yields the epochs by which all members have advanced, and their validation losses [trial, fold].
+    Yields the epochs of the round and the validation losses [trial, fold] after it.
     """
     asked = import_module(work.study).STUDY
     num_folds, num_epochs, _, batch_size = work.train_order.shape
@@ -120,7 +120,7 @@ def train(form: str, work: Work, *, endless: bool = False) -> Iterator[tuple[int
 
 
 def timed(rounds: Iterator[tuple[int, np.ndarray]], num_rounds: int, seconds: float) -> tuple[int, float]:
-    """At least so many rounds, for at least so long -> (their epochs, seconds)."""
+    """Trains at least `num_rounds` rounds for at least `seconds` -> (epochs, seconds)."""
     start, epochs = time.perf_counter(), []
     while len(epochs) < num_rounds or time.perf_counter() - start < seconds:
         epochs.append(next(rounds)[0])
@@ -128,7 +128,7 @@ def timed(rounds: Iterator[tuple[int, np.ndarray]], num_rounds: int, seconds: fl
 
 
 def run_form(file: str, form: str, repeats: int, seconds: float) -> dict[str, Any]:
-    """As `peers.run_peer`, for one of our forms."""
+    """As `peers.run_peer`, for a form of hw1jax."""
     work = load_work(file)
     if form == MANY:
         work = work._replace(trials=[work.trials[n % len(work.trials)] for n in range(1000)])
@@ -137,11 +137,11 @@ def run_form(file: str, form: str, repeats: int, seconds: float) -> dict[str, An
             *_, (_, losses) = train(form, work)
             return {"final_val_loss": losses.tolist()}
         rounds = train(form, work, endless=True)
-        # Two rounds, as the second may compile again, for the sharding that the first has left.
+        # Two rounds: the second may compile again, because the first changes the sharding.
         first_epochs, first_seconds = timed(rounds, 2, 0)
         spans = [timed(rounds, 1, seconds) for _ in range(repeats)]
     an_epoch = median(spent / epochs for epochs, spent in spans)
-    samples = len(work.trials) * int((work.train_order[:, 0] >= 0).sum())  # of an epoch
+    samples = len(work.trials) * int((work.train_order[:, 0] >= 0).sum())  # per epoch
     return {
         "compile_seconds": max(0.0, first_seconds - first_epochs * an_epoch),
         "us_per_sample": [1e6 * spent / (epochs * samples) for epochs, spent in spans],
@@ -150,25 +150,25 @@ def run_form(file: str, form: str, repeats: int, seconds: float) -> dict[str, An
 
 
 def search_ours(file: str, settings: dict[str, Any], seed: int, num_trials: int, started: float) -> dict[str, Any]:
-    """As `peers.run_peer`, for the search of the study itself."""
-    from hw1jax import cli, run_study  # the other forms do without Optuna
+    """As `peers.run_peer`, for the search of hw1jax."""
+    from hw1jax import cli, run_study  # the other forms don't need Optuna
 
     points = []
 
     class Watcher(Observer):
         def epochs(self, what, done, num_epochs, scores, search_done=None):
-            if scores is not None:  # of the search, not of the refit
-                means = scores.mean(axis=1)  # not finite: not trained yet, or diverged
+            if scores is not None:  # None in the refit
+                means = scores.mean(axis=1)  # not finite if not trained yet, or diverged
                 points.append((time.time() - started, float(np.min(means, initial=math.inf, where=np.isfinite(means)))))
 
     cli.use_all_cores()
     work = load_work(file)
     num_folds, num_epochs, _, batch_size = work.train_order.shape
-    data = Dataset(work.x, work.y, work.x[:10], work.y[:10])  # nobody asks for the test
+    data = Dataset(work.x, work.y, work.x[:10], work.y[:10])  # the test set is not used
     study = replace(import_module(work.study).STUDY, data=data, inputs={})
     sizes = {"num_trials": num_trials, "num_folds": num_folds, "num_epochs": num_epochs, "batch_size": batch_size}
     with tempfile.TemporaryDirectory() as folder:
-        jax.config.update("jax_enable_compilation_cache", True)  # as a user's first search
+        jax.config.update("jax_enable_compilation_cache", True)  # like a user's first search
         jax.config.update("jax_compilation_cache_dir", str(Path(folder, "compiled")))
         out = Path(folder, "out")
         results = run_study(study, **sizes, **settings, seed=seed, out=out, observer=Watcher())
@@ -179,10 +179,10 @@ def search_ours(file: str, settings: dict[str, Any], seed: int, num_trials: int,
 
 
 def measure_speed(name: str, options: argparse.Namespace, file: Path) -> dict[str, Any]:
-    """Every form at the same work, one after the other."""
+    """Measures all forms one after the other, at the same work."""
     work = make_work(name, options, SPEED_WORK[name])
     peers.save_work(file, work)
-    ours = [MANY, ALL] if name == "regression" else [ALL, SEARCH]  # the regression's search is all in one program
+    ours = [MANY, ALL] if name == "regression" else [ALL, SEARCH]  # the regression's search is one program
     search_samples = len(work.trials) * work.search_epochs * int((work.train_order[:, 0] >= 0).sum())
 
     def run(form: str, repeats: int) -> dict[str, Any]:
@@ -199,14 +199,14 @@ def measure_speed(name: str, options: argparse.Namespace, file: Path) -> dict[st
             row["speed"] = median(row["us_per_sample"])
             row["search_seconds"] = 1e-6 * row["speed"] * search_samples
             if form in (ours[-1], peers.EAGER):
-                row |= run(form, 0)  # with its final losses
+                row |= run(form, 0)  # adds the final losses
         rows.append(row)
     compare_losses([row for row in rows if "final_val_loss" in row])
     return {"samples": len(work.x), "epochs": work.train_order.shape[1], "trials": len(work.trials), "rows": rows}
 
 
 def compare_losses(rows: list[dict[str, Any]]) -> None:
-    """Adds to rows, from their final losses [trial][fold], the mean and the best trial's."""
+    """Replaces the final losses [trial][fold] of each row by their mean and the best trial's loss, as text."""
     losses = np.array([row.pop("final_val_loss") for row in rows], float)  # [row, trial, fold], NaN where diverged
     everywhere = np.isfinite(losses).all(axis=0)
     for row, own in zip(rows, losses, strict=True):
@@ -234,7 +234,7 @@ def speed_table(name: str, result: dict[str, Any]) -> list[str]:
 
 
 def draw_speed(results: dict[str, Any], out: Path) -> None:
-    """speed.png, a panel a study."""
+    """Writes speed.png, with a panel for each study."""
     studies = {name: [row for row in result["rows"] if "speed" in row] for name, result in results.items()}
     with drawing.style():
         figure, axes = drawing.figure(len(studies), height=2.0 * len(studies))
@@ -250,7 +250,7 @@ def draw_speed(results: dict[str, Any], out: Path) -> None:
 
 
 def measure_score(name: str, options: argparse.Namespace, file: Path) -> dict[str, Any]:
-    """What each side finds with each seed, and when; Optuna first, as its loss is the goal of the others."""
+    """Searches with each side and seed; Optuna is first because the others are timed until they reach its loss."""
     rows = []
     for seed in options.seeds:
         work = make_work(name, options, (sys.maxsize, import_module(name).STUDY.num_epochs), seed=seed)
@@ -272,7 +272,7 @@ def measure_score(name: str, options: argparse.Namespace, file: Path) -> dict[st
 
 
 def score_table(name: str, result: dict[str, Any]) -> list[str]:
-    """A row a side, medians over the seeds: in the last column "never" where half of them don't come so far."""
+    """A row for each side, medians over the seeds; the last is "never" if half of them don't reach Optuna's loss."""
     lines = [
         f"### {name}",
         "",
@@ -361,7 +361,7 @@ def report(results: dict[str, Any], table: Callable[..., list[str]], note: str) 
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Measures study by study, and writes MODE.json and MODE.md after each."""
+    """Measures each study, and writes MODE.json and MODE.md after each."""
     mode, measure_study, table = "benchmark", measure_speed, speed_table
     note = f"float32, {options.repeats} repeats of at least {options.seconds:g} s"
     if options.time_to_score:
@@ -384,20 +384,18 @@ def measure(options: argparse.Namespace) -> None:
 def parse(args: Sequence[str]) -> argparse.Namespace:
     show = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], formatter_class=show)
-    parser.add_argument("--studies", nargs="+", choices=STUDIES, default=STUDIES, help="which to measure")
-    parser.add_argument("--out", type=Path, default=Path("runs", "benchmark"), help="folder of the results")
+    parser.add_argument("--studies", nargs="+", choices=STUDIES, default=STUDIES, help="studies to measure")
+    parser.add_argument("--out", type=Path, default=Path("runs", "benchmark"), help="results folder")
     parser.add_argument("--data-dir", type=Path, help="folder with the four Fashion-MNIST files")
-    parser.add_argument("--synthetic", action="store_true", help="take noise for images, where there are none")
+    parser.add_argument("--synthetic", action="store_true", help="use noise as images instead of Fashion-MNIST")
     parser.add_argument("--peers-python", default=sys.executable, help="interpreter with torch, scikit-learn, optuna")
-    parser.add_argument("--no-peers", action="store_true", help="measure hw1jax alone")
+    parser.add_argument("--no-peers", action="store_true", help="measure only hw1jax")
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each form")
-    parser.add_argument("--seconds", type=float, default=4.0, help="the least duration of one")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the searches of --time-to-score")
-    parser.add_argument("--quick", action="store_true", help="a look at the tables: few trials and samples, one repeat")
-    parser.add_argument(
-        "--time-to-score", action="store_true", help="measure how soon whole searches find what they do"
-    )
-    parser.add_argument("--overhead", action="store_true", help="measure what executors take beside training")
+    parser.add_argument("--seconds", type=float, default=4.0, help="shortest duration of a measurement")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds of --time-to-score")
+    parser.add_argument("--quick", action="store_true", help="few trials and samples, one repeat: to check the tables")
+    parser.add_argument("--time-to-score", action="store_true", help="time whole searches until they reach a loss")
+    parser.add_argument("--overhead", action="store_true", help="measure the cost of executors beside training")
     options = parser.parse_args(args)
     if options.quick:
         options.repeats, options.seconds = 1, min(options.seconds, 0.3)
@@ -405,13 +403,13 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
 
 
 def main() -> None:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends as Ctrl-C does: children and files go first
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: ends the children and removes the files
     options = parse(sys.argv[1:])
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cores or 1))  # as the experiments do; children inherit it
-    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # an accelerator's memory is the children's
+    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cores or 1))  # as in the experiments; child processes inherit it
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # leaves an accelerator's memory to the children
     try:
-        options.out.mkdir(parents=True, exist_ok=True)  # before the minutes of measuring
+        options.out.mkdir(parents=True, exist_ok=True)  # fails here rather than after minutes of measuring
         measure(options)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

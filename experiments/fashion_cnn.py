@@ -1,7 +1,7 @@
 """Fashion-MNIST with a convolutional net (ReLU and max-pooling, then sigmoid; cross entropy).
 
-All folds of all trials train at once; then the best trial is trained again on all training data and looks at the test
-set.
+All folds of all trials train at once. Then the best trial is trained again on all training data and evaluated on the
+test set.
 
     python experiments/fashion_cnn.py [--quick] [--beyond] [--out DIR] [--help]
 """
@@ -22,7 +22,7 @@ SIZE, CLASSES = fashion_mnist.IMAGE_SIZE, fashion_mnist.CLASSES
 
 def net_of(fixed):
     if len(fixed["channels"]) > (most := models.most_convolutions(SIZE)):
-        raise ValueError(f"channels= needs 1 to {most} ranges, as the image is pooled away after {most} convolutions")
+        raise ValueError(f"channels= needs 1 to {most} ranges: no pixel of the image is left after {most} convolutions")
     activation = getattr(nn, fixed.get("activation", "sigmoid"))
     return models.CNN(fixed["channels"], fixed["hidden_units"], num_outputs=len(CLASSES), activation=activation)
 
@@ -70,7 +70,7 @@ STUDY = hw.Study(
     num_trials=10,
     num_epochs=20,
     batch_size=200,
-    stratify=False,  # the report's folds are plain
+    stratify=False,  # the report's folds are not stratified
     quick={"num_trials": 2, "num_epochs": 1},
     epochs_per_call=1,
     loss_name="cross entropy (nats)",
@@ -89,7 +89,7 @@ STUDY = hw.Study(
     sections={"Inside the network": [network.weights, network.receptive_fields, network.feature_maps]},
 )
 
-# What the report wished for: more nodes, more trials; and ReLU beside the sigmoid, and averaged weights.
+# The report proposes more units and more trials; this adds ReLU as an activation, and averaged parameters.
 BEYOND = replace(
     STUDY,
     name="fashion_cnn_beyond",

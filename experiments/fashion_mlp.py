@@ -1,7 +1,7 @@
 """Fashion-MNIST with a dense net (sigmoid, cross entropy).
 
-All folds of all trials train at once; then the best trial is trained again on all training data and looks at the test
-set.
+All folds of all trials train at once. Then the best trial is trained again on all training data and evaluated on the
+test set.
 
     python experiments/fashion_mlp.py [--quick] [--beyond] [--out DIR] [--help]
 """
@@ -53,7 +53,7 @@ STUDY = hw.Study(
     num_trials=10,
     num_epochs=20,
     batch_size=200,
-    stratify=False,  # the report's folds are plain
+    stratify=False,  # the report's folds are not stratified
     quick={"num_trials": 4, "num_epochs": 2},
     epochs_per_call=1,
     loss_name="cross entropy (nats)",
@@ -65,7 +65,7 @@ STUDY = hw.Study(
     sections={"Inside the network": [network.weights]},
 )
 
-# What the report wished for: more nodes, more trials; and ReLU beside the sigmoid, and averaged weights.
+# The report proposes more units and more trials; this adds ReLU as an activation, and averaged parameters.
 BEYOND = replace(
     STUDY,
     name="fashion_mlp_beyond",

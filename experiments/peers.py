@@ -1,7 +1,7 @@
-"""The peers of the benchmark, at the same work as hw1jax: PyTorch, scikit-learn, and a notebook's loop in JAX.
+"""The peers of the benchmark: PyTorch, scikit-learn and a simple JAX loop, at the same work as hw1jax.
 
-The work is a plain file (`Work`), and each peer runs in fresh processes (`run_peer`), of another interpreter if need
-be: needs numpy alone; torch, scikit-learn and JAX are imported where a peer trains. docs/speed.md has the rules.
+The work is a plain file (`Work`). Each peer runs in fresh processes (`run_peer`), which may use another interpreter.
+This file needs only NumPy; torch, scikit-learn and JAX are imported where a peer trains. docs/speed.md has the rules.
 """
 
 import functools
@@ -23,18 +23,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-torch: Any = None  # a process that trains imports it (`child`); the benchmark, which imports this file, must not
+torch: Any = None  # imported by `child` in the processes that train, not by the benchmark
 
 STUDIES = ("regression", "fashion_mlp", "fashion_cnn")
-VALIDATION_BATCH = {"regression": 1000, "fashion_mlp": 2000, "fashion_cnn": 500}  # the fastest of those tried
-OPTUNA = "Optuna + PyTorch eager, HyperbandPruner"  # a whole search, see `search_optuna`
+VALIDATION_BATCH = {"regression": 1000, "fashion_mlp": 2000, "fashion_cnn": 500}  # the fastest sizes tried
+OPTUNA = "Optuna + PyTorch eager, HyperbandPruner"  # a whole search: `search_optuna`
 
 
 class Work(NamedTuple):
-    """One search: the data, the order of all minibatches and the trials.
-
-    An epoch's last batch may be short: its missing entries are -1, as are those at the end of a shorter fold.
-    """
+    """One search: data, order of all minibatches, trials. Short batches and short folds are filled up with -1."""
 
     study: str  # one of STUDIES
     x: np.ndarray  # float32 [n, 1] or uint8 [n, 28, 28]
@@ -42,7 +39,7 @@ class Work(NamedTuple):
     train_order: np.ndarray  # int32 [fold, epoch, step, batch], indices into x
     val_order: np.ndarray  # int32 [fold, n_val_max]
     trials: list[dict[str, Any]]  # hidden_units, channels (CNN only), learning_rate, l2, optimizer: adam, sgd, rmsprop
-    search_epochs: int  # of a trial of the study's whole search, in epochs of this work
+    search_epochs: int  # epochs of a trial in the whole search of the study
 
 
 def save_work(path: Path, work: Work) -> None:
@@ -58,18 +55,18 @@ def load_work(path: str | Path) -> Work:
 
 
 def run_peer(python: str, file: Path, name: str, **how: Any) -> dict[str, Any]:
-    """Run a peer in fresh processes of the interpreter `python` and return what it measured.
+    """Run a peer in fresh processes of the interpreter `python` and return its measurements.
 
-    Of PEERS, `repeats` and `seconds`: a repeat trains warm for at least so many seconds, all trials in turn (fold 0, or
-    all folds where they are stacked) an epoch each, of the regression ten, in whole rounds. Returns compile_seconds
-    (outside the clock), us_per_sample (one a repeat: wall-clock microseconds, validation included, for each training
-    sample), peak_rss_mb (all processes together) and versions. With `repeats=0` the whole work is trained once; returns
-    final_val_loss [trial][fold], None where it has not trained.
+    A peer of PEERS takes `repeats` and `seconds`. A repeat trains warm, in whole rounds, for at least `seconds`; a
+    round trains each trial (fold 0, or all folds if stacked) for an epoch, in the regression for ten. Returns
+    compile_seconds (not in the clock), us_per_sample (of each repeat, validation included), peak_rss_mb (all processes
+    together) and versions. With `repeats=0` it trains the whole work once; returns final_val_loss [trial][fold], None
+    if not trained.
 
-    Of OPTUNA, `seed` (of its brackets), `trials` and `started` (the time.time() from which its seconds count): see
-    `search_optuna`. Returns seconds and loss as `running_minimum` does, epochs (of all trials together) and versions.
+    OPTUNA takes `seed`, `trials` and `started` (the time.time() at which its seconds start): see `search_optuna`.
+    Returns seconds and loss as `running_minimum` does, epochs (of all trials together) and versions.
 
-    A peer that can't run here gives {skipped: the reason}.
+    A peer that can't run returns {skipped: the reason}.
     """
     command = [python, __file__, json.dumps({"file": str(file), "name": name} | how)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -79,7 +76,7 @@ def run_peer(python: str, file: Path, name: str, **how: Any) -> dict[str, Any]:
 
 
 def running_minimum(points: Iterable[tuple[float, float]], end: float) -> dict[str, list[float]]:
-    """(seconds, loss) of a search's trials -> seconds and loss whenever it was the best so far, and at the end."""
+    """(seconds, loss) of a search's trials -> seconds and losses of each new best one, and of the end."""
     seconds, losses = [], []
     for second, loss in sorted(points):
         if math.isfinite(loss) and (not losses or loss < losses[-1]):
@@ -92,7 +89,7 @@ def running_minimum(points: Iterable[tuple[float, float]], end: float) -> dict[s
 
 
 def network(work: Work, x, trial: int, fold: int):
-    """The trial's network as an nn.Sequential, with torch's own initialisation: the same for every peer."""
+    """The trial's network as an nn.Sequential with torch's initialisation; equal for all peers in torch."""
     torch.manual_seed(1000 * trial + fold)
     nn, settings, layers = torch.nn, work.trials[trial], []
     for channels in settings.get("channels", []):
@@ -101,12 +98,12 @@ def network(work: Work, x, trial: int, fold: int):
     for units in settings["hidden_units"]:
         layers += [nn.LazyLinear(units), nn.Sigmoid()]
     net = nn.Sequential(*layers, nn.LazyLinear(1 if work.study == "regression" else 10)).to(x.device)
-    net(x[:1])  # which makes the parameters
+    net(x[:1])  # creates the parameters
     return net
 
 
 def forward(params, x):
-    """The same network as a function of its parameters: 5 % quicker than modules, and what vmap needs."""
+    """The same network as a function of its parameters: 5 % faster than modules, and vmap needs it."""
     nn = torch.nn.functional
     *hidden, last = zip(params[::2], params[1::2], strict=True)
     for weight, bias in hidden:
@@ -124,7 +121,7 @@ def mean_loss(outputs, y):
 
 
 def weighted_loss(params, x, y, weight):
-    """The mean loss over the examples of weight 1; those of weight 0 are padding."""
+    """The mean loss over the examples with weight 1; those with weight 0 are padding."""
     outputs, cross_entropy = forward(params, x), torch.nn.functional.cross_entropy
     numbers = y.is_floating_point()
     losses = (outputs - y).square().squeeze(-1) if numbers else cross_entropy(outputs, y, reduction="none")
@@ -136,7 +133,7 @@ def gather(x, y, index):
 
 
 def on_device(array: np.ndarray):
-    """A tensor on the GPU if there is one; a default device of torch's would slow every call down."""
+    """A tensor on the GPU if there is one; torch's default device would slow down every call."""
     return torch.from_numpy(array).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -152,7 +149,7 @@ def compiled_losses():
 
 @functools.cache
 def compiled_step(optimizer: str):
-    """A training step as one graph, the update written out: torch.optim's holds the learning rate as a constant."""
+    """A training step as one graph; the update is written out because torch.optim compiles in the learning rate."""
 
     def step(params, first, second, count, learning_rate, l2, x, y, index, weight):
         differentiate = torch.func.vmap(torch.func.grad_and_value(weighted_loss))
@@ -171,23 +168,23 @@ def compiled_step(optimizer: str):
                 param.sub_(learning_rate / (1 - 0.9**count) * m / ((v / (1 - 0.999**count)).sqrt() + 1e-8))
         return losses
 
-    torch._dynamo.config.recompile_limit = 64  # widths that happen to be equal get a graph of their own
-    # Static widths are a fifth faster in the regression, and cost 8 s of compiling a trial, more than its training.
+    torch._dynamo.config.recompile_limit = 64  # each set of equal widths gets its own graph
+    # Static widths make the regression a fifth faster, but compile 8 s per trial, longer than its training.
     return torch.compile(step, fullgraph=True, dynamic=True)
 
 
-# The trainers. Each trains the given folds of one trial: `train` takes some steps of an epoch, order int32
-# [fold, step, batch]; `validate` evaluates some samples, order int32 [fold, n], and returns summed losses [fold].
+# The trainers. Each trains the given folds of one trial. `train` takes the steps order int32 [fold, step, batch];
+# `validate` evaluates the samples order int32 [fold, n] and returns summed losses [fold].
 
 
 class Eager:
-    """One member at a time in PyTorch's eager mode."""
+    """PyTorch's eager mode, one member at a time."""
 
     optimizers, folds_together, compiles = ("adam", "sgd", "rmsprop"), False, False
 
     @staticmethod
     def prepare(work: Work):
-        """What all members share, resident: x as float32, classes as int64."""
+        """The data of all members on the device: x as float32, classes as int64."""
         x, y = on_device(work.x), on_device(work.y)
         if work.study == "regression":
             return x, y
@@ -196,7 +193,7 @@ class Eager:
 
     def __init__(self, work: Work, data, trial: int, folds: list[int]):
         self.work, self.data, settings = work, data, work.trials[trial]
-        # With its weights all activations of a convolution are in channels_last; others have no such format.
+        # channels_last weights give channels_last activations; only convolutions have this format.
         self.params = list(network(work, data[0], trial, folds[0]).to(memory_format=torch.channels_last).parameters())
         make = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop}
         fast = {"foreach" if settings["optimizer"] == "rmsprop" else "fused": True}
@@ -205,7 +202,7 @@ class Eager:
 
     def train(self, order: np.ndarray):
         index, batch, total = on_device(order[order >= 0]), order.shape[2], torch.zeros(1, device=self.data[0].device)
-        # One gather for all steps is best for the regression's short rows; images are best gathered step by step.
+        # One gather for all steps is fastest for the regression's short rows, one per step for images.
         for rows in index.split(len(index) if self.work.study == "regression" else batch):
             for x, y in zip(*(part.index_select(0, rows).split(batch) for part in self.data), strict=True):
                 loss = mean_loss(forward(self.params, x), y)
@@ -224,7 +221,7 @@ class Eager:
 
 
 class CompiledFolds:
-    """torch.compile of the whole step, and of the validation, vmapped over the folds of a trial."""
+    """torch.compile of the training step and of the validation, vmapped over the folds of a trial."""
 
     optimizers, folds_together, compiles = Eager.optimizers, True, True
     prepare = Eager.prepare
@@ -242,7 +239,7 @@ class CompiledFolds:
         total = 0
         with torch.no_grad():
             for index in batches:
-                index = index.clone(memory_format=torch.contiguous_format)  # other strides would compile anew
+                index = index.clone(memory_format=torch.contiguous_format)  # other strides would recompile
                 weight = (index >= 0).float()
                 losses = function(self.params, *state, *self.data, index.clamp_(min=0), weight)
                 total = total + losses * weight.sum(1)
@@ -257,7 +254,7 @@ class CompiledFolds:
 
 
 class ScikitLearn:
-    """MLPRegressor or MLPClassifier with `partial_fit` in the given order, set so that its gradients are ours."""
+    """MLPRegressor or MLPClassifier, `partial_fit` in the given order, with gradients equal to those of hw1jax."""
 
     optimizers, folds_together, compiles = ("adam", "sgd"), False, False
 
@@ -274,13 +271,13 @@ class ScikitLearn:
 
         self.data, self.regression = data, work.study == "regression"
         settings, batch = work.trials[trial], work.train_order.shape[3]
-        scale = 0.5 if self.regression else 1.0  # its loss is half the squared error, its gradients half of ours
+        scale = 0.5 if self.regression else 1.0  # it minimises half the squared error
         same = {"activation": "logistic", "momentum": 0.0, "batch_size": batch, "shuffle": False}
         self.model = (MLPRegressor if self.regression else MLPClassifier)(
             hidden_layer_sizes=settings["hidden_units"],
             solver=settings["optimizer"],
             learning_rate_init=settings["learning_rate"] / (scale if settings["optimizer"] == "sgd" else 1),
-            alpha=scale * batch * settings["l2"],  # which it divides by the batch
+            alpha=scale * batch * settings["l2"],  # it divides alpha by the batch size
             epsilon=scale * 1e-8,
             random_state=1000 * trial + folds[0],
             **same,
@@ -298,7 +295,7 @@ class ScikitLearn:
 
 
 class Notebook:
-    """The loop of a notebook in JAX: a jitted step of one network, a batch at a time, its loss read at each step."""
+    """A simple JAX loop: a jitted step of one network for each batch, whose loss is read after each step."""
 
     optimizers, folds_together, compiles = Eager.optimizers, False, True
 
@@ -361,7 +358,7 @@ PEERS: dict[str, Any] = {EAGER: Eager, COMPILED: CompiledFolds, SKLEARN: ScikitL
 
 
 def train(trainer, work: Work, folds: list[int], epochs: Iterable[int]) -> list[float]:
-    """Train these epochs, each with its validation -> the mean validation losses [fold] after the last one."""
+    """Train and validate the epochs -> mean validation losses [fold] after the last one."""
     for epoch in epochs:
         trainer.train(work.train_order[folds, epoch])
         sums = trainer.validate(work.val_order[folds])
@@ -369,7 +366,7 @@ def train(trainer, work: Work, folds: list[int], epochs: Iterable[int]) -> list[
 
 
 def measure(work: Work, name: str, counter, barrier, *, repeats: int, seconds: float = 0.0) -> dict[str, Any]:
-    """One process of a peer: warm up, then take numbered parts of the work until none is left or time is over."""
+    """One process of a peer: warms up, then takes numbered parts of the work until none is left or time is over."""
     trainer_class = PEERS[name]
     trials = [n for n, trial in enumerate(work.trials) if trial["optimizer"] in trainer_class.optimizers]
     num_folds, num_epochs, *_ = work.train_order.shape
@@ -382,7 +379,7 @@ def measure(work: Work, name: str, counter, barrier, *, repeats: int, seconds: f
         every = range(num_epochs)
         return {"losses": [(trial, group, train(make(trial, group), work, group, every)) for trial, group in taken]}
 
-    with counter.get_lock():  # one process after the other: the second finds what the first compiled
+    with counter.get_lock():  # one process after the other: the second uses the first one's compiled code
         start = time.monotonic()
         trainers = [make(trial, groups[0]) for trial in trials]
         for trainer in trainers:
@@ -390,10 +387,10 @@ def measure(work: Work, name: str, counter, barrier, *, repeats: int, seconds: f
             trainer.validate(work.val_order[groups[0], : VALIDATION_BATCH[work.study]])
         first_seconds = time.monotonic() - start
 
-    num_samples = int((work.train_order[groups[0], 0] >= 0).sum())  # of an epoch
+    num_samples = int((work.train_order[groups[0], 0] >= 0).sum())  # per epoch
 
     def train_rounds(seconds: float) -> tuple[float, float, int]:
-        """Whole rounds for at least so long -> (start, end, samples)."""
+        """Trains whole rounds for at least `seconds` -> (start, end, samples)."""
         barrier.wait()
         start, samples = time.monotonic(), 0
         for number in take(counter, lambda number: number % len(trials) == 0 and time.monotonic() >= start + seconds):
@@ -416,7 +413,7 @@ def measure(work: Work, name: str, counter, barrier, *, repeats: int, seconds: f
 
 
 def take(counter, stop: Callable[[int], bool]) -> Iterator[int]:
-    """The next number that no process has yet, until `stop` of it is true."""
+    """Yields numbers that no other process has taken, until `stop(number)` is true."""
     while True:
         with counter.get_lock():
             number = counter.value
@@ -427,13 +424,13 @@ def take(counter, stop: Callable[[int], bool]) -> Iterator[int]:
 
 
 def peak_rss_mb() -> float:
-    """The largest resident memory of this process; getrusage's is inherited from the parent that forked it."""
+    """The peak resident memory of this process (getrusage would include the parent that forked it)."""
     status = Path("/proc/self/status")
     return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024 if status.exists() else 0.0
 
 
 def together(work: Work, parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the processes of a peer have measured."""
+    """Combines the measurements of a peer's processes."""
     if "losses" in parts[0]:
         val_loss: list[list[float | None]] = [[None] * len(work.train_order) for _ in work.trials]
         for trial, folds, losses in itertools.chain(*(part["losses"] for part in parts)):
@@ -450,20 +447,20 @@ def together(work: Work, parts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def search_optuna(work: Work, folder: str, counter, *, seed: int, trials: int, started: float) -> dict[str, Any]:
-    """One process of Optuna's search with PyTorch, pruned by HyperbandPruner on the mean loss over the folds.
+    """One process of an Optuna search with PyTorch; HyperbandPruner prunes by the mean loss over the folds.
 
-    It is reported at multiples of the least resource: Optuna prunes nowhere else, and writes each report to the disk.
+    Reports losses only at multiples of the least resource: Optuna prunes only there, and writes each report to disk.
     """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     num_folds, num_epochs, *_ = work.train_order.shape
-    resource = max(1, num_epochs // 27)  # three times a third, as ours
+    resource = max(1, num_epochs // 27)  # 27 = 3 ** 3, as in hw1jax
     data, points = Eager.prepare(work), []
     journal = optuna.storages.journal.JournalFileBackend(str(Path(folder, "journal.log")))
     study = optuna.create_study(
         storage=optuna.storages.JournalStorage(journal),
-        study_name=f"seed {seed}",  # which decides the trials' brackets
+        study_name=f"seed {seed}",  # the name determines the trials' brackets
         load_if_exists=True,
         pruner=optuna.pruners.HyperbandPruner(resource, num_epochs, reduction_factor=3),
     )
@@ -474,7 +471,7 @@ def search_optuna(work: Work, folder: str, counter, *, seed: int, trials: int, s
             loss = np.mean([train(trainer, work, [fold], [epoch]) for fold, trainer in enumerate(trainers)])
             points.append((time.time() - started, float(loss)))
             if not math.isfinite(loss):
-                return math.nan  # which Optuna takes for a failure
+                return math.nan  # Optuna records a failed trial
             if (epoch + 1) % resource == 0:
                 trial.report(loss, epoch + 1)
                 if trial.should_prune():
@@ -490,9 +487,9 @@ def search_optuna(work: Work, folder: str, counter, *, seed: int, trials: int, s
 
 
 def child(pipe, file: str, name: str, how: dict[str, Any], folder: str, counter, barrier) -> None:
-    """What a process runs; its result, or the reason for none, is sent through the pipe."""
+    """Runs in each process; sends its result, or the reason for having none, through the pipe."""
     global torch
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it whatever it is at
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once
     try:
         if name == OPTUNA or PEERS[name] in (Eager, CompiledFolds):
             import torch
@@ -504,7 +501,7 @@ def child(pipe, file: str, name: str, how: dict[str, Any], folder: str, counter,
         packages = {"torch", "sklearn", "optuna"} & set(sys.modules)
         pipe.send(own | {"versions": {package: sys.modules[package].__version__ for package in packages}})
     except threading.BrokenBarrierError:
-        pipe.send({})  # the other process says why
+        pipe.send({})  # the other process reports the reason
     except Exception as error:
         barrier.abort()
         kind = "" if isinstance(error, NotImplementedError | ImportError) else f"failed: {type(error).__name__}: "
@@ -513,16 +510,16 @@ def child(pipe, file: str, name: str, how: dict[str, Any], folder: str, counter,
 
 
 def run_processes(file: str, name: str, **how: Any) -> dict[str, Any]:
-    """Start a peer's processes, let them share the work, and put together what they say (see `run_peer`)."""
+    """Start a peer's processes, which share the work, and combine their measurements (see `run_peer`)."""
     context, pipes, parts = multiprocessing.get_context("spawn"), [], []
-    num_processes = 1 if name == NOTEBOOK else 2  # JAX has threads of its own
+    num_processes = 1 if name == NOTEBOOK else 2  # JAX has its own threads
     if num_processes > 1:
         os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
-    # glibc returns freed blocks of some MB to the system and faults them in again: 5 % of the CNN's time.
+    # glibc returns freed blocks of some MB to the system and page-faults them again: 5 % of the CNN's time.
     os.environ.update(MALLOC_MMAP_THRESHOLD_=str(1 << 32), MALLOC_TRIM_THRESHOLD_=str(1 << 33))
     counter, barrier = context.Value("q", 0), context.Barrier(num_processes)
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder  # compile_seconds is that of a first run
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder  # empty: compile_seconds is that of a first run
         for _ in range(num_processes):
             receiver, sender = context.Pipe(duplex=False)
             arguments = (sender, file, name, how, folder, counter, barrier)
@@ -535,7 +532,7 @@ def run_processes(file: str, name: str, **how: Any) -> dict[str, Any]:
                     parts.append(pipe.recv())
                     pipes.remove(pipe)
         except EOFError:
-            return {"skipped": "a process died: was there enough memory?"}
+            return {"skipped": "a process died; the memory may be too small"}
     skipped = next((part for part in parts if "skipped" in part), None)
     return skipped or together(load_work(file), parts) | {"versions": parts[0]["versions"]}
 

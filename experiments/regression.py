@@ -1,7 +1,7 @@
 """Regression of a noisy scalar function with a dense net (sigmoid, mean squared error).
 
-All folds of all trials train at once in one compiled program; then the best trial is trained again on all training
-data and looks at the test set.
+All folds of all trials train at once in one compiled program. Then the best trial is trained again on all training
+data and evaluated on the test set.
 
     python experiments/regression.py [--quick] [--beyond] [--out DIR] [--help]
 """
@@ -82,7 +82,7 @@ STUDY = hw.Study(
 
 
 class Blocks:
-    """Folds that hold out whole stretches of the input, as its gaps do; those at the two ends are always trained on."""
+    """Folds that hold out whole intervals of the input, like the gaps in the data, but never the two outermost ones."""
 
     num_folds, num_blocks = 4, 16
 
@@ -94,7 +94,7 @@ class Blocks:
             yield np.setdiff1d(np.arange(len(x)), held_out), held_out
 
 
-# What the report wished for: more nodes, more trials. Its gaps are what hurts: so here folds have gaps as well.
+# The report proposes more units and more trials. Most of the error is in the gaps of the data, so the folds have gaps.
 BEYOND = replace(
     STUDY,
     name="regression_beyond",

@@ -1,6 +1,6 @@
-"""The whole homework: the three studies in turn, each into its own folder, and one report page over all.
+"""Runs the three studies of the homework, each into its own folder, and writes one report page for all.
 
-A study that fails doesn't stop the others; it is named at the end, and the exit code is then 1.
+If a study fails, the others still run; the failure is printed at the end and the exit code is 1.
 
     python experiments/reproduce.py [--quick] [--out DIR] [--data-dir DIR] [--help]
 """
@@ -25,14 +25,14 @@ BEYOND = {name: module.BEYOND for name, module in zip(STUDIES, (regression, fash
 
 
 def parse(args: Sequence[str]) -> tuple[Path, list[Order], cli.Flags]:
-    """The flags -> (folder of all results, what each study does in its own folder, how much is shown)."""
+    """The flags -> (folder of all results, order of each study, flags of the output)."""
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n")[0],
-        epilog="Other flags of the studies, as --num-trials or --seed, are given to each: see regression.py --help.",
+        epilog="Each study also gets the other flags, such as --num-trials or --seed: see regression.py --help.",
         allow_abbrev=False,
     )
     parser.add_argument("--quick", action="store_true", help="small runs on the real data: two minutes in all")
-    parser.add_argument("--out", type=Path, help="folder of the results; runs, or runs/quick, if not given")
+    parser.add_argument("--out", type=Path, help="results folder (default: runs; with --quick: runs/quick)")
     parser.add_argument("--data-dir", help="folder with the four Fashion-MNIST files, instead of fetching them")
     own, flags = parser.parse_known_args(args)
     folder = (own.out or Path("runs", *(["quick"] if own.quick else []))).expanduser()
@@ -66,7 +66,7 @@ def reproduce(folder: Path, orders: Sequence[Order], shown: cli.Flags, stop: thr
 
 def main() -> None:
     def work() -> int:
-        folder, orders, shown = parse(sys.argv[1:])  # a mistake is told before an hour of work, not after
+        folder, orders, shown = parse(sys.argv[1:])  # reports mistakes before an hour of work, not after
         cli.use_all_cores(orders[0].program.num_devices)
         if orders[0].program.reproducible:
             environment.make_reproducible()

@@ -188,7 +188,7 @@ def test_the_pages_numbers_are_those_of_the_results_beside_the_reports(runs, nam
     assert f"{test['loss']:.3f}" in page.text and results["command"] in page.text
     assert "ensemble of the 3 fold models" in page.text and "ensemble’s test loss" in page.text
     assert "the report's best" in page.text and "Where the report and this project differ" in page.text
-    assert "“The report” is the homework report that hw1jax reimplements." in page.text
+    assert "“The report” is the homework report that hw1jax reproduces." in page.text
     assert ("to epoch" in page.text) == (name == "regression")
 
 

@@ -1,6 +1,6 @@
-"""Handwritten digits (scikit-learn's) with a convolutional net of Flax's own layers, as wide as is drawn.
+"""A convolutional network in Flax on scikit-learn's handwritten digits.
 
-The number of channels is static: each of its values has a program of its own.
+The number of channels is static: each value needs its own program.
 
     python experiments/examples/convolution.py [--quick] [--out DIR] [--help]
 """

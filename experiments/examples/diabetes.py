@@ -1,6 +1,6 @@
-"""Progress of diabetes after a year (scikit-learn's) from ten measurements: a net in Equinox.
+"""An Equinox network that predicts the progress of diabetes after a year from ten measurements (scikit-learn's data).
 
-An Equinox module is a tree of arrays and functions; its arrays are what is trained, the rest stays in `task`.
+An Equinox module is a tree of arrays and functions. Its arrays are trained; its functions stay in `task`.
 
     python experiments/examples/diabetes.py [--quick] [--out DIR] [--help]
 """

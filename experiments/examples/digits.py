@@ -1,6 +1,6 @@
-"""Handwritten digits (scikit-learn's) with dropout, batch normalisation, a depth and an activation: a net in Flax.
+"""A Flax network with dropout and batch normalisation on scikit-learn's handwritten digits.
 
-`depth` shapes the program, so it is static; the activation and everything else are traced: three programs in all.
+The depth is static, so each of its three values needs its own program. All other hyperparameters are traced.
 
     python experiments/examples/digits.py [--quick] [--out DIR] [--help]
 """
@@ -24,7 +24,7 @@ class Net(nn.Module):
         for _ in range(self.depth):
             x = nn.BatchNorm(use_running_average=not train)(nn.Dense(64, use_bias=False)(x), mask=mask[:, None])
             x = jnp.where(activation == 0, nn.relu(x), nn.tanh(x))
-            if train:  # nn.Dropout, for a rate that differs from trial to trial
+            if train:  # dropout with a traced rate, which nn.Dropout doesn't accept
                 kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - dropout, x.shape)
                 x = jnp.where(kept, x / (1 - dropout), 0)
         return nn.Dense(10)(x)

@@ -1,7 +1,7 @@
-"""Handwritten digits (scikit-learn's) with a Flax NNX module that has dropout and batch normalisation.
+"""A Flax NNX network with dropout and batch normalisation on scikit-learn's handwritten digits.
 
-`nnx.split` takes a module apart into its structure, its parameters, which are trained, and the rest, which is state:
-running averages, and the keys and counts from which dropout draws.
+`nnx.split` splits a module into its structure, its parameters, which are trained, and its state: the running averages
+of batch normalisation, and the keys and counts of dropout.
 
     python experiments/examples/nnx_net.py [--quick] [--out DIR] [--help]
 """
@@ -17,7 +17,7 @@ import hw1jax as hw
 
 class Net(nnx.Module):
     def __init__(self, width: int, rngs: nnx.Rngs):
-        self.hidden = nnx.Linear(64, width, use_bias=False, rngs=rngs)  # the norm has one
+        self.hidden = nnx.Linear(64, width, use_bias=False, rngs=rngs)  # BatchNorm has a bias
         self.norm = nnx.BatchNorm(width, momentum=0.9, rngs=rngs)
         self.dropout = nnx.Dropout(0.2, rngs=rngs)
         self.out = nnx.Linear(width, 10, rngs=rngs)
@@ -39,7 +39,7 @@ def task(fixed):
         return params, state
 
     def apply(params, x, h, state, train, mask):
-        net = nnx.merge(structure, params, state, copy=True)  # it changes in training, the state given does not
+        net = nnx.merge(structure, params, state, copy=True)  # training changes the copy, not `state`
         (net.train if train else net.eval)()
         outputs = net(x, mask)
         return outputs, nnx.split(net, nnx.Param, ...)[2]

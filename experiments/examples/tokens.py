@@ -1,4 +1,4 @@
-"""Handwritten digits (scikit-learn's) read as sequences of tokens, a pixel's grey value each: a recurrent net in Flax.
+"""A recurrent Flax network on scikit-learn's handwritten digits as sequences of tokens, one for each pixel.
 
 python experiments/examples/tokens.py [--quick] [--out DIR] [--help]
 """
@@ -23,7 +23,7 @@ class Net(nn.Module):
         """tokens int [batch, 64]: the image's pixels, row by row -> [batch, 10]."""
         x = nn.Embed(NUM_TOKENS, 8)(tokens).reshape(len(tokens), 8, 64)  # [batch, row, (column, feature)]
         kind = {"gru": nn.GRUCell, "lstm": nn.OptimizedLSTMCell}[self.cell]
-        cell = kind(32, param_dtype=jnp.result_type(float))  # float32 unless JAX is told to be wider
+        cell = kind(32, param_dtype=jnp.result_type(float))  # float32, or float64 if JAX has x64 enabled
         return nn.Dense(10)(nn.RNN(cell)(x)[:, -1])
 
 

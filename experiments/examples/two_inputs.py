@@ -1,4 +1,4 @@
-"""Wines (scikit-learn's) from two kinds of measurements, a dict of two arrays: a plain JAX net without a library.
+"""A plain JAX network with two inputs, a dict of two arrays, that classifies wines (scikit-learn's data).
 
 python experiments/examples/two_inputs.py [--quick] [--out DIR] [--help]
 """
@@ -17,7 +17,7 @@ WIDTH = 16
 
 
 def init(key, h):
-    """A layer for each kind of input, and one for both: {name: [inputs + 1, outputs]}, the last row the bias."""
+    """One layer for each input and one for both: {name: float [inputs + 1, outputs]}; the last row is the bias."""
     shapes = {"acids": (6, WIDTH), "phenols": (9, WIDTH), "both": (2 * WIDTH + 1, 3)}
     keys = jax.random.split(key, len(shapes))
     return {

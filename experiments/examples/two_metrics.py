@@ -1,4 +1,4 @@
-"""Tumours (scikit-learn's breast cancer data), malignant ones weighing more: two metrics, one of which is maximised.
+"""Two metrics, one of them maximised, and sample weights: benign and malignant tumours (scikit-learn's data).
 
 python experiments/examples/two_metrics.py [--quick] [--out DIR] [--help]
 """
@@ -16,17 +16,17 @@ NET = nn.Sequential([nn.Dense(16), nn.tanh, nn.Dense(1)])
 
 
 def loss(outputs, y):
-    """Cross entropy of outputs float [batch, 1], the log-odds of y int [batch] being 1 -> [batch]."""
+    """Cross entropy [batch]; outputs float [batch, 1] are the log-odds that y int [batch] is 1."""
     return optax.losses.sigmoid_binary_cross_entropy(outputs[:, 0], y)
 
 
 def right(outputs, y):
-    """1 where the more probable class is the true one, [batch]."""
+    """1 if the more probable class is the true one, else 0: float [batch]."""
     return ((outputs[:, 0] > 0) == (y == 1)).astype(jnp.float32)
 
 
 def brier(outputs, y):
-    """Squared error of the probability (Brier, 1950), [batch]."""
+    """Squared error of the probability (Brier, 1950): float [batch]."""
     return (nn.sigmoid(outputs[:, 0]) - y) ** 2
 
 
