@@ -1,1 +1,1 @@
-"""The core: many members trained at once. It knows no study, no flag and no file."""
+"""The core trains many members at once. It knows no study, flag or file."""

@@ -1,4 +1,4 @@
-"""Data and hyperparameters that a user gives, checked and made arrays before they are trusted."""
+"""Checks of a user's data and hyperparameters, and their conversion to arrays."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -12,17 +12,16 @@ from jax.core import Tracer
 
 from hw1jax.core.folds import Fold
 
-LARGEST_ROUNDING = 0.01  # of values' standard deviation, by the type in which JAX computes
-NUMBERS = "biufcV"  # kinds of numpy's types; V: bfloat16 and its like
+LARGEST_ROUNDING = 0.01  # of JAX's dtype, relative to the values' standard deviation
+NUMBERS = "biufcV"  # numpy's dtype kinds; V: bfloat16 and similar
 
 
 def as_arrays(tree: Any, name: str) -> Any:
-    """A tree of arrays, or of what numpy takes for arrays (pandas' tables and columns too), as numpy arrays.
+    """Converts a tree of arrays, or of objects that numpy converts (pandas' tables and columns too), to numpy arrays.
 
     Raises:
-      TypeError: lists, which are trees of their own, or what holds no numbers.
-      ValueError: values that are not finite, that are masked, or that the type in which JAX computes can't hold; a dict
-        or tuple without any.
+      TypeError: a list, or a leaf that isn't numeric.
+      ValueError: values that are not finite, are masked, or overflow the dtype in which JAX computes; an empty tree.
     """
     if not isinstance(tree, np.ndarray | jax.Array) and hasattr(tree, "to_numpy"):
         return _table(tree, name)
@@ -35,16 +34,16 @@ def as_arrays(tree: Any, name: str) -> Any:
     if isinstance(tree, tuple):
         parts = [as_arrays(value, f"{name}[{i}]") for i, value in enumerate(tree)]
         return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
-    if tree is not None and jax.tree.structure(tree) != jax.tree.structure(0):  # somebody's own kind of tree
+    if tree is not None and jax.tree.structure(tree) != jax.tree.structure(0):  # a registered pytree
         return jax.tree.map(lambda leaf: _numbers(leaf, f"{name}="), tree)
     return _numbers(tree, f"{name}=")
 
 
 def _table(table: Any, name: str) -> np.ndarray:
-    """The numbers of a data frame, [sample, column], or of one column, [sample]."""
+    """A data frame as [sample, column], a column as [sample]."""
     if not hasattr(table, "columns"):
         return _column(table, f"{name}=")
-    if len(set(table.columns)) < len(table.columns):  # which have no name to be told by
+    if len(set(table.columns)) < len(table.columns):  # their names are ambiguous
         return _numbers(table.to_numpy(), f"{name}=")
     columns = [_column(table[column], f"{name}[{column!r}]") for column in table.columns]
     return np.stack(columns, axis=1).astype(np.result_type(*columns))
@@ -52,8 +51,8 @@ def _table(table: Any, name: str) -> np.ndarray:
 
 def _column(column: Any, name: str) -> np.ndarray:
     values = np.asarray(column.to_numpy())
-    if values.dtype.kind == "O":  # a type of pandas' own: nullable, or Arrow's
-        with suppress(TypeError, ValueError):  # no numbers
+    if values.dtype.kind == "O":  # pandas' nullable or Arrow dtypes
+        with suppress(TypeError, ValueError):  # not numeric
             values = np.asarray(column.to_numpy(dtype=np.float64, na_value=np.nan))
     return _numbers(values, name)
 
@@ -65,7 +64,7 @@ def _is_tuple_of_scalars(tree: Any) -> bool:
 def _numbers(values: Any, name: str) -> np.ndarray:
     try:
         array = np.asarray(values)
-    except Exception as error:  # another library's array, on a device of its own, say
+    except Exception as error:  # for example another library's array on a GPU
         raise TypeError(f"{name} can't be made an array by np.asarray: {textwrap.shorten(str(error), 300)}") from error
     if array.dtype.kind not in NUMBERS:
         kinds = sorted({type(value).__name__ for value in array.flat}) if array.dtype.kind == "O" else ()
@@ -85,11 +84,7 @@ def _numbers(values: Any, name: str) -> np.ndarray:
 
 
 def _representable(array: np.ndarray, name: str) -> np.ndarray:
-    """The array, of which the type in which JAX computes must hold the same values.
-
-    Raises:
-      ValueError: it can't hold them, or rounds away more than a hundredth of what makes them differ.
-    """
+    """Returns the array; raises a ValueError if JAX's dtype overflows or rounds away more than 1% of the signal."""
     native = np.float64 if array.dtype == np.longdouble else array.dtype.newbyteorder("=")
     array = array.astype(native, copy=False)
     dtype = jax.dtypes.canonicalize_dtype(array.dtype)
@@ -112,15 +107,15 @@ def _representable(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def as_groups(groups: Any) -> np.ndarray:
-    """Labels [sample] of groups as an array of numbers or of text; a ValueError where some are masked."""
+    """Converts group labels [sample] to an array of numbers or strings; raises a ValueError if some are masked."""
     if np.ma.is_masked(groups):
         raise ValueError("groups= has masked values: leave those samples out")
     groups = np.asarray(groups)
-    return groups.astype(str) if groups.dtype.hasobject else groups  # objects have no digest but their address
+    return groups.astype(str) if groups.dtype.hasobject else groups  # the digest of an object is that of its address
 
 
 def check_outside(*trees: Any) -> None:
-    """A TypeError where JAX is tracing, or one of the trees is traced: programs of its own are compiled here."""
+    """Raises a TypeError while JAX is tracing: `cross_validate` compiles programs itself."""
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((jnp.zeros(()), *trees))):
         raise TypeError(
             "cross_validate can't be called within jax.jit, vmap or grad: it compiles a program itself; call it outside"
@@ -128,7 +123,7 @@ def check_outside(*trees: Any) -> None:
 
 
 def common_length(tree: Any, name: str, axis: str) -> int:
-    """The length of the leading axis that all arrays of a tree share; a ValueError if they don't."""
+    """Returns the length of the leading axis that all arrays of a tree share; raises a ValueError if they differ."""
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(tree)]
     if not shapes or not all(shapes) or len({shape[0] for shape in shapes}) != 1 or not shapes[0][0]:
         raise ValueError(f"{name} must have the same leading {axis} axis, at least 1 long, got shapes {shapes}")
@@ -136,7 +131,7 @@ def common_length(tree: Any, name: str, axis: str) -> int:
 
 
 def check_number(value: Any, name: str) -> None:
-    """Raises a ValueError unless it is a whole number of at least 1."""
+    """Raises a ValueError unless the value is a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise ValueError(f"{name}= must be a whole number, at least 1, got {value!r}")
 
@@ -148,7 +143,7 @@ def check_averaging(decay: Any) -> None:
 
 
 def check_key(key: Any) -> None:
-    """Raises a TypeError unless it is one PRNG key."""
+    """Raises a TypeError unless the key is a single PRNG key."""
     try:
         is_one = jax.random.fold_in(key, 0).shape == key.shape
     except (TypeError, ValueError, AttributeError):
@@ -158,7 +153,7 @@ def check_key(key: Any) -> None:
 
 
 def check_calls(num_folds: Any, folds: Any, metrics: Any, progress: Any) -> None:
-    """Raises a TypeError where an argument of `cross_validate` stands in another's place, or is of another kind."""
+    """Raises a TypeError if one of these arguments of `cross_validate` is of another type."""
     if folds is None and (isinstance(num_folds, bool) or not isinstance(num_folds, int | np.integer)):
         where = ": splits are given as folds=" if hasattr(num_folds, "split") or isinstance(num_folds, Sequence) else ""
         raise TypeError(f"num_folds= must be a whole number, got {type(num_folds).__name__}{where}")
@@ -169,7 +164,7 @@ def check_calls(num_folds: Any, folds: Any, metrics: Any, progress: Any) -> None
 
 
 def check_weights(weights: np.ndarray | None, folds: Sequence[Fold] = ()) -> None:
-    """Raises a ValueError unless weights are one number of at least 0 a sample, and not all 0 in a part of a fold."""
+    """Raises a ValueError unless weights are at least 0, one a sample, and not all 0 in a part of a fold."""
     if weights is None:
         return
     if weights.ndim != 1 or not (weights >= 0).all() or not np.isfinite(weights).all() or not weights.any():
@@ -181,10 +176,10 @@ def check_weights(weights: np.ndarray | None, folds: Sequence[Fold] = ()) -> Non
 
 
 def check_hyperparameters(hyperparameters: Any) -> Any:
-    """A tree of arrays with a leading trial axis, of a tree of arrays or of lists, a value a trial.
+    """Converts a tree of arrays or lists, one value a trial, to arrays with a leading trial axis.
 
     Raises:
-      TypeError, ValueError: what is no such thing; the message says which entry.
+      TypeError, ValueError: an entry that isn't numeric or has another length; the message names it.
     """
     if isinstance(hyperparameters, list) and any(isinstance(value, Mapping) for value in hyperparameters):
         raise TypeError("hyperparameters= must be a dict of lists, one value a trial each, not a list of dicts")
@@ -214,7 +209,7 @@ def check_hyperparameters(hyperparameters: Any) -> Any:
 
 
 def _is_list_of_values(tree: Any) -> bool:
-    """Whether it stands for an array, and not for several hyperparameters."""
+    """Returns True if the tree stands for one array, not for several hyperparameters."""
     if isinstance(tree, list):
         return not any(isinstance(value, np.ndarray | jax.Array) and value.ndim for value in tree)
     return _is_tuple_of_scalars(tree) and not hasattr(tree, "_fields")

@@ -1,6 +1,6 @@
-"""Checks of what a user gives: data, hyperparameters, a task. The message of a mistake is one line.
+"""Checks of a user's task. Error messages are one line.
 
-What a user's own function raises keeps its type, message and traceback, and gets a note (`in_function`).
+An exception of a user's function keeps its type, message and traceback, and gets a note (`in_function`).
 """
 
 import textwrap
@@ -20,8 +20,8 @@ from hw1jax.core.probe import Alike
 from hw1jax.core.tasks import Hyperparameters, NumSteps, Params, Task
 from hw1jax.core.training import Data
 
-NUM_EXAMPLES = 4  # tried alone and together
-NUM_LABELS = 1000  # tried at most
+NUM_EXAMPLES = 4  # evaluated one at a time and in a batch
+NUM_LABELS = 1000  # evaluated at most
 TRACED = (
     jax.errors.ConcretizationTypeError,
     jax.errors.TracerArrayConversionError,
@@ -31,13 +31,7 @@ TRACED = (
 
 @contextmanager
 def in_function(name: str, function: Callable[..., Any], **given: Any) -> Iterator[None]:
-    """Adds a note to what a user's function raises in this block: its name, what it was called with, what may help.
-
-    Args:
-      name: of the function as an argument, such as "apply".
-      function: the user's own.
-      **given: its arguments, by name.
-    """
+    """Adds a note to an exception of the user's `function`: its `name`, its arguments (`given`) and a hint."""
     try:
         yield
     except Exception as error:
@@ -47,7 +41,7 @@ def in_function(name: str, function: Callable[..., Any], **given: Any) -> Iterat
 
 
 def note_of(error: BaseException) -> str | None:
-    """The note of `in_function`; None if no user's function has raised the error."""
+    """Returns the note of `in_function`, or None if no user's function raised the error."""
     return next((note for note in getattr(error, "__notes__", ()) if note.startswith("in ")), None)
 
 
@@ -60,7 +54,6 @@ def _described(value: Any) -> str:
 
 
 def _hint(error: Exception, name: str, function: Any, given: Mapping[str, Any]) -> str:
-    """What may help where a user's function fails, if that can be said."""
     if isinstance(error, TRACED) or "Tracer" in str(error) or "concrete values" in str(error):
         return (
             ": a traced value is no Python number; use jax.numpy and jnp.where, without float(), int() and if. In a "
@@ -79,7 +72,7 @@ def _hint(error: Exception, name: str, function: Any, given: Mapping[str, Any]) 
 
 
 def of_shapes(shape: tuple[int, ...] | None, outputs: Any = None, y: Any = None) -> str:
-    """What may help where a loss or metric fails, or returns another shape than [batch], if that can be said."""
+    """Returns a hint for a loss or metric that fails or whose value isn't [batch]; "" if there is none."""
     o, y = getattr(outputs, "shape", None), getattr(y, "shape", None)
     if o and y and len(o) == 2 and o[1] == 1 and len(y) == 1:
         return ": y is [sample], outputs [batch, 1]; give y[:, None]"
@@ -93,20 +86,29 @@ def of_shapes(shape: tuple[int, ...] | None, outputs: Any = None, y: Any = None)
 def check_task(
     task: Task, hyperparameters: Hyperparameters, data: Data, num_steps: tuple[int, ...] | None = None
 ) -> tuple[Params, Any]:
-    """Shapes of a member's (params, state), of a task that can be trained and whose values are one an example.
+    """Checks by abstract evaluation that a task can be trained -> shapes of a member's (params, state).
 
     Args:
-      task: what is to be trained.
+      task: the task.
       hyperparameters: one trial's.
-      data: samples, at least one.
-      num_steps: the numbers of updates that folds have, for an optimizer that asks for its own.
+      data: at least one sample.
+      num_steps: see `population.num_updates`.
 
     Raises:
-      TypeError, ValueError: what can't be trained.
+      TypeError, ValueError: the task can't be trained, or its loss or a metric isn't one value an example.
     """
     _check_functions(task)
     if task.averaging is not None:
         check_averaging(task.averaging)
+    x, y = (jax.tree.map(lambda a: a[:2], tree) for tree in (data.x, data.y))
+    params, state = _check_init(task, hyperparameters)
+    outputs = _check_apply(task, params, state, x, hyperparameters)
+    _check_values(task, outputs, y)
+    _check_optimizer(task, hyperparameters, params, num_steps)
+    return params, state
+
+
+def _check_init(task: Task, hyperparameters: Hyperparameters) -> tuple[Params, Any]:
     key = jax.random.key(0)
 
     def new_member(key: jax.Array, hyperparameters: Hyperparameters) -> tuple[Params, Any]:
@@ -130,11 +132,14 @@ def check_task(
             raise ValueError(
                 f"init returns {name} of {leaf.dtype}: parameters are trained, so all must be floating-point"
             )
-    x, y = (jax.tree.map(lambda a: a[:2], tree) for tree in (data.x, data.y))
-    num_examples = len(jax.tree.leaves(y)[0])
+    return params, state
+
+
+def _check_apply(task: Task, params: Params, state: Any, x: Any, hyperparameters: Hyperparameters) -> Any:
+    """Returns the shapes of the outputs in evaluation; x has not been prepared."""
+    key, mask = jax.random.key(0), jnp.ones(len(jax.tree.leaves(x)[0]), bool)
 
     def in_training(params: Params, state: Any, x: Any, hyperparameters: Hyperparameters) -> Any:
-        mask = jnp.ones(num_examples, bool)
         made = tasks.outputs_of(task, params, state, x, hyperparameters, mask=mask, key=key, train=True)
         return _checked_arrays(made[1], "apply")
 
@@ -149,6 +154,11 @@ def check_task(
     _check_state(state, new_state)
     if not jax.tree.leaves(outputs):
         raise ValueError("apply returns no outputs: is there a return?")
+    return outputs
+
+
+def _check_values(task: Task, outputs: Any, y: Any) -> None:
+    num_examples = len(jax.tree.leaves(y)[0])
     for name, function in (("loss", task.loss), *((f"metric {name}", function) for name, function in task.metrics)):
         with in_function(name, function, outputs=outputs, y=y):
             made = jax.eval_shape(function, outputs, y)
@@ -160,12 +170,10 @@ def check_task(
             )
         if name == "loss" and not jnp.issubdtype(made.dtype, jnp.floating):
             raise TypeError(f"loss must return floating-point numbers, got {made.dtype}")
-    _check_optimizer(task, hyperparameters, params, num_steps)
-    return params, state
 
 
 def _checked_arrays(made: Any, name: str) -> Any:
-    """What a function has returned; a TypeError where a part of it is no array."""
+    """Returns `made`, the value of the function called `name`; raises a TypeError if a leaf is no array."""
     for path, leaf in jax.tree.leaves_with_path(made):
         if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
             where = jax.tree_util.keystr(path) or "it"
@@ -177,11 +185,11 @@ def _checked_arrays(made: Any, name: str) -> Any:
 
 
 class _Compared(Exception):
-    """A hyperparameter that stands for a name was compared with a text."""
+    """The index of a name was compared with a string."""
 
 
 class _Name(np.ndarray):
-    """The index of a name, int [], as a task gets it, or several; comparing with a text raises, not just says False."""
+    """An index of a name, int [] or [layer]: comparing it with a string raises instead of returning False."""
 
     def __getitem__(self, item: Any) -> Any:
         return np.asarray(super().__getitem__(item)).view(_Name)
@@ -207,23 +215,18 @@ def check_names(
     x: Any,
     num_steps: tuple[int, ...] | None = None,
 ) -> None:
-    """Raises a TypeError where a task compares the index of a name with a text, which is never equal.
+    """Raises a TypeError if the task compares an index with the name that it stands for, which is never equal.
 
-    Args:
-      task: what is to be trained.
-      hyperparameters: one trial's, by name.
-      names: of each hyperparameter that is an index: what it stands for.
-      x: samples.
-      num_steps: the numbers of updates that folds have, for an optimizer that asks for its own.
+    `names`: the values of each hyperparameter (one trial's) that is passed as an index.
     """
     for name, values in names.items():
-        told = {**hyperparameters, name: np.asarray(hyperparameters[name]).view(_Name)}
+        traced = {**hyperparameters, name: np.asarray(hyperparameters[name]).view(_Name)}
 
-        def member(key: jax.Array, x: Any, told: Any = told) -> Any:
+        def member(key: jax.Array, x: Any, h: Any = traced) -> Any:
             steps = None if num_steps is None else NumSteps(num_steps[:1])
-            tasks.optimizer_of(task, told, steps)
-            params, state = tasks.init_variables(task, key, told)
-            return tasks.evaluated(task, params, state, x, told)
+            tasks.optimizer_of(task, h, steps)
+            params, state = tasks.init_variables(task, key, h)
+            return tasks.evaluated(task, params, state, x, h)
 
         try:
             jax.eval_shape(member, jax.random.key(0), jax.tree.map(lambda a: a[:2], x))
@@ -233,7 +236,7 @@ def check_names(
                 f"the index of one of {', '.join(map(str, values))}. Choose by jax.lax.switch(h[{name!r}], ...) or "
                 f"hw1jax.chosen_l2, or declare Choice(..., static=True) and use fixed[{name!r}]"
             ) from None
-        except Exception:  # whatever else fails here is said where the task is checked
+        except Exception:  # `check_task` reports any other error
             continue
 
 
@@ -263,7 +266,7 @@ def _check_functions(task: Task) -> None:
 
 
 def check_hashable(function: Any, name: str) -> None:
-    """Raises a TypeError if the function can't be looked up, as its programs are."""
+    """Raises a TypeError if the function is not hashable: compiled programs are looked up by it."""
     try:
         hash(function)
     except TypeError as error:
@@ -274,7 +277,7 @@ def check_hashable(function: Any, name: str) -> None:
 
 
 def _check_optimizer(task: Task, hyperparameters: Hyperparameters, params: Params, num_steps: Any) -> None:
-    """Raises a TypeError or ValueError where an update fails, or gives other parameters than there were."""
+    """Raises a TypeError or ValueError if an update fails or changes the structure or shapes of the parameters."""
     steps = None if num_steps is None else NumSteps(num_steps[:1])
 
     def update(hyperparameters: Hyperparameters, params: Params) -> tuple[Params, Params]:
@@ -300,7 +303,7 @@ def _check_optimizer(task: Task, hyperparameters: Hyperparameters, params: Param
 
 
 def _check_eval_params(task: Task, opt_state: Any) -> None:
-    """A ValueError where an optimizer keeps the point that it returns in its state, and the task doesn't take it."""
+    """Raises a ValueError if the optimizer keeps its evaluation point in its state and the task doesn't use it."""
     if task.eval_params is not None and task.averaging is not None:
         raise ValueError("eval_params= and averaging= both say which parameters are evaluated: give one of them")
     parts = jax.tree.leaves(opt_state, is_leaf=lambda part: isinstance(part, ScheduleFreeState))
@@ -312,7 +315,7 @@ def _check_eval_params(task: Task, opt_state: Any) -> None:
 
 
 def _check_state(before: Any, after: Any) -> None:
-    """A ValueError where `apply` changes the shapes of the state that `init` gave it."""
+    """Raises a ValueError if `apply` changes the structure, shapes or dtypes of the state that `init` returned."""
 
     def shapes(tree: Any) -> dict[str, str]:
         leaves = jax.tree.leaves_with_path(tree)
@@ -332,16 +335,16 @@ def _check_state(before: Any, after: Any) -> None:
 def check_examples(
     task: Task, key: jax.Array, hyperparameters: Hyperparameters, data: Data, num_steps: tuple[int, ...] | None = None
 ) -> None:
-    """A ValueError where examples are mixed, padding is let in, or `y` has a label that the loss doesn't take."""
+    """Raises a ValueError if the task mixes examples, padding has an effect, or the loss rejects a label of `y`."""
     num_samples = len(jax.tree.leaves(data.x)[0])
     some = np.linspace(0, num_samples - 1, min(NUM_EXAMPLES, num_samples)).astype(int)
     y = data.y
     if isinstance(y, np.ndarray) and y.size == num_samples and (y == y.flat[some[0]]).ravel()[some].all():
-        some[-1] = np.argmax(y.ravel() != y.flat[some[0]])  # where all were the same, mixing labels would show nothing
+        some[-1] = np.argmax(y.ravel() != y.flat[some[0]])  # among equal labels, mixing them would not show
     few = Data(*(jax.tree.map(lambda a: a[some], tree) for tree in (data.x, data.y)))
     is_labels = isinstance(y, np.ndarray) and y.ndim == 1 and y.dtype.kind in "iu"
     labels = np.unique(y) if is_labels else jax.tree.map(lambda a: a[:0], y)
-    # As many whatever the labels: another number would be another program. The lowest and the highest are among them.
+    # Always the same number, so that one program serves; the lowest and the highest label are among them.
     count = min(NUM_LABELS, num_samples) if is_labels else 0
     tried = labels[np.linspace(0, len(labels) - 1, count).astype(int)] if is_labels else labels
     found = probe.try_out(task, num_steps, key, hyperparameters, few, tried)
@@ -376,13 +379,12 @@ def check_examples(
 
 
 def _shape(outputs: Alike) -> Any:
-    """Of the outputs of the few examples: one shape, or those of all leaves."""
     shapes: Sequence[Any] = [np.shape(leaf) for leaf in jax.tree.leaves(outputs.together)]
     return shapes[0] if len(shapes) == 1 else shapes
 
 
 def _equal(found: Alike) -> bool:
-    """Whether both are the same but for rounding, measured by the largest value."""
+    """Returns True if both are equal up to rounding, relative to the largest value."""
 
     def same(together: jax.Array, alone: jax.Array) -> bool:
         if together.shape != alone.shape:

@@ -1,4 +1,4 @@
-"""What programs cost on the devices that are here, and how a population is laid out by it."""
+"""Costs of programs on this machine's devices, and the population's layout that follows from them."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -14,22 +14,22 @@ from hw1jax.core.population import Plan, Population, lowered
 from hw1jax.core.tasks import Hyperparameters, Params, Task
 from hw1jax.core.training import Data
 
-CACHED_BYTES = 2**21  # of members' state that a CPU core trains at once; more falls out of its cache
-FEW_EPOCHS = 10  # of a call of the program: Ctrl-C is heard between calls
-FEW_INDICES = 2**14  # places in its minibatches that make a call long enough, however few its epochs
-MANY_INDICES = 2**19  # that make it too long
+CACHED_BYTES = 2**21  # bytes of members' state that fit a CPU core's cache
+FEW_EPOCHS = 10  # epochs that are enough for a call: Ctrl-C takes effect between calls
+FEW_INDICES = 2**14  # minibatch entries that are enough for a call
+MANY_INDICES = 2**19  # minibatch entries of the longest call
 STATE_COPIES = 3  # the parameters and an optimizer's two moments
 
 
 def make_plan(num_trials: int, num_folds: int, params: Params, layout: Layout, num_devices: int | None = None) -> Plan:
-    """All trials in one program, shared evenly by the devices, on a CPU in groups that fit the cache.
+    """Plans one program for all trials: split evenly over devices, on a CPU in groups that fit the cache.
 
     Args:
-      num_trials: trials that train at once; slots may be a few more, so that they divide evenly.
+      num_trials: trials to train at once; slots may be a few more, to divide evenly.
       num_folds: folds of each.
       params: a member's parameters, or their shapes.
-      layout: how a member's step is laid out.
-      num_devices: at most so many devices; all, if not given.
+      layout: the layout of a member's step.
+      num_devices: devices to use at most; None: all.
     """
     devices = jax.devices()[:num_devices]
     num_devices = min(len(devices), num_trials)
@@ -41,24 +41,24 @@ def make_plan(num_trials: int, num_folds: int, params: Params, layout: Layout, n
 
 
 def trials_that_fit(params: Params, num_folds: int) -> int:
-    """How many trials a CPU core trains at once, as its cache holds them; at least one."""
+    """Number of trials whose state fits a CPU core's cache; at least one."""
     trial_bytes = STATE_COPIES * num_folds * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
     return max(1, CACHED_BYTES // trial_bytes)
 
 
 def enough_epochs(num_indices: int) -> int:
-    """Epochs that make a call of the program worth its own time, about a millisecond; nobody can interrupt it.
+    """Epochs of a call that outweigh its overhead, about a millisecond; a call can't be interrupted.
 
-    `num_indices`: places in an epoch's minibatches, of all folds.
+    `num_indices`: entries of an epoch's minibatches, over all folds.
     """
     enough = min(FEW_EPOCHS, -(-FEW_INDICES // num_indices))
     return max(1, min(enough, MANY_INDICES // num_indices))
 
 
 def epochs_of_a_call(lengths: Sequence[int], most: int) -> int:
-    """Epochs that calls of one program best advance by, at most so many, to train as many as each of `lengths` at a go.
+    """Epochs of each call, at most `most`, of one program that trains any of `lengths` epochs.
 
-    All calls are as long, so the last may end with epochs of nothing: as few as can be, and then as few calls.
+    All calls are equally long, so the last may end with empty epochs: as few as possible, then as few calls.
     """
     most = min(most, max(lengths))
     spent = {n: sum(-(-length // n) * n / length for length in lengths) for n in range(most // 2 + 1, most + 1)}
@@ -68,16 +68,7 @@ def epochs_of_a_call(lengths: Sequence[int], most: int) -> int:
 def choose_layout(
     task: Task, params: Params, state: Any, x: Any, hyperparameters: Hyperparameters, *, batch_size: int
 ) -> Layout:
-    """How members of this kind are best laid out on the devices that are here.
-
-    Args:
-      task: what is trained.
-      params: a member's parameters, or their shapes.
-      state: a member's state, or its shapes.
-      x: the samples.
-      hyperparameters: one trial's.
-      batch_size: samples a step.
-    """
+    """Chooses the layout for members; `params` and `state` may be shapes, `hyperparameters` are one trial's."""
 
     def apply(params: Params, x: Any, rest: tuple[Any, Hyperparameters]) -> Any:
         return tasks.evaluated(task, params, rest[0], x, rest[1])
@@ -87,7 +78,7 @@ def choose_layout(
 
 
 def flops(task: Task, data: Data, hyperparameters: Hyperparameters) -> float:
-    """Floating-point operations of the loss and gradient of one member on these samples, by XLA's own count."""
+    """Floating-point operations of one member's loss and gradient on these samples, as counted by XLA."""
     num_samples = len(jax.tree.leaves(data.x)[0])
     init = partial(tasks.init_variables, task)
     params, state = jax.eval_shape(init, jax.random.key(0), hyperparameters)
@@ -102,7 +93,7 @@ def flops(task: Task, data: Data, hyperparameters: Hyperparameters) -> float:
 
 
 def bytes_needed(population: Population, hyperparameters: Hyperparameters) -> int:
-    """What a call of the program takes of a device's memory beside the data, by XLA's own count."""
+    """Device memory in bytes that a call of the program takes beside the data, as counted by XLA."""
     sizes: Any = lowered(population, hyperparameters).compile().memory_analysis()
     taken = sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
     return taken - sizes.alias_size_in_bytes

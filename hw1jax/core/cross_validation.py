@@ -1,4 +1,4 @@
-"""Cross-validation of anyone's network: all folds of all trials at once, in one compiled program."""
+"""Cross-validation of any network: all folds of all trials at once, in one compiled program."""
 
 import textwrap
 import warnings
@@ -21,29 +21,29 @@ Say = Callable[[int, int, np.ndarray], None]  # (epochs done, num_epochs, valida
 
 
 class Scores(NamedTuple):
-    """A value over a trial's folds, each float [trial]; NaN: the trial failed."""
+    """Mean and standard deviation over a trial's folds, each float [trial]; NaN if the trial failed."""
 
     mean: np.ndarray
-    std: np.ndarray  # of the folds themselves, with none taken off their number, as in scikit-learn's tables
+    std: np.ndarray  # ddof=0, as in scikit-learn
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CrossValidation:
-    """What `cross_validate` returns.
+    """The result of `cross_validate`.
 
     Attributes:
       train_loss: float [trial, fold, epoch], mean over the epoch of each example's loss just before its step.
       val_loss: float [trial, fold, epoch], mean loss on the fold's held-out samples after the epoch. With early
-        stopping, all is NaN after the last epoch of a member.
-      params: the trained parameters with leading axes [trial, fold], or None if they were not asked for.
-      metrics: by name, as `val_loss`.
-      state: what is not trained, as batch statistics, with leading axes [trial, fold], along with `params`.
-      best_epoch: int [trial, fold], with early stopping, that of the lowest validation loss (-1: none was finite), to
-        which `params`, `state` and all scores belong; None: they belong to the last.
-      hyperparameters: the trials', [trial, ...].
-      folds: which samples each fold trains on and holds out.
-      task: what was trained; lambdas in it can't be pickled, `dataclasses.replace(result, task=None)` can.
-      x: what it was trained on.
+        stopping, NaN after a member's last epoch.
+      params: the trained parameters with leading axes [trial, fold]; None without `return_params`.
+      metrics: by name, like `val_loss`.
+      state: untrained arrays such as batch statistics, with leading axes [trial, fold], along with `params`.
+      best_epoch: int [trial, fold], with early stopping: the epoch of the lowest validation loss (-1: none was finite),
+        to which `params`, `state` and all scores belong; None: they belong to the last epoch.
+      hyperparameters: [trial, ...].
+      folds: training and validation samples of each fold.
+      task: the trained task; its lambdas can't be pickled, `dataclasses.replace(result, task=None)` can.
+      x: the inputs it was trained on.
     """
 
     train_loss: np.ndarray
@@ -59,22 +59,22 @@ class CrossValidation:
 
     @property
     def scores(self) -> Scores:
-        """Mean and standard deviation over the folds; both NaN for a trial of which a fold is not finite."""
+        """Mean and standard deviation over the folds; both NaN if a fold is not finite."""
         return _over_folds(self._scored(self.val_loss))
 
     @property
     def best(self) -> int:
-        """The trial with the lowest mean of those that did not fail; a ValueError if all did."""
+        """The trial with the lowest mean; raises a ValueError if all trials failed."""
         mean = self.scores.mean
         if np.isnan(mean).all():
             raise ValueError(f"no trial is the best: the validation loss of all {len(mean)} is not finite")
         return int(np.nanargmin(mean))
 
     def table(self) -> dict[str, np.ndarray]:
-        """Columns [trial] by name, in scikit-learn's words, for pandas' `DataFrame`, say.
+        """Columns [trial] by name, as in scikit-learn, for example for pandas' `DataFrame`.
 
         They are the hyperparameters; split0_val_loss, .., mean_val_loss and std_val_loss; the same of each metric; and
-        rank: 1 for the lowest mean_val_loss, equals share it, NaN for a trial that failed.
+        rank: 1 for the lowest mean_val_loss, equal for ties, NaN for a failed trial.
 
         Raises:
           ValueError: a hyperparameter has the name of another column.
@@ -92,16 +92,12 @@ class CrossValidation:
         return columns | values
 
     def predict(self, x: Any, trial: int | None = None) -> Any:
-        """Mean over the folds of their networks' outputs on `x`, [example, ...].
+        """Mean over the folds of their networks' outputs (of logits, not of probabilities) on `x`, [example, ...].
 
-        Where outputs are logits, it is the mean of logits, not of probabilities.
-
-        Args:
-          x: as it was trained on.
-          trial: whose networks; the best's, if not given.
+        `trial`: whose networks; None: the best trial's.
 
         Raises:
-          ValueError: parameters were not asked for, or there is no such trial.
+          ValueError: without `return_params`, or there is no such trial.
         """
         x = array_checks.as_arrays(x, "x")
         each = [self._outputs(trial, fold, x) for fold in range(self.val_loss.shape[1])]
@@ -110,17 +106,14 @@ class CrossValidation:
     def out_of_fold(self, trial: int | None = None) -> Any:
         """Outputs [sample, ...] on the training samples, each by the network of the fold that held it out.
 
-        NaN where no fold did; the mean where several did.
-
-        Args:
-          trial: whose networks; the best's, if not given.
+        NaN if no fold did; the mean if several did. `trial`: whose networks; None: the best trial's.
 
         Raises:
-          ValueError: parameters were not asked for, or there is no such trial.
+          ValueError: without `return_params`, or there is no such trial.
         """
         num_samples = len(jax.tree.leaves(self.x)[0])
         held_out = [fold.validation for fold in self.folds]
-        longest = max(map(len, held_out))  # of which all are given as many, so that one program does
+        longest = max(map(len, held_out))  # all are padded to it, so that one program serves
         each = [
             self._outputs(trial, i, jax.tree.map(lambda a: a[np.resize(index, longest)], self.x))  # noqa: B023
             for i, index in enumerate(held_out)
@@ -150,13 +143,12 @@ class CrossValidation:
         return textwrap.shorten(text, 400, placeholder=" ...") + ")"
 
     def _scored(self, values: np.ndarray) -> np.ndarray:
-        """Of a history, the values [trial, fold] of the epoch that counts."""
+        """Takes the values [trial, fold] of the epoch that counts."""
         if self.best_epoch is None:
             return values[:, :, -1]
         return np.take_along_axis(values, self.best_epoch[:, :, None], axis=2)[:, :, 0]
 
     def _outputs(self, trial: int | None, fold: int, x: Any) -> Any:
-        """Outputs [example, ...] of one network."""
         if self.params is None or self.task is None:
             raise ValueError(
                 "predicting needs the task and its parameters: call cross_validate with return_params=True"
@@ -327,9 +319,9 @@ def _result(
 def _train(
     members: population.Population, trials: population.Trials, num_trials: int, say: Say | None
 ) -> tuple[np.ndarray, dict[str, np.ndarray], population.Progress]:
-    """(train_loss, validation loss and metrics by name, what came last), of the first trials, until all have stopped.
+    """(train_loss, validation loss and metrics by name, last progress) of the first trials, until all have stopped.
 
-    They are [trial, fold, epoch], NaN in epochs that were not trained.
+    The histories are [trial, fold, epoch], NaN after the last epoch.
     """
     spec, histories, last = members.spec, [], None
     for last in population.train(members, trials):
@@ -350,9 +342,9 @@ def _train(
 
 
 def _num_slots(num_trials: int) -> int:
-    """Trials that a program is made for, so that numbers that differ by a few share it; at most a quarter are to spare.
+    """Trial count rounded up by at most a quarter, so that similar counts reuse a program.
 
-    Up to 4 exactly as many, up to 8 a multiple of 2, up to 32 of 4, up to 64 of 8, and so on.
+    Up to 4 exact, up to 8 a multiple of 2, up to 32 of 4, up to 64 of 8, and so on.
     """
     step = 1 if num_trials <= 4 else 2 if num_trials <= 8 else max(4, 2 ** ((num_trials - 1).bit_length() - 3))
     return -(-num_trials // step) * step
@@ -364,7 +356,7 @@ def _over_folds(values: np.ndarray) -> Scores:
 
 
 def _columns(hyperparameters: Hyperparameters) -> dict[str, np.ndarray]:
-    """Arrays [trial] by name; those of an array with more axes are counted from 1, as `hidden_units_1`."""
+    """Arrays [trial] by name; those of an array with more axes are numbered from 1, as `hidden_units_1`."""
     columns = {}
     for path, leaf in jax.tree.leaves_with_path(hyperparameters):
         name = jax.tree_util.keystr(path, simple=True, separator="_") or "hyperparameters"

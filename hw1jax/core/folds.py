@@ -1,6 +1,6 @@
-"""Which samples train and which validate in each fold, and in which order the training ones are seen.
+"""Splits of the samples into folds, and the order of the training samples in each epoch.
 
-All of it is made on the host, once, before any program runs: a permutation inside a compiled loop is a sort there.
+Both are made on the host before any program runs: a permutation inside a compiled loop is a sort.
 The order depends on (seed, fold, epoch) alone, so every trial of a fold sees the same batches. That pairs the
 comparison between trials, and lets them share the gathered batch.
 """
@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-PADDING = -1  # index of an empty place in a batch
-DEFAULT_FOLDS = 3  # of a cross-validation, where nobody says how many
+PADDING = -1  # index of a padding example
+DEFAULT_FOLDS = 3
 
 
 class Fold(NamedTuple):
     """One split of the samples."""
 
-    train: np.ndarray  # int [num_train], indices of the samples it trains on
-    validation: np.ndarray  # int [num_validation], indices of the samples held out
+    train: np.ndarray  # int [num_train], sample indices
+    validation: np.ndarray  # int [num_validation], sample indices
 
 
 def k_fold(num_samples: int, num_folds: int, seed: Sequence[int]) -> list[Fold]:
@@ -59,7 +59,7 @@ def _hold_out(fold_of_place: np.ndarray, order: np.ndarray, num_folds: int) -> l
 
 
 def check(folds: Sequence[Sequence[np.ndarray]], num_samples: int) -> list[Fold]:
-    """The user's own splits as `Fold`s, or a ValueError that names what is wrong with which of them."""
+    """Converts the user's splits to `Fold`s; raises a ValueError that names the first invalid one."""
     checked = []
     for i, fold in enumerate(folds):
         if not hasattr(fold, "__len__") or len(fold) != 2:
@@ -78,22 +78,21 @@ def check(folds: Sequence[Sequence[np.ndarray]], num_samples: int) -> list[Fold]
 
 
 def num_steps(folds: Sequence[Fold], batch_size: int) -> int:
-    """Steps an epoch of the fold with the longest training part, its last partial batch included."""
+    """Steps an epoch of the fold with the most training samples, including a partial last batch."""
     return -(-max(len(fold.train) for fold in folds) // batch_size)
 
 
 def minibatches(
     folds: Sequence[Fold], epochs: range, *, batch_size: int, seed: Sequence[int], first_fold: int = 0
 ) -> np.ndarray:
-    """The order of the minibatches: int32 [fold, epoch, step, batch] of sample indices, `PADDING` where there is none.
+    """The order of the minibatches: int32 [fold, epoch, step, batch] of sample indices, padded with `PADDING`.
 
-    Each fold's epoch is a fresh permutation of exactly its own training samples, drawn from (seed, fold, epoch).
-    Padding stands at the end only: an epoch's last batch may be short, and a fold with fewer samples than another may
-    end with empty batches.
+    Each fold's epoch is a fresh permutation of its training samples, drawn from (seed, fold, epoch). Padding is at the
+    end: an epoch's last batch may be short, and a fold with fewer samples than another may end with empty batches.
 
     Args:
-      folds: the folds; they may differ in size.
-      epochs: which epochs to make; an epoch's order doesn't depend on which others are made with it.
+      folds: may differ in size.
+      epochs: epoch numbers; an epoch's order doesn't depend on the others.
       batch_size: samples a batch.
       seed: non-negative integers.
       first_fold: the number of the first of `folds` (the refit on all samples counts as fold k).
@@ -108,7 +107,7 @@ def minibatches(
 
 
 def pieces(parts: Sequence[np.ndarray], piece_size: int) -> np.ndarray:
-    """Each part's indices cut in pieces: int32 [part, piece, piece_size], `PADDING` at the end of the shorter ones."""
+    """Cuts each part's indices into batches: int32 [part, piece, piece_size], padded with `PADDING`."""
     num_pieces = -(-max(map(len, parts)) // piece_size)
     cut = np.full((len(parts), num_pieces * piece_size), PADDING, np.int32)
     for i, part in enumerate(parts):
@@ -126,18 +125,17 @@ def make_folds(
     groups: Any = None,
     stratify: bool | None = None,
 ) -> list[Fold]:
-    """The splits of a cross-validation: the user's own, or shuffled ones, stratified where y are classes.
+    """Returns the splits of a cross-validation: the user's, or shuffled ones, stratified if y are classes.
 
     Args:
       x, y: trees of arrays with a leading sample axis.
-      num_folds: of shuffled folds.
-      seed: of shuffled folds, non-negative integers.
-      folds: the user's own instead, see `given`.
+      num_folds, seed: of shuffled folds; the seed are non-negative integers.
+      folds: the user's splits, see `given`.
       groups: [sample], for a splitter that keeps groups together.
-      stratify: whether each fold has as many samples of each class; None: if y are classes (`are_classes`).
+      stratify: True: equal shares of each class in all folds; None: if y are classes (`are_classes`).
 
     Raises:
-      ValueError: indices that are no split of the samples, or an argument that has no effect.
+      ValueError: indices that are no split of the samples, or an argument without effect.
       TypeError: folds that are neither a list nor a splitter.
     """
     if folds is not None:
@@ -158,21 +156,21 @@ def make_folds(
 
 
 def are_stratified(y: Any, num_folds: int, folds: Any, stratify: bool | None) -> bool:
-    """Whether `make_folds` gives each fold as many samples of each class."""
+    """True if `make_folds` stratifies."""
     return folds is None and (are_classes(y, num_folds) if stratify is None else stratify)
 
 
 def are_classes(y: Any, num_folds: int) -> bool:
-    """True if y are whole numbers or truth values [sample], with as many samples a value on average as there are folds.
+    """True if y are integers or booleans [sample], with on average at least `num_folds` samples a value.
 
-    Counts and other whole numbers with more values are taken for the targets of a regression.
+    Counts and other integers with more values are taken for the targets of a regression.
     """
     return isinstance(y, np.ndarray) and y.ndim == 1 and y.dtype.kind in "iub" and (
         len(np.unique(y)) * num_folds <= len(y))  # fmt: skip
 
 
 def rare_classes(y: Any, splits: Sequence[Fold]) -> str | None:
-    """A line that names the classes which some fold doesn't hold out; None if there are none, or y are no classes."""
+    """A warning that names classes of which some fold holds out no sample; None without any."""
     if not are_classes(y, len(splits)):
         return None
     missing = [value for value in np.unique(y) if not all((y[fold.validation] == value).any() for fold in splits)]
@@ -183,15 +181,15 @@ def rare_classes(y: Any, splits: Sequence[Fold]) -> str | None:
 
 
 def given(folds: Any, x: Any, y: Any, groups: Any = None) -> list[Fold]:
-    """The user's own splits, checked: a list of pairs, or an object that splits, as scikit-learn's do.
+    """Converts the user's splits to `Fold`s: a list of pairs, or a splitter as in scikit-learn.
 
     Args:
-      folds: pairs (training indices, validation indices), or an object with `split(x, y, groups)` that gives them.
+      folds: pairs (training indices, validation indices), or an object with `split(x, y, groups)` that yields them.
       x, y: trees of arrays with a leading sample axis; a splitter gets the first array of each.
       groups: [sample], for splitters that keep groups together.
 
     Raises:
-      ValueError: indices that are no split of the samples, or groups that the splits don't heed.
+      ValueError: indices that are no split of the samples, or groups without effect.
       TypeError: neither a list nor a splitter.
     """
     first_x, first_y = (jax.tree.leaves(tree)[0] for tree in (x, y))
@@ -213,7 +211,7 @@ def given(folds: Any, x: Any, y: Any, groups: Any = None) -> list[Fold]:
 
 
 def _heeds_groups(splitter: Any, folds: Sequence[Any], x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> bool:
-    """True if no group is in both parts of a fold, or the splits are others without the groups."""
+    """True if no group is in both parts of a fold, or the splits differ without the groups."""
     if not any(np.isin(groups[train], groups[validation]).any() for train, validation in folds):
         return True
 
@@ -223,5 +221,5 @@ def _heeds_groups(splitter: Any, folds: Sequence[Any], x: np.ndarray, y: np.ndar
 
     try:
         return same(splitter.split(x, y, groups)) and not same(splitter.split(x, y))
-    except (TypeError, ValueError):  # it can't do without
+    except (TypeError, ValueError):  # the splitter requires groups
         return True

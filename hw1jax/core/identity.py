@@ -1,4 +1,4 @@
-"""What a task computes, from its operations: a digest of them, and the hyperparameters on which they depend."""
+"""A task's operations: their digest, and the hyperparameters that have no effect on them."""
 
 import hashlib
 import re
@@ -20,14 +20,9 @@ from hw1jax.core.training import Batch, Data
 def traced(
     task: Task, hyperparameters: Hyperparameters, data: Data, batch_size: int, num_steps: tuple[int, ...] | None = None
 ) -> Traced:
-    """A member's initial state, one step and an evaluation as operations; nothing is compiled.
+    """Traces a member's initialization, one step and an evaluation; nothing is compiled.
 
-    Args:
-      task: what is trained.
-      hyperparameters: one trial's.
-      data: samples, of which the shapes and types count.
-      batch_size: samples of the step and of the evaluation.
-      num_steps: the numbers of updates that folds have, for an optimizer that asks for its own.
+    `hyperparameters` are one trial's; of `data` shapes and dtypes count; `num_steps`: see `population.num_updates`.
     """
 
     def member(hyperparameters: Hyperparameters, key: jax.Array, x: Any, y: Any, weights: Any) -> Any:
@@ -51,12 +46,12 @@ def traced(
 
 
 def digest(operations: Traced) -> str:
-    """The same for the same operations on any machine, whatever functions and variables are called in Python.
+    """Returns a sha256 that depends on the operations alone, not on the machine nor on names in the Python code.
 
-    It is that of the program's text for a CPU, with the constants that JAX passes beside it.
+    It is computed from the program lowered for a CPU, and the constants that JAX passes separately.
     """
     lowered = operations.lower(lowering_platforms=("cpu",))
-    # Names of results, and addresses of functions that are called back, say nothing of what is computed.
+    # Names of results and addresses of callbacks are no part of the computation.
     text = re.sub(r'jax\.result_info = "[^"]*"|backend_config = "\d+"', "", lowered.as_text())
     names: dict[str, str] = {}
     text = re.sub(r"@[\w.]+", lambda name: names.setdefault(name[0], f"@{len(names)}"), text)
@@ -67,7 +62,6 @@ def digest(operations: Traced) -> str:
 
 
 def _constants(jaxpr: ClosedJaxpr) -> Sequence[np.ndarray]:
-    """Arrays that the operations have as constants, in their order."""
     found = [np.asarray(constant) for constant in jaxpr.consts]
     for equation in jaxpr.jaxpr.eqns:
         for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda p: isinstance(p, ClosedJaxpr)):
@@ -77,7 +71,7 @@ def _constants(jaxpr: ClosedJaxpr) -> Sequence[np.ndarray]:
 
 
 def unused(operations: Traced) -> list[str]:
-    """The names of the hyperparameters on which nothing that `traced` gives depends, as `jax.tree_util.keystr`s."""
+    """Returns the hyperparameters without effect on the operations of `traced`, as `jax.tree_util.keystr`s."""
     jaxpr = operations.jaxpr.jaxpr
     _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     hyperparameters = operations.args_info[0][0]

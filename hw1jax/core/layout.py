@@ -1,7 +1,7 @@
-"""How a member's step is laid out on a kind of device. It changes the speed and the rounding, nothing else.
+"""Layout of a member's step on a kind of device. It changes speed and rounding only.
 
-An accelerator is filled by all members at once, whole batches at a time. A CPU core has a cache and few lanes: it takes
-members one by one where the network has convolutions, and examples in chunks where activations are large.
+An accelerator takes all members and whole batches at once. A CPU core has a small cache: it takes members one by one if
+the network has convolutions, and a batch in microbatches if activations are large.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,20 +13,18 @@ from jax import lax
 from jax.extend import core
 from jax.extend.core.primitives import conv_general_dilated_p
 
-CACHED_BYTES = 3 * 2**18  # of one activation that a CPU core keeps at hand
-LONGEST_CHUNK = 64  # examples; where more of them fit the cache, chunks gain nothing
-PIECE_SIZE = 500  # examples evaluated at once, where nothing asks for fewer
+CACHED_BYTES = 3 * 2**18  # bytes of one activation that fit a CPU core's cache
+LONGEST_CHUNK = 64  # examples; if more fit the cache, microbatches gain nothing
+PIECE_SIZE = 500  # examples of an evaluation batch
 
 
 class Layout(NamedTuple):
     """How a step is laid out on the device.
 
     Attributes:
-      chunk_size: examples whose gradient is computed at once; the gradients of a batch's chunks are added up.
-        None: the whole batch.
-      piece_size: examples evaluated at once.
-      one_by_one: members take their steps one after the other instead of all at once, so that what one needs stays
-        in a CPU's cache.
+      chunk_size: examples of a microbatch, whose gradients are accumulated; None: the whole batch.
+      piece_size: examples of an evaluation batch.
+      one_by_one: members take their steps in sequence instead of under `vmap`, so that one member fits a CPU's cache.
     """
 
     chunk_size: int | None = None
@@ -37,13 +35,11 @@ class Layout(NamedTuple):
 def choose(
     apply: Callable[..., Any], params: Any, x: Any, hyperparameters: Any, batch_size: int, platform: str
 ) -> Layout:
-    """The layout for networks of this kind.
+    """Chooses the layout for a network.
 
     Args:
       apply: (params, x, hyperparameters) -> outputs, one member's, on a batch [example, ...].
-      params: its parameters; of these, x and the hyperparameters, shapes and dtypes are enough.
-      x: a tree of arrays of examples, any number of them.
-      hyperparameters: one trial's.
+      params, x, hyperparameters: its arguments; shapes and dtypes are enough, and `x` has any number of examples.
       batch_size: examples of a training step.
       platform: "cpu", "gpu" or "tpu".
     """
@@ -65,9 +61,9 @@ def choose(
 
 
 def _activations(jaxpr: core.Jaxpr, sources: dict[core.Var, set[str]]) -> Iterator[tuple[core.Primitive, int]]:
-    """(operation, bytes of its largest result) of all that depends on both "params" and "x".
+    """Yields (operation, bytes of its largest result) of all that depends on both "params" and "x".
 
-    `sources`: which of them each variable depends on; those that are not there on neither.
+    `sources`: the variables that depend on them.
     """
     sources = dict(sources)
     for equation in jaxpr.eqns:
@@ -79,12 +75,12 @@ def _activations(jaxpr: core.Jaxpr, sources: dict[core.Var, set[str]]) -> Iterat
         results: list[Any] = [variable.aval for variable in equation.outvars]
         yield equation.primitive, max((a.size * a.dtype.itemsize for a in results), default=0)
         for inner in functions_in(equation):
-            # Its arguments are the operation's last: a condition's first is which of its branches is taken.
+            # Its arguments are the operation's last ones: the first of a condition is the branch index.
             yield from _activations(inner, dict(zip(reversed(inner.invars), reversed(inputs), strict=False)))
 
 
 def functions_in(equation: core.JaxprEqn) -> Iterator[core.Jaxpr]:
-    """The functions within an operation, as a loop's body or a condition's branches."""
+    """Yields the functions within an operation, such as a loop's body or a condition's branches."""
     for value in equation.params.values():  # as jax.extend.core.jaxprs_in_params does, which JAX has since 0.10 alone
         for inner in value if isinstance(value, tuple) else (value,):
             if isinstance(inner, core.ClosedJaxpr):
@@ -94,11 +90,11 @@ def functions_in(equation: core.JaxprEqn) -> Iterator[core.Jaxpr]:
 
 
 def canonical_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with its convolutions in the one form that XLA:CPU has a fast routine for.
+    """Rewrites a function's convolutions into the one form that XLA:CPU has a fast routine for.
 
-    That form is [batch, place, feature] x [place, input, output]; a kernel's gradient, for one, comes in another.
-    XLA:CPU brings convolutions into it by itself, but in a program's outermost computation alone: the same step takes
-    three times as long within a loop. To be put around a function that is differentiated already.
+    That form is [batch, place, feature] x [place, input, output]; a kernel's gradient, for one, has another. XLA:CPU
+    converts convolutions itself, but only in a program's outermost computation: within a loop the same step takes three
+    times as long. Apply it to a function that has been differentiated.
     """
 
     def canonical(*args: Any) -> Any:

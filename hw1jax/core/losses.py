@@ -1,4 +1,4 @@
-"""Losses and metrics, one value an example: reductions belong to whoever knows which examples are real."""
+"""Losses and metrics, one value an example; the caller, which knows the padding, reduces them."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def squared_error(outputs: Array, y: Array) -> jax.Array:
       float [batch], in the unit of `y` squared; its mean over the batch is torch's `MSELoss`.
 
     Raises:
-      ValueError: `outputs` and `y` have not the same shape, [batch, outputs].
+      ValueError: the shapes differ, or are not [batch, outputs].
     """
     if outputs.shape != y.shape or outputs.ndim < 2:
         raise ValueError(f"squared error takes y of the outputs' shape [batch, n], got {outputs.shape}, y {y.shape}")
@@ -43,23 +43,22 @@ def cross_entropy(outputs: Array, y: Array) -> jax.Array:
     _check_classes("cross entropy", outputs, y)
     if not jnp.issubdtype(y.dtype, jnp.integer):
         raise TypeError(f"cross entropy takes classes as integers, got y of {y.dtype}: give y.astype(int)")
-    y = y.astype(jnp.promote_types(y.dtype, jnp.int32))  # the number of classes may be more than y's own type holds
+    y = y.astype(jnp.promote_types(y.dtype, jnp.int32))  # the number of classes may overflow y's dtype
     y = jnp.where(y < 0, outputs.shape[-1], y)  # -1 would be the last class; a class too high gives NaN
     return optax.losses.softmax_cross_entropy_with_integer_labels(_wide(outputs), y)
 
 
 def _wide(values: Array) -> Array:
-    """In float32 at least, as what follows is added up."""
     return values.astype(jnp.promote_types(values.dtype, jnp.float32))
 
 
 def masked_sum(values: jax.Array, mask: jax.Array) -> jax.Array:
-    """Sum of `values` where `mask` holds (both [batch]); what is masked out can't leak, not even as NaN."""
+    """Sum of `values` where `mask` is True, both [batch]; a NaN elsewhere has no effect."""
     return jnp.sum(jnp.where(mask, values, 0))
 
 
 def accuracy(outputs: Array, y: Array) -> jax.Array:
-    """Float [batch]: 1 where the largest output ([batch, classes]) is that of the class (int [batch]), else 0."""
+    """Float [batch]: 1 if the largest output ([batch, classes]) is that of the class `y` (int [batch]), else 0."""
     _check_classes("accuracy", outputs, y)
     return (jnp.argmax(outputs, axis=-1) == y).astype(jnp.result_type(float))
 

@@ -1,4 +1,4 @@
-"""Members of a population: their initial states, and states that other programs have trained."""
+"""States of members: new ones, and those that another program has trained."""
 
 from collections.abc import Sequence
 from functools import lru_cache, partial
@@ -11,22 +11,22 @@ from hw1jax.core import programs, training
 from hw1jax.core.tasks import Hyperparameters, NumSteps, Task
 from hw1jax.core.training import State
 
-NEW_AT_ONCE, NEW_PARAMETERS = 32, 2**17  # members made together, at most, and their parameters: a call's milliseconds
+NEW_AT_ONCE, NEW_PARAMETERS = 32, 2**17  # at most so many members, and parameters, are initialized in one call
 
 
 def new_members(
     task: Task, num_steps: tuple[int, ...] | None, key: jax.Array, numbers, folds, hyperparameters, steps=None
 ) -> State:
-    """New members [member, ...], made a few at a time: one program makes any number of them.
+    """Initializes members [member, ...] in batches, so that one program serves any number of them.
 
     Args:
-      task: what is trained.
-      num_steps: the numbers of updates that there are, for an optimizer that asks for its own.
-      key: of the whole search.
-      numbers: int [member], of each one's trial.
-      folds: int [member], of each one's fold.
+      task: the task.
+      num_steps: see `population.num_updates`.
+      key: PRNG key of the search.
+      numbers: int [member], trial numbers.
+      folds: int [member], fold numbers.
       hyperparameters: a tree of arrays [member, ...].
-      steps: int [member], which of `num_steps` is each one's; the first, if not given.
+      steps: int [member], indices into `num_steps`; all 0 if not given.
     """
     if num_steps is not None and steps is None:
         steps = np.zeros(len(numbers), np.int32)
@@ -38,21 +38,21 @@ def new_members(
     pieces = [jax.tree.map(lambda a: a[index], members) for index in few]  # noqa: B023
     made = [_init(task)(*programs.key_parts(key), num_steps, *piece) for piece in pieces]
 
-    # On the host, as each shape would be a program.
+    # On the host, since each shape would compile a program.
     return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(numbers)], *made)
 
 
 def select(shapes: State, states: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
-    """The leaves [slot, fold, ...] of members that another program has trained so far, as those of a population.
+    """Returns leaves [slot, fold, ...] for a population from the states of trials that another program has trained.
 
-    What they have is copied exactly: where they are narrower here, the corners that they have of the arrays.
+    Values are copied exactly; of wider arrays, the corner.
 
     Args:
-      shapes: of a member's state where they go on.
-      states: of each slot's trial, the leaves [fold, ...] of its state, in the order of JAX's trees.
+      shapes: a member's state in the new population.
+      states: for each slot, its trial's leaves [fold, ...], in the order of JAX's trees.
 
     Raises:
-      ValueError: the states are those of other networks.
+      ValueError: the shapes don't fit.
     """
     selected = []
     for own, *arrays in zip(jax.tree.leaves(shapes), *states, strict=True):
@@ -61,10 +61,10 @@ def select(shapes: State, states: Sequence[Sequence[np.ndarray]]) -> list[np.nda
 
 
 def corner(array: np.ndarray, shape: Sequence[int], *, num_leading: int) -> np.ndarray:
-    """What a narrower network has of a wide one's array: the first of each axis but the leading ones.
+    """Returns the first entries along each axis but the leading ones: a narrow network's part of a wide one's array.
 
     Raises:
-      ValueError: the array is no wide one's.
+      ValueError: the array is narrower than `shape`.
     """
     own = array.shape[num_leading:]
     if len(own) != len(shape) or any(wide < narrow for wide, narrow in zip(own, shape, strict=True)):
@@ -73,24 +73,23 @@ def corner(array: np.ndarray, shape: Sequence[int], *, num_leading: int) -> np.n
 
 
 def member_shapes(task: Task, num_steps: tuple[int, ...] | None, hyperparameters: Hyperparameters) -> State:
-    """A member's state as shapes and dtypes; `hyperparameters` are one trial's."""
+    """Shapes and dtypes of a member's state; `hyperparameters` are one trial's."""
     return _initial(task, num_steps).eval_shape(jax.random.key(0), hyperparameters)
 
 
 @lru_cache(programs.KEPT_TASKS)
 def _initial(task: Task, num_steps: tuple[int, ...] | None) -> Any:
-    """What makes a member: never run, but JAX keeps what it comes to, and need not trace the network each time."""
+    """A jitted initialization for shapes alone: JAX caches its trace."""
     return jax.jit(partial(training.init, task, num_steps=own_num_steps(num_steps, 0)))
 
 
 def own_num_steps(numbers: tuple[int, ...] | None, index: Any) -> NumSteps | None:
-    """A member's number of updates: the one at `index` among those that folds have."""
+    """Returns a member's `NumSteps`, with its `index` into the folds' numbers of updates."""
     return None if numbers is None else NumSteps(numbers, index)
 
 
 @programs.quickly_for_each_task(0, 2)
 def _init(task: Task, kind, key_data, num_steps, numbers, folds, hyperparameters: Hyperparameters, steps) -> State:
-    """New members; numbers, folds and steps int [member], hyperparameters [member, ...]."""
     key = jax.random.wrap_key_data(key_data, impl=kind)
 
     def member(number, fold, hyperparameters, index):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-OPTIMIZERS = ("adam", "sgd", "rmsprop")  # the index of a name here is what `chosen_l2` takes
+OPTIMIZERS = ("adam", "sgd", "rmsprop")  # `chosen_l2` takes an index into these
 
 Scalar = float | jax.Array
 
@@ -39,7 +39,7 @@ def _with_l2(rule: optax.GradientTransformation, learning_rate: Scalar, l2: Scal
 
 
 def _like(leaf: jax.Array, value: jax.Array) -> jax.Array:
-    """The value in the leaf's type: scalars of a wider one, as under x64, must not widen what is trained."""
+    """Casts to the leaf's dtype: wider scalars, as under x64, must not widen the parameters."""
     return value.astype(leaf.dtype)
 
 

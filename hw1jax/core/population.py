@@ -1,7 +1,6 @@
-"""All folds of all trials at once: one member's training mapped over folds and trials, compiled, on every device.
+"""All folds of all trials at once: `training` mapped over folds and trials, compiled, on every device.
 
-The only file with a mesh; compiled programs are kept by `programs`. A population's leading axes are always
-[trial, fold].
+The only module with a mesh. A population's leading axes are always [trial, fold].
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,15 +28,14 @@ from hw1jax.core.training import Best, Data, State
 
 @dataclass(frozen=True)
 class Plan:
-    """How a population is laid out in a program. It fixes the bits of every result, so it is stored with a study.
+    """How a population is laid out in a program. It determines the bits of every result, so it is stored with a search.
 
     Attributes:
-      slots: trials in the program; empty slots hold dummies.
+      slots: trials in the program; empty slots hold copies.
       num_devices: devices that share the slots.
-      trials_at_once: of a device's slots, how many train at once; such groups follow one another. It bounds what a
-        CPU's cache must hold.
-      layout: how a member's step is laid out.
-      first_device: the first of the devices.
+      trials_at_once: trials of a device under one `vmap`; groups of this size run in sequence, to fit a CPU's cache.
+      layout: the layout of a member's step.
+      first_device: index of the first device.
     """
 
     slots: int
@@ -53,15 +51,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class Spec:
-    """What training is the same for all members.
+    """Training settings that all members share.
 
     Attributes:
       num_epochs: epochs of a member.
       batch_size: samples a step.
-      seed: of the folds and the minibatches, non-negative integers.
-      epochs_per_call: epochs that a call of the program advances by; the last call by fewer, if they don't divide.
-      first_fold: the number of the first fold (k for the refit after k-fold cross-validation).
-      patience: epochs without a lower validation loss after which a member's best counts; None: its last.
+      seed: seed of folds and minibatches, non-negative integers.
+      epochs_per_call: epochs of a call of the program; the last call may train fewer.
+      first_fold: number of the first fold (k for the refit after k-fold cross-validation).
+      patience: epochs without a lower validation loss after which a member stops; None: no early stopping.
     """
 
     num_epochs: int
@@ -72,27 +70,27 @@ class Spec:
     patience: int | None = None
 
 
-TRAINING = 2**32 - 1  # of the key from which training draws: no trial has this number
+TRAINING = 2**32 - 1  # fold_in tag of the training keys; larger than any trial number
 
 
 class Population(NamedTuple):
-    """Everything that all members share, whichever trials they are: the program, and the data on its devices."""
+    """A program and its data on the devices, whichever trials it trains."""
 
     task: Task
     plan: Plan
     spec: Spec
     folds: list[Fold]
     data: Data
-    pieces: jax.Array | None  # int32 [fold, piece, example], the held-out samples
+    pieces: jax.Array | None  # int32 [fold, piece, example], indices of the held-out samples
 
     @property
     def num_steps(self) -> tuple[int, ...] | None:
-        """The numbers of all updates that folds have, each once, for an optimizer that asks; None if it doesn't."""
+        """See `num_updates`."""
         return num_updates(self.task, self.folds, self.spec.num_epochs, self.spec.batch_size)
 
     @property
     def steps_of_folds(self) -> np.ndarray | None:
-        """Int32 [fold]: each fold's place in `num_steps`."""
+        """Int32 [fold]: each fold's index into `num_steps`."""
         if self.num_steps is None:
             return None
         numbers = _updates_of_folds(self.folds, self.spec.num_epochs, self.spec.batch_size)
@@ -100,7 +98,7 @@ class Population(NamedTuple):
 
 
 def num_updates(task: Task, folds: Sequence[Fold], num_epochs: int, batch_size: int) -> tuple[int, ...] | None:
-    """The numbers of all updates that folds have, each once, for an optimizer that asks; None if it doesn't."""
+    """The distinct numbers of all updates of the folds, sorted, for an optimizer that takes `num_steps`; else None."""
     if not tasks.wants_num_steps(task):
         return None
     return tuple(sorted(set(_updates_of_folds(folds, num_epochs, batch_size))))
@@ -111,13 +109,13 @@ def _updates_of_folds(folds: Sequence[Fold], num_epochs: int, batch_size: int) -
 
 
 class Trials(NamedTuple):
-    """Who is trained: as many trials as the plan has slots.
+    """The trials of a population, one a slot.
 
     Attributes:
-      key: the PRNG key of the whole search.
-      numbers: int [trial], the trials' numbers: a member's initial parameters, and what is random in its training,
-        depend on (key, number, fold) alone.
-      hyperparameters: a tree of arrays with a leading [trial] axis.
+      key: PRNG key of the search.
+      numbers: int [trial], trial numbers. A member's initial parameters and its random training are functions of
+        (key, number, fold).
+      hyperparameters: a tree of arrays [trial, ...].
     """
 
     key: jax.Array
@@ -136,7 +134,7 @@ class Progress(NamedTuple):
 
 
 def place(task: Task, plan: Plan, spec: Spec, data: Data, folds: list[Fold]) -> Population:
-    """Puts the data on the devices. Folds with an empty validation part are trained, not validated."""
+    """Puts the data on the devices. A fold without validation samples is not evaluated."""
     everywhere = NamedSharding(_mesh(plan), P())
     parts = [fold.validation for fold in folds]
     pieces = None
@@ -147,13 +145,13 @@ def place(task: Task, plan: Plan, spec: Spec, data: Data, folds: list[Fold]) -> 
 
 
 def rearranged(population: Population, plan: Plan) -> Population:
-    """The same population laid out in another program; its data stay where they are if the devices do."""
+    """Returns the same population with another plan; the data stay where they are if the devices do."""
     data, pieces = jax.device_put((population.data, population.pieces), NamedSharding(_mesh(plan), P()))
     return population._replace(plan=plan, data=data, pieces=pieces)
 
 
 def start(population: Population, trials: Trials) -> State:
-    """New members."""
+    """Initializes the members."""
     num_folds = len(population.folds)
     numbers, folds = np.repeat(trials.numbers, num_folds), np.tile(_fold_numbers(population), len(trials.numbers))
     hyperparameters = jax.tree.map(lambda a: np.repeat(np.asarray(a), num_folds, 0), trials.hyperparameters)
@@ -166,22 +164,19 @@ def start(population: Population, trials: Trials) -> State:
 
 
 def put(population: Population, state: Any) -> Any:
-    """A state on its devices as a call leaves it, or the second call would compile anew."""
+    """Shards a state over the devices as a call returns it, so that the second call compiles nothing."""
     return _over_devices(population.plan, state)
 
 
 def train(population: Population, trials: Trials) -> Iterator[Progress]:
-    """Trains a population from its first epoch to its last, yielding after each call of the program."""
+    """Trains all epochs; yields after each call of the program."""
     return resume(population, start(population, trials), trials, first_epoch=0)
 
 
 def resume(
     population: Population, state: State, trials: Trials, *, first_epoch: int, last_epoch: int | None = None
 ) -> Iterator[Progress]:
-    """As `train`, from the state that it yielded after `first_epoch` epochs (0, where the spec has a patience).
-
-    `last_epoch`: how many epochs are done in the end; the spec's, if not given.
-    """
+    """As `train`, from the state that was yielded after `first_epoch` epochs (0 with patience) up to `last_epoch`."""
     task, plan, spec, folds, data, pieces = population
     hyperparameters = _over_devices(plan, trials.hyperparameters)
     keys = _training_keys(population, trials) if tasks.wants_key(task) else None
@@ -192,7 +187,7 @@ def resume(
         batches = folds_.minibatches(
             folds, epochs, batch_size=spec.batch_size, seed=spec.seed, first_fold=spec.first_fold
         )
-        # All calls are of the same program: the last one ends with epochs of empty batches, which change nothing.
+        # All calls run the same program: the last one ends with epochs of empty batches, which change nothing.
         num_empty = spec.epochs_per_call - len(epochs)
         batches = np.pad(batches, ((0, 0), (0, num_empty), (0, 0), (0, 0)), constant_values=folds_.PADDING)
         numbers = None if keys is None and best is None else np.arange(done, done + batches.shape[1], dtype=np.int32)
@@ -213,7 +208,7 @@ def resume(
 
 
 def final_variables(task: Task, state: State) -> tuple[Params, Any]:
-    """(params, state) that count, of a population's members [trial, fold, ...]: what is evaluated, and kept."""
+    """(params, state) of members [trial, fold, ...] to evaluate and keep."""
     params = state.params
     if task.averaging is not None or task.eval_params is not None:
         params = jax.vmap(jax.vmap(partial(training.final_params, task)))(state)
@@ -221,9 +216,9 @@ def final_variables(task: Task, state: State) -> tuple[Params, Any]:
 
 
 def start_narrow(wide: Population, narrow: Population, trials: Trials) -> State:
-    """One new trial at its own widths: the corners of the parameters that it has in the wide population.
+    """Initializes one trial at its own widths: the corners of its parameters in the wide population.
 
-    So the program that makes initial parameters is compiled once, not for each trial.
+    So the program that initializes parameters is compiled once, not for each trial.
     """
     params = start(wide, trials).params
     shapes = jax.eval_shape(narrow.task.init, trials.key, jax.tree.map(lambda a: a[0], trials.hyperparameters))
@@ -234,9 +229,9 @@ def start_narrow(wide: Population, narrow: Population, trials: Trials) -> State:
 
 
 def lowered(population: Population, hyperparameters: Hyperparameters, platform: str | None = None) -> Lowered:
-    """The program of a call, for those who want to look at it or to compile it.
+    """Lowers the program of a call, without running it.
 
-    `platform`: "cuda", "rocm" or "tpu" instead of the one that is here. It need not be here for this.
+    `platform`: "cuda", "rocm" or "tpu", of which no device is needed; None: this machine's.
     """
     task, plan, spec, folds, data, pieces = population
     trials = Trials(jax.random.key(0), np.arange(plan.slots), hyperparameters)
@@ -253,7 +248,6 @@ def lowered(population: Population, hyperparameters: Hyperparameters, platform: 
 
 
 def _over_devices(plan: Plan, tree: Any) -> Any:
-    """Arrays with a leading trial axis, shared by the plan's devices."""
     return jax.device_put(tree, NamedSharding(_mesh(plan), P("trial")))
 
 
@@ -262,32 +256,30 @@ def _fold_numbers(population: Population) -> np.ndarray:
 
 
 def _training_keys(population: Population, trials: Trials) -> jax.Array:
-    """The members' keys for what is random in training, [trial, fold]."""
+    """The members' training keys, [trial, fold]."""
     numbers = _over_devices(population.plan, trials.numbers)
     kind, key_data = programs.key_parts(trials.key)
     made = _make_training_keys(kind)(key_data, numbers, _fold_numbers(population))
-    # As numbers: JAX shares no array of keys between processes.
+    # As numbers: JAX can't share an array of typed keys between processes.
     return jax.random.wrap_key_data(put(population, made), impl=kind)
 
 
 def _no_best(state: State) -> Best:
-    """Before the first epoch nothing has been found."""
     shape = jax.tree.leaves(state)[0].shape[:2]
-    # A copy, as the program gives its arguments' memory away.
+    # A copy, since the program donates its arguments.
     lowest, epoch = np.full(shape, np.inf, jnp.result_type(float)), np.full(shape, -1, np.int32)
     return Best(jax.tree.map(np.array, state), jnp.asarray(lowest), jnp.asarray(epoch))
 
 
 def _mesh(plan: Plan) -> Mesh:
-    # Auto axes: the default, Explicit, refuses a member's gather from data that has no trial axis.
+    # Auto axes: Explicit, the default, refuses a member's gather from data without a trial axis.
     devices = jax.devices()[plan.first_device : plan.first_device + plan.num_devices]
     return jax.make_mesh((plan.num_devices,), ("trial",), (AxisType.Auto,), devices=devices)
 
 
 @programs.quickly_for_each_task()
 def _make_training_keys(kind, key_data, numbers, fold_numbers) -> jax.Array:
-    """The keys' numbers, [trial, fold, ...]."""
-    # Another branch of the tree of keys than the trials' own, whose numbers are smaller.
+    """Key data [trial, fold, ...]."""
     key = jax.random.fold_in(jax.random.wrap_key_data(key_data, impl=kind), TRAINING)
     of_trial = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
     return jax.random.key_data(jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(of_trial, fold_numbers))
@@ -351,11 +343,10 @@ def _fit(task: Task, plan: Plan, static, carry, hyperparameters, keys, data: Dat
 
 
 def _mapped_before_the_mesh(function: Callable[..., Any], plan: Plan, members: tuple, shared: tuple):
-    """The function as the plain operations that it comes to on a device's share of the arguments.
+    """Traces the function on a device's share of the arguments, so that its `vmap`s are resolved outside the mesh.
 
-    Within a mesh JAX refuses to map a convolution whose kernel alone is mapped when it has groups already, as a
-    kernel's gradient does where trials share a fold's batches (NotImplementedError, jax issues 31798 and 32157). So
-    its `vmap`s are resolved here, before `shard_map` sets the mesh.
+    Within a mesh JAX refuses to map a convolution that has groups already and whose kernel alone is mapped, as in a
+    kernel's gradient if trials share a fold's batches (NotImplementedError, jax issues 31798 and 32157).
     """
 
     def shape(leaf: jax.Array, devices: int = 1) -> jax.ShapeDtypeStruct:
@@ -371,7 +362,7 @@ def _mapped_before_the_mesh(function: Callable[..., Any], plan: Plan, members: t
 
 
 def _in_groups(function, members: Any, size: int) -> Any:
-    """function(members), group after group of `size` of them; the arrays' first axis counts the members."""
+    """Runs function(members) on groups of `size` members in sequence."""
     num_members = len(jax.tree.leaves(members)[0])
     if num_members == size:
         return function(members)
@@ -382,10 +373,10 @@ def _in_groups(function, members: Any, size: int) -> Any:
 def predict(
     task: Task, params: Params, hyperparameters: Hyperparameters, x: Any, *, state: Any = None, piece_size: int = 500
 ) -> Any:
-    """Outputs [example, ...] of one network, computed in pieces."""
+    """Outputs [example, ...] of one network, computed in batches of `piece_size`."""
     num_examples = len(jax.tree.leaves(x)[0])
     index = np.arange(-(-num_examples // piece_size) * piece_size).reshape(-1, piece_size) % num_examples
-    pieces = jax.tree.map(lambda a: np.asarray(a)[index], x)  # here, or each number of examples would be a program
+    pieces = jax.tree.map(lambda a: np.asarray(a)[index], x)  # on the host: one program for any number of examples
     outputs = _predict(task)(params, state, hyperparameters, pieces)
     return jax.tree.map(lambda a: np.asarray(a).reshape(-1, *a.shape[2:])[:num_examples], outputs)
 

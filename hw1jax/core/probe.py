@@ -1,4 +1,4 @@
-"""What a task makes of a few examples, for those who want to know whether it keeps its promises (`checks`)."""
+"""Trial evaluations of a task on a few examples, for `checks` and for padded networks."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,24 +12,24 @@ from hw1jax.core import member_states, programs, tasks, training
 from hw1jax.core.tasks import Hyperparameters, NumSteps, Params, Task
 from hw1jax.core.training import Data
 
-NUM_EMPTY = 3  # places that a batch is filled up with, to see whether they count
+NUM_EMPTY = 3  # padding examples of a batch
 
 
 class Alike(NamedTuple):
-    """What each of a few examples gives in company and alone, [example, ...]."""
+    """Values [example, ...] computed in one batch, and one example at a time."""
 
     together: Any
     alone: Any
 
 
 class Found(NamedTuple):
-    """What a task makes of a few examples, for those who want to know whether it keeps its promises."""
+    """Results of `try_out`."""
 
     outputs: Alike  # in evaluation
-    losses: Alike  # of the outputs together
+    losses: Alike  # of the batch's outputs
     metrics: dict[str, Alike]
-    of_labels: jax.Array  # [label, 2]: losses on the first example's outputs and on outputs that are all the same
-    padding: Alike | None  # outputs and state in training, in two batches that differ in what fills them up alone
+    of_labels: jax.Array  # [label, 2]: losses on the first example's outputs and on outputs that are all equal
+    padding: Alike | None  # outputs and state in training, of two batches that differ in their padding alone
 
 
 def try_out(
@@ -40,18 +40,12 @@ def try_out(
     data: Data,
     labels: np.ndarray,
 ) -> Found:
-    """What shows whether a task mixes examples, lets padding in, and which labels its loss takes.
+    """Evaluates a few examples (`data`) in a batch and alone, with two paddings, and the loss of each label.
 
-    Args:
-      task: what is trained.
-      num_steps: the numbers of updates that folds have, for an optimizer that asks for its own.
-      key: of a new member's initial parameters.
-      hyperparameters: one trial's.
-      data: a few examples.
-      labels: values of `y` to try, [label, ...].
+    `key` is that of a new member, `hyperparameters` are one trial's, `labels` [label, ...] are values of `y`.
     """
     one, first = jax.tree.map(lambda a: np.asarray(a)[None], hyperparameters), np.zeros(1, int)
-    # By the program that makes all members, which is compiled in any case.
+    # By the program that makes all members: it is compiled anyway.
     member = member_states.new_members(task, num_steps, key, first, first, one)
     params, state = jax.tree.map(lambda a: a[0], (member.params, member.model_state))
     with jax.default_matmul_precision("float32"):
@@ -61,7 +55,7 @@ def try_out(
 @programs.quickly_for_each_task(0)
 def _try_out(task: Task, kind, key_data, params: Params, state, hyperparameters, data: Data, labels) -> Found:
     key = jax.random.wrap_key_data(key_data, impl=kind)
-    # Away from where they begin: a last layer of zeros would hide what those before it do.
+    # Not the initial parameters: a last layer of zeros would hide the layers before it.
     params = jax.tree.map(lambda p: p + 0.01 * jnp.cos(jnp.arange(p.size, dtype=p.dtype)).reshape(p.shape), params)
     x, y = data.x, data.y
     num_examples = len(jax.tree.leaves(x)[0])
@@ -82,7 +76,7 @@ def _try_out(task: Task, kind, key_data, params: Params, state, hyperparameters,
         return jax.tree.map(lambda a: a[:num_examples], made), new_state
 
     def with_other_padding() -> Alike:
-        # What is drawn for a batch may depend on its size: a task that draws gets other padding, any other task none.
+        # Random numbers may depend on the batch size, so a random task gets other padding, any other task none.
         num_other = NUM_EMPTY if tasks.wants_key(task) else 0
         first = jax.tree.map(lambda a: jnp.repeat(a[:1], NUM_EMPTY, axis=0), x)
         return Alike(in_training(first), in_training(jax.tree.map(lambda a: jnp.repeat(a[-1:], num_other, axis=0), x)))
@@ -100,7 +94,7 @@ def _try_out(task: Task, kind, key_data, params: Params, state, hyperparameters,
     return Found(Alike(outputs, one_by_one(in_evaluation, x)), losses, values, of_labels, padding)
 
 
-PADDED_ROUNDING = 1e-3  # of the largest value, between a network that is padded and the same at its own widths
+PADDED_ROUNDING = 1e-3  # tolerance relative to the largest value, between padded and unpadded networks
 
 
 def padding_changes(
@@ -111,22 +105,16 @@ def padding_changes(
     hyperparameters: Hyperparameters,
     data: Data,
 ) -> str | None:
-    """What of a trial's network is another where it is padded than at its own widths; None if nothing is.
+    """Returns which part of a trial's network differs between the padded task (`wide`) and the task at its own widths.
 
-    Args:
-      wide: the task with padded layers.
-      narrow: the task at the trial's own widths.
-      num_steps: the numbers of updates that folds have, for an optimizer that asks for its own.
-      key: of a new member's initial parameters.
-      hyperparameters: one trial's.
-      data: a few examples.
+    None if nothing differs. `key` is that of a new member, `hyperparameters` are one trial's, `data` a few examples.
     """
     one, first = jax.tree.map(lambda a: np.asarray(a)[None], hyperparameters), np.zeros(1, int)
     members = [member_states.new_members(task, num_steps, key, first, first, one) for task in (wide, narrow)]
     padded, own = (jax.tree.map(lambda a: np.asarray(a[0]), (m.params, m.model_state)) for m in members)
     if not _same(padded, own):
         return "its initial parameters"
-    # Away from where they begin: a last layer of zeros would hide what those before it do.
+    # Not the initial parameters: a last layer of zeros would hide the layers before it.
     own = jax.tree.map(lambda a: a + (0.01 * np.cos(np.arange(a.size))).astype(a.dtype).reshape(a.shape), own)
     padded = jax.tree.map(_with_corner, padded, own)
     with jax.default_matmul_precision("float32"):
@@ -138,7 +126,7 @@ def padding_changes(
     for name, one_way, other in zip(("its outputs", "its loss's gradient"), *(f[:2] for f in found), strict=True):
         if not _same(one_way, other):
             return name
-    # By the whole: some optimizers make a step of the sign of a gradient that is 0 but for rounding.
+    # By the norm: some optimizers take a step by the sign of a gradient that is 0 up to rounding.
     (_, _, padded), (_, _, own) = found
     off = jax.tree.map(lambda a, b: np.sum(np.square(np.float64(_corner(a, b)) - np.float64(b))), padded, own)
     size = jax.tree.map(lambda b: np.sum(np.square(np.float64(b))), own)
@@ -158,7 +146,7 @@ def _with_corner(wide: np.ndarray, narrow: np.ndarray) -> np.ndarray:
 
 
 def _same(wide: Any, narrow: Any) -> bool:
-    """Whether the corners of wide arrays that narrow ones have are these, to rounding."""
+    """Returns True if the corners of `wide` equal `narrow`, up to rounding."""
     if jax.tree.structure(wide) != jax.tree.structure(narrow):
         return False
 
@@ -174,7 +162,7 @@ def _same(wide: Any, narrow: Any) -> bool:
 
 @programs.quickly_for_each_task(0, 1)
 def _first_step(task: Task, kind, num_steps, key_data, params: Params, state, hyperparameters, data: Data):
-    """(outputs, gradient, update), all in training where it is not random."""
+    """(outputs, gradient, update) of one training step; of evaluation if training is random."""
     key = jax.random.wrap_key_data(key_data, impl=kind)
     is_random = tasks.wants_key(task)
     steps = None if num_steps is None else NumSteps(num_steps)

@@ -1,8 +1,8 @@
-"""Compiled programs, known by what they compute: a task written anew finds those of the task that it equals.
+"""Compiled programs, cached by their lowered text, so that re-creating an equal task compiles nothing.
 
-A notebook's cell that runs again makes new functions, and what they look at may have changed in the meantime: a global,
-a dict, a class, an imported file. No comparison of functions sees all of that; JAX does, as it traces them. So each
-task is traced, and if what it comes to has been compiled before, with all constants, nothing is compiled.
+A notebook cell that runs again makes new functions, and a global, dict, class or imported file that they use may have
+changed. No comparison of functions detects all of that; a trace does. So each task is traced, and compiled only if its
+operations, with all constants, are new.
 """
 
 import hashlib
@@ -15,20 +15,19 @@ import jax
 import numpy as np
 from jax.stages import Compiled, Lowered, Traced
 
-# Whose functions are kept, with all that they close over; those of the task not used for longest go. As many as static
-# hyperparameters may ask for (`study.MOST_PROGRAMS`), so that a search has them all from one bracket to the next.
+# Tasks in the cache (LRU), with all that their functions close over. As many as a search may have programs
+# (`study.MOST_PROGRAMS`), so that all stay compiled from one bracket to the next.
 KEPT_TASKS = 16
 KEPT_PROGRAMS = 16  # of each function
 
 
 def for_each_task(*static: int, **options: Any) -> Callable[[Callable[..., Any]], Callable[[Any], "Program"]]:
-    """Makes a function of (task, ...) one of a task that gives a `Program` of the rest.
+    """Decorator: f(task, *args) becomes f(task) -> Program(*args).
 
-    `jax.jit` with the task as a static argument would keep each task that there ever was, with its programs and all
-    that its functions close over.
+    `jax.jit` with a static task would keep every task, its programs and all that its functions close over.
 
     Args:
-      static: which of the rest are no arrays, by position.
+      static: positions among `args` of those that are no arrays.
       options: of `jax.jit`.
     """
 
@@ -39,22 +38,22 @@ def for_each_task(*static: int, **options: Any) -> Callable[[Callable[..., Any]]
     return decorate
 
 
-# For what runs once, for a moment: compiling it with care would take longer than anything else that a study compiles.
+# For programs that run once: XLA's optimizations would take longer than the run.
 quickly_for_each_task = partial(for_each_task, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def trace(function: Callable[..., Any], *args: Any) -> Traced:
-    """The function as operations on these arguments, of which shapes are enough; unused ones are among them."""
+    """Traces the function on arguments (shapes are enough); unused arguments are kept."""
     return jax.jit(function, keep_unused=True).trace(*args)
 
 
 def key_parts(key: jax.Array) -> tuple[Any, np.ndarray]:
-    """(kind, numbers) of a PRNG key, as programs take it: numbers may be held by all processes."""
+    """(implementation, key data) of a PRNG key, as programs take it: plain numbers can be shared by processes."""
     return jax.random.key_impl(key), np.asarray(jax.random.key_data(key))
 
 
 class Program:
-    """A function that is compiled when it is called, unless one that computes the same has been."""
+    """A function that is compiled when it is called, unless an equal one has been compiled."""
 
     def __init__(
         self,
@@ -63,19 +62,18 @@ class Program:
         static: tuple[int, ...],
         options: dict[str, Any],
     ):
-        # Unused arguments stay: what is left of two functions could be the same, though they use different ones.
+        # Unused arguments stay: without them, functions that use different arguments could look equal.
         self._function = jax.jit(function, static_argnums=static, keep_unused=True, **options)
         self._compiled, self._static, self._options = compiled, static, options
         self._found: dict[Any, Compiled] = {}
 
     def trace(self, *args: Any) -> Traced:
-        """The function as operations on these arguments."""
         return self._function.trace(*args)
 
     def __call__(self, *args: Any) -> Any:
         arrays = [arg for i, arg in enumerate(args) if i not in self._static]
         devices = tuple(getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(arrays))
-        traced = self.trace(*args)  # JAX finds it again, where it has traced arguments of this kind
+        traced = self.trace(*args)  # JAX caches it
         known = traced.jaxpr, devices
         if known not in self._found:
             self._found[known] = self._compiled(_Lowered(traced.lower(), (devices, repr(self._options))))
@@ -83,7 +81,7 @@ class Program:
 
 
 class _Lowered:
-    """A program that is not compiled yet; it equals another that computes the same for the same devices."""
+    """A lowered program; equal to another with the same text, devices and options."""
 
     def __init__(self, lowered: Lowered, more: Any):
         text = lowered.as_text()
@@ -99,14 +97,14 @@ class _Lowered:
 
 
 def _says_all(text: str, lowered: Lowered) -> bool:
-    """Whether the text has all that is computed: no calls back into Python, no constants that are passed beside it."""
+    """Returns True if the text is the whole computation: no Python callbacks, no constants passed separately."""
     _, _, main = text.partition("@main(")
     num_arguments = main.partition("\n")[0].count("%arg")
     return "callback" not in text and num_arguments == lowered.in_tree.num_leaves
 
 
 class _Compiled:
-    """Compiles programs, each once, however many threads ask for it at a time; keeps those used last."""
+    """Compiles each program once, even if several threads request it at the same time; an LRU cache."""
 
     def __init__(self):
         self._compile = lru_cache(KEPT_PROGRAMS)(_compile)
@@ -121,6 +119,6 @@ class _Compiled:
 
 
 def _compile(program: _Lowered) -> Compiled:
-    assert program.lowered is not None  # it is looked up once
+    assert program.lowered is not None  # compiled once
     compiled, program.lowered = program.lowered.compile(), None  # the text may hold large constants
     return compiled

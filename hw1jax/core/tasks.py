@@ -1,4 +1,4 @@
-"""Tasks: what is trained, as pure functions, and how they are called."""
+"""Tasks: the pure functions that define a training, and their calls."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -13,40 +13,38 @@ from jax import lax
 Params = Any  # a tree of arrays
 Hyperparameters = Any  # a tree of arrays, one trial's: traced, and different from trial to trial
 Metric = Callable[[Any, Any], Any]  # (outputs, y) -> [batch], one value an example
-MAY_ASK = ("key", "train", "state", "mask")  # what `apply` gets by name after its first three arguments
+MAY_ASK = ("key", "train", "state", "mask")  # optional parameters of `apply`, after its first three
 
 
 def unchanged(x: Any) -> Any:
-    """The `prepare` of a task whose batches need none."""
+    """The default `prepare`."""
     return x
 
 
 class Task(NamedTuple):
-    """What is trained, as pure functions. They are static: another task is another program.
+    """The pure functions that define a training. They are static: another task is another program.
 
-    `apply` may have more parameters than its three, of these names, and is then given
+    `apply` may have more parameters, by these names:
 
-    - key: a PRNG key in training, by (key of the search, trial, fold, epoch, step) alone; None in evaluation.
+    - key: a PRNG key in training, a function of (key of the search, trial, fold, epoch, step); None in evaluation.
     - train: True in training, False in evaluation; plain Python.
-    - mask: bool [batch], False for the places that fill up a short batch: they must not enter any statistics (Flax's
-      BatchNorm takes mask[:, None] where x is [batch, feature]).
-    - state: what is not trained but changes in training (batch statistics). `init` then returns (params, state), and
-      `apply` (outputs, new state); what it returns in evaluation is not kept.
+    - mask: bool [batch], False for padding, which must not enter any statistics (Flax's BatchNorm takes mask[:, None]
+      if x is [batch, feature]).
+    - state: arrays that change in training but are not trained (batch statistics). `init` then returns (params, state),
+      and `apply` (outputs, new state); in evaluation the new state is dropped.
 
     Attributes:
       init: (key, hyperparameters) -> params, a tree of floating-point arrays.
       apply: (params, x, hyperparameters) -> outputs, on a prepared batch.
       loss: (outputs, y) -> [batch], one value an example.
-      optimizer: (hyperparameters) -> optax transformation. It may ask for `num_steps`, an int: the number of all
-        updates of the member's own fold, for a schedule. A transformation whose `update` takes `value` is given the
-        loss.
-      prepare: x -> x, what a batch undergoes before `apply`. As it depends on no trial, it is done once for all the
-        trials of a fold that share a program.
+      optimizer: (hyperparameters) -> optax transformation. It may take `num_steps`, an int: the number of all updates
+        of the member's fold, for a schedule. A transformation whose `update` takes `value` gets the loss.
+      prepare: x -> x, applied to a batch before `apply`; once for all trials of a fold that share a program.
       metrics: pairs (name, (outputs, y) -> [batch]), evaluated beside the loss.
-      averaging: decay of the parameters' exponential moving average, in (0, 1), which is then what is evaluated and
-        kept (Polyak and Juditsky 1992); None: the last parameters are.
-      eval_params: (opt_state, params) -> params, those that are evaluated and kept, of an optimizer that trains at
-        other points than it returns, as `optax.contrib.schedule_free_eval_params`; None: those that are trained.
+      averaging: decay, in (0, 1), of an exponential moving average of the parameters, which is then evaluated and kept
+        (Polyak and Juditsky 1992); None: no averaging.
+      eval_params: (opt_state, params) -> params to evaluate and keep, such as
+        `optax.contrib.schedule_free_eval_params`; None: the trained parameters.
     """
 
     init: Callable[..., Any]
@@ -61,27 +59,26 @@ class Task(NamedTuple):
 
 @dataclass(frozen=True)
 class NumSteps:
-    """The number of all updates of a member's fold, where an optimizer asks for it.
+    """The number of updates of a member's fold, for an optimizer that takes it.
 
-    Optimizers need it as a Python number (schedules of optax decide by it), so there is one for each number that a
-    fold has, and each member takes the updates of its own.
+    Schedules of optax need a Python number, so there is one optimizer for each number, chosen by `index`.
     """
 
-    numbers: tuple[int, ...]  # those of all folds, each once
-    index: Any = 0  # int [], traced: which of them is the member's
+    numbers: tuple[int, ...]  # of all folds, without duplicates
+    index: Any = 0  # int [], traced: the member's
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class KeyData:
-    """A typed PRNG key within a state, as plain numbers: numpy, files and `jnp.where` across devices know no keys."""
+    """A typed PRNG key as plain numbers, for numpy, files and `jnp.where` across devices."""
 
     data: Any  # uint32 [..., words]
     impl: Any = field(metadata={"static": True})
 
 
 def without_keys(tree: Any) -> Any:
-    """The tree with `KeyData` for typed PRNG keys: as states are kept."""
+    """Replaces typed PRNG keys by `KeyData`."""
 
     def convert(leaf: Any) -> Any:
         if not jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
@@ -92,7 +89,7 @@ def without_keys(tree: Any) -> Any:
 
 
 def with_keys(tree: Any) -> Any:
-    """The tree with typed PRNG keys for `KeyData`: as a task's functions, and people, have it."""
+    """Replaces `KeyData` by typed PRNG keys."""
 
     def convert(leaf: Any) -> Any:
         return jax.random.wrap_key_data(leaf.data, impl=leaf.impl) if isinstance(leaf, KeyData) else leaf
@@ -101,13 +98,13 @@ def with_keys(tree: Any) -> Any:
 
 
 def asks(function: Callable[..., Any], num_given: int, names: Sequence[str]) -> tuple[str, ...]:
-    """Which of the names the function has among its parameters after the first `num_given`."""
+    """Returns those of `names` that are parameters of the function after its first `num_given`."""
     parameters = {parameter.name for parameter in _parameters(function)[num_given:]}
     return tuple(name for name in names if name in parameters)
 
 
 def required(function: Callable[..., Any], num_given: int) -> list[str]:
-    """The names of the parameters after the first `num_given` that the function can't do without."""
+    """Returns the names of the function's parameters after the first `num_given` that have no default."""
     several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     rest = _parameters(function)[num_given:]
     return [
@@ -118,32 +115,32 @@ def required(function: Callable[..., Any], num_given: int) -> list[str]:
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
     try:
         return list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):  # one that doesn't say
+    except (TypeError, ValueError):  # a builtin without a signature
         return []
 
 
 def has_state(task: Task) -> bool:
-    """Whether the task has state that is not trained."""
+    """True if `apply` takes state."""
     return "state" in asks(task.apply, 3, MAY_ASK)
 
 
 def wants_key(task: Task) -> bool:
-    """Whether the task's training is random."""
+    """True if `apply` takes a key: training is random."""
     return "key" in asks(task.apply, 3, MAY_ASK)
 
 
 def takes_whole_batches(task: Task) -> bool:
-    """Whether a batch may not be cut in chunks: what is drawn for it, or averaged over it, belongs to all of it."""
+    """True if a batch must not be split: its randomness or statistics span the whole batch."""
     return bool(asks(task.apply, 3, MAY_ASK))
 
 
 def wants_num_steps(task: Task) -> bool:
-    """Whether the optimizer asks for the number of updates."""
+    """True if the optimizer takes the number of updates."""
     return bool(asks(task.optimizer, 1, ("num_steps",)))
 
 
 def init_variables(task: Task, key: jax.Array, hyperparameters: Hyperparameters) -> tuple[Params, Any]:
-    """(params, state) of a new member, without typed PRNG keys; the state is None for a task that has none."""
+    """(params, state) of a new member, without typed PRNG keys; state is None if the task has none."""
     made = task.init(key, hyperparameters)
     if not has_state(task):
         return made, None
@@ -179,7 +176,7 @@ def outputs_of(
 def evaluated(
     task: Task, params: Params, state: Any, x: Any, hyperparameters: Hyperparameters, mask: jax.Array | None = None
 ) -> Any:
-    """The outputs of a batch that is not prepared yet, as in evaluation."""
+    """The outputs in evaluation of a batch that has not been prepared."""
     mask = jnp.ones(len(jax.tree.leaves(x)[0]), bool) if mask is None else mask
     return outputs_of(task, params, state, task.prepare(x), hyperparameters, mask=mask)[0]
 
@@ -187,10 +184,7 @@ def evaluated(
 def optimizer_of(
     task: Task, hyperparameters: Hyperparameters, num_steps: NumSteps | None
 ) -> optax.GradientTransformationExtraArgs:
-    """The member's optimizer; `num_steps` for one that asks for it.
-
-    Its `update` takes the loss as `value`, and its state has no typed PRNG keys.
-    """
+    """The member's optimizer: its `update` takes the loss as `value`, its state has no typed PRNG keys."""
     if num_steps is None or not wants_num_steps(task):
         return _without_keys(_takes_value(task.optimizer(hyperparameters)))
     each = [
@@ -210,9 +204,9 @@ def optimizer_of(
 
 
 def _takes_value(rule: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """The same rule with an `update` that is given `value=`, and hands it on only if it has a parameter for it.
+    """Lets `update` take `value=`, and passes it on only if the rule has a parameter for it.
 
-    optax marks some as taking any extra arguments that do not, as `optax.contrib.sam`.
+    optax marks some rules as taking any extra arguments that do not, such as `optax.contrib.sam`.
     """
     rule = optax.with_extra_args_support(rule)
     kinds = {parameter.kind for parameter in _parameters(rule.update)}
@@ -224,7 +218,7 @@ def _takes_value(rule: optax.GradientTransformation) -> optax.GradientTransforma
 
 
 def _without_keys(rule: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
-    """The same rule with a state that has no typed PRNG keys, as `optax.add_noise` keeps one."""
+    """Keeps the rule's state without typed PRNG keys (`optax.add_noise` has one)."""
 
     def init(params: Params) -> optax.OptState:
         return without_keys(rule.init(params))

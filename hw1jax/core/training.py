@@ -1,4 +1,4 @@
-"""One member: a network in training on one fold. Pure functions; how many members there are is decided elsewhere."""
+"""One member: the training of a network on one fold, as pure functions. `population` maps them over members."""
 
 from typing import Any, NamedTuple
 
@@ -24,19 +24,19 @@ from hw1jax.core.tasks import (
 
 
 class Average(NamedTuple):
-    """The exponential moving average of a member's parameters, in float32 at least: bfloat16 loses small updates."""
+    """Exponential moving average of a member's parameters, in float32 at least: bfloat16 loses small updates."""
 
     params: Params
     num_updates: jax.Array  # int32 []
 
 
 class State(NamedTuple):
-    """A member in training, without typed PRNG keys; a population adds the leading axes [trial, fold]."""
+    """A member's training state, without typed PRNG keys; a population adds the leading axes [trial, fold]."""
 
     params: Params
     opt_state: optax.OptState
-    model_state: Any = None  # a tree of arrays, of a task that has state
-    average: Average | None = None  # of a task with averaging
+    model_state: Any = None  # a tree of arrays, if the task has state
+    average: Average | None = None  # if the task has averaging
 
 
 class Best(NamedTuple):
@@ -44,59 +44,59 @@ class Best(NamedTuple):
 
     state: State
     val_loss: jax.Array  # float []; infinite before the first epoch
-    epoch: jax.Array  # int32 []; from 0, -1 before the first
+    epoch: jax.Array  # int32 [], from 0; -1 before the first
 
 
 class Data(NamedTuple):
     x: Any  # a tree of arrays [sample, ...]
     y: Any  # a tree of arrays [sample, ...]
-    weights: Any = None  # float [sample]; None: all count the same
+    weights: Any = None  # float [sample]; None: all equal
 
 
 class Batch(NamedTuple):
     x: Any  # a tree of arrays [chunk, ...], prepared
     y: Any  # a tree of arrays [chunk, example, ...]
-    real: jax.Array  # bool [chunk, example]; False where a short batch is padded
+    real: jax.Array  # bool [chunk, example]; False for padding
     weights: jax.Array | None = None  # float [chunk, example]
 
 
 def init(task: Task, key: jax.Array, hyperparameters: Hyperparameters, *, num_steps: NumSteps | None = None) -> State:
-    """A new member."""
+    """The state of a new member."""
     params, model_state = init_variables(task, key, hyperparameters)
     opt_state = optimizer_of(task, hyperparameters, num_steps).init(params)
     return State(params, opt_state, model_state, new_average(task, params))
 
 
 def new_average(task: Task, params: Params, num_updates: Any = 0) -> Average | None:
-    """The average of parameters before their first update."""
+    """The moving average before the first update, or None for a task without averaging."""
     if task.averaging is None:
         return None
     return Average(jax.tree.map(in_float32, params), jnp.asarray(num_updates, jnp.int32))
 
 
 def in_float32(array: Any) -> jax.Array:
-    """The array in float32, or in its own type where that is a wider one: for sums over examples or updates."""
+    """Casts to float32, unless the dtype is wider already: for sums over examples or updates."""
     return jnp.asarray(array, jnp.promote_types(array.dtype, jnp.float32))
 
 
 def final_params(task: Task, state: State) -> Params:
-    """The parameters that count: those that are evaluated, and kept in the end."""
+    """The parameters that are evaluated and kept."""
     if state.average is not None:
         return jax.tree.map(lambda mean, own: mean.astype(own.dtype), state.average.params, state.params)
     return state.params if task.eval_params is None else task.eval_params(with_keys(state.opt_state), state.params)
 
 
 def gather(task: Task, data: Data, index: jax.Array, chunk_size: int) -> Batch:
-    """The samples at `index` (int [example], negative where there is none), prepared, in chunks."""
+    """Takes the samples at `index` (int [example], negative for padding) and prepares them, in chunks."""
     if len(index) % chunk_size:
         index = jnp.pad(index, (0, -len(index) % chunk_size), constant_values=-1)
     index = index.reshape(-1, chunk_size)  # [chunk, example]
     real = index >= 0
-    # An empty place takes the batch's first sample, not sample 0: that one may belong to another fold.
+    # Padding repeats the batch's first sample, not sample 0, which may belong to another fold.
     index = jnp.where(real, index, jnp.maximum(index[0, 0], 0))
 
     def take(leaf: Any) -> jax.Array:
-        # Taken as flat rows: a gather of images costs XLA:CPU a division for each pixel's place.
+        # As flat rows: a gather of images costs XLA:CPU a division for each pixel.
         return leaf.reshape(len(leaf), -1)[index].reshape(*index.shape, *leaf.shape[1:])
 
     x, y = jax.vmap(task.prepare)(jax.tree.map(take, data.x)), jax.tree.map(lambda leaf: leaf[index], data.y)
@@ -104,12 +104,12 @@ def gather(task: Task, data: Data, index: jax.Array, chunk_size: int) -> Batch:
 
 
 def total_weight(real: jax.Array, weights: jax.Array | None) -> jax.Array:
-    """What the real examples weigh together: their number where all count the same."""
+    """Sum of the weights of the real examples; their number without weights."""
     return jnp.sum(real) if weights is None else jnp.sum(weights)
 
 
 def weighted_sum(values: jax.Array, batch: Batch) -> jax.Array:
-    """Sum of one value an example over a chunk's real ones, in float32 at least."""
+    """Weighted sum of one value an example over a chunk's real examples, in float32 at least."""
     values = in_float32(values)
     return masked_sum(values if batch.weights is None else values * batch.weights, batch.real)
 
@@ -122,7 +122,7 @@ def loss_and_gradient(
     model_state: Any = None,
     key: jax.Array | None = None,
 ) -> tuple[tuple[jax.Array, Any], Params]:
-    """((sum of the losses of the real examples, new state), its gradient in `params`), added up over the chunks."""
+    """((sum of the losses of the real examples, new state), its gradient in `params`), accumulated over chunks."""
 
     def chunk_loss(params: Params, chunk: Batch) -> tuple[jax.Array, Any]:
         outputs, new_state = outputs_of(
@@ -166,15 +166,15 @@ def step(
     )
     params = optax.apply_updates(state.params, updates)
     new = State(params, opt_state, model_state, averaged(task, state.average, params))
-    # A fold with fewer samples than another ends its epochs with empty batches, which must change nothing.
+    # A fold with fewer samples than another ends its epochs with empty batches: they must change nothing.
     return jax.tree.map(lambda new, old: jnp.where(weight > 0, new, old), new, state), total
 
 
 def averaged(task: Task, average: Average | None, params: Params) -> Average | None:
-    """The average with one more update's parameters in it."""
+    """Updates the moving average with the parameters of one more step."""
     if average is None or task.averaging is None:
         return None
-    # A short memory at the start, as the first parameters are soon of no worth (as in TensorFlow's moving averages).
+    # A smaller decay at the start, as in TensorFlow's moving averages: the first parameters are soon outdated.
     decay = jnp.minimum(task.averaging, (1 + average.num_updates) / (10 + average.num_updates))
 
     def mix(old: jax.Array, new: jax.Array) -> jax.Array:
@@ -197,12 +197,12 @@ def epoch(
     """One pass over a fold's training part.
 
     Args:
-      batches: int [step, batch], sample indices, negative where there is none.
-      key: of the epoch; None for a task whose training is not random.
-      num_steps: for the optimizer, where it asks for it.
+      batches: int [step, batch], sample indices, negative for padding.
+      key: PRNG key of the epoch; None for a task without random training.
+      num_steps: for an optimizer that takes it.
 
     Returns:
-      (state, mean over the epoch of each real example's loss just before the step that used it).
+      (state, mean over the epoch of each real example's loss just before its step).
     """
 
     def one(state: State, batch: Batch, hyperparameters: Hyperparameters, key: jax.Array | None, index: Any):
@@ -232,11 +232,7 @@ def evaluate(
     pieces: jax.Array,
     hyperparameters: Hyperparameters,
 ) -> dict[str, jax.Array]:
-    """Mean "loss" and metrics, by name, over the real samples of `pieces`.
-
-    Args:
-      pieces: int [piece, example], negative where there is none.
-    """
+    """Mean "loss" and metrics, by name, over the samples of `pieces`: int [piece, example], negative for padding."""
     functions, params = (("loss", task.loss), *task.metrics), final_params(task, state)
 
     def one(variables: tuple[Params, Any], piece: Batch, hyperparameters: Hyperparameters) -> tuple[jax.Array, ...]:
@@ -274,15 +270,15 @@ def fit(
     best: Best | None = None,
     patience: int | None = None,
 ) -> tuple[tuple[State, Best | None], jax.Array, dict[str, jax.Array] | None]:
-    """As many epochs as `batches` has.
+    """Trains for the epochs of `batches`, evaluating after each.
 
     Args:
       batches: int [epoch, step, batch], sample indices.
-      pieces: int [piece, example], the held-out samples, evaluated after each epoch; None: there are none.
-      key: of the member's training, where it is random.
-      epochs: int [epoch], the epochs' numbers, where `key` or `best` is given.
-      num_steps: for the optimizer, where it asks for it.
-      best: the best epoch before these, to be kept up; no epoch counts that comes more than `patience` epochs after it.
+      pieces: int [piece, example], the held-out samples; None: no evaluation.
+      key: PRNG key of the member's training, if it is random.
+      epochs: int [epoch], the epochs' numbers; needed with `key` or `best`.
+      num_steps: for an optimizer that takes it.
+      best: the best epoch so far; epochs more than `patience` after it don't count.
 
     Returns:
       ((state, best), train_loss [epoch], validation loss and metrics by name, [epoch] each, or None).
