@@ -364,8 +364,8 @@ UNITS, REAL = [{"low": 1, "high": 2}], {"low": 1, "high": 2}
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (None, "the space has NoneType, expected"),
-        ({"units": [], "rate": REAL, 7: 1}, r"the space has \['7', 'rate', 'units'\], expected"),
+        (None, "hyperparameters NoneType, expected"),
+        ({"units": [], "rate": REAL, 7: 1}, r"hyperparameters \['7', 'rate', 'units'\], expected"),
         ({"units": REAL, "rate": REAL}, "units is no list"),
         ({"units": UNITS, "rate": UNITS}, "rate is a list"),
         ({"units": [7], "rate": REAL}, "units has no low and high"),

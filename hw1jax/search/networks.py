@@ -1,4 +1,4 @@
-"""Networks of a study: the one place where hyperparameters become something that can be trained on its data."""
+"""Networks of a study: the one module that makes trainable tasks from hyperparameters."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from hw1jax.search import rungs, space
 from hw1jax.search.space import Draw
 from hw1jax.search.study import Search, Study
 
-NUM_EXAMPLES = 8  # on which a padded network is compared with the same one at its own widths
+NUM_EXAMPLES = 8  # for comparing a padded network with the unpadded one
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Network:
     """The network of one trial.
 
     Attributes:
-      study: whose network it is.
+      study: its study.
       draw: the trial's hyperparameters.
-      fixed: those that shape its program: static hyperparameters, and the widths of its layers.
+      fixed: static hyperparameters and the widths of its layers, which select the program.
     """
 
     study: Study
@@ -40,29 +40,28 @@ class Network:
 
     @property
     def task(self) -> Task:
-        """The study's task for what shapes the program, with the study's metrics; equal networks have the same one.
+        """The study's task for `fixed`, with the study's metrics; equal networks share one object.
 
         Raises:
           TypeError: the study's `task` doesn't return a Task.
-          ValueError: the Task has metrics of its own.
+          ValueError: the Task has its own metrics.
         """
         metrics = tuple(self.study.metrics.items())
         return _make_task(self.study.task, metrics, self.study.averaging, space.key_of(self.fixed))
 
     @property
     def hyperparameters(self) -> dict[str, np.ndarray]:
-        """What the task's functions take: arrays without a trial axis."""
+        """The arguments `h` of the task's functions: arrays without a trial axis."""
         return {name: array[0] for name, array in space.as_arrays(self.study.space, [self.draw]).items()}
 
     @property
     def shapes(self) -> tuple[Any, Any]:
-        """(params, state) as shapes and dtypes."""
+        """Shapes and dtypes of (params, state)."""
         init = jax.tree_util.Partial(tasks.init_variables, self.task)
         return jax.eval_shape(lambda key, h: init(key, h), jax.random.key(0), self.hyperparameters)
 
     @property
     def num_parameters(self) -> int:
-        """Numbers that are trained."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.shapes[0]))
 
 
@@ -72,11 +71,11 @@ def own(study: Study, draw: Draw) -> Network:
 
 
 def padded(study: Study, draw: Draw) -> Network:
-    """The network with layers as wide as the widest that can be drawn, of which the draw's widths are used."""
+    """The network with the widest layers of the space, of which the draw's widths are used."""
     return Network(study, draw, space.fixed(study.space, draw, widest=True))
 
 
-@lru_cache(maxsize=64)  # equal tasks are the same task, so that a program is compiled once; old ones are let go
+@lru_cache(maxsize=64)  # equal networks share one task, so that a program is compiled once
 def _make_task(
     function: Callable[..., Task], metrics: tuple[tuple[str, Metric], ...], averaging: float | None, key: tuple
 ) -> Task:
@@ -91,7 +90,7 @@ def _make_task(
 
 
 class Networks:
-    """All networks that a search of a study can draw, on the search's data and folds."""
+    """All networks that a search can draw, on the search's data and folds."""
 
     def __init__(self, study: Study, search: Search, data: Dataset, folds: Sequence[Fold], first_fold: int = 0):
         """`first_fold`: the number of the first fold, on which keys depend."""
@@ -99,17 +98,17 @@ class Networks:
         self._populations: dict[Plan, Population] = {}
 
     def __reduce__(self) -> Any:
-        """Another process makes its own programs and places the data on its own devices."""
+        """Pickles the arguments alone: another process makes its own programs and device arrays."""
         return Networks, (self.study, self.search, self.data, self.folds, self.first_fold)
 
     @property
     def key(self) -> jax.Array:
-        """The PRNG key of the whole search."""
+        """The PRNG key of the search."""
         return jax.random.key(self.search.seed)
 
     @cached_property
     def widest(self) -> Network:
-        """The widest network that can be drawn."""
+        """The widest network of the space."""
         return padded(self.study, space.widest(self.study.space))
 
     @cached_property
@@ -119,13 +118,13 @@ class Networks:
 
     @cached_property
     def largest_params(self) -> Any:
-        """Shapes of the parameters of the largest network that can be drawn."""
+        """Shapes of the parameters of the largest network."""
         each = [network.shapes[0] for network in self.of_each_program]
         return max(each, key=lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree)))
 
     @cached_property
     def layout(self) -> Layout:
-        """How a member of the widest network takes a step on the devices that are here."""
+        """The layout of a step of the widest network on this machine's devices."""
         params, state = self.widest.shapes
         return cost.choose_layout(
             self.widest.task,
@@ -138,10 +137,7 @@ class Networks:
 
     @cached_property
     def changed_by_padding(self) -> str | None:
-        """What differs between the narrowest network padded and at its own widths; None if nothing does.
-
-        It is tried on a few examples, with each combination of static hyperparameters.
-        """
+        """Which part of the narrowest network padding changes, over all static hyperparameters; None if nothing."""
         if not space.varying_widths(self.study.space):
             return None
         few = jax.tree.map(lambda a: np.asarray(a[:NUM_EXAMPLES]), Data(self.data.x_train, self.data.y_train))
@@ -156,11 +152,11 @@ class Networks:
 
     @cached_property
     def starts_in_corners(self) -> bool:
-        """Whether a narrow network can begin in a corner of the widest one's parameters."""
+        """True if a narrow network's initial parameters are corners of the widest one's."""
         return not tasks.has_state(self.widest.task) and self.changed_by_padding is None
 
     def flops_of_an_epoch(self, draw: Draw) -> float:
-        """Floating-point operations of an epoch of all folds of the network at the draw's own widths."""
+        """Floating-point operations of an epoch of all folds, at the draw's own widths."""
         x, y = jax.tree.map(lambda a: a[:200], (self.data.x_train, self.data.y_train))
         network = own(self.study, draw)
         flops = cost.flops(network.task, Data(x, y), network.hyperparameters)
@@ -168,7 +164,7 @@ class Networks:
         return flops / len(jax.tree.leaves(x)[0]) * (len(self.folds) - 1) * num_samples
 
     def for_refit(self) -> "Networks":
-        """The same networks on one more fold, which trains on all training data."""
+        """The same networks with one more fold, which trains on all training data."""
         everything = Fold(np.arange(len(jax.tree.leaves(self.data.x_train)[0])), np.arange(0))
         search = replace(self.search, halving=None, first_rung=None, brackets=False)
         made = Networks(self.study, search, self.data, [everything], first_fold=len(self.folds))
@@ -176,7 +172,7 @@ class Networks:
         return made
 
     def population(self, plan: Plan, task: Task) -> Population:
-        """Members of one program on the search's data, which is put on the plan's devices once."""
+        """The population of a program; the data are put on each plan's devices once."""
         if plan not in self._populations:
             if self._populations:
                 other = next(iter(self._populations.values()))
@@ -187,12 +183,11 @@ class Networks:
         return self._populations[plan]._replace(task=task)
 
     def member_shapes(self, network: Network) -> State:
-        """A member's state as shapes and dtypes."""
         task = network.task
         return member_states.member_shapes(task, self._num_steps(task), network.hyperparameters)
 
     def trials(self, numbers: Sequence[int], draws: Sequence[Draw]) -> Trials:
-        """Trials as a population takes them, one a slot."""
+        """Converts trials for a population, one a slot."""
         return Trials(self.key, np.array(numbers), space.as_arrays(self.study.space, draws))
 
     @cached_property
@@ -207,10 +202,10 @@ class Networks:
         return population.num_updates(task, self.folds, self.search.num_epochs, self.search.batch_size)
 
     def check(self) -> str:
-        """A digest of all that the networks compute, by which a folder knows the task that it belongs to.
+        """Checks the networks on the data -> sha256 of all that they compute, which identifies the task of a folder.
 
         Raises:
-          ValueError, TypeError: they can't be trained on the data, or a hyperparameter has no effect; in one line.
+          ValueError, TypeError: they can't be trained, or a hyperparameter has no effect; one line.
         """
         array_checks.check_weights(self.data.weights, self.folds)
         samples = Data(self.data.x_train, self.data.y_train)
@@ -228,12 +223,7 @@ class Networks:
         return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
     def _check_used(self, programs: Sequence[Traced], digests: Sequence[str]) -> None:
-        """Raises a ValueError that names a hyperparameter on which no network depends: a misspelt or forgotten one.
-
-        Args:
-          programs: those of `of_each_program`.
-          digests: of the same.
-        """
+        """Raises a ValueError if a hyperparameter, misspelt or forgotten, has no effect in the programs."""
         names = self._unused_arrays(programs) + self._unused_statics(digests)
         if names:
             where = "fixed" if names[0] in space.statics(self.study.space) else "h"
@@ -243,7 +233,7 @@ class Networks:
             )
 
     def _unused_arrays(self, programs: Sequence[Traced]) -> list[str]:
-        """The traced hyperparameters and the widths on which nothing depends."""
+        """Traced hyperparameters and widths without effect."""
         unused = set.intersection(*(set(identity.unused(program)) for program in programs))
         widths, varying = space.widths(self.study.space), space.varying_widths(self.study.space)
         widest = self.widest.draw
@@ -259,7 +249,7 @@ class Networks:
         return [name for name in names if name not in widths or not shapes_a_network(name)]
 
     def _unused_statics(self, digests: Sequence[str]) -> list[str]:
-        """The static hyperparameters whose values all come to the same programs."""
+        """Static hyperparameters whose values all give the same programs."""
         statics = space.statics(self.study.space)
         draws = [network.draw for network in self.of_each_program]
         names = []

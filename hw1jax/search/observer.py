@@ -1,4 +1,4 @@
-"""The protocol of a run's observer. `progress.Progress` is the one that shows a run to a person."""
+"""The interface of a run's observers, such as `progress.Progress`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,13 +11,13 @@ from hw1jax.search.trial_score import TrialScore
 
 
 class Observer:
-    """Is told how a run goes, and shows nothing."""
+    """Receives the progress of a run; this base class ignores it."""
 
     def start(self, study: Study, num_trials: int, num_folds: int, num_epochs: int, work: int | None = None) -> None:
-        """A study's search begins. `work`: epochs of all its trials together, where not all train to the last."""
+        """A search begins. `work`: total epochs of its trials if not all train to the last."""
 
     def stage(self, text: str) -> None:
-        """What is done from now on, where no epochs are counted."""
+        """A step without epochs begins."""
 
     def epochs(
         self,
@@ -27,20 +27,19 @@ class Observer:
         scores: np.ndarray | None,
         search_done: float | None = None,
     ) -> None:
-        """`what` has trained `done` epochs, on average; `scores` [trial, fold] are of the last one of each trial.
+        """`what` has trained `done` epochs on average.
 
-        They are what the study ranks by, in validation. `search_done`: the share of the search's work that is done;
-        None in the refit.
+        `scores` [trial, fold]: latest validation scores; `search_done`: share of the search's work, None in the refit.
         """
 
     def note(self, text: str) -> None:
-        """Something that the user should know."""
+        """A note for the user."""
 
     def trials(self, trials: Sequence[TrialScore], study: Study) -> None:
-        """These trials have a score by now."""
+        """Trials have been scored."""
 
     def finish(self, results: dict[str, Any], folder: Path) -> None:
-        """The study has ended, and its files are in `folder`."""
+        """The study has ended; its files are in `folder`."""
 
     def close(self) -> None:
-        """Gives the terminal back."""
+        """Restores the terminal."""

@@ -1,4 +1,4 @@
-"""Hyperparameter search: ask Optuna for a bracket of trials, train it, tell. The only file that knows Optuna."""
+"""Hyperparameter search: draws brackets of trials from Optuna, trains and reports them. The only module with Optuna."""
 
 import hashlib
 import json
@@ -17,22 +17,21 @@ from hw1jax.search.study import Study
 from hw1jax.search.trial_score import TrialScore, Values, scored
 
 with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", "IProgress not found")  # of bars that are not shown, in a notebook
+    warnings.filterwarnings("ignore", "IProgress not found")  # in a notebook without ipywidgets
     import optuna
     from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
     from optuna.storages import BaseStorage, JournalStorage
     from optuna.storages.journal import JournalFileBackend
     from optuna.trial import FrozenTrial, Trial, TrialState
 
-FOREST_SEED = 0  # of importances: the same trials give the same shares
+FOREST_SEED = 0  # importances are a function of the trials alone
 MOST_REPORTS = 20  # intermediate values of a trial, for Optuna's plots
 
 
 class PureRandomSampler(optuna.samplers.BaseSampler):
     """Random search in which a draw is a pure function of (seed, trial number, parameter name).
 
-    Optuna's own `RandomSampler` keeps a generator: after a resume it repeats its first draws, and so do two searches
-    with one seed.
+    Optuna's `RandomSampler` has a generator: after a resume it repeats its first draws.
     """
 
     def __init__(self, seed: int):
@@ -60,11 +59,11 @@ class PureRandomSampler(optuna.samplers.BaseSampler):
 
 
 class BracketSampler(PureRandomSampler):
-    """Any sampler of Optuna's, whose draws depend on (seed, scores of the brackets before) alone.
+    """Any Optuna sampler, with draws that depend on (seed, scores of earlier brackets) alone.
 
-    Samplers keep a generator and other state, which a search that is stopped and goes on has no more. So before each
-    bracket a new one, seeded by the number of the bracket's first trial, draws all of the bracket's trials in a copy of
-    the search that has just the trials before them. Searches that were killed, extended or left alone are the same.
+    Samplers have a generator and other state that a resumed search has lost. So before each bracket a new sampler,
+    seeded by the bracket's first trial number, draws all of its trials in a copy of the study that has only the trials
+    before them. Searches that were killed, extended or left alone give the same trials.
     """
 
     def __init__(self, make: Callable[[int], optuna.samplers.BaseSampler], seed: int):
@@ -72,7 +71,7 @@ class BracketSampler(PureRandomSampler):
         self._make, self._drawn = make, {}
 
     def prepare(self, opened: optuna.Study, study: Study, numbers: range) -> None:
-        """Draws the trials of a bracket; those before it have scores."""
+        """Draws the trials of a bracket; all trials before it have scores."""
         words = hashlib.sha256(f"{self._seed} {numbers.start}".encode()).digest()
         sampler = self._make(int.from_bytes(words[:4]))
         copy = optuna.create_study(sampler=sampler, direction=opened.direction)
@@ -89,12 +88,11 @@ class BracketSampler(PureRandomSampler):
 
 
 class Journal(JournalFileBackend):
-    """Optuna's journal, written without a lock and without waiting for the disk at each record.
+    """Optuna's journal, without its lock and without an fsync for each record.
 
-    The folder's lock keeps other runs away. Optuna's own locks are links or files that a killed process leaves behind,
-    and for which the next one waits 30 s. A process that dies loses no record, and the records that a machine loses
-    when it crashes are made again, from the files of the trials: `storage.sync` once for many records is enough. A
-    trial has three dozen, and a disk may take a millisecond for each.
+    The folder's lock excludes other runs; Optuna's locks are files that a killed process leaves behind, and the next
+    one waits 30 s for them. A killed process loses no record, and records that a crashed machine loses are written
+    again from the trials' files: one `storage.sync` for many records is enough. A trial has three dozen.
     """
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
@@ -104,16 +102,10 @@ class Journal(JournalFileBackend):
 
 
 def open_storage(journal: Path, study: Study, *, sampler: str, seed: int) -> optuna.Study:
-    """The study's search in Optuna's journal, created if there is none (`optuna-dashboard` opens it as well).
-
-    Args:
-      journal: the file.
-      study: whose name and direction it has.
-      sampler: "random" or "tpe".
-      seed: of the sampler.
+    """Opens the Optuna study in the journal file, or creates it (`optuna-dashboard` reads it too).
 
     Raises:
-      ValueError: the file is no journal, is damaged, or holds another study.
+      ValueError: the file is damaged, is no journal, or holds another study.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():
@@ -137,7 +129,7 @@ def _open_journal(journal: Path, name: str) -> BaseStorage:
         others = [other for other in optuna.get_all_study_names(kept) if other != name]
     except OSError:
         raise
-    except Exception as error:  # whatever Optuna chokes on, the file is not a journal
+    except Exception as error:  # any error of Optuna's parser: the file is not a journal
         raise ValueError(f"{journal} is not a journal of Optuna ({error!r}): give another out=") from error
     if others:
         raise ValueError(f"{journal.parent} holds the study {others[0]}, not {name}: give another out=")
@@ -145,15 +137,15 @@ def _open_journal(journal: Path, name: str) -> BaseStorage:
 
 
 def _repair(journal: Path) -> None:
-    """Cuts off the part of a line that a killed process has left, which the next append would continue.
+    """Truncates a partial last line, left by a killed process, which the next append would continue.
 
     Raises:
-      ValueError: a line before the last is damaged; the file is left as it is.
+      ValueError: an earlier line is damaged; the file is unchanged.
     """
     if not journal.is_file():
         return
     content = journal.read_bytes()
-    *lines, rest = content.split(b"\n")  # whole lines, and what stands after the last line's end
+    *lines, rest = content.split(b"\n")
     for number, line in enumerate(lines, 1):
         try:
             whole = isinstance(json.loads(line), dict)
@@ -170,20 +162,19 @@ def _repair(journal: Path) -> None:
 def begin(
     opened: optuna.Study, config: dict[str, Any], folder: Path, new_plan: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
-    """Stores with a new search what its results depend on, or checks that an old one was made with the same.
+    """Stores the configuration of a new search, or compares it with the stored one.
 
     Args:
       opened: from `open_storage`.
-      config: what the results depend on, but the plan.
+      config: all that the results depend on, except the plan.
       folder: of the search.
       new_plan: makes the plan of a new search, as JSON.
 
     Returns:
-      The configuration that counts: the search's own, with the plan that its results were computed with.
+      The stored configuration, with the plan of the search.
 
     Raises:
-      ValueError: the folder holds a search with other settings (the message names the first difference), or one of a
-        later format.
+      ValueError: the settings differ (the message names the first difference), or the format does.
     """
     stored = opened.user_attrs.get("config")
     if stored is None:
@@ -204,7 +195,7 @@ def begin(
 
 
 def _another_task(folder: Path, before: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """That a folder belongs to another task, in a line; operations may be others in other versions as well."""
+    """Error message for a folder with another task; other versions of libraries can change operations as well."""
     others = ", ".join(f"{name} {before[name]}, not {now[name]}" for name in now if before[name] != now[name])
     return (
         f"another network, loss or optimizer than the one that {folder} holds"
@@ -213,7 +204,7 @@ def _another_task(folder: Path, before: Mapping[str, str], now: Mapping[str, str
 
 
 def suggest(trial: Trial, study: Study) -> Draw:
-    """Draws (or, for a trial that has been asked before, reads back) a trial's hyperparameters."""
+    """Draws a trial's hyperparameters; for a known trial, reads them back."""
 
     def choose(name: str, values: Range) -> Any:
         if isinstance(values, Int):
@@ -240,42 +231,39 @@ def search(
     brackets: Iterable[range],
     num_epochs: int,
 ) -> Iterator[list[TrialScore]]:
-    """Asks for brackets of trials, trains each bracket, tells its scores; yields each bracket.
+    """Draws brackets of trials, trains and reports them; yields the scores of each bracket.
 
-    A trial is always in the same bracket, so a search that was stopped goes on with the same brackets. Trials that have
-    a score are trained as well, or read from their files, for their losses.
+    A trial is always in the same bracket, so a resumed search has the same brackets. Trials that have a score are
+    trained as well (or read from their files), for their losses.
 
     Args:
       opened: from `open_storage`.
-      study: what to draw from, and which score counts.
-      train: {number: draw} -> {number: values}. The last epoch's are the scores.
-      brackets: the numbers of each one's trials, from 0 on; those of trials that the search already has included.
-      num_epochs: of a trial that is complete; one whose values are of fewer was pruned.
+      study: defines the space and the score.
+      train: {number: draw} -> {number: values}; the last epoch's values are the scores.
+      brackets: trial numbers of each bracket, from 0, including those of finished trials.
+      num_epochs: epochs of a complete trial; one with fewer was pruned.
     """
     for numbers in brackets:
         if isinstance(opened.sampler, BracketSampler):
             opened.sampler.prepare(opened, study, numbers)
         draws = {number: suggest(_ask(opened, number, study), study) for number in numbers}
-        told = _told(opened, study, draws)
+        finished = _finished(opened, study, draws)
         values = train(draws)
         for number, draw in draws.items():
-            if number not in told:
-                told[number] = scored(number, draw, study, values[number], num_epochs)
-                _tell(opened, study, _ask(opened, number, study), values[number], told[number], num_epochs)
-        yield [told[number] for number in numbers]
+            if number not in finished:
+                finished[number] = scored(number, draw, study, values[number], num_epochs)
+                _tell(opened, study, _ask(opened, number, study), values[number], finished[number], num_epochs)
+        yield [finished[number] for number in numbers]
 
 
 def _ask(opened: optuna.Study, number: int, study: Study) -> Trial:
-    """The trial with this number: a new one, or the one that has been asked for before."""
-    known = opened.get_trials(deepcopy=False)
-    while len(known) <= number:
+    """Returns the trial with this number, creating it if needed."""
+    while len(opened.get_trials(deepcopy=False)) <= number:
         suggest(opened.ask(), study)
-        known = opened.get_trials(deepcopy=False)
-    return Trial(opened, known[number]._trial_id)
+    return Trial(opened, opened.get_trials(deepcopy=False)[number]._trial_id)
 
 
-def _told(opened: optuna.Study, study: Study, draws: Mapping[int, Draw]) -> dict[int, TrialScore]:
-    """Those of the trials that have a score."""
+def _finished(opened: optuna.Study, study: Study, draws: Mapping[int, Draw]) -> dict[int, TrialScore]:
     frozen = opened.get_trials(deepcopy=False)
     found = {}
     for number, draw in draws.items():
@@ -287,37 +275,36 @@ def _told(opened: optuna.Study, study: Study, draws: Mapping[int, Draw]) -> dict
 
 
 def _tell(opened: optuna.Study, study: Study, trial: Trial, values: Values, done: TrialScore, num_epochs: int) -> None:
-    with np.errstate(invalid="ignore"):  # infinity less infinity, in a diverged trial
+    with np.errstate(invalid="ignore"):  # inf - inf, in a diverged trial
         means = values[study.score].mean(axis=0)
-    reported = opened.get_trials(deepcopy=False)[trial.number].intermediate_values  # by one who was stopped in between
+    reported = opened.get_trials(deepcopy=False)[trial.number].intermediate_values  # before an interruption
     steps = np.linspace(1, num_epochs, min(num_epochs, MOST_REPORTS)).astype(int)
-    for epoch in sorted({*steps[steps < len(means)].tolist(), len(means)}):  # a few: each is a record
+    for epoch in sorted({*steps[steps < len(means)].tolist(), len(means)}):  # few, since each is a record
         if np.isfinite(means[epoch - 1]) and epoch not in reported:
             trial.report(float(means[epoch - 1]), step=epoch)
     for name, folds in done.scores.items():  # before `tell`: a finished trial can't change
-        for i, value in enumerate(folds if done.state != "pruned" else []):  # of these there are many
+        for i, value in enumerate(folds if done.state != "pruned" else []):  # pruned trials are many
             trial.set_user_attr(f"split{i}_val_{name}", value)
         trial.set_user_attr(f"scores_{name}", list(folds))
     trial.set_user_attr("epochs", done.epochs)
     if done.state == "complete":
         opened.tell(trial, done.mean(study.score))
-    else:  # a pruned one counts with what was reported last
+    else:  # Optuna scores a pruned trial by its last report
         opened.tell(trial, state=TrialState.PRUNED if done.state == "pruned" else TrialState.FAIL)
 
 
 def importances(space: Space, params: Mapping[str, Sequence[Any] | np.ndarray], scores: np.ndarray) -> dict[str, float]:
-    """The share of the variance of scores that each hyperparameter explains by itself, the largest first.
+    """Share of the variance of scores that each hyperparameter alone explains, the largest first.
 
-    The method is that of Hutter, Hoos and Leyton-Brown (2014): a forest is fitted to the scores, and its variance over
-    the space is taken apart. Of a few dozen trials the shares are rough.
+    Functional ANOVA on a random forest (Hutter, Hoos and Leyton-Brown 2014); rough for a few dozen trials.
 
     Args:
-      space: what was searched.
-      params: a column of the space (`space.columns`) each: [trial].
+      space: the space of the search.
+      params: by column of the space (`space.columns`), [trial].
       scores: float [trial], finite.
 
     Returns:
-      {column: share}; the shares add up to 1.
+      {column: share}; the shares sum to 1.
 
     Raises:
       ImportError: scikit-learn is not installed.
@@ -339,7 +326,7 @@ def importances(space: Space, params: Mapping[str, Sequence[Any] | np.ndarray], 
             return optuna.importance.get_param_importances(opened, evaluator=evaluator)
         except ImportError:
             raise ImportError("importances need scikit-learn: pip install scikit-learn") from None
-        except RuntimeError as error:  # the forest found nothing to split
+        except RuntimeError as error:  # the forest has no split
             raise ValueError("importances: these trials are too few or too equal to tell") from error
 
 
@@ -350,7 +337,7 @@ def _distribution(r: Range) -> BaseDistribution:
 
 
 def _value(r: Range, value: Any) -> Any:
-    """As `_distribution` takes it: numbers of a choice may come in another type, as 1.0 for 1."""
+    """Returns the value for `_distribution`: numbers of a choice may have another type, as 1.0 for 1."""
     if not isinstance(r, Choice):
         return value
     return next(str(known) for known in r.values if known == value and isinstance(known, str) == isinstance(value, str))

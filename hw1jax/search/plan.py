@@ -1,9 +1,8 @@
-"""How a search's trials are laid out in programs: once, from sizes and memory, before any trial is drawn.
+"""The layout of a search's trials in programs: computed once, from sizes and memory, before any trial is drawn.
 
-Trials are asked for, trained and told in *brackets*. A bracket's trials train together up to its first *rung*; of those
-that have trained up to a rung, the best go on to the next (successive halving), or there is one rung, the last epoch.
-On a rung, trials with the same key share a program: the key is what shapes it, the static hyperparameters, and where
-each trial has its own widths, these too.
+Trials are drawn, trained and reported in *brackets*. A bracket's trials train together up to its first *rung*; the best
+of a rung go on to the next (successive halving). Without halving, the last epoch is the only rung. On a rung, trials
+with equal static hyperparameters share a program; if each trial has its own widths, these must be equal too.
 """
 
 import math
@@ -26,26 +25,26 @@ from hw1jax.search.rungs import Stage
 from hw1jax.search.space import Draw
 from hw1jax.search.study import Program
 
-SHARE_OF_MEMORY = 0.9  # of what is free, that a program may need
-MOST_SLOTS = 100  # trials a program on a CPU: bounds the memory, and what a stopped search loses
-TPE_TRIALS = 4  # of a TPE search's bracket, however many there are: an extended search is the same as a whole one
+SHARE_OF_MEMORY = 0.9  # of the free memory that a program may take
+MOST_SLOTS = 100  # trials of a program on a CPU: bounds the memory, and the work that a stopped search loses
+TPE_TRIALS = 4  # trials of a TPE bracket, whatever num_trials is: extending a search must not change its trials
 # Measured on two CPU cores:
-FLOPS_A_SECOND = 8e10  # floating-point operations a second of one large network
-SMALL_FLOPS_A_SECOND = 1e10  # of small networks, which train side by side in one program
-PROGRAM_SECONDS = 2  # that a program takes to compile
-JOB_SECONDS = 0.04  # that a job takes beside its training
+FLOPS_A_SECOND = 8e10  # of one large network
+SMALL_FLOPS_A_SECOND = 1e10  # of small networks that share a program
+PROGRAM_SECONDS = 2  # to compile a program
+JOB_SECONDS = 0.04  # overhead of a job
 
 
 @dataclass(frozen=True)
 class Rung:
-    """How trials train from the rung before, or from the start, up to this one.
+    """One stage of a bracket's training.
 
     Attributes:
-      num_epochs: that a trial has trained on it, in all.
-      program: the layout of a program, whichever trials it trains.
-      own_widths: whether each trial trains alone, so that the program's slots, one a device, stand side by side.
-      groups: then, of each width, into how many even parts its range is cut: a network is as wide as the widest of its
-        part, so that those of a part share a program. None: just as wide as it was drawn.
+      num_epochs: epoch at which the rung ends, counted from a trial's start.
+      program: the layout of its programs.
+      own_widths: True: each trial has its own program, and the plan's slots are programs that run concurrently.
+      groups: with `own_widths`, the number of equal parts of each width's range: a network is as wide as the widest of
+        its part, so that the trials of a part reuse a program. None: exactly the widths that were drawn.
     """
 
     num_epochs: int
@@ -54,7 +53,7 @@ class Rung:
     groups: tuple[int, ...] | None = None
 
     def widths(self, space: space_.Space, draw: Draw) -> Draw:
-        """The draw with the widths that its network has here."""
+        """Returns the draw with the widths that its network has on this rung."""
         if not self.own_widths:
             return draw | {name: space_.widest(space)[name] for name in space_.widths(space)}
         return draw if self.groups is None else space_.widened(space, draw, self.groups)
@@ -62,29 +61,23 @@ class Rung:
 
 @dataclass(frozen=True)
 class Bracket:
-    """Trials that are asked for and told together.
-
-    Attributes:
-      numbers: of the trials.
-      rungs: up to which they train, one after the other.
-    """
+    """Trials (by number) that are drawn and reported together, and the rungs of their training."""
 
     numbers: range
     rungs: tuple[Rung, ...]
 
     @property
     def ends(self) -> list[int]:
-        """The epochs at which its rungs end."""
         return [rung.num_epochs for rung in self.rungs]
 
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """How all trials of a search are laid out. It fixes the bits of every result, so it is stored with the search.
+    """The layout of all trials of a search. It determines the bits of every result, so it is stored with the search.
 
     Attributes:
-      brackets: they follow one another, again and again: the first trials are the first bracket's, and so on.
-      factor: of a rung's trials one in so many goes on; None: a bracket has one rung.
+      brackets: repeated in this order until all trials have one.
+      factor: one in `factor` of a rung's trials goes on; None: no halving.
     """
 
     brackets: tuple[Bracket, ...]
@@ -92,14 +85,13 @@ class SearchPlan:
 
     @property
     def rungs(self) -> list[Rung]:
-        """All there are."""
         return [rung for bracket in self.brackets for rung in bracket.rungs]
 
     def of(self, num_trials: int) -> list[Bracket]:
-        """The brackets of the first trials; without rungs, the last one may be a part.
+        """Returns the brackets of the first trials; without halving, the last may be incomplete.
 
         Raises:
-          ValueError: it would be a part of a bracket with rungs: who goes on depends on all of its trials.
+          ValueError: the last would be incomplete with halving, where a trial's fate depends on the whole bracket.
         """
         found, first = [], 0
         for bracket in cycle(self.brackets):
@@ -120,8 +112,6 @@ class SearchPlan:
         return rungs.work(len(bracket.numbers), bracket.ends, self.factor)
 
     def to_json(self) -> dict[str, Any]:
-        """As a search's configuration holds it."""
-
         def rung(rung: Rung) -> dict[str, Any]:
             program = asdict(rung.program) | {"layout": rung.program.layout._asdict()}
             return asdict(rung) | {"program": program, "groups": None if rung.groups is None else list(rung.groups)}
@@ -131,7 +121,7 @@ class SearchPlan:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "SearchPlan":
-        """What `to_json` gave."""
+        """Inverse of `to_json`."""
 
         def rung(values: Mapping[str, Any]) -> Rung:
             program, groups = values["program"], values["groups"]
@@ -143,7 +133,7 @@ class SearchPlan:
 
 
 def _in_a_row(brackets: Sequence[tuple[int, tuple[Rung, ...]]]) -> tuple[Bracket, ...]:
-    """Brackets of so many trials with these rungs, the first trials in the first one."""
+    """Brackets of these sizes with consecutive trial numbers."""
     found, first = [], 0
     for num_trials, each in brackets:
         found.append(Bracket(range(first, first + num_trials), each))
@@ -152,15 +142,15 @@ def _in_a_row(brackets: Sequence[tuple[int, tuple[Rung, ...]]]) -> tuple[Bracket
 
 
 class Job(NamedTuple):
-    """What one program trains at a time.
+    """Trials that one program trains together.
 
     Attributes:
-      name: of its files, by its first trial and its last epoch.
-      fixed: what shapes the program.
-      numbers: of its trials, in the order of their slots.
+      name: of its files, from its first trial and last epoch.
+      fixed: static hyperparameters and widths, which select the program.
+      numbers: trial numbers, in the order of their slots.
       draws: the hyperparameters of each.
-      rung: up to which it trains.
-      first_epoch: how many epochs its trials have trained before.
+      rung: the rung to which it trains.
+      first_epoch: epochs that its trials have trained before.
     """
 
     name: str
@@ -172,18 +162,16 @@ class Job(NamedTuple):
 
 
 def make_plan(networks: Networks, num_trials: int, program: Program) -> SearchPlan:
-    """As many trials to a program as can be, padded to the same widths; or one by one at hardly more than their own.
+    """Plans a search: as many trials in a program as possible, padded to the same widths; or each at about its own.
 
     Raises:
-      ValueError: settings that can't be followed.
+      ValueError: the settings contradict the networks.
     """
     planner = _Planner(networks, num_trials, program)
     return planner.with_halving() if networks.search.halving is not None else planner.without_halving()
 
 
 class _Planner:
-    """What the plan of a search is made from."""
-
     def __init__(self, networks: Networks, num_trials: int, program: Program):
         self.networks, self.num_trials, self.program = networks, num_trials, program
         self.num_folds = len(networks.folds)
@@ -233,7 +221,6 @@ class _Planner:
         return SearchPlan(_in_a_row(laid_out), search.halving)
 
     def _most_slots(self) -> int:
-        """Trials that a program trains at most."""
         if self.program.members_per_program is None:
             return MOST_SLOTS if jax.default_backend() == "cpu" else self.num_trials
         most = self.program.members_per_program // self.num_folds
@@ -242,10 +229,10 @@ class _Planner:
         return most
 
     def _trains_best_alone(self) -> bool:
-        """Whether trials gain nothing by training beside others on a device, so each can be almost as narrow as it is.
+        """True if sharing a program gains nothing, so that each trial can have about its own widths.
 
-        So it is on a CPU, where no two fit its cache or they follow one another in any case. An accelerator is better
-        filled by all trials in one program.
+        That is so on a CPU if no two trials fit its cache, or members run in sequence anyway. An accelerator is faster
+        with all trials in one program.
         """
         if jax.devices()[0].platform != "cpu":
             return False
@@ -258,12 +245,12 @@ class _Planner:
         return Rung(num_epochs, plan, own_widths=True, groups=self.groups)
 
     def _plan_for(self, num_trials: int) -> Plan:
-        """A program for so many trials, which static hyperparameters and workers share out."""
+        """The plan of one of the programs that share `num_trials`."""
         each = -(-num_trials // (self.num_programs * self.program.workers))
         return cost.make_plan(each, self.num_folds, self.params, self.layout, self.program.num_devices)
 
     def _fit(self, wanted: int) -> tuple[int, Plan]:
-        """(trials at a time, their program): at most so many, fewer where the memory asks for it."""
+        """(trials, plan of their program): `wanted` trials, or fewer if the memory is too small."""
         plan = self._plan_for(wanted)
         if self.program.members_per_program is not None:
             while plan.slots > self.most:  # slots are rounded to divide evenly
@@ -281,7 +268,6 @@ class _Planner:
         return wanted, plan
 
     def _shared_programs(self, stages: Sequence[Stage]) -> dict[Stage, Plan]:
-        """The program of each stage: as few as pay for being compiled."""
         largest = max(stage.num_trials for stage in stages)
         plans = [self._plan_for(n) for n in range(1, min(self.most, largest) + 1)]
         small_enough = {plan.slots: plan for plan in plans if plan.slots <= self.most}
@@ -293,13 +279,9 @@ class _Planner:
 def _shared_programs(
     plans: Sequence[Plan], stages: Sequence[Stage], num_programs: int, seconds: float
 ) -> dict[Stage, Plan]:
-    """The program of each stage: as few as pay for being compiled.
+    """Selects from `plans` as few programs as pay for being compiled -> the plan of each stage.
 
-    Args:
-      plans: those there may be.
-      stages: all of a search.
-      num_programs: that static hyperparameters ask for; trials are shared by them.
-      seconds: that a trial's epoch takes.
+    `num_programs`: programs of static hyperparameters, which share the trials; `seconds`: of a trial's epoch.
     """
 
     def spent(plan: Plan, stage: Stage) -> float:
@@ -316,17 +298,14 @@ def _shared_programs(
 
 
 def _free_bytes() -> int | None:
-    """What is left of a device's memory, where it has one of its own and says so."""
+    """Free memory of a device; None if it has none of its own or doesn't report it."""
     statistics = jax.local_devices()[0].memory_stats() or {}
     limit = statistics.get("bytes_limit")
     return limit and limit - statistics.get("bytes_in_use", 0)
 
 
 def _groups(networks: Networks, num_trials: int) -> tuple[int, ...] | None:
-    """Into how many groups each width is best cut, for compiling and training together; None: each at its own widths.
-
-    `num_trials`: of the search.
-    """
+    """See `_best_groups`."""
     space, num_epochs = networks.study.space, rungs.work_of_search(num_trials, networks.search)
     sizes = [r.high - r.low + 1 for r in space_.width_columns(space).values()]
     seconds, saved = _cost_of_an_epoch(networks)
@@ -336,14 +315,14 @@ def _groups(networks: Networks, num_trials: int) -> tuple[int, ...] | None:
 def _best_groups(
     sizes: Sequence[int], saved: Sequence[float], seconds: float, num_trials: int, num_programs: int
 ) -> tuple[int, ...] | None:
-    """As `_groups`.
+    """Numbers of groups of each width that minimize the time to compile and train; None: exact widths are faster.
 
     Args:
-      sizes: how many values each width can have.
-      saved: of the time that the widest network takes, the share that the lowest value of each width saves.
-      seconds: that all takes if all networks are the widest.
-      num_trials: that are drawn.
-      num_programs: that static hyperparameters ask for.
+      sizes: number of values of each width.
+      saved: share of the widest network's time that the lowest value of each width saves.
+      seconds: training time if all networks are the widest.
+      num_trials: trials of the search.
+      num_programs: programs of static hyperparameters.
     """
 
     def total(groups: Sequence[int]) -> float:
@@ -364,8 +343,7 @@ def _best_groups(
 
 
 def _cost_of_an_epoch(networks: Networks) -> tuple[float, list[float]]:
-    """(seconds that an epoch of the widest network takes on two CPU cores, all its folds; of these, the share that the
-    lowest value of each width saves)."""
+    """(seconds of an epoch of all folds of the widest network on two CPU cores, `saved` of `_best_groups`)."""
     space, widest = networks.study.space, networks.widest.draw
     flat, most = space_.flatten(widest), networks.flops_of_an_epoch(widest)
     narrow = [flat | {column: r.low} for column, r in space_.width_columns(space).items()]
@@ -374,27 +352,20 @@ def _cost_of_an_epoch(networks: Networks) -> tuple[float, list[float]]:
 
 
 def narrower(plan: Plan, num_trials: int) -> Plan:
-    """The same plan for fewer trials at once, where the memory was too small."""
+    """The same plan for fewer trials, after running out of memory."""
     slots = -(-num_trials // plan.num_devices) * plan.num_devices
     return replace(plan, slots=slots, trials_at_once=slots // plan.num_devices)
 
 
 def jobs_of(networks: Networks, rung: Rung, draws: Mapping[int, Draw], first_epoch: int = 0) -> list[Job]:
-    """The jobs of trials that train up to a rung; those with programs of their own the longest first.
-
-    Args:
-      networks: of the search.
-      rung: up to which they train.
-      draws: the trials by number.
-      first_epoch: from which they train.
-    """
+    """Groups trials, by number, into jobs on a rung; with programs of their own, the longest first."""
     study, groups = networks.study, {}
     for number in sorted(draws):
         fixed = space_.fixed(study.space, rung.widths(study.space, draws[number]), widest=False)
         key = number if rung.own_widths else space_.key_of(fixed)
         groups.setdefault(key, (fixed, []))[1].append(number)
     if rung.own_widths:
-        sizes: dict[Any, int] = {}  # of each program's network, looked up once
+        sizes: dict[Any, int] = {}  # parameters of each program's network
         for number, (fixed, _) in groups.items():
             if (key := space_.key_of(fixed)) not in sizes:
                 sizes[key] = networks_.own(study, draws[number] | fixed).num_parameters

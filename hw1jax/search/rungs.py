@@ -1,4 +1,4 @@
-"""Successive halving in numbers: how many trials train from which epoch to which. Nothing here trains."""
+"""The arithmetic of successive halving: numbers of trials and epochs of each rung."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -8,8 +8,8 @@ import numpy as np
 
 from hw1jax.search.study import Search
 
-EARLIER_RUNGS = 3  # before the last, where the length of the first is not given
-TPE_BRACKETS = 5  # of a TPE search with halving, at least
+EARLIER_RUNGS = 3  # before the last one, without first_rung=
+TPE_BRACKETS = 5  # of a TPE search with halving
 
 
 class Stage(NamedTuple):
@@ -25,18 +25,12 @@ class Stage(NamedTuple):
 
 
 def num_kept(num_trials: int, factor: int | None) -> int:
-    """Of so many trials on a rung, how many go on to the next; all, without halving."""
+    """Number of a rung's trials that go on to the next; all without halving."""
     return num_trials if factor is None else -(-num_trials // factor)
 
 
 def stages(num_trials: int, ends: Sequence[int], factor: int | None) -> list[Stage]:
-    """The stages of a bracket.
-
-    Args:
-      num_trials: of the bracket.
-      ends: the epochs at which its rungs end.
-      factor: of a rung's trials one in so many goes on.
-    """
+    """The stages of a bracket whose rungs end at these epochs."""
     found, left = [], num_trials
     for before, end in pairwise([0, *ends]):
         found.append(Stage(left, before, end))
@@ -45,17 +39,17 @@ def stages(num_trials: int, ends: Sequence[int], factor: int | None) -> list[Sta
 
 
 def work(num_trials: int, ends: Sequence[int], factor: int | None) -> int:
-    """Epochs of a bracket's trials together, if none fails; arguments as of `stages`."""
+    """Total epochs of a bracket's trials, if none fails."""
     return sum(stage.num_trials * stage.num_epochs for stage in stages(num_trials, ends, factor))
 
 
 def work_of_search(num_trials: int, search: Search) -> int:
-    """Epochs of all trials of a search together."""
+    """Total epochs of a search's trials, if none fails."""
     return sum(work(size, ends, search.halving) for size, ends in brackets(num_trials, search))
 
 
 def ends(search: Search) -> list[int]:
-    """The epochs at which rungs end, the last one at the last epoch."""
+    """The epochs at which rungs end, sorted; the last is the last epoch."""
     found, factor = [search.num_epochs], search.halving
     if factor is None:
         return found
@@ -68,32 +62,32 @@ def ends(search: Search) -> list[int]:
 
 
 def _kinds(search: Search) -> list[list[int]]:
-    """The epochs at which rungs end, of each kind of bracket."""
+    """The `ends` of each kind of bracket."""
     all_ends = ends(search)
     return [all_ends[first:] for first in range(len(all_ends))] if search.brackets else [all_ends]
 
 
 def lengths(search: Search) -> list[int]:
-    """How many epochs trials train from the start or from a rung to the next, each number once."""
+    """The distinct numbers of epochs between consecutive rungs, sorted."""
     return sorted({end - before for kind in _kinds(search) for before, end in pairwise([0, *kind])})
 
 
 def brackets(num_trials: int, search: Search) -> list[tuple[int, list[int]]]:
-    """(trials, the epochs at which rungs end) of each bracket of a search; of one without halving, all in one.
+    """(number of trials, ends of its rungs) of each bracket; one bracket without halving.
 
     Raises:
-      ValueError: too few trials for the brackets.
+      ValueError: fewer trials than brackets.
     """
     if search.halving is None:
         return [(num_trials, [search.num_epochs])]
     kinds = _kinds(search)
-    if search.sampler == "tpe" and not search.brackets:  # it learns from one bracket for the next
+    if search.sampler == "tpe" and not search.brackets:  # TPE learns between brackets
         kinds = kinds * min(TPE_BRACKETS, num_trials)
-    # Hyperband (Li et al. 2018): brackets cost the same, so one whose trials train longer from the first has fewer.
+    # Hyperband (Li et al. 2018): brackets cost the same, so one with a longer first rung has fewer trials.
     costs = [sum(step / search.halving**i for i, step in enumerate(np.diff([0, *kind]))) for kind in kinds]
     if num_trials < len(kinds):
         raise ValueError(f"brackets= asks for at least {len(kinds)} trials, one a bracket; got num_trials={num_trials}")
     shares = np.array([1 / cost for cost in costs]) / sum(1 / cost for cost in costs)
-    edges = np.round(np.cumsum(shares) * (num_trials - len(kinds))).astype(int)  # beside one for each
+    edges = np.round(np.cumsum(shares) * (num_trials - len(kinds))).astype(int)  # each bracket has one trial more
     sizes = 1 + np.diff([0, *edges])
     return [(int(size), kind) for size, kind in zip(sizes, kinds, strict=True)]

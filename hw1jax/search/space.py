@@ -1,8 +1,8 @@
-"""What is searched: hyperparameters of any name, each with its range, and draws from them. It needs numpy alone.
+"""Search spaces: named hyperparameters with their ranges, and random draws. Needs NumPy alone.
 
-A space is a dict by name. From one end to the other a trial's hyperparameters go by these names: `task(fixed)` and
-`h["learning_rate"]`, Optuna's parameters, the columns of trials.csv, JSON. A name may have a tuple of ranges, one a
-layer; its columns are then `hidden_units_1`, `hidden_units_2`, .. (`columns`, the one place that knows).
+A space is a dict by name. Each hyperparameter has the same name everywhere: in `task(fixed)`, `h["learning_rate"]`,
+Optuna's parameters, trials.csv, JSON. With a tuple of ranges, one a layer, the columns are `hidden_units_1`,
+`hidden_units_2`, .. (see `columns`).
 """
 
 import hashlib
@@ -15,22 +15,21 @@ from typing import Any
 
 import numpy as np
 
-LARGEST_WIDTH = 10_000  # of a layer; more is a slip of the finger, and fills the memory
-LARGEST_INT = 2**31 - 1  # what an int32 holds
+LARGEST_WIDTH = 10_000  # units of a layer; more is probably a typo, and fills the memory
+LARGEST_INT = 2**31 - 1  # of int32
 
 
 @dataclass(frozen=True)
 class Int:
-    """Whole numbers from low to high, both included.
+    """Integers from low to high, both included.
 
     Attributes:
-      low: the least.
-      high: the most.
+      low, high: the bounds.
       log: drawn on a logarithmic scale.
-      static: it shapes the program (a depth, say): `task` gets it in `fixed`, and each value has a program of its own.
-      width: it is the width of a layer that may be padded. `task` gets in `fixed` the width to make the layer, at least
-        as large as any trial's that trains in the program; `h` has each trial's own (see `hw1jax.models`). A
-        network whose `apply` doesn't look at it there is never padded: each trial has a program of its own.
+      static: shapes the program (for example a depth): passed to `task` in `fixed`; each value is a program of its own.
+      width: width of a layer that may be padded. `fixed` has the width to allocate, at least that of any trial in the
+        program; `h` has each trial's own (see `hw1jax.models`). A network whose `apply` ignores `h`'s is never padded:
+        each trial then has its own program.
     """
 
     low: int
@@ -45,7 +44,7 @@ class Int:
 
 @dataclass(frozen=True)
 class Float:
-    """Numbers from low to high, both included; on a logarithmic scale with `log`."""
+    """Floats from low to high, both included; drawn on a logarithmic scale with `log`."""
 
     low: float
     high: float
@@ -57,15 +56,14 @@ class Float:
 
 @dataclass(frozen=True, init=False)
 class Choice:
-    """One of several values: names, numbers or truth values.
+    """One of several names, numbers or booleans.
 
-    In `h` a choice among numbers is the number, one among names its index in `values`: also where fewer are searched
-    (`among`), so that an index means the same whatever is searched.
+    In `h`, a number stands for itself and a name for its index in `values`, even if only `among` is searched.
 
     Attributes:
-      values: all there are, as declared.
-      static: it shapes the program: `task` gets the value itself in `fixed`, and each has a program of its own.
-      among: those that are searched; all, if not given.
+      values: all values.
+      static: shapes the program: `task` gets the value in `fixed`; each value is a program of its own.
+      among: the values to search; default all.
     """
 
     values: tuple[Any, ...]
@@ -82,17 +80,17 @@ class Choice:
 
     @property
     def is_named(self) -> bool:
-        """Whether the values are names, which arrays can't hold."""
+        """True if a value is a string, which arrays can't hold."""
         return any(isinstance(value, str) for value in self.values)
 
 
 Range = Int | Float | Choice
 Space = Mapping[str, Range | Sequence[Range]]
-Draw = dict[str, Any]  # one trial's hyperparameters by name, as plain Python values; a tuple where there are several
+Draw = dict[str, Any]  # one trial's hyperparameters by name, as Python values; a tuple for several ranges
 
 
 def ranges_of(space: Space) -> dict[str, tuple[Range, ...]]:
-    """All ranges of each name: one, or one a layer."""
+    """The ranges of each name: one, or one a layer."""
     return {name: tuple(r) if isinstance(r, Sequence) else (r,) for name, r in space.items()}
 
 
@@ -111,13 +109,13 @@ def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def draw(space: Space, choose: Callable[[str, Range], Any]) -> Draw:
-    """A trial's hyperparameters, each chosen by choose(column, range)."""
+    """Draws a trial's hyperparameters, each by choose(column, range)."""
     drawn = {column: choose(column, r) for column, r in columns(space).items()}
     return unflatten(space, drawn)
 
 
 def unflatten(space: Space, flat: Mapping[str, Any]) -> Draw:
-    """What `flatten` undoes; a KeyError if a column is missing."""
+    """Inverse of `flatten`; raises a KeyError if a column is missing."""
     return {
         name: tuple(flat[f"{name}_{i + 1}"] for i in range(len(r))) if isinstance(r, Sequence) else flat[name]
         for name, r in space.items()
@@ -125,13 +123,13 @@ def unflatten(space: Space, flat: Mapping[str, Any]) -> Draw:
 
 
 def sample(values: Range, seed: int, number: int, name: str) -> Any:
-    """One value at random, a pure function of (seed, trial number, the column's name)."""
+    """Draws one value, a pure function of (seed, trial number, the column's name)."""
     rng = np.random.default_rng([seed, number, int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])])
     if isinstance(values, Choice):
         return values.among[rng.integers(len(values.among))]
     if isinstance(values, Float):
         low, high = values.low, values.high
-        # Python's own functions: NumPy's can differ in the last digit from one kind of processor to another.
+        # Python's functions: NumPy's can differ in the last digit between processors.
         drawn = math.exp(rng.uniform(math.log(low), math.log(high))) if values.log else rng.uniform(low, high)
         return float(np.clip(drawn, low, high))
     if values.log:
@@ -141,14 +139,14 @@ def sample(values: Range, seed: int, number: int, name: str) -> Any:
 
 
 def random_draw(space: Space, seed: int, number: int) -> Draw:
-    """What the random search with this seed draws as its trial of this number, without a search."""
+    """Returns the draw of a random search with this seed and trial number."""
     return draw(space, lambda name, values: sample(values, seed, number, name))
 
 
 def as_arrays(space: Space, draws: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """What `h` is: by name float32, int32 or bool [trial], or [trial, layer] where a name has several ranges.
+    """Converts draws to `h`: by name float32, int32 or bool [trial], or [trial, layer] for several ranges.
 
-    Static hyperparameters are left out: their trials' programs have them built in.
+    Static hyperparameters are left out.
     """
     traced = {name: r for name, r in ranges_of(space).items() if not is_static(r)}
     return {name: _array(space[name], r, [draw[name] for draw in draws]) for name, r in traced.items()}
@@ -163,11 +161,11 @@ def _array(declared: Any, ranges: Sequence[Range], values: Sequence[Any]) -> np.
     return np.array(numbers, kind).reshape(len(values), num_layers)
 
 
-_KINDS = (np.bool_, np.int32, np.float32)  # each holds what those before it hold
+_KINDS = (np.bool_, np.int32, np.float32)  # from narrow to wide
 
 
 def _kind(r: Range) -> type[np.generic]:
-    """The type of the numbers that stand for a range's values: by what is declared, whatever is drawn."""
+    """The dtype of a range's values, from its declaration alone."""
     if isinstance(r, Float):
         return np.float32
     if isinstance(r, Int) or r.is_named:
@@ -180,12 +178,12 @@ def _number(r: Range, value: Any) -> Any:
 
 
 def each_layer(ranges: Sequence[Range], values: Sequence[Any]) -> Iterable[tuple[Range, Any]]:
-    """Each layer's range and value. A network from a file may have more layers than are declared now, or fewer."""
+    """Pairs each layer's range with its value. Values from a file may be more, or fewer, than the ranges."""
     return zip([*ranges, *[ranges[-1]] * len(values)], values, strict=False)
 
 
 def is_static(ranges: Sequence[Range]) -> bool:
-    """Whether a name's hyperparameters shape the program, and so are no arrays."""
+    """True if a name's hyperparameters shape the program."""
     return any(not isinstance(r, Float) and r.static for r in ranges)
 
 
@@ -195,9 +193,9 @@ def widths(space: Space) -> list[str]:
 
 
 def fixed(space: Space, draw: Mapping[str, Any], *, widest: bool) -> dict[str, Any]:
-    """What `task` gets: the trial's static hyperparameters, and the widths to make the layers.
+    """Returns the argument of `task`: static hyperparameters, and the widths to allocate.
 
-    `widest`: the widest that can be drawn, so that all trials share the program; else the trial's own.
+    `widest`: the widest in the space, so that all trials share the program; else the trial's own.
     """
     at_most = {name: for_each_layer(space[name], lambda r: r.high) for name in widths(space)} if widest else draw
     return {name: draw[name] for name in statics(space)} | {name: at_most[name] for name in widths(space)}
@@ -209,13 +207,13 @@ def statics(space: Space) -> list[str]:
 
 
 def names(space: Space) -> dict[str, tuple[str, ...]]:
-    """Of each hyperparameter that `h` has as the index of a name, or as several: the names, of the first of several."""
+    """The values of each hyperparameter that `h` has as an index (of the first range, if there are several)."""
     first = {name: each[0] for name, each in ranges_of(space).items()}
     return {name: r.values for name, r in first.items() if isinstance(r, Choice) and r.is_named and not r.static}
 
 
 def narrowest(space: Space, draw: Mapping[str, Any]) -> Draw:
-    """The draw with each width the lowest there is."""
+    """The draw with each width at its lowest."""
     return {**draw, **{name: for_each_layer(space[name], lambda r: r.low) for name in widths(space)}}
 
 
@@ -240,20 +238,17 @@ def static_draws(space: Space) -> list[Draw]:
 
 
 def _static_values(r: Range) -> Sequence[Any]:
-    assert not isinstance(r, Float)  # which is never static
+    assert not isinstance(r, Float)  # a Float is never static
     return r.among if isinstance(r, Choice) else range(r.low, r.high + 1)
 
 
 def width_columns(space: Space) -> dict[str, Int]:
-    """The ranges of the layers' widths, as `columns` has them."""
+    """The ranges of the layers' widths, by column."""
     return {column: r for column, r in columns(space).items() if isinstance(r, Int) and r.width}
 
 
 def widened(space: Space, draw: Mapping[str, Any], num_groups: Sequence[int]) -> Draw:
-    """The draw with each width as wide as the widest of its group.
-
-    `num_groups`: of each width, in the order of `width_columns`, into how many even parts its range is cut.
-    """
+    """The draw with each width raised to the highest of its group; `num_groups` as in `width_columns`."""
     flat = flatten(draw)
     for (column, r), n in zip(width_columns(space).items(), num_groups, strict=True):
         flat[column] = r.low + int(_tops_of_groups(r.high - r.low + 1, n)[flat[column] - r.low])
@@ -261,23 +256,23 @@ def widened(space: Space, draw: Mapping[str, Any], num_groups: Sequence[int]) ->
 
 
 def share_narrowed(num_values: int, num_groups: int) -> float:
-    """By how much of a width's range its groups make layers narrower than the widest, on average over the values."""
+    """Mean share of a width's range by which its groups make layers narrower than the widest."""
     return 1 - float(np.mean(_tops_of_groups(num_values, num_groups))) / (num_values - 1) if num_values > 1 else 0.0
 
 
 def _tops_of_groups(num_values: int, num_groups: int) -> np.ndarray:
-    """Of each of the values 0, 1, .., the last in its group, if there are so many even groups."""
+    """The last value in the group of each of the values 0, 1, .."""
     groups = np.arange(num_values) * num_groups // num_values
     return -(-(groups + 1) * num_values // num_groups) - 1
 
 
 def key_of(fixed: Mapping[str, Any]) -> Hashable:
-    """Trials whose `fixed` have the same key share a program."""
+    """A hashable key: trials whose `fixed` have equal keys share a program."""
     return tuple(sorted((name, type(value).__name__, value) for name, value in fixed.items()))
 
 
 def widest(space: Space) -> Draw:
-    """The draw of the widest network, and else of the first of everything."""
+    """The draw of the widest network, with the first value of everything else."""
     return {name: for_each_layer(ranges, _of_widest) for name, ranges in space.items()}
 
 
@@ -288,7 +283,7 @@ def _of_widest(r: Range) -> Any:
 
 
 def num_programs(space: Space) -> int:
-    """How many values the static hyperparameters can have together, each with a program of its own."""
+    """Number of combinations of static hyperparameters."""
     count = 1
     for r in columns(space).values():
         if not isinstance(r, Float) and r.static:
@@ -301,12 +296,12 @@ def _is_width(r: Range) -> bool:
 
 
 def for_each_layer(ranges: Any, function: Callable[[Any], Any]) -> Any:
-    """function(range), or a tuple of these where there is a range a layer."""
+    """function(range), or a tuple of results for several ranges."""
     return tuple(map(function, ranges)) if isinstance(ranges, Sequence) else function(ranges)
 
 
 def check(space: Space) -> None:
-    """Raises a ValueError of one line, which names the hyperparameter, if there is nothing to draw."""
+    """Raises a ValueError or TypeError that names the hyperparameter if a range is invalid."""
     if not isinstance(space, Mapping):
         raise TypeError(f"space= must be a dict of ranges by name, got {type(space).__name__}")
     for name, ranges in ranges_of(space).items():

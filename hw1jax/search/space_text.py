@@ -1,7 +1,7 @@
-"""Spaces and hyperparameters as text: of the command line, in JSON, in a line."""
+"""Spaces and hyperparameters as text and JSON."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,18 +9,18 @@ import numpy as np
 
 from hw1jax.search.space import LARGEST_INT, Choice, Draw, Float, Int, Range, Space, check, each_layer, for_each_layer
 
-NUMBER = r"-?[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?"  # of a range as text
+NUMBER = r"-?[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?"
 
 
 def narrowed(declared: Range, low: Any = None, high: Any = None, among: Sequence[Any] | None = None) -> Range:
-    """The same hyperparameter with another range: what is declared of it, as its scale, stays."""
+    """The same hyperparameter with another range."""
     if isinstance(declared, Choice):
         return Choice(*declared.values, static=declared.static, among=among)
     return replace(declared, low=low, high=high)
 
 
 def from_text(declared: Range, text: str) -> Range:
-    """The same hyperparameter in the range LOW-HIGH; for a choice, VALUE,VALUE. A ValueError if it is no such text."""
+    """Parses LOW-HIGH, or VALUE,VALUE for a choice; raises a ValueError for other text."""
     if isinstance(declared, Choice):
         return among(declared, text.split(","))
     match = re.fullmatch(f"({NUMBER})-({NUMBER})", text)
@@ -32,7 +32,7 @@ def from_text(declared: Range, text: str) -> Range:
 
 
 def among(declared: Choice, texts: Sequence[str]) -> Range:
-    """The same choice among the values that are written so; a ValueError if there is no such value."""
+    """The choice among these values; raises a ValueError if one is unknown."""
     values = {str(value): value for value in declared.values}
     if wrong := [text for text in texts if text not in values]:
         raise ValueError(f"expected values of {', '.join(values)}, got {wrong[0]!r}")
@@ -40,7 +40,7 @@ def among(declared: Choice, texts: Sequence[str]) -> Range:
 
 
 def to_json(space: Space) -> dict[str, Any]:
-    """What can be drawn, as JSON holds it: a list of ranges where a name has several."""
+    """Converts a space to JSON: a list of ranges for several."""
     return {name: for_each_layer(r, _range_to_json) if not isinstance(r, Sequence) else list(map(_range_to_json, r))
             for name, r in space.items()}  # fmt: skip
 
@@ -52,24 +52,31 @@ def _range_to_json(r: Range) -> dict[str, Any]:
 
 
 def from_json(declared: Space, values: Any) -> dict[str, Any]:
-    """What `to_json` gave of this space with other ranges, perhaps by way of a file.
+    """Inverse of `to_json`, with the declarations of the space `declared`.
 
     Raises:
-      ValueError, TypeError: something is missing, or is no range of what is declared.
+      ValueError, TypeError: a name is missing, or its range is invalid.
     """
-    if not isinstance(values, Mapping) or set(values) != set(declared):
-        found = sorted(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
-        raise ValueError(f"the space has {found}, expected {sorted(declared)}")
-    space = {}
-    for name, ranges in declared.items():
-        if isinstance(ranges, Sequence) != isinstance(values[name], list):
-            raise ValueError(f"{name} is {'no list' if isinstance(ranges, Sequence) else 'a list'}")
-        if isinstance(ranges, Sequence):
-            space[name] = tuple(_range_from_json(name, r, value) for r, value in each_layer(ranges, values[name]))
-        else:
-            space[name] = _range_from_json(name, ranges, values[name])
+    space = _convert(declared, values, _range_from_json)
     check(space)
     return space
+
+
+def _convert(space: Space, values: Any, function: Callable[[str, Range, Any], Any]) -> dict[str, Any]:
+    """function(name, range, value) by name, a tuple for several ranges."""
+    if not isinstance(values, Mapping) or set(values) != set(space):
+        found = sorted(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
+        raise ValueError(f"hyperparameters {found}, expected {sorted(space)}")
+    converted = {}
+    for name, ranges in space.items():
+        several = isinstance(ranges, Sequence)
+        if several != isinstance(values[name], list | tuple):
+            raise ValueError(f"{name} is {'no list' if several else 'a list'}")
+        if several:
+            converted[name] = tuple(function(name, r, value) for r, value in each_layer(ranges, values[name]))
+        else:
+            converted[name] = function(name, ranges, values[name])
+    return converted
 
 
 def _range_from_json(name: str, declared: Range, value: Any) -> Range:
@@ -80,7 +87,7 @@ def _range_from_json(name: str, declared: Range, value: Any) -> Range:
 
 
 def draw_to_json(draw: Mapping[str, Any]) -> dict[str, Any]:
-    """A draw as JSON and MessagePack take it."""
+    """Converts a draw for JSON and MessagePack."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in draw.items()}
 
 
@@ -94,24 +101,12 @@ def in_words(draw: Mapping[str, Any]) -> str:
 
 
 def draw_from_json(space: Space, values: Any) -> Draw:
-    """What `draw_to_json` gave, perhaps by way of a file. A range of the space may be another by now, a name not.
+    """Inverse of `draw_to_json`. The ranges of the space may have changed, its names not.
 
     Raises:
-      ValueError: something is missing, or of another type.
+      ValueError: a name is missing, or a value is of another type.
     """
-    if not isinstance(values, Mapping) or set(values) != set(space):
-        found = sorted(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
-        raise ValueError(f"hyperparameters {found}, expected {sorted(space)}")
-    draw = {}
-    for name, ranges in space.items():
-        several = isinstance(ranges, Sequence)
-        if several != isinstance(values[name], list | tuple):
-            raise ValueError(f"{name} is {'no list' if several else 'a list'}")
-        if several:
-            draw[name] = tuple(_plain(name, r, value) for r, value in each_layer(ranges, values[name]))
-        else:
-            draw[name] = _plain(name, ranges, values[name])
-    return draw
+    return _convert(space, values, _plain)
 
 
 def _plain(name: str, r: Range, value: Any) -> Any:

@@ -1,6 +1,6 @@
-"""What is asked: a study (network, data, space), and how far to search it. No study and no flag is known here by name.
+"""Studies and the settings of a search, with their checks. No study's hyperparameters or flags appear here.
 
-In messages an argument stands as `name=`, which the command line turns into its flag.
+Messages name an argument as `name=`, which the command line turns into its flag.
 """
 
 import os
@@ -21,22 +21,22 @@ from hw1jax.data import Dataset
 from hw1jax.search import space as space_
 from hw1jax.search.space import Space
 
-LARGEST_SEED = 2**32 - 1  # JAX's keys take no more bits of it
-COLUMNS = frozenset({"number", "state", "epochs", "rank", "diverged_epoch"})  # of trials.csv, whatever is searched
-MOST_PROGRAMS = 16  # that static hyperparameters may ask for: each is compiled, kept, and shares no slots
+LARGEST_SEED = 2**32 - 1  # JAX's keys use 32 bits
+COLUMNS = frozenset({"number", "state", "epochs", "rank", "diverged_epoch"})  # of trials.csv, for any space
+MOST_PROGRAMS = 16  # combinations of static hyperparameters: each is compiled and cached
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What somebody else has found, to be shown beside a run's own results.
+    """Published results to show beside a run's own.
 
     Attributes:
-      name: who, as in "the report".
-      params: the best hyperparameters by name; a tuple where a name has several. Others are left out.
-      test: by name, "loss" or a metric, on the test set.
-      about: who that is, for people who don't know: "the homework report that ..".
-      data: on what data its numbers are, where these are others: "its own test set, with more noise".
-      notes: where this differs from what they did, a sentence each.
+      name: short name, as in "the report".
+      params: the best hyperparameters by name, a tuple for several; unlisted ones are unknown.
+      test: "loss" and metrics by name, on the test set.
+      about: the source in a few words: "the homework report that ..".
+      data: the data of its numbers, if they differ: "its own test set, with more noise".
+      notes: differences in method, a sentence each.
     """
 
     name: str
@@ -49,12 +49,12 @@ class Reference:
 
 @dataclass(frozen=True)
 class Halving:
-    """Successive halving: at the end of each rung, the best of a bracket's trials go on and the others are pruned.
+    """Successive halving: at the end of each rung, the best trials of a bracket go on and the others are pruned.
 
     Attributes:
-      factor: of a rung's trials, one in so many goes on; trials that go on train so many times longer.
-      first: epochs of the first rung, at least; a (factor^3)-th of all, if not given.
-      brackets: Hyperband: several brackets, each with another first rung, for those who distrust early ranking.
+      factor: one in `factor` trials goes on, and trains `factor` times longer.
+      first: least number of epochs of the first rung; default: the (factor^3)-th part of all.
+      brackets: Hyperband: several brackets that start at different rungs.
     """
 
     factor: int = 3
@@ -64,38 +64,35 @@ class Halving:
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """A network, its data, and what of it is searched.
+    """A network, its data and the space to search.
 
     Attributes:
-      name: of its folder and its search in Optuna: letters, digits, `_`, `-` and `.`.
-      task: fixed -> Task; `fixed` has the static hyperparameters and the widths, by name (see `space`). It is called
-        once for each program.
-      data: the data, or a function of the files in `inputs` (by name, each a Path or None) that reads them.
+      name: name of its folder and its Optuna study: letters, digits, `_`, `-` and `.`.
+      task: fixed -> Task; `fixed` has the static hyperparameters and the widths, by name (see `space`). Called once for
+        each program.
+      data: the data, or a function that reads them from the files in `inputs` (by name, each a Path or None).
       space: by name an `Int`, `Float` or `Choice`, or a tuple of them, a range a layer.
-      metrics: by name a function (outputs, y) -> [batch], one value an example; its mean is shown beside the loss.
-      minimize: "loss" or a metric, by whose mean over the folds trials are ranked.
-      maximize: the same, where the largest is the best; it goes first.
-      num_trials: draws where nobody says otherwise, as of the next three.
-      num_folds: folds of the cross-validation.
-      num_epochs: passes over the training data.
-      batch_size: samples a step, at most all of a fold.
-      halving: whether trials that do badly are pruned early, where nobody says otherwise.
-      averaging: decay of the parameters' moving average, where nobody says otherwise; None: as `task` says.
-      folds: list of (training indices, validation indices), or a splitter object as scikit-learn has them (with the
-        data's `groups`), instead of shuffled `num_folds`.
-      stratify: True if each shuffled fold is to have as many samples of each class, False if not; None: if y are
-        classes (see `folds.are_classes`).
-      quick: by name, of these numbers, what is smaller in a small run.
-      title: for people; the name, if not given.
+      metrics: by name a function (outputs, y) -> [batch], one value an example; its mean is reported beside the loss.
+      minimize: "loss" or a metric, whose mean over the folds ranks the trials.
+      maximize: a metric to maximize instead.
+      num_trials, num_folds, num_epochs, batch_size: default settings. An epoch is a pass over a fold's training part, a
+        batch has at most all of its samples.
+      halving: default halving; None: all trials train to the last epoch.
+      averaging: default decay of the parameters' moving average; None: as in `task`.
+      folds: list of (training indices, validation indices), or a splitter as in scikit-learn (with the data's
+        `groups`), instead of shuffled `num_folds`.
+      stratify: True: equal shares of each class in all shuffled folds; None: if y are classes (`folds.are_classes`).
+      quick: smaller values of these settings, by name, for a small run.
+      title: for display; default: the name.
       loss_name: for tables and axes, with its unit.
-      classes: names of the classes, where y is a class index.
-      reference: what others have found.
-      inputs: names of files that may be given instead of the usual data, with what each is.
-      help: of hyperparameters, by name, for --help.
-      epochs_per_call: epochs between two looks at the progress, at most; chosen by the amount of work if not given.
+      classes: names of the classes, if y is a class index.
+      reference: published results.
+      inputs: names of optional data files, each with a description.
+      help: descriptions of hyperparameters, by name, for --help.
+      epochs_per_call: epochs between two progress reports, at most; default: by the amount of work.
       activations: fixed -> (params, x, h) -> {layer: array [example, ...]}, for sections of the page.
-      sections: of the page, by heading: functions of the run's results (see `report.sections`), instead of what the
-        page shows under that heading, or after the others.
+      sections: sections of the page, by heading: functions of the run's results (see `report.sections`), which replace
+        the page's content under that heading or follow the others.
     """
 
     name: str
@@ -126,12 +123,12 @@ class Study:
 
     @property
     def score(self) -> str:
-        """The name of what trials are ranked by, "loss" or a metric."""
+        """The name of the ranking score, "loss" or a metric."""
         return self.maximize or self.minimize
 
     @property
     def shown(self) -> str:
-        """The title, or the name where there is none."""
+        """The title, or the name without one."""
         return self.title or self.name
 
     def __repr__(self) -> str:
@@ -143,60 +140,60 @@ class Study:
 
 @dataclass(frozen=True)
 class Search:
-    """What the results of a search depend on, beside its study and data."""
+    """The settings that the results of a search depend on."""
 
     num_epochs: int
     """Passes over the training data."""
     batch_size: int
     """Samples a step."""
     num_folds: int = 3
-    """Folds of the cross-validation, where the study has none of its own."""
+    """Folds of the cross-validation, unless the study has its own."""
     seed: int = 0
-    """Of folds, minibatches, draws and initial parameters."""
+    """Seed of folds, minibatches, draws and initial parameters."""
     sampler: Literal["random", "tpe"] = "random"
-    """How hyperparameters are drawn."""
+    """Sampler of hyperparameters."""
     halving: int | None = None
     """Successive halving: the best one in FACTOR of a rung's trials goes on, the others are pruned."""
     first_rung: int | None = None
-    """Epochs of halving's first rung, at least; a FACTOR^3-th of all, if not given."""
+    """Least number of epochs of the first rung; default: a FACTOR^3-th of all."""
     brackets: bool = False
-    """Hyperband: several brackets, each with another first rung, for those who distrust early ranking."""
+    """Hyperband: several brackets that start at different rungs."""
     averaging: float | None = None
-    """Decay of an exponential moving average of the parameters, as 0.99, which is then what is evaluated and kept."""
+    """Decay, such as 0.99, of an exponential moving average of the parameters, which is then evaluated and kept."""
     precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
-    """Of matrix products on a GPU or TPU; a CPU computes in float32."""
+    """Precision of matrix products on a GPU or TPU; a CPU computes in float32."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """How a search is laid out on the devices."""
+    """The layout of a search on the devices."""
 
     widths: Literal["auto", "padded", "exact"] = "auto"
-    """Networks padded to the same widths in one program, or each at its own in its own; auto: what is sooner done."""
+    """padded: all networks in one program; exact: each width in its own program; auto: the faster one."""
     members_per_program: int | None = None
-    """Networks (trials x folds) that one program trains at most; as many as there are, if not given."""
+    """Networks (trials x folds) of one program at most; default: all."""
     workers: int = 1
-    """Workers of an executor for which jobs are cut; any number may come."""
+    """Workers of an executor to split the jobs for; any number may connect."""
     num_devices: int | None = None
-    """Devices to use (on a CPU, cores); all, if not given."""
+    """Devices to use (on a CPU, cores); default: all."""
     reproducible: bool = False
-    """On a GPU, the same bits each time: slower, as XLA may neither reorder sums nor try out kernels."""
+    """The same bits each time on a GPU; slower, since XLA may neither reorder sums nor autotune kernels."""
 
 
 @dataclass(frozen=True)
 class Output:
-    """Where the results go."""
+    """The destination of the results."""
 
     out: Path | None = None
-    """Folder of the results; runs/STUDY, or runs/quick/STUDY with --quick, if not given."""
+    """Folder of the results; default: runs/STUDY, or runs/quick/STUDY with --quick."""
     overwrite: bool = False
-    """Begin anew: remove the search and the results that the folder holds."""
+    """Start over: remove the folder's search and results."""
     quick: bool = False
-    """A small run on the real data: fewer trials and epochs, unless they are given."""
+    """A small run on the real data: fewer trials and epochs by default."""
 
 
 class Order(NamedTuple):
-    """A person's settings, unpacked: what `run.run` carries out."""
+    """The settings of a run, for `run.run`."""
 
     study: Study
     num_trials: int
@@ -207,16 +204,16 @@ class Order(NamedTuple):
 
     @property
     def folder(self) -> Path:
-        """Where the results go."""
+        """The folder of the results."""
         return self.output.out or Path("runs", *(["quick"] if self.output.quick else []), self.study.name)
 
 
 def order(study: Study, *, inputs: Mapping[str, Any] | None = None, quick: bool = False, **settings: Any) -> Order:
-    """The study's own settings with those that are given, by the names of `Search`, `Program` and `Output`.
+    """Combines the study's settings with the given ones, by the names of `Search`, `Program` and `Output`.
 
     Raises:
-      TypeError: there is no such setting, or no such input.
-      ValueError: settings or a study that can't be run, in one line that names the argument.
+      TypeError: unknown settings or inputs.
+      ValueError: invalid settings or an invalid study; one line that names the argument.
     """
     made = unchecked_order(study, inputs=inputs, quick=quick, **settings)
     check(made)
@@ -226,7 +223,7 @@ def order(study: Study, *, inputs: Mapping[str, Any] | None = None, quick: bool 
 def unchecked_order(
     study: Study, *, inputs: Mapping[str, Any] | None = None, quick: bool = False, **settings: Any
 ) -> Order:
-    """As `order`, of whatever values."""
+    """As `order`, without checking the values."""
     names = ("num_trials", "num_folds", "num_epochs", "batch_size", "averaging")
     settings = {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}
     chosen = {name: getattr(study, name) for name in names} | (dict(study.quick) if quick else {}) | settings
@@ -254,14 +251,14 @@ def unchecked_order(
 
 
 def halving_settings(halving: Halving | int | None) -> dict[str, Any]:
-    """The settings of a search that a `Halving` stands for; a factor stands for itself."""
+    """The search settings of a `Halving` or of its factor."""
     if not isinstance(halving, Halving):
         return {"halving": halving}
     return {"halving": halving.factor, "first_rung": halving.first, "brackets": halving.brackets}
 
 
 def check(order: Order) -> None:
-    """Raises a ValueError of one line if an order can't be carried out, before anything is read or written."""
+    """Raises a ValueError of one line if settings or study are invalid; reads and writes nothing."""
     study, num_trials, search, program, output, _ = order
     numbers = {"num_trials": num_trials} | {n: getattr(search, n) for n in ("num_epochs", "batch_size", "num_folds")}
     optional = {name: getattr(program, name) for name in ("num_devices", "members_per_program")}
@@ -287,7 +284,7 @@ def check(order: Order) -> None:
         if getattr(room, name) not in words:
             raise ValueError(f"{name}= must be one of {', '.join(words)}, got {getattr(room, name)!r}")
     num_members, num_folds = program.members_per_program, search.num_folds if study.folds is None else 1
-    if num_members is not None and num_members < num_folds:  # of a study with folds of its own, the plan sees them
+    if num_members is not None and num_members < num_folds:  # `make_plan` checks a study's own folds
         raise ValueError(f"members_per_program= must be at least a trial's {num_folds} folds")
     check_study(study)
     taken = next((path for path in (order.folder, *order.folder.absolute().parents) if path.exists()), None)
@@ -296,7 +293,7 @@ def check(order: Order) -> None:
 
 
 def check_study(study: Study) -> None:
-    """Raises a ValueError or TypeError of one line if a study can't be searched, whatever the settings."""
+    """Raises a ValueError or TypeError of one line if a study is invalid, whatever the settings."""
     plain = study.name.replace("_", "").replace("-", "").replace(".", "")
     if not plain.isascii() or not plain.isalnum() or study.name.startswith((".", "-")):
         raise ValueError(f"name= must be letters, digits, _, - and ., as it names a folder; got {study.name!r}")
@@ -334,7 +331,11 @@ def check_study(study: Study) -> None:
 
 
 def load_data(study: Study, inputs: Mapping[str, Path | None]) -> Dataset:
-    """The study's data, with arrays for whatever it gave; a ValueError or TypeError of one line if it can't be used."""
+    """Loads the study's data, converted to arrays.
+
+    Raises:
+      TypeError, ValueError: invalid data; one line.
+    """
     data = study.data if isinstance(study.data, Dataset) else study.data(**inputs)
     if not isinstance(data, Dataset):
         raise TypeError(f"data= must be a Dataset or a function that returns one, got {type(data).__name__}")
@@ -361,7 +362,7 @@ def load_data(study: Study, inputs: Mapping[str, Path | None]) -> Dataset:
 
 
 def splits_of(study: Study, search: Search, data: Dataset) -> list[Fold]:
-    """The folds: the study's own, or as many shuffled ones as the search says."""
+    """The study's own folds, or `num_folds` shuffled ones."""
     return folds_.make_folds(
         data.x_train,
         data.y_train,
@@ -374,5 +375,5 @@ def splits_of(study: Study, search: Search, data: Dataset) -> list[Fold]:
 
 
 def narrow(study: Study, **space: Any) -> Study:
-    """The study with other ranges of the hyperparameters that are given."""
+    """The study with other ranges of some hyperparameters."""
     return replace(study, space={**study.space, **space})

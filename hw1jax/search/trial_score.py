@@ -1,4 +1,4 @@
-"""Scores of a trial, and how trials are ranked by them."""
+"""Scores of trials, and their ranking."""
 
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
@@ -10,34 +10,31 @@ from hw1jax.search.study import Study
 
 
 class TrialScore(NamedTuple):
-    """A trial that has been trained."""
+    """A trained trial."""
 
     number: int
     draw: Draw
     state: Literal["complete", "pruned", "failed"]  # failed: a loss or the score is not finite
     scores: dict[str, tuple[float, ...]]  # "loss" and metrics by name: each fold's value after the last epoch
-    epochs: int = 0  # that it was trained
+    epochs: int = 0
 
     def mean(self, name: str) -> float:
         """Mean over the folds."""
-        with np.errstate(invalid="ignore"):  # infinity less infinity, in a failed trial
+        with np.errstate(invalid="ignore"):  # inf - inf, in a failed trial
             return float(np.mean(self.scores[name]))
 
     def std(self, name: str) -> float:
-        """Standard deviation over the folds, as scikit-learn's `std_test_score` (no degrees of freedom lost)."""
+        """Standard deviation over the folds with ddof=0, as scikit-learn's `std_test_score`."""
         values = self.scores[name]
         return float(np.std(values)) if np.isfinite(values).all() else float("nan")
 
 
-Values = Mapping[str, np.ndarray]  # a trial's "loss" and metrics by name: [fold, epoch], of the epochs it was trained
+Values = Mapping[str, np.ndarray]  # a trial's "loss" and metrics by name, [fold, epoch]
 
 
 def scored(number: int, draw: Draw, study: Study, values: Values, num_epochs: int) -> TrialScore:
-    """A trial with its values after the last epoch, and the state that follows from them.
-
-    `num_epochs`: of a trial that is complete; one whose values are of fewer was pruned.
-    """
-    last = {name: tuple(map(float, values[name][:, -1])) for name in ("loss", *study.metrics)}  # in this order, always
+    """Scores a trial by its values after the last epoch; it was pruned if it has fewer than `num_epochs`."""
+    last = {name: tuple(map(float, values[name][:, -1])) for name in ("loss", *study.metrics)}
     finite = np.isfinite(last["loss"]).all() and np.isfinite(last[study.score]).all()
     epochs = values["loss"].shape[1]
     return TrialScore(
@@ -46,10 +43,10 @@ def scored(number: int, draw: Draw, study: Study, values: Values, num_epochs: in
 
 
 def sort_key(trial: TrialScore, study: Study) -> tuple[bool, int, float]:
-    """What ranks a trial that has not failed: the lowest is the best.
+    """Sort key of a trial that has not failed; lower is better.
 
-    Scores after other numbers of epochs can't be compared: complete trials come first, then those that were pruned the
-    later the better, and the mean score decides among trials that were trained as long.
+    Scores after different numbers of epochs can't be compared, so complete trials come first, then pruned ones in order
+    of decreasing epochs; the mean score decides among equals.
     """
     mean = trial.mean(study.score)
     return trial.state != "complete", -trial.epochs, -mean if study.maximize else mean
