@@ -1,4 +1,4 @@
-"""The run of a study: search, refit of the best trial, one look at the test set, results on disk."""
+"""The run of a study: search, refit of the best trial, one evaluation on the test set, results on disk."""
 
 import hashlib
 import json
@@ -33,8 +33,8 @@ from hw1jax.search.study import Order, Study
 from hw1jax.search.trainer import Trainer
 from hw1jax.search.trial_score import TrialScore
 
-SCORED_AGAIN = 0.02  # of a loss, between a network in its search and the same alone, in whatever precision
-CURVE_POINTS = 400  # where the fitted curve of a scalar regression is drawn
+SCORED_AGAIN = 0.02  # relative tolerance between a network's loss in the search and alone, in any precision
+CURVE_POINTS = 400  # of the fitted curve of a scalar regression
 
 
 def run_study(
@@ -46,25 +46,25 @@ def run_study(
     executor: Executor | None = None,
     **settings: Any,
 ) -> Results:
-    """Searches a study, refits its best trial, tests it once; goes on with what an earlier call has left in `out`.
+    """Searches a study, refits its best trial and tests it once; resumes the run in `out` if there is one.
 
     Args:
-      study_: what is searched.
-      quick: take the study's numbers for a small run.
-      inputs: paths of the files that the study can read instead of its usual data, by name.
-      observer: is told how it goes; if not given, a notebook shows it and nobody is told elsewhere.
-      executor: any `concurrent.futures.Executor`, as Dask's `client.get_executor(pure=False)`, whose workers train;
-        with `workers=`, jobs are cut for so many. This process's own devices, if not given.
-      **settings: num_trials, and what `study.Search`, `study.Program` and `study.Output` have, by name; the study's
-        own, if not given. `out` is the folder of the results.
+      study_: the study.
+      quick: use the study's settings for a small run.
+      inputs: paths of the study's optional data files, by name.
+      observer: receives the progress; default: a progress display in a notebook, nothing elsewhere.
+      executor: any `concurrent.futures.Executor`, such as Dask's `client.get_executor(pure=False)`, whose workers
+        train; `workers=` splits the jobs for as many. Default: this process's devices.
+      **settings: num_trials, and the fields of `study.Search`, `study.Program` and `study.Output`; default: the study's
+        own. `out` is the folder of the results.
 
     Returns:
-      What the folder holds, read back.
+      The results, read from the folder.
 
     Raises:
-      ValueError, TypeError: a study, settings or data that can't be run, in one line (nothing has been written then);
-        or no trial that didn't diverge.
-      Exception: whatever a function of the study raises, with a note on how it was called.
+      ValueError, TypeError: an invalid study, setting or data, in one line (nothing has been written then); or all
+        trials diverged.
+      Exception: from a function of the study, with a note on its arguments.
     """
     order = study.order(study_, inputs=inputs, quick=quick, **settings)
     run(order, observer or default_observer(), command="hw1jax.run_study", started=time.time(), executor=executor)
@@ -80,27 +80,27 @@ def run(
     stop: threading.Event | None = None,
     executor: Executor | None = None,
 ) -> dict[str, Any]:
-    """Carries an order out, from the data to the files of its folder; goes on with one that was stopped.
+    """Carries out a run, from the data to the files of its folder; resumes one that was stopped.
 
     Args:
       order: from `study.order`.
-      observer: is told how it goes.
-      command: how to repeat it, for the record.
+      observer: receives the progress.
+      command: the command line to record.
       started: `time.time()` at the start of the process.
       stop: training stops soon after it is set.
-      executor: whose workers train the jobs; this process's own devices, if not given.
+      executor: its workers train the jobs; default: this process's devices.
 
     Returns:
-      What `results.json` holds, the test loss None where the refit diverged.
+      The content of `results.json`; the test loss is None if the refit diverged.
 
     Raises:
-      ValueError, TypeError: a study or data that can't be run, or a folder that another run holds (nothing has been
-        written then); or no trial that didn't diverge.
-      ConnectionError: the executor has lost its workers; the same call goes on from there.
-      jobs.Stopped: `stop` was set; the same call goes on from there.
+      ValueError, TypeError: an invalid study or data, or another run uses the folder (nothing has been written then);
+        or all trials diverged.
+      ConnectionError: the executor has lost its workers; the same call resumes.
+      jobs.Stopped: `stop` was set; the same call resumes.
     """
     environment.check_devices()
-    if executor is not None and order.program.num_devices is None:  # of a worker, whatever this process has
+    if executor is not None and order.program.num_devices is None:  # of a worker
         order = order._replace(program=replace(order.program, num_devices=1))
     with jax.default_matmul_precision(order.search.precision):
         networks = load(order)
@@ -133,17 +133,17 @@ def run(
 
 
 def load(order: Order) -> Networks:
-    """An order's networks, with its data and folds.
+    """Loads a run's data and folds -> its networks.
 
     Raises:
-      ValueError, TypeError: data or folds that can't be used.
+      ValueError, TypeError: invalid data or folds.
     """
     data = study.load_data(order.study, order.inputs)
     return Networks(order.study, order.search, data, study.splits_of(order.study, order.search, data))
 
 
 class _Run(NamedTuple):
-    """What all steps of a run share."""
+    """The objects that all steps of a run share."""
 
     order: Order
     networks: Networks
@@ -160,7 +160,7 @@ class _Run(NamedTuple):
 
 
 def _carried_out(run: _Run, opened: Any, command: str, started: float) -> dict[str, Any]:
-    """The steps of a run, one after the other, with the folder's lock."""
+    """All steps of a run, under the folder's lock."""
     jobs_folder = run.folder / "brackets" / _digest(run.config)
     trainer = Brackets(
         jobs_folder,
@@ -183,7 +183,7 @@ def _carried_out(run: _Run, opened: Any, command: str, started: float) -> dict[s
         params, state, refit_train_loss = trainer.refit(best.number, best.draw)
         model = Model(run.order.study, best.draw, params, state, trainer.fold_models(best.number, best.draw))
         _check_fold_models(model, best, run.networks)
-    run.observer.stage("looking at the test set")
+    run.observer.stage("testing")
     with run.clock.measure("test_seconds"):
         test_outputs = model.predict(run.networks.data.x_test)
     arrays = {"refit_number": np.array(best.number), "refit_train_loss": refit_train_loss}
@@ -210,7 +210,7 @@ def _carried_out(run: _Run, opened: Any, command: str, started: float) -> dict[s
 
 
 def _search(run: _Run, opened: Any, trainer: Brackets) -> list[TrialScore]:
-    """All trials of the search, trained bracket by bracket."""
+    """Trains all trials of the search, bracket by bracket."""
     asked, num_epochs = run.order.study, run.order.search.num_epochs
     if rare := folds.rare_classes(run.networks.data.y_train, run.networks.folds):
         run.observer.note(rare)
@@ -229,7 +229,7 @@ def _search(run: _Run, opened: Any, trainer: Brackets) -> list[TrialScore]:
 
 
 def _outputs(model: Model, data: Dataset, test_outputs: Any) -> dict[str, Any]:
-    """What histories.npz has of the networks' outputs."""
+    """The networks' outputs for histories.npz."""
     arrays = {"test_outputs": test_outputs}
     if len(curve_x := _curve_inputs(data, test_outputs)):
         arrays |= {"curve_x": curve_x, "curve_outputs": model.predict(curve_x[:, None])[:, 0]}
@@ -242,7 +242,7 @@ def _outputs(model: Model, data: Dataset, test_outputs: Any) -> dict[str, Any]:
 def _scores(
     run: _Run, model: Model, best: TrialScore, arrays: Mapping[str, Any], train_loss: np.ndarray
 ) -> dict[str, Any]:
-    """What results.json has of the best trial, its refit and the test set; `train_loss` [fold] is the trial's last."""
+    """The scores in results.json; `train_loss` [fold] is the best trial's last."""
     y_test, refit_loss = run.networks.data.y_test, float(arrays["refit_train_loss"][-1])
     test, ensemble, warning = trained_model.score(model, arrays["test_outputs"], y_test), None, None
     if "ensemble_outputs" in arrays:
@@ -251,7 +251,7 @@ def _scores(
         warning = evaluation.refit_warning(refit_loss, train_loss)
         warning = warning or evaluation.test_warning(test["loss"], best.scores["loss"])
     return {
-        "best": run_folder.summary(run.order.study, best),
+        "best": run_folder.summary(best),
         "refit": {
             "state": "complete" if model.is_finite else "diverged",
             "failure": _failure(model, test),
@@ -266,10 +266,7 @@ def _scores(
 
 
 def refit(networks: Networks, draw: Draw, observer: Observer) -> tuple[Model, np.ndarray]:
-    """Trains the network of any hyperparameters on all training data -> (model, train_loss [epoch]).
-
-    It leaves no files; see `brackets.refit`.
-    """
+    """Trains any hyperparameters on all training data, without leaving files -> (model, train_loss [epoch])."""
     with jax.default_matmul_precision(networks.search.precision), tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(Path(folder), networks.for_refit())
         params, state, train_loss = brackets.refit(trainer, "refit", draw, observer)
@@ -277,10 +274,10 @@ def refit(networks: Networks, draw: Draw, observer: Observer) -> tuple[Model, np
 
 
 def _plan_of(config: dict[str, Any], executor: Executor | None) -> SearchPlan:
-    """The plan of a stored configuration.
+    """Reads the plan from a stored configuration.
 
     Raises:
-      ValueError: it needs more devices than there are here, where this process trains.
+      ValueError: this process trains, and has fewer devices than the plan.
     """
     planned = SearchPlan.from_json(config["plan"])
     needed = [rung.program.num_devices for rung in planned.rungs if not rung.own_widths]
@@ -293,9 +290,9 @@ def _plan_of(config: dict[str, Any], executor: Executor | None) -> SearchPlan:
 
 
 def _check_fold_models(model: Model, best: TrialScore, networks: Networks) -> None:
-    """Raises a ValueError unless the kept networks of the best trial score as they did in the search.
+    """Raises a ValueError unless the best trial's fold networks have the losses of the search.
 
-    They may be cut out of wider ones, and are evaluated in another program than the search's.
+    They may be cut out of wider networks, and are evaluated in another program.
     """
     data = networks.data
     for i, (fold, (params, state)) in enumerate(zip(networks.folds, model.folds, strict=True)):
@@ -310,7 +307,7 @@ def _check_fold_models(model: Model, best: TrialScore, networks: Networks) -> No
 
 
 def _failure(model: Model, test: dict[str, Any]) -> str | None:
-    """Why there is no test loss, in a line; None if there is one."""
+    """The reason why there is no test loss; None if there is one."""
     if not model.is_finite:
         return "the refit of the best trial diverged; search smaller learning rates"
     return None if test["loss"] is not None else "the test loss is not finite: outputs or labels are too large"
@@ -319,9 +316,9 @@ def _failure(model: Model, test: dict[str, Any]) -> str | None:
 def _rungs(
     trials: Sequence[TrialScore], brackets: Sequence[Bracket], seconds: Mapping[int, float]
 ) -> list[dict[str, Any]]:
-    """What became of the trials on each rung, in the order of the epochs at which rungs end, of all brackets together.
+    """Counts of trials on each rung, by its last epoch, over all brackets.
 
-    `seconds`: that the rungs took, by these epochs.
+    `seconds`: duration of the rungs, by the same epochs.
     """
     found: dict[int, dict[str, Any]] = {}
     for bracket in brackets:
@@ -338,7 +335,7 @@ def _rungs(
 
 
 def _config(order: Order, networks: Networks) -> dict[str, Any]:
-    """All that the results depend on but the plan and the number of trials; a folder belongs to one configuration.
+    """The configuration: all that the results depend on, except the plan and the number of trials. One for each folder.
 
     Raises:
       ValueError, TypeError: the networks can't be trained on the data.
@@ -361,12 +358,12 @@ def _config(order: Order, networks: Networks) -> dict[str, Any]:
 
 
 def _digest(content: Any) -> str:
-    """A short name for a configuration: a bracket trained under another one is not taken for this one's."""
+    """A short digest that keeps files of different configurations apart."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _curve_inputs(data: Dataset, outputs: Any) -> np.ndarray:
-    """Inputs [point] along which a scalar regression is drawn; none where data or outputs are something else."""
+    """Inputs [point] of the curve of a scalar regression; empty for other data or outputs."""
     parts = (data.x_train, data.y_train, data.x_test, outputs)
     if not all(isinstance(a, np.ndarray) and a.shape[1:] == (1,) and a.dtype.kind == "f" for a in parts):
         return np.zeros(0, np.float32)

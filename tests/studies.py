@@ -316,7 +316,7 @@ def write_run(folder: Path, asked: Study, states=STATES, epochs=EPOCHS, *, with_
         "config": config | {"data_sha256": sha256(data)},
         "environment": {"device": "cpu", "num_devices": 2},
         "inputs": dict.fromkeys(asked.inputs),
-        "best": run_folder.summary(asked, best),
+        "best": run_folder.summary(best),
         "refit": {"state": "complete", "failure": None, "train_loss": 1.0, "folds_train_loss": 1.5, "warning": None},
         "ensemble": None,
         "reference": run_folder.reference(asked),

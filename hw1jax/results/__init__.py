@@ -1,1 +1,1 @@
-"""Results of a run: what it leaves in its folder, written, read and checked here alone."""
+"""A run's results: the files of its folder, written, read and checked."""

@@ -1,4 +1,4 @@
-"""What a trained model is worth on a test set, from its outputs: arrays in, numbers out."""
+"""Evaluation of a trained model's outputs on a test set."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -8,26 +8,26 @@ import numpy as np
 
 from hw1jax.core import losses
 
-REFIT_MARGIN = 0.1  # of the folds' highest loss: a refit that is above by less is like them, however close they are
+REFIT_MARGIN = 0.1  # of the folds' highest loss: a refit less far above it is like them, however close they are
 
 
 def softmax(outputs: np.ndarray) -> np.ndarray:
-    """Probabilities of the classes, float64 [example, class], from unnormalised log-probabilities."""
+    """Class probabilities, float64 [example, class], from unnormalised log-probabilities."""
     outputs = np.asarray(outputs, np.float64)
     exponentials = np.exp(outputs - outputs.max(axis=1, keepdims=True))
     return exponentials / exponentials.sum(axis=1, keepdims=True)
 
 
 def ensemble(loss: Callable[..., Any], outputs: Sequence[Any]) -> Any:
-    """What several networks say together, as outputs that the same loss and metrics take.
+    """Combines the outputs of several networks into outputs that the same loss and metrics take.
 
     Args:
       loss: of their task.
       outputs: of each network on the same examples: an array or a tree of arrays, [example, ...].
 
     Returns:
-      The logarithm of the networks' mean probabilities where the loss is the cross entropy; for another loss the mean
-      of the outputs. It is float32, or float64 where the outputs are.
+      The logarithm of the mean probabilities if the loss is the cross entropy, else the mean of the outputs; float32,
+      or float64 if the outputs are.
     """
     together = _log_mean_softmax if loss is losses.cross_entropy else _mean
 
@@ -43,7 +43,7 @@ def _mean(outputs: np.ndarray) -> np.ndarray:
 
 
 def _log_mean_softmax(outputs: np.ndarray) -> np.ndarray:
-    """[example, class] of outputs [network, example, class]; finite even where a probability is too small to be one."""
+    """[example, class] of outputs [network, example, class]; finite even if a probability underflows."""
     logs = outputs - np.logaddexp.reduce(outputs, axis=-1, keepdims=True)
     return np.logaddexp.reduce(logs, axis=0) - np.log(len(outputs))
 
@@ -62,41 +62,38 @@ def confusion_matrix(outputs: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def normalise_rows(confusion: np.ndarray) -> np.ndarray:
-    """Share of each true class that was predicted as each class; a class without examples has a row of 0."""
+    """Share of each true class that was predicted as each class; a row of 0 for a class without examples."""
     return confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
 
 
 def precision_and_recall(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(precision, recall) of each class, [class]; 0 where nothing was predicted, or nothing is there."""
+    """(precision, recall) of each class, [class]; 0 without predictions, or without examples."""
     hits = np.diag(confusion)
     return hits / np.maximum(confusion.sum(axis=0), 1), hits / np.maximum(confusion.sum(axis=1), 1)
 
 
 def most_confused_pair(confusion: np.ndarray) -> tuple[int, int]:
-    """(true class, predicted class) of the largest number off the diagonal of [true class, predicted class]."""
+    """(true class, predicted class) of the largest off-diagonal entry."""
     wrong = confusion - np.diag(np.diag(confusion))
     true, predicted = np.unravel_index(np.argmax(wrong), wrong.shape)
     return int(true), int(predicted)
 
 
 def misclassified(outputs: np.ndarray, y: np.ndarray, true: int, predicted: int) -> np.ndarray:
-    """Indices of the examples of class `true` that were taken for `predicted`, the surest mistakes first."""
+    """Indices of the examples of class `true` predicted as `predicted`, the most confident first."""
     indices = np.flatnonzero((y == true) & (np.argmax(outputs, axis=1) == predicted))
     confidence = softmax(outputs[indices])[:, predicted] if len(indices) else np.zeros(0)
     return indices[np.argsort(-confidence, kind="stable")]
 
 
 class Calibration(NamedTuple):
-    """How sure a classifier is, and how often it is right then, in bins of equal width.
-
-    Confidence is the probability that the network gives to the class that it predicts.
-    """
+    """Confidence of a classifier (probability of the predicted class) against its accuracy, in equal bins."""
 
     edges: np.ndarray  # float [bin + 1], from 0 to 1
-    right: np.ndarray  # int [bin], examples predicted rightly
-    wrong: np.ndarray  # int [bin], examples predicted wrongly
-    confidence: np.ndarray  # float [bin], mean confidence; NaN for a bin without examples
-    accuracy: np.ndarray  # float [bin], share of the right ones; NaN for a bin without examples
+    right: np.ndarray  # int [bin], number of correct predictions
+    wrong: np.ndarray  # int [bin], number of wrong predictions
+    confidence: np.ndarray  # float [bin], mean confidence; NaN for an empty bin
+    accuracy: np.ndarray  # float [bin]; NaN for an empty bin
     expected_error: float  # mean over the examples of |accuracy - confidence| of their bin (Guo et al., 2017)
 
 
@@ -115,15 +112,11 @@ def calibration(outputs: np.ndarray, y: np.ndarray, *, num_bins: int = 10) -> Ca
 
 
 def constant_loss(loss: Callable[..., Any], y: Any) -> float | None:
-    """The loss of the best network that ignores its input: what a trial that has learned nothing ends at.
-
-    Args:
-      loss: of a task.
-      y: float [example, output], or int [example] classes.
+    """The loss of the best constant prediction: the score of a network that has learned nothing.
 
     Returns:
-      The variance of `y` where the loss is the squared error, the entropy of its classes in nats where it is the cross
-      entropy; None for another loss.
+      The variance of `y` (float [example, output]) for the squared error; the entropy in nats of its classes (int
+      [example]) for the cross entropy; None for another loss.
     """
     if loss is losses.squared_error:
         return float(np.mean(np.var(np.asarray(y, np.float64), axis=0)))
@@ -134,7 +127,7 @@ def constant_loss(loss: Callable[..., Any], y: Any) -> float | None:
 
 
 def are_classes(classes: Sequence[str] | None, outputs: Any, y: Any) -> bool:
-    """True if y are indices of these classes, and outputs have a value for each class."""
+    """True if y are indices of these classes, and there is an output for each class."""
     if not classes or not (isinstance(outputs, np.ndarray) and isinstance(y, np.ndarray)):
         return False
     if outputs.shape != (len(y), len(classes)) or y.ndim != 1 or y.dtype.kind not in "iu":
@@ -143,12 +136,7 @@ def are_classes(classes: Sequence[str] | None, outputs: Any, y: Any) -> bool:
 
 
 def refit_warning(refit_train_loss: float, folds_train_loss: Sequence[float] | np.ndarray) -> str | None:
-    """That the refit has ended far above the folds (`is_far_above`), in a sentence; None if it has not.
-
-    Args:
-      refit_train_loss: its training loss in the last epoch.
-      folds_train_loss: [fold], of the same hyperparameters.
-    """
+    """A warning if the refit's last training loss is far above that of the folds (`is_far_above`), else None."""
     if not is_far_above(refit_train_loss, folds_train_loss):
         return None
     return (
@@ -159,9 +147,9 @@ def refit_warning(refit_train_loss: float, folds_train_loss: Sequence[float] | n
 
 
 def test_warning(test_loss: float | None, folds_val_loss: Sequence[float]) -> str | None:
-    """That the refit's test loss is far above what its folds have found (`is_far_above`); None if it is not.
+    """A warning if the refit's test loss is far above its folds' validation losses (`is_far_above`), else None.
 
-    A refit of few epochs can end at chance with a training loss like the folds', which is the mean over an epoch.
+    A refit of few epochs can end at chance with a training loss like the folds', since that is a mean over an epoch.
     """
     if test_loss is None or not is_far_above(test_loss, folds_val_loss):
         return None
@@ -173,10 +161,10 @@ def test_warning(test_loss: float | None, folds_val_loss: Sequence[float]) -> st
 
 
 def is_far_above(loss: float, folds_loss: Sequence[float] | np.ndarray) -> bool:
-    """True if a loss is far above those of the folds; False where these aren't finite.
+    """True if a loss is far above those of the folds; False if these aren't finite.
 
-    It is more than five of their standard deviations above their mean, and at least a tenth above the highest, as a few
-    folds can be close to each other by chance; or more than twice the highest.
+    Far above: more than five of their standard deviations above their mean and at least a tenth above the highest (few
+    folds can be close to each other by chance); or more than twice the highest.
     """
     folds = np.asarray(folds_loss, np.float64)
     if not np.isfinite(folds).all():

@@ -1,4 +1,4 @@
-"""What a run has left in its folder, read back and checked against its study."""
+"""The results of a run, read from its folder and checked against its study."""
 
 import html
 import textwrap
@@ -20,27 +20,27 @@ from hw1jax.search import study as study_
 from hw1jax.search.space import Draw
 from hw1jax.search.study import Study
 
-MOST_ROWS = 8  # of trials, in a notebook
+MOST_ROWS = 8  # trials shown in a notebook
 
 
 class Best(NamedTuple):
-    """The best trial, by the study's score."""
+    """The best trial by the study's score."""
 
     number: int
     params: Draw
-    mean: float  # of the score, over the folds
+    mean: float  # mean and standard deviation of the score over the folds
     std: float
 
 
 class Results(NamedTuple):
-    """All that a run has left on disk, checked, and its data."""
+    """All results of a run, and its data."""
 
-    study: Study  # as it was searched: its ranges are those of the run
+    study: Study  # with the ranges of the run
     folder: Path
     record: dict[str, Any]  # results.json
     trials: Trials
     histories: dict[str, np.ndarray]  # histories.npz
-    model: Model | None  # None where the refit diverged
+    model: Model | None  # None if the refit diverged
     data: Dataset
 
     @property
@@ -57,47 +57,46 @@ class Results(NamedTuple):
 
     @property
     def test(self) -> dict[str, Any]:
-        """The refitted best trial's "loss" and metrics on the test set, by name."""
+        """ "loss" and metrics, by name, of the refitted best trial on the test set."""
         return self.record["test"]
 
     @property
     def ensemble(self) -> dict[str, Any] | None:
-        """What the networks of the best trial's folds do together on the test set, as `test`; None without them."""
+        """As `test`, of the ensemble of the best trial's fold networks; None without them."""
         return self.record["ensemble"]
 
     @property
     def failure(self) -> str | None:
-        """Why there is no test loss, in a line; None if there is one."""
+        """The reason why there is no test loss; None if there is one."""
         return self.record["refit"]["failure"]
 
     @property
     def warning(self) -> str | None:
-        """Why the refitted model is not what its folds are, in a line; None if it is like them."""
+        """A warning that the refit is worse than its folds, or None."""
         return self.record["refit"]["warning"]
 
     @property
     def row(self) -> int:
-        """The row of the best trial."""
+        """The best trial's row in `trials`."""
         return int(np.flatnonzero(self.trials.numbers == self.record["best"]["number"])[0])
 
     @property
     def num_folds(self) -> int:
-        """Folds of the cross-validation."""
         return self.trials.folds["loss"].shape[1]
 
     @property
     def has_usual_data(self) -> bool:
-        """Whether the data are the study's own, and not a person's files."""
+        """True if the data are the study's default, not the user's files."""
         return not any(self.record["inputs"].values())
 
     @property
     def has_classes(self) -> bool:
-        """Whether the test set's labels are indices of the study's classes, and each class has an output."""
+        """True if the test labels are indices of the study's classes, each of which has an output."""
         return evaluation.are_classes(self.study.classes, self.histories.get("test_outputs"), self.data.y_test)
 
     @property
     def has_curve(self) -> bool:
-        """Whether one number is predicted from one number, so that the fit is a curve."""
+        """True if the network maps one number to one number."""
         outputs, x, y = self.histories.get("test_outputs"), self.data.x_test, self.data.y_test
         if outputs is None or "curve_x" not in self.histories:
             return False
@@ -119,7 +118,7 @@ class Results(NamedTuple):
         return "\n  ".join([*shown, f"folder: {self.folder})"])
 
     def _repr_html_(self) -> str:
-        """The numbers that count, without the folder, and a table of the best trials."""
+        """Scores and a table of the best trials."""
         trials, scores = self.trials, dict.fromkeys([self.study.score, "loss", *self.study.metrics])
         rows: list[list[Any]] = [["trial", "state", *(f"validation {name}" for name in scores), *trials.params]]
         for i in np.argsort(trials.ranks, kind="stable")[:MOST_ROWS]:
@@ -132,16 +131,13 @@ class Results(NamedTuple):
         return f"<p>{'<br>'.join(map(html.escape, lines))}</p><table>{table}</table>"
 
     def export_parameters(self, path: Path | str) -> Path:
-        """Writes the refitted best model's parameters as an npz that `numpy.load(path)` reads.
+        """Writes the refitted model's parameters as an npz that `numpy.load(path)` reads; returns the path.
 
-        Its names are `Model.named_parameters`'s, as "dense1/weights"; arrays have the shapes and dtypes of training
-        (bfloat16, which numpy has not, becomes float32), without padding.
-
-        Returns:
-          The path.
+        Names are those of `Model.named_parameters`, as "dense1/weights"; arrays have the shapes and dtypes of training
+        (bfloat16 becomes float32), without padding.
 
         Raises:
-          ValueError: there is no model, as the refit has diverged.
+          ValueError: there is no model, since the refit diverged.
         """
         if self.model is None:
             raise ValueError(f"no parameters to export: {self.failure}")
@@ -154,13 +150,12 @@ def _in_words(tested: Mapping[str, Any]) -> str:
 
 
 def load_results(folder: Path | str, study: Study) -> Results:
-    """Reads what a run of the study has left in a folder, and its data.
+    """Reads the results of a study's run, and its data.
 
-    Ranges of the study's space, and how its trials are ranked, may be others by now: those of the run count.
+    The study's ranges and ranking score may have changed since the run: those of the run count.
 
     Raises:
-      ValueError: a file is missing or damaged, or the data or the study are not those of the run; the message is one
-        line.
+      ValueError: a file is missing or damaged, or the data or the study differ from those of the run; one line.
     """
     folder = Path(folder)
     with storage.read_lock(folder):
@@ -192,7 +187,7 @@ def _read(folder: Path, study: Study) -> Results:
 
 
 def study_of(folder: Path, studies: Mapping[str, Study]) -> Study:
-    """Whose results a folder holds; a ValueError of one line if it is none of these."""
+    """Returns the study whose results a folder holds; raises a ValueError if it is none of these."""
     with storage.read_lock(folder):
         name = run_folder.read_record(folder)["study"]
     if name not in studies:
@@ -201,7 +196,7 @@ def study_of(folder: Path, studies: Mapping[str, Study]) -> Study:
 
 
 def _as_searched(study: Study, record: dict[str, Any]) -> Study:
-    """The study with the ranges and the score of the run; a ValueError if it can't have them."""
+    """The study with the ranges and the score of the run; raises a ValueError if they don't fit."""
     config, name = record["config"], record["config"]["score"]
     if name not in ("loss", *study.metrics):
         raise ValueError(f"ranked by {name}, which the study doesn't have")

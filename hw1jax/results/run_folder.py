@@ -1,12 +1,12 @@
-"""The files that a run leaves in its folder: written here alone, and checked by their digests before they are read.
+"""The files of a run's folder: written here alone, and compared with their digests before they are read.
 
 trials.csv      a row a trial
 histories.npz   losses and metrics by epoch, NaN after a trial's last; outputs on the test set
-model.msgpack   the refitted best trial and the networks of its folds; none where the refit diverged
-results.json    the record: what was asked, the best trial, what it does on the test set, on what, how long
-results.sha256  the digests of these, as `sha256sum` writes them; the last file of a run
+model.msgpack   the refitted best trial and its fold networks; missing if the refit diverged
+results.json    the record: settings, best trial, test scores, environment, timing
+results.sha256  digests of these files in `sha256sum`'s format; written last
 
-Files that differ from their digests are not read: they are damaged, or of two runs. docs/results.md has every key and
+A file that differs from its digest is damaged, or of another run, and isn't read. docs/results.md has every key and
 column.
 """
 
@@ -32,7 +32,7 @@ DIGESTS = "results.sha256"
 
 
 def remove(folder: Path) -> None:
-    """Removes the search and the results that a folder holds, and nothing else."""
+    """Removes a folder's search and results, and nothing else."""
     with storage.write_lock(folder):
         for name in (DIGESTS, *FILES, "report.html", "journal.log"):
             (folder / name).unlink(missing_ok=True)
@@ -40,8 +40,8 @@ def remove(folder: Path) -> None:
             shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def summary(study: Study, trial: TrialScore) -> dict[str, Any]:
-    """The best trial, as the record has it."""
+def summary(trial: TrialScore) -> dict[str, Any]:
+    """The best trial's entry in the record."""
     means = {f"mean_val_{name}": finite(trial.mean(name)) for name in trial.scores}
     stds = {f"std_val_{name}": finite(trial.std(name)) for name in trial.scores}
     return {"number": trial.number, "params": space_text.draw_to_json(trial.draw)} | {
@@ -50,7 +50,7 @@ def summary(study: Study, trial: TrialScore) -> dict[str, Any]:
 
 
 def reference(study: Study) -> dict[str, Any] | None:
-    """What others have found, as the record has it."""
+    """The published results' entry in the record."""
     found = study.reference
     if found is None:
         return None
@@ -72,19 +72,19 @@ def write(
     """Writes all files of a run, their digests last.
 
     Args:
-      folder: where.
-      study: whose run it was.
-      record: for results.json.
-      trials: all of them.
+      folder: of the run.
+      study: its study.
+      record: content of results.json.
+      trials: all trials.
       train_loss: [trial, fold, epoch].
       val: "loss" and metrics by name, [trial, fold, epoch] each.
-      arrays: what histories.npz has beside these.
-      model: the refitted best one, with its fold models; those are left out where one isn't finite.
-      x: examples, for the model's file.
+      arrays: further content of histories.npz.
+      model: the refitted model with its fold networks, which are dropped if one isn't finite.
+      x: examples for the model's file.
     """
     histories = {"format": np.array(storage.FORMAT), "train_loss": train_loss}
     histories |= {f"val_{name}": values for name, values in val.items()}
-    for name, tree in arrays.items():  # outputs may be a tree of arrays
+    for name, tree in arrays.items():  # outputs can be trees
         histories |= {name + path: array for path, array in by_path(tree).items()}
     with storage.write_lock(folder):
         write_trials(folder / "trials.csv", study, trials, train_loss, val)
@@ -99,27 +99,26 @@ def write(
 
 
 def write_digests(folder: Path) -> None:
-    """Writes results.sha256 for the files of a run as they are: from here on they are read."""
+    """Writes results.sha256 for the files as they are."""
     storage.write_bytes(folder / DIGESTS, "".join(f"{line}\n" for line in _digests(folder).values()).encode())
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """The lines of results.sha256 by file, for the files that are there."""
+    """The lines of results.sha256 by file, for existing files."""
     contents = {name: (folder / name).read_bytes() for name in FILES if (folder / name).exists()}
     return {name: f"{hashlib.sha256(content).hexdigest()}  {name}" for name, content in contents.items()}
 
 
 def finite(value: float | np.floating) -> float | None:
-    """A number as the record has it: JSON has none that isn't finite."""
+    """The number, or None if it isn't finite: JSON has no NaN."""
     return float(value) if np.isfinite(value) else None
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The content of results.json.
+    """Reads results.json.
 
     Raises:
-      ValueError: no run has ended in the folder, or one of its files is damaged, missing or of another run; the message
-        is one line that names the file.
+      ValueError: the run has not ended, or a file is damaged, missing or of another run; one line that names the file.
     """
     for name in ("results.json", DIGESTS):
         if not (folder / name).exists():
@@ -137,13 +136,13 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def read_curves(folder: Path | str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Of a run of whatever study: its record, and losses and metrics by epoch of its best trial.
+    """Reads the record and the best trial's curves of any study's run.
 
     Returns:
-      What results.json holds, and "train_loss", "val_loss" and "val_" + each metric by name: [fold, epoch].
+      (content of results.json, {"train_loss", "val_loss", "val_" + metric: [fold, epoch]}).
 
     Raises:
-      ValueError: a file is missing or damaged; the message is one line.
+      ValueError: a file is missing or damaged; one line.
     """
     folder = Path(folder)
     with storage.read_lock(folder):

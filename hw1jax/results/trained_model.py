@@ -1,4 +1,4 @@
-"""A trained network with those of its folds: it predicts, and is kept as a file that is checked before it is used."""
+"""Trained networks with those of their folds: predictions, and a file format that is checked when it is read."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,19 +18,19 @@ from hw1jax.search.networks import Network
 from hw1jax.search.space import Draw
 from hw1jax.search.study import Study
 
-LARGEST_DIFFERENCE = 0.02  # of the largest output, between machines and precisions
-NUM_EXAMPLES = 4  # kept in a model's file, with their outputs
+LARGEST_DIFFERENCE = 0.02  # between machines and precisions, relative to the largest output
+NUM_EXAMPLES = 4  # in a model's file, with their outputs
 
 
 class Model(NamedTuple):
     """A trained network at its own widths, without padding.
 
     Attributes:
-      study: that it belongs to.
+      study: its study.
       draw: its hyperparameters.
-      params: a tree of arrays, as the study's task makes them.
-      state: the same of what isn't trained; typed PRNG keys are keys.
-      folds: (params, state) of the networks that cross-validation has trained with these hyperparameters, one a fold.
+      params: a tree of arrays, as from the task's `init`.
+      state: the same of untrained arrays; with typed PRNG keys.
+      folds: (params, state) of the networks of the cross-validation's folds with these hyperparameters.
     """
 
     study: Study
@@ -41,7 +41,7 @@ class Model(NamedTuple):
 
     @property
     def fixed(self) -> dict[str, Any]:
-        """What shapes its program: what the study's `task` and `activations` take."""
+        """The argument of the study's `task` and `activations`."""
         return self._network.fixed
 
     @property
@@ -51,7 +51,7 @@ class Model(NamedTuple):
 
     @property
     def hyperparameters(self) -> dict[str, np.ndarray]:
-        """Its hyperparameters as arrays: what the task's functions take."""
+        """The arguments `h` of the task's functions."""
         return self._network.hyperparameters
 
     @property
@@ -60,22 +60,22 @@ class Model(NamedTuple):
 
     @property
     def is_finite(self) -> bool:
-        """False for a network whose training has diverged: `load_model` refuses it."""
+        """False if training diverged: `load_model` refuses such a model."""
         return _all_finite((self.params, self.state))
 
     @property
     def has_ensemble(self) -> bool:
-        """Whether the networks of its folds are there, and are finite."""
+        """True if the fold networks exist and are finite."""
         return bool(self.folds) and _all_finite(self.folds)
 
     def predict(self, x: Any, *, ensemble: bool = False) -> Any:
-        """Outputs [example, ...] of examples as the study's data have them.
+        """Outputs [example, ...] on examples in the format of the study's data.
 
-        With `ensemble`, what the networks of the folds say together, without the refitted one: the logarithm of their
-        mean probabilities where the task's loss is `hw1jax.cross_entropy`, else the mean of their outputs.
+        With `ensemble`, those of the fold networks combined, without the refit: the logarithm of their mean
+        probabilities if the loss is `hw1jax.cross_entropy`, else the mean of their outputs.
 
         Raises:
-          ValueError: an ensemble of a model without fold models.
+          ValueError: an ensemble of a model without fold networks.
         """
         if not ensemble:
             return self._outputs([(self.params, self.state)], x)[0]
@@ -84,7 +84,7 @@ class Model(NamedTuple):
         return evaluation.ensemble(self.task.loss, self.fold_outputs(x))
 
     def fold_outputs(self, x: Any) -> list[Any]:
-        """Outputs [example, ...] of the network of each fold."""
+        """Outputs [example, ...] of each fold's network."""
         return self._outputs(self.folds, x)
 
     def _outputs(self, networks: Sequence[tuple[Any, Any]], x: Any) -> list[Any]:
@@ -92,10 +92,10 @@ class Model(NamedTuple):
         return [population.predict(task, params, h, x, state=state) for params, state in networks]
 
     def named_parameters(self) -> dict[str, np.ndarray]:
-        """Its parameters by their places in the tree, as "dense1/weights"; those of its state begin with "state/".
+        """Parameters by their paths in the tree, as "dense1/weights"; those of the state begin with "state/".
 
         Raises:
-          ValueError: two would have the same name.
+          ValueError: two have the same name.
         """
         named = [*_by_name(self.params, ""), *_by_name(self.state, "state/")]
         found = dict(named)
@@ -112,8 +112,8 @@ class Model(NamedTuple):
 def score(model: Model, outputs: Any, y: Any) -> dict[str, Any]:
     """Mean loss and metrics, by name, of a model's outputs [example, ...] on y.
 
-    For class indices there are "accuracy" and "confusion", counts [true class][predicted class], as well. All is None
-    where the loss is not finite; a metric that is not is None alone.
+    For class indices also "accuracy" and "confusion", counts [true class][predicted class]. All are None if the loss is
+    not finite; a metric that isn't is None alone.
     """
     functions = {"loss": model.task.loss, **model.study.metrics}
     found: dict[str, Any] = {name: _mean(function(outputs, y)) for name, function in functions.items()}
@@ -127,7 +127,7 @@ def score(model: Model, outputs: Any, y: Any) -> dict[str, Any]:
 
 
 def _mean(values: Any) -> float:
-    """Of one value an example, added up in float32 at least."""
+    """Mean, accumulated in float32 at least."""
     values = np.asarray(values)
     return float(np.mean(values, dtype=np.promote_types(values.dtype, np.float32)))
 
@@ -137,7 +137,7 @@ def _all_finite(tree: Any) -> bool:
 
 
 def are_close(outputs: Any, before: np.ndarray) -> bool:
-    """Whether outputs are those of the same network, computed elsewhere perhaps, or in another precision."""
+    """True if the outputs are those of the same network, up to machine and precision."""
     if not isinstance(outputs, np.ndarray) or outputs.shape != before.shape:
         return False
     outputs, before = outputs.astype(np.float64), before.astype(np.float64)
@@ -147,7 +147,7 @@ def are_close(outputs: Any, before: np.ndarray) -> bool:
 def save_model(path: Path, model: Model, x: Any = None) -> None:
     """Writes a model as MessagePack; the file appears whole or not at all.
 
-    `x`: examples, of which the first few are kept with their outputs where both are one array: `load_model` refuses a
+    The first few of the examples `x` are stored with their outputs if both are plain arrays: `load_model` refuses a
     network that computes others.
     """
     outputs = None
@@ -167,13 +167,11 @@ def save_model(path: Path, model: Model, x: Any = None) -> None:
 
 
 def load_model(path: Path | str, study: Study) -> Model:
-    """Reads a model that `save_model` wrote, checked before it is trusted.
-
-    `study` is the one that it was trained in; ranges of its space may be others by now.
+    """Reads and checks a model that `save_model` wrote. The ranges of the study's space may have changed.
 
     Raises:
       ValueError: the file is damaged, of another format or study, its arrays don't fit its hyperparameters, or the
-        study's network is another by now.
+        study's network has changed.
     """
     try:
         content: Any = flax.serialization.msgpack_restore(Path(path).read_bytes())
@@ -195,14 +193,14 @@ def load_model(path: Path | str, study: Study) -> Model:
             raise ValueError("of another network than the study's is now")
     except OSError:
         raise
-    except Exception as error:  # whatever MessagePack or the checks choke on, the file is not a model
+    except Exception as error:  # any error of MessagePack or the checks: the file is no model
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path} is not a model of hw1jax ({reason}); run its study again") from error
     return model
 
 
 def _with_layers_of(study: Study, draw: Draw) -> Study:
-    """The study with as many ranges of each name as the draw has values: it may have been asked for more layers."""
+    """The study with as many ranges of each name as the draw has values: flags can add layers."""
     several = {name: r for name, r in study.space.items() if isinstance(r, Sequence) and len(r) != len(draw[name])}
     as_many = {name: tuple(r[min(i, len(r) - 1)] for i in range(len(draw[name]))) for name, r in several.items()}
     return study_.narrow(study, **as_many) if as_many else study
@@ -213,19 +211,18 @@ def _network_to_file(params: Any, state: Any) -> dict[str, dict[str, np.ndarray]
 
 
 def _network_from_file(content: Any, shapes: tuple[Any, Any]) -> tuple[Any, Any]:
-    """(params, state); `shapes`: of these two."""
     return _from_paths(content["params"], shapes[0]), with_keys(_from_paths(content["state"], shapes[1]))
 
 
 def by_path(tree: Any) -> dict[str, np.ndarray]:
-    """A tree's arrays by their places in it, whatever it is made of."""
+    """A tree's arrays by their `keystr` paths."""
     return {
         jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(without_keys(tree))
     }
 
 
 def _by_name(tree: Any, prefix: str) -> list[tuple[str, np.ndarray]]:
-    """A tree's arrays by their places in it, as people say them: the tree of one array alone is called "parameters"."""
+    """A tree's arrays by readable paths; a single array is called "parameters"."""
     leaves = jax.tree.leaves_with_path(without_keys(tree))
     return [
         (prefix + (jax.tree_util.keystr(path, simple=True, separator="/") or "parameters"), np.asarray(leaf))
@@ -234,7 +231,7 @@ def _by_name(tree: Any, prefix: str) -> list[tuple[str, np.ndarray]]:
 
 
 def _from_paths(arrays: Any, shapes: Any) -> Any:
-    """The tree that `by_path` took apart; a ValueError unless it has these shapes and dtypes."""
+    """Inverse of `by_path`; raises a ValueError unless shapes and dtypes are these."""
     if not isinstance(arrays, dict):
         raise ValueError(f"arrays by name, got {type(arrays).__name__}")
     expected = {jax.tree_util.keystr(path): f"{a.dtype} {a.shape}" for path, a in jax.tree.leaves_with_path(shapes)}

@@ -1,4 +1,4 @@
-"""The trials of a search: their ranks, and trials.csv as a table of columns, as pandas and polars take it."""
+"""The trials of a search: ranks, and trials.csv as a table of columns for pandas and polars."""
 
 import csv
 import io
@@ -18,27 +18,27 @@ from hw1jax.search.trial_score import TrialScore
 
 
 def best(trials: Sequence[TrialScore], study: Study) -> TrialScore | None:
-    """The complete trial with the best mean score (the first of equals); None if there is none."""
+    """The complete trial with the best mean score, the first among equals; None if there is none."""
     complete = [trial for trial in trials if trial.state == "complete"]
     return min(complete, key=lambda trial: trial_score.sort_key(trial, study), default=None)
 
 
 def ranks(trials: Sequence[TrialScore], study: Study) -> list[int | None]:
-    """Rank of each trial as `study.place` has it, 1 the best, equals sharing a rank; None for a failed one."""
+    """Rank of each trial by `trial_score.sort_key`, 1 for the best, equal for ties; None for a failed one."""
     places = [None if trial.state == "failed" else trial_score.sort_key(trial, study) for trial in trials]
     in_order = sorted(place for place in places if place)
     return [place and in_order.index(place) + 1 for place in places]
 
 
 class Trials(dict[str, np.ndarray]):
-    """All trials of a run, a column a key, [trial] each: `pandas.DataFrame(trials)`, `polars.DataFrame(trials)`.
+    """All trials of a run, {column: [trial]}: `pandas.DataFrame(trials)`, `polars.DataFrame(trials)`.
 
     The columns are those of trials.csv, in its order: "number" and "epochs" (int), "state" (str), each hyperparameter
     (int, float, bool or str), for the loss and each metric NAME "split0_val_NAME", .. (a fold each), "mean_val_NAME"
-    and "std_val_NAME" (float), "rank" and "diverged_epoch" (float, NaN where there is none).
+    and "std_val_NAME" (float), "rank" and "diverged_epoch" (float, NaN if undefined).
 
     Attributes:
-      rows: as they stand in the file, text.
+      rows: the rows of the file, as text.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Trials(dict[str, np.ndarray]):
 
     @property
     def epochs(self) -> np.ndarray:
-        """Int [trial], that it was trained."""
+        """Int [trial], epochs trained."""
         return self["epochs"]
 
     @property
@@ -79,12 +79,12 @@ class Trials(dict[str, np.ndarray]):
 
     @property
     def means(self) -> dict[str, np.ndarray]:
-        """The mean over the folds of "loss" and each metric, by name, float [trial]."""
+        """Mean over the folds of "loss" and each metric, by name, float [trial]."""
         return {name: self[f"mean_val_{name}"] for name in self._scores}
 
     @property
     def folds(self) -> dict[str, np.ndarray]:
-        """By name "loss" and metrics, float [trial, fold], in validation after a trial's last epoch."""
+        """ "loss" and metrics by name, float [trial, fold], in validation after a trial's last epoch."""
         found = {}
         for name in self._scores:
             columns = [column for column in self if re.fullmatch(rf"split\d+_val_{re.escape(name)}", column)]
@@ -98,7 +98,7 @@ class Trials(dict[str, np.ndarray]):
 
     @property
     def pruned(self) -> np.ndarray:
-        """Bool [trial], ended before the last epoch, as others did better."""
+        """Bool [trial], stopped before the last epoch."""
         return self.states == "pruned"
 
     def __repr__(self) -> str:
@@ -111,10 +111,10 @@ class Trials(dict[str, np.ndarray]):
 def write_trials(
     path: Path, study: Study, trials: Sequence[TrialScore], train_loss: np.ndarray, val: Mapping[str, np.ndarray]
 ) -> None:
-    """trials.csv: a row a trial, in scikit-learn's words; a failed one says in which epoch it diverged.
+    """Writes trials.csv, a row a trial, with scikit-learn's column names.
 
-    `train_loss` and each of `val`, "loss" and metrics by name, are [trial, fold, epoch]; what they hold after a trial's
-    last epoch doesn't count.
+    `train_loss` and each of `val` ("loss" and metrics by name) are [trial, fold, epoch]; epochs after a trial's last
+    are ignored.
     """
     text = io.StringIO()
     finite = np.isfinite(train_loss) & np.isfinite(val["loss"]) & np.isfinite(val[study.score])
@@ -142,7 +142,7 @@ def read_trials(path: Path, study: Study) -> Trials:
     """Reads trials.csv of a run of the study, whose ranges are those of the run.
 
     Raises:
-      ValueError, KeyError: it is of a study with other hyperparameters or metrics.
+      ValueError, KeyError: the columns are those of another study.
     """
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -169,7 +169,6 @@ def read_trials(path: Path, study: Study) -> Trials:
 
 
 def _values(r: Range, texts: Sequence[str]) -> np.ndarray:
-    """A hyperparameter's column, [trial]."""
     if isinstance(r, Choice):
         by_text = {str(value): value for value in r.values}
         return np.array([by_text[text] for text in texts])
