@@ -1,7 +1,6 @@
 """Cross-validated training of many small networks at once: all folds of all trials in one compiled program.
 
-`import hw1jax` needs JAX, Optax and NumPy alone. What needs Flax, Optuna, matplotlib, rich or tyro is imported when it
-is first used.
+`import hw1jax` imports JAX, Optax and NumPy alone. Flax, Optuna, matplotlib, rich and tyro are imported on first use.
 """
 
 from importlib import import_module
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_LATER = {  # the modules of names that are imported when they are first used; "": a module itself
+_LATER = {  # {name: module that is imported on first use; "" for a module}
     "models": "",
     "report": "",
     "main": "cli",

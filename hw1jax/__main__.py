@@ -14,12 +14,12 @@ from hw1jax import cli
 
 
 def main() -> None:
-    """Imports the module that comes first on the command line, and runs its study."""
+    """Imports the module named first on the command line, and runs its study."""
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         print(__doc__, file=sys.stderr)
         sys.exit(2)
     name = sys.argv[1]
-    sys.argv[:2] = [shlex.join(["python", "-m", "hw1jax", name])]  # the command that is recorded
+    sys.argv[:2] = [shlex.join(["python", "-m", "hw1jax", name])]  # the recorded command
     if name.endswith(".py"):
         sys.path.insert(0, str(Path(name).parent))
         name = Path(name).stem

@@ -1,4 +1,4 @@
-"""The command line of a study: its space and its settings become flags, all cores devices, errors exit codes."""
+"""The command line of a study: flags from its space and settings, devices, signals and exit codes."""
 
 import contextlib
 import os
@@ -30,22 +30,22 @@ from hw1jax.search.jobs import Stopped
 from hw1jax.search.space import Choice, Float, Int, Range
 from hw1jax.search.study import Order, Output, Program, Search, Study
 
-# Until here a process has only imported: its wall time is the processor's.
+# So far the process has only imported modules, so its CPU time is its wall time.
 STARTED = time.time() - time.process_time()
 
-CHECKS = tuple(room.__name__ for room in (study_, space_, checks, networks))  # whose TypeErrors are a person's mistakes
-SECONDS_TO_STOP = 2.5  # until a process that was asked to stop ends where it stands
-heard: list[int] = []  # numbers of the signals so far
+CHECKS = tuple(module.__name__ for module in (study_, space_, checks, networks))  # their TypeErrors are user errors
+SECONDS_TO_STOP = 2.5  # from a signal to the end of the process
+heard: list[int] = []  # numbers of the received signals
 
 
 @dataclass(frozen=True)
 class Flags:
-    """What only the command line needs to know."""
+    """Flags of the command line alone."""
 
     quiet: bool = False
     """Show the results alone."""
     verbose: bool = False
-    """Show every trial, and a line each time that the program comes back."""
+    """Show every trial, and a line after each call of a program."""
     executor: str | None = None
     """Train on the workers of a Dask scheduler (tcp://HOST:PORT, or its scheduler file) or of Ray (ray)."""
 
@@ -54,10 +54,10 @@ def main(study: Study, description: str | None = None, **settings: Study) -> NoR
     """Runs a study with the flags of the command line, and ends the process.
 
     Args:
-      study: what is run.
-      description: what `--help` says above the flags; the study's title, if not given.
-      **settings: other studies, each run instead where the flag of its name is given: `beyond=..` with `--beyond`. The
-        defaults of all other flags are its own then.
+      study: the study.
+      description: the text above the flags in `--help`; default: the study's title.
+      **settings: alternative studies, each run by the flag of its name: `beyond=..` by `--beyond`. Its settings are
+        then the defaults of all other flags.
     """
 
     def work() -> Any:
@@ -73,10 +73,10 @@ def main(study: Study, description: str | None = None, **settings: Study) -> NoR
 
 
 def run_order(order: Order, flags: Flags, started: float, stop: threading.Event) -> dict[str, Any]:
-    """Carries an order out, then draws its figures and page -> what `results.json` holds.
+    """Carries out a run, then writes its figures and page -> the content of `results.json`.
 
     Raises:
-      ValueError: there is no test loss, as the refit diverged; everything else has been written.
+      ValueError: there is no test loss, since the refit diverged; everything else has been written.
     """
     observer = Progress(quiet=flags.quiet, verbose=flags.verbose)
     try:
@@ -99,15 +99,15 @@ def run_order(order: Order, flags: Flags, started: float, stop: threading.Event)
 def parse(
     study: Study, description: str | None, args: Sequence[str], settings: Mapping[str, Study] = MappingProxyType({})
 ) -> tuple[Order, Flags]:
-    """What the flags ask for: an order for `run.run`, and what only the command line needs to know.
+    """Parses the flags -> settings for `run.run`, and flags of the command line alone.
 
-    `--quick` changes the defaults, so that flags given beside it still count. The study has passed `check_study`.
+    `--quick` changes the defaults, so that other flags still apply. The study has passed `check_study`.
 
     Raises:
-      ValueError: a study that can't be searched with these flags; in one line.
-      SystemExit: a flag that is none, or can't be read; tyro has said so.
+      ValueError: invalid settings; one line.
+      SystemExit: an invalid flag, reported by tyro.
     """
-    if any(not arg or (arg.startswith("--") and arg.endswith("=")) for arg in args):  # a path would be this folder
+    if any(not arg or (arg.startswith("--") and arg.endswith("=")) for arg in args):  # Path("") is this folder
         raise ValueError("a flag has an empty value: leave it out")
     study = chosen_setting(study, settings, args)
     quick = [arg for arg in args if arg in ("--quick", "--no-quick")][-1:] == ["--quick"]  # the last one counts
@@ -144,7 +144,7 @@ def parse(
 
 
 def chosen_setting(study: Study, settings: Mapping[str, Study], args: Sequence[str]) -> Study:
-    """The study itself, or the one of its other settings whose flag is given; of several, the last."""
+    """The study, or the alternative whose flag is given; the last one counts."""
     named = {f"--{name}": other for name, other in settings.items()} | {f"--no_{name}": study for name in settings}
     plain = [f"--{arg[2:].replace('-', '_')}" for arg in args if arg.startswith("--")]
     return next((named[arg] for arg in reversed(plain) if arg in named), study)
@@ -153,7 +153,7 @@ def chosen_setting(study: Study, settings: Mapping[str, Study], args: Sequence[s
 def flag_names(study: Study) -> dict[str, str]:
     """{"batch_size": "batch-size", "optimizer": "optimizers", ..}: each argument's flag, without its dashes.
 
-    A choice's is in the plural, as it takes several values, unless that is another one's.
+    A choice's flag is plural, since it takes several values, unless the plural is taken.
     """
     settings = [field.name for room in (Search, Program, Output, Flags) for field in fields(room)]
     names = ["num_trials", *settings, *study.space, *study.inputs]
@@ -163,21 +163,20 @@ def flag_names(study: Study) -> dict[str, str]:
 
 
 def _help(name: str, ranges: Any) -> str:
-    """What is said of a hyperparameter of which the study says nothing."""
     if isinstance(ranges, Sequence):
         return f"Ranges of {name}, as many as layers."
     return f"Values of {name} to choose from." if isinstance(ranges, Choice) else f"Range of {name}."
 
 
 def _kind(declared: Range | Sequence[Range]) -> Any:
-    """The type of a hyperparameter's flag, whose values are ranges that narrow the declared ones."""
+    """The type of a hyperparameter's flag, whose values narrow the declared ranges."""
     if isinstance(declared, Choice):
         return _ranges(
             f"{{{','.join(map(str, declared.values))}}} ...", lambda texts: space_text.among(declared, texts)
         )
     if isinstance(declared, Sequence):
         word = "VALUE,VALUE ..." if isinstance(declared[0], Choice) else "LOW-HIGH ..."
-        # Layers beyond those that are declared are as the last of them.
+        # Further layers have the last layer's range.
         return _ranges(
             word, lambda texts: tuple(map(space_text.from_text, chain(declared, repeat(declared[-1])), texts))
         )
@@ -191,7 +190,6 @@ def _ranges(metavar: str, convert: Callable[[list[str]], Any]) -> Any:
 
 
 def _texts(ranges: Any) -> list[str]:
-    """Ranges as they are given on the command line."""
     if isinstance(ranges, Choice):
         return list(map(str, ranges.among))
     if isinstance(ranges, Float | Int):
@@ -199,31 +197,31 @@ def _texts(ranges: Any) -> list[str]:
     return [",".join(_texts(r)) for r in ranges]
 
 
-# The process: its devices, its end.
+# Devices, signals and exit codes
 
 
 def use_all_cores(most: int | None = None) -> None:
-    """Before JAX is first used: a device for each core of a CPU, at least `most`, and a cache of compiled programs.
+    """Configures JAX before its first use: one CPU device a core, at least `most`, and a compilation cache.
 
-    XLA spreads members over devices better than one member over cores. More devices try out another machine's plan.
+    XLA makes better use of one device a core than of all cores for one device.
     """
     if "JAX_NUM_CPU_DEVICES" not in os.environ:
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
         jax.config.update("jax_num_cpu_devices", max(cores or 1, most or 1))
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = os.environ.get("XDG_CACHE_HOME", "")  # a relative one is to be ignored, says its specification
-        with contextlib.suppress(RuntimeError):  # a user without a home compiles anew each time
+        cache = os.environ.get("XDG_CACHE_HOME", "")  # its specification ignores relative paths
+        with contextlib.suppress(RuntimeError):  # no cache for a user without a home
             cache = Path(cache if os.path.isabs(cache) else "~/.cache").expanduser()
             jax.config.update("jax_compilation_cache_dir", str(cache / "hw1jax" / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def stop_on_signals() -> threading.Event:
-    """From here on Ctrl-C and SIGTERM set the event that is returned, so that training writes down where it is.
+    """Returns an event that Ctrl-C and SIGTERM set, so that training writes its checkpoints.
 
     Then the process ends with 130 or 143: when training has stopped (`with_exit_code`), after `SECONDS_TO_STOP`, or at
-    a second signal. A thread waits for signals, as Python's own handlers run in the main thread alone, between two of
-    its instructions, and that may be deep in a compiled program.
+    a second signal. A thread waits for signals, since Python's handlers run between instructions of the main thread,
+    which may be deep in a compiled program.
     """
     stop = threading.Event()
     receiving, sending = os.pipe()
@@ -238,7 +236,7 @@ def stop_on_signals() -> threading.Event:
 def _wait_for_signals(receiving: int, stop: threading.Event) -> None:
     heard.append(os.read(receiving, 1)[0])
     stop.set()
-    with contextlib.suppress(OSError):  # a terminal that is gone
+    with contextlib.suppress(OSError):  # the terminal is closed
         print("\nstopping; the same command goes on from here", file=sys.stderr, flush=True)
     if select.select([receiving], [], [], SECONDS_TO_STOP)[0]:
         heard.append(os.read(receiving, 1)[0])
@@ -246,19 +244,19 @@ def _wait_for_signals(receiving: int, stop: threading.Event) -> None:
 
 
 def end_at_once(code: int) -> NoReturn:
-    """Ends the process where it stands: files appear whole or not at all."""
+    """Ends the process immediately; files are whole at any moment."""
     try:
         if sys.stderr.isatty():
-            print("\x1b[?25h", end="", file=sys.stderr, flush=True)  # a progress bar has hidden the cursor
+            print("\x1b[?25h", end="", file=sys.stderr, flush=True)  # show the cursor, which a progress bar hides
         sys.stdout.flush()
     finally:
         os._exit(code)
 
 
 def with_exit_code(work: Callable[[], Any]) -> NoReturn:
-    """Does the work and exits with its code, if it returns one, or with 2 and one line for what the user can mend.
+    """Calls `work` and exits with its integer result, else 0; with 2 and one line for a user error.
 
-    A signal that was heard before, by which training has stopped, ends the process with its own code.
+    If a signal has stopped training, the process ends with the signal's exit code.
     """
     result = None
     try:
@@ -271,15 +269,14 @@ def with_exit_code(work: Callable[[], Any]) -> NoReturn:
         sys.exit(report_error(error))
     if heard:
         end_at_once(128 + heard[0])
-    signal.set_wakeup_fd(-1)  # the work is done: from here on a signal changes nothing
+    signal.set_wakeup_fd(-1)  # the work is done: signals have no effect any more
     sys.exit(result if isinstance(result, int) else 0)
 
 
 def is_mistake(error: BaseException) -> bool:
-    """True if an error is for a person to mend, so that it ends with exit code 2 and without our traceback.
+    """True for a user error, which ends with exit code 2 and without the package's traceback.
 
-    A TypeError is where one of the library's checks, or a function of the study's that is checked, has raised it; any
-    other comes of wrong code, and its traceback says where.
+    A TypeError is one if the package's checks, or a checked function of the study, raised it; any other is a bug.
     """
     if checks.note_of(error):
         return True
@@ -290,13 +287,13 @@ def is_mistake(error: BaseException) -> bool:
 
 
 def report_error(error: Exception) -> int:
-    """Prints an error that the user can mend, and returns the exit code for it.
+    """Prints a user error; returns its exit code.
 
-    It is one line, or for what a function of the study's has raised: the innermost frame that is neither the package's,
-    nor a library's, nor Python's, the error, the note.
+    It prints one line; for an error of the study's function also its innermost frame outside of libraries, and the
+    note.
     """
     if note := checks.note_of(error):
-        error.__notes__ = [note]  # JAX has one as well, on what it has left out of the traceback
+        error.__notes__ = [note]  # without JAX's note on its filtered traceback
         others = (str(Path(__file__).parent), *sysconfig.get_paths().values())
         own = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(others)]
         print(formatting.plain("".join(traceback.format_list(own[-1:]))), end="", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""On what a result was computed, and where the time went: versions, device, commit, seconds."""
+"""The environment of a result: versions, device, commit, and the time of each step."""
 
 import os
 import platform
@@ -20,7 +20,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "optuna", "numpy")
 
 
 def describe() -> dict[str, str | int | dict[str, str] | None]:
-    """Date, versions, devices and git commit, as `results.json` records them."""
+    """Date, versions, devices and git commit, for `results.json`."""
     devices = jax.devices()
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -35,22 +35,22 @@ def describe() -> dict[str, str | int | dict[str, str] | None]:
 
 
 def numerics() -> dict[str, str | bool]:
-    """How exactly this thread computes, as it is in force here, whatever has been asked for.
+    """This thread's numerical settings.
 
-    XLA reads its flags once, when JAX starts: set later, they are not in force though they are found here.
+    XLA reads its flags once, when JAX starts: flags that were set later appear here without effect.
     """
     precision = "float32" if jax.default_backend() == "cpu" else matmul_precision()
     return {"matmul_precision": precision or "default", "reproducible": is_reproducible()}
 
 
 def matmul_precision() -> str | None:
-    """What this thread has been told of matrix products; None: nothing."""
-    config: Any = jax.config  # whose attributes its stubs don't know
+    """This thread's precision of matrix products; None: JAX's default."""
+    config: Any = jax.config  # its stubs lack the attribute
     return config.jax_default_matmul_precision
 
 
 def is_reproducible() -> bool:
-    """Whether XLA's flags make a GPU compute the same bits each time."""
+    """True if XLA's flags make a GPU compute the same bits each time."""
     flags = [flag.lstrip("-").partition("=") for flag in os.environ.get("XLA_FLAGS", "").split()]
     given = {name: value for name, _, value in flags}
     on = given.get("xla_gpu_deterministic_ops", "false").lower() in ("", "true", "1")
@@ -58,13 +58,13 @@ def is_reproducible() -> bool:
 
 
 def make_reproducible() -> None:
-    """Makes a GPU compute the same bits each time; before JAX is first used."""
+    """Sets XLA's flags so that a GPU computes the same bits each time; before JAX is first used."""
     flags = "--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
 
 
 def version_of(package: str) -> str:
-    """The installed version of a package."""
+    """The installed version of a package, or "none"."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -72,7 +72,6 @@ def version_of(package: str) -> str:
 
 
 def _processor() -> str:
-    """The processor's name where the system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -82,7 +81,7 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that the package runs from, marked if it has changes; None outside of one."""
+    """The commit of the checkout that the package runs from, marked if it has changes; None outside a checkout."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
@@ -108,7 +107,7 @@ def check_devices() -> None:
 
 
 class Clock:
-    """Where the time goes: seconds of each part, and of compiling, which the parts leave out."""
+    """Seconds of each step, and of compilation, which the steps exclude."""
 
     def __init__(self) -> None:
         self._seconds = {"compile_seconds": 0.0}
@@ -118,13 +117,13 @@ class Clock:
         if event.startswith("/jax/core/compile/"):
             end = time.perf_counter()
             begin = end - duration_secs
-            # A function traced within another is reported first, and again as a part of it.
+            # A function traced within another is reported first, and again as part of the outer one.
             earlier = [span for span in self._compiling.get(get_ident(), []) if span[0] < begin]
             self._compiling[get_ident()] = [*earlier, (begin, end)]
 
     @contextmanager
     def measure(self, name: str, threads: int = 1) -> Iterator[None]:
-        """Counts the time of the block as `name`; `threads` is how many threads compile in it at a time."""
+        """Records the time of the block as `name`; `threads` compile concurrently in it."""
         begin = time.perf_counter()
         self._compiling.clear()
         jax.monitoring.register_event_duration_secs_listener(self._listen)
@@ -137,12 +136,11 @@ class Clock:
         self._seconds[name] = time.perf_counter() - begin - compiling
 
     def seconds(self) -> dict[str, float]:
-        """Seconds of each part, and of compiling."""
         return dict(self._seconds)
 
 
 def command_line() -> str:
-    """The command that repeats this run: of a script of a checkout's experiments, from the checkout's root.
+    """The command that repeats this run; a script of a checkout's experiments is relative to the checkout.
 
     `python -m hw1jax` has put its own command, with the study's module, first among the arguments.
     """

@@ -1,4 +1,4 @@
-"""Numbers, durations, counts and names as text; a line now and then on how far long work is."""
+"""Numbers, durations, counts and names as text, and progress lines."""
 
 import sys
 import time
@@ -6,30 +6,30 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-FIRST_AFTER, EVERY = 3, 10  # seconds; what takes less than the first says nothing
+FIRST_AFTER, EVERY = 3, 10  # seconds until the first line, and between later ones
 
 
 class Pace:
-    """The pace of work since the first call of `left`: before it, programs are compiled."""
+    """Estimates the remaining time from the first call of `left`, before which programs are compiled."""
 
     def __init__(self) -> None:
         self._first: tuple[float, float] | None = None
 
     def left(self, share: float, now: float) -> str:
-        """The time that the rest takes, as text, if this share is done by `now` (seconds); empty in the first call."""
+        """The remaining time as text if this share is done by `now` (seconds); empty in the first call."""
         begin, share_then = self._first = self._first or (now, share)
         return duration(round((now - begin) / (share - share_then) * (1 - share))) if share > share_then else ""
 
 
-def teller(what: str) -> Callable[[int, int, np.ndarray], None]:
-    """A function of (epochs done, number of epochs, validation loss [trial, fold]) that prints to standard error.
+def progress_printer(what: str) -> Callable[[int, int, np.ndarray], None]:
+    """Returns a function of (epochs done, number of epochs, validation loss [trial, fold]) that prints to stderr.
 
-    It may be called often: `cross_validate(progress=True)` calls it after each program.
+    It may be called often, and prints a line every few seconds.
     """
     started = last_line = time.monotonic()
     pace = Pace()
 
-    def tell(done: int, num_epochs: int, val_loss: np.ndarray) -> None:
+    def show(done: int, num_epochs: int, val_loss: np.ndarray) -> None:
         nonlocal last_line
         now, is_first_line = time.monotonic(), last_line == started
         left = pace.left(done / num_epochs, now)
@@ -43,23 +43,23 @@ def teller(what: str) -> Callable[[int, int, np.ndarray], None]:
             print(f"{what}: epoch {done} of {num_epochs}{lowest}{rest}", file=sys.stderr, flush=True)
             last_line = now
 
-    return tell
+    return show
 
 
 def plain(text: str) -> str:
-    """A text in which control characters, and others that are not printed, are shown by their codes; lines stay."""
+    """Escapes control and other unprintable characters, except line ends."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def number(value: float, decimals: int = 3) -> str:
-    """With so many decimals: 0.171, 23.400; a smaller one with two digits, a huge one with four: 0.00035, 1.2e+07."""
+    """Formats with `decimals`: 0.171, 23.400; small values with two digits, large ones with four: 0.00035, 1.2e+07."""
     if 0 < abs(value) < 10.0 ** (1 - decimals):
         return f"{value:.2g}"
     return f"{value:.{decimals}f}" if abs(value) < 1e6 else f"{value:.4g}"
 
 
 def duration(seconds: float) -> str:
-    """As people say it: 1 h 5 min, 2 min 10 s, 17 s, 4.2 s."""
+    """Formats seconds: 1 h 5 min, 2 min 10 s, 17 s, 4.2 s."""
     if round(seconds, 1) < 10:
         return f"{round(seconds, 1):g} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -69,6 +69,6 @@ def duration(seconds: float) -> str:
 
 
 def counts(trials: Mapping[str, int]) -> str:
-    """How many of a search's trials are complete, pruned and failed: 81 + 54 pruned + 2 failed."""
+    """Formats the numbers of complete, pruned and failed trials: 81 + 54 pruned + 2 failed."""
     pruned = f" + {trials['pruned']} pruned" if trials["pruned"] else ""
     return f"{trials['complete']}{pruned} + {trials['failed']} failed"

@@ -20,7 +20,7 @@ from jax import lax
 
 Width = int | jax.Array  # a number of units or channels, Python's or traced
 
-FEW_INPUTS = 2**12  # numbers in a dense layer's batch: so few that copies of them cost as much as their product
+FEW_INPUTS = 2**12  # size of a dense layer's batch up to which copies cost as much as the product
 
 
 def uniform_by_fan_in(key: jax.Array, shape: tuple[int, int], fan_in: Width, width: Width) -> jax.Array:
@@ -60,7 +60,7 @@ def mask_units(x: jax.Array, width: Width) -> jax.Array:
 def dense(x: jax.Array, weights: jax.Array) -> jax.Array:
     """x [batch, inputs], weights [units, 1 + inputs] -> [batch, units].
 
-    Few inputs have a gradient of their own, which JAX differentiates in reverse alone.
+    Small batches have a custom gradient, in reverse mode alone.
     """
     if x.size > FEW_INPUTS:
         return _dense(x, weights)
@@ -75,7 +75,7 @@ def _dense(x: jax.Array, weights: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def _dense_of_few(x: jax.Array, weights: jax.Array) -> jax.Array:
-    """As `dense`, where the products are so small that copies beside them count: the bias is a column of theirs."""
+    """`dense` for small batches: the bias is a column of the product."""
     return _dense_of_few_forward(x, weights)[0]
 
 
@@ -86,8 +86,7 @@ def _dense_of_few_forward(x: jax.Array, weights: jax.Array) -> tuple[jax.Array, 
 
 def _dense_of_few_backward(kept: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, weights = kept
-    # XLA:CPU has a slow routine for a product over the first axes, and makes it of one with a transposed copy, if it
-    # sees it.
+    # The barrier keeps XLA:CPU from fusing the transpose into a product over the first axes, which is slow.
     transposed = lax.optimization_barrier(gradient.T)
     return (gradient @ weights)[:, 1:], transposed @ x
 
@@ -155,14 +154,14 @@ def conv_pool(x: jax.Array, weights: jax.Array) -> jax.Array:
 def lax_conv_pool(x: jax.Array, weights: jax.Array) -> jax.Array:
     """`conv_pool`, and `first_conv_pool`, by XLA's own convolution and pooling; members become its groups.
 
-    Far slower on a CPU; on an accelerator nobody has compared them yet. `models.CNN` takes either.
+    Far slower on a CPU, not compared on an accelerator. `models.CNN` takes either.
     """
     _pooled_sizes(x, kernels(weights, len(x)).shape[-1])
     return lax.reduce_window(conv(x, weights), -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
 
 
 def conv(x: jax.Array, weights: jax.Array) -> jax.Array:
-    """Convolution with padding 1 and ReLU, without the pooling: what those who look at a network want to see.
+    """Convolution with padding 1 and ReLU, without the pooling, for plots of activations.
 
     Args:
       x: [input channel, row, column, image].

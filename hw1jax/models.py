@@ -1,10 +1,9 @@
-"""The homework's networks, as Flax modules whose widths may differ from member to member of one program.
+"""The homework's networks, as Flax modules whose widths may differ between the members of a program.
 
-A module has the maximum widths; a call takes the member's own. What lies beyond stays exactly 0, in the parameters, in
-their gradients and in the activations, so a padded network computes what the small one does.
+A module has the maximum widths; a call takes the member's own. All beyond stays exactly 0 in parameters, gradients and
+activations, so a padded network computes the same as the unpadded one.
 
-The networks leave what their layers find in the collection "intermediates" where that is asked for (`activations`);
-where it is not, as in training, nothing more is computed.
+If the collection "intermediates" is mutable, the networks store their activations there (`activations`).
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 from hw1jax import layers
 from hw1jax.layers import Width
 
-FIRST_KERNEL, LATER_KERNEL = 4, 5  # sizes of the report's convolutions; the later ones must be odd
+FIRST_KERNEL, LATER_KERNEL = 4, 5  # kernel sizes of the report; later ones must be odd
 
 
 class MaskedDense(nn.Module):
@@ -41,8 +40,7 @@ class MaskedConvPool(nn.Module):
     Attributes:
       channels: the maximum number of channels.
       kernel_size: rows and columns of a kernel; odd for `layers.conv_pool`.
-      layer: (x, weights) -> outputs: `layers.conv_pool`, for a first convolution `layers.first_conv_pool`, or
-        `layers.lax_conv_pool`.
+      layer: (x, weights) -> outputs: `layers.conv_pool`, `layers.first_conv_pool` or `layers.lax_conv_pool`.
     """
 
     channels: int
@@ -85,8 +83,7 @@ class CNN(nn.Module):
       hidden_units: the maximum number of units of each hidden dense layer.
       num_outputs: classes.
       activation: of the hidden dense layers; the homework's is the sigmoid.
-      first_conv_pool: how the first convolution is computed, see `layers`.
-      conv_pool: how later ones are.
+      first_conv_pool, conv_pool: implementations of the first and of later convolutions, see `layers`.
     """
 
     channels: Sequence[int]
@@ -105,9 +102,9 @@ class CNN(nn.Module):
             images, name = x, f"conv{i + 1}"
             x = MaskedConvPool(maximum, *kind, name=name)(images, num_inputs, channels[i])
             num_inputs = channels[i]
-            if self.is_mutable_collection("intermediates"):  # the layer itself never computes what pooling discards
+            if self.is_mutable_collection("intermediates"):  # the layer computes no values before pooling
                 weights = self.variables["params"][name]["weights"]
-                _leave(self, {name: layers.conv(images, weights), f"pool{i + 1}": x})
+                _store(self, {name: layers.conv(images, weights), f"pool{i + 1}": x})
         cells = x.shape[1] * x.shape[2]
         x = x.reshape(-1, x.shape[3]).T  # [image, (channel, row, column)]: the real channels come first
         return _dense_layers(self, x, cells * num_inputs, widths)
@@ -119,30 +116,29 @@ def _dense_layers(
     for i, maximum in enumerate(network.hidden_units):
         x = network.activation(MaskedDense(maximum, name=f"dense{i + 1}")(x, num_inputs, widths[i]))
         x, num_inputs = layers.mask_units(x, widths[i]), widths[i]
-        _leave(network, {f"dense{i + 1}": x})
+        _store(network, {f"dense{i + 1}": x})
     outputs = MaskedDense(network.num_outputs, name="output")(x, num_inputs, network.num_outputs)
-    _leave(network, {"output": outputs})
+    _store(network, {"output": outputs})
     return outputs
 
 
-def _leave(network: nn.Module, found: dict[str, jax.Array]) -> None:
-    """Leaves what layers have found where that is asked for."""
-    network.sow("intermediates", "activations", found, init_fn=dict, reduce_fn=lambda before, new: before | new)
+def _store(network: nn.Module, activations: dict[str, jax.Array]) -> None:
+    network.sow("intermediates", "activations", activations, init_fn=dict, reduce_fn=lambda before, new: before | new)
 
 
 def activations(network: MLP | CNN, params: Any, x: jax.Array, *widths: Any) -> dict[str, jax.Array]:
-    """What every layer makes of the inputs, from the first to the last.
+    """The activations of every layer, from the first to the last.
 
     Args:
       network: the module.
       params: its parameters.
-      x: what a call of the network takes, and `widths` after it.
+      x, *widths: the arguments of its call.
 
     Returns:
       Arrays by layer: "conv1" [example, channel, row, column] after ReLU and before pooling, "pool1" the same after
-      pooling, "dense1" [example, unit] after the activation, and "output" [example, output], what the network returns.
+      pooling, "dense1" [example, unit] after the activation, and "output" [example, output], the network's value.
     """
-    if isinstance(network, CNN):  # a few examples, once: XLA's own convolutions are compiled 30 times sooner
+    if isinstance(network, CNN):  # for a few examples: XLA's convolutions compile 30 times faster
         network = network.clone(first_conv_pool=layers.lax_conv_pool, conv_pool=layers.lax_conv_pool)
     applied: Any = network.apply({"params": params}, x, *widths, mutable=["intermediates"])
     found = applied[1]["intermediates"]["activations"]
@@ -150,7 +146,7 @@ def activations(network: MLP | CNN, params: Any, x: jax.Array, *widths: Any) -> 
 
 
 def most_convolutions(image_size: int) -> int:
-    """How many convolutions with pooling an image of so many rows and columns is large enough for."""
+    """The largest number of convolutions with pooling for images of so many rows and columns."""
     size, count = layers.pooled_size(image_size, FIRST_KERNEL), 0
     while size > 0:
         size, count = layers.pooled_size(size, LATER_KERNEL), count + 1
@@ -158,7 +154,7 @@ def most_convolutions(image_size: int) -> int:
 
 
 def scale_pixels(images: jax.Array) -> jax.Array:
-    """uint8 pixels [...] -> float in [0, 1]; done once for each batch, not once for each member."""
+    """uint8 pixels [...] -> float in [0, 1]; as `prepare`, once for each batch instead of each member."""
     return images.astype(jnp.result_type(float)) / 255
 
 

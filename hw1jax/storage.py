@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written beside their place, then renamed into it. Locks of a run's folder."""
+"""Atomic writes: files appear whole or not at all. Locks of a run's folder."""
 
 import contextlib
 import fcntl
@@ -16,21 +16,20 @@ from typing import Any
 
 import numpy as np
 
-# Of results.json, histories.npz, model.msgpack and a search's configuration with its plan.
-FORMAT = 7
+FORMAT = 7  # of results.json, histories.npz, model.msgpack and a search's configuration with its plan
 RUN_LOCK, RESULTS_LOCK = ".lock", ".results.lock"  # files of a run's folder
 
-# numpy reads an array's header with Python's `ast`, whose count of depth all threads share (in 3.11): if garbage is
-# collected in its middle, JAX's callback lets another thread at it, and the counts don't match (a SystemError).
+# numpy parses an array's header with Python's `ast`, whose recursion counter all threads share (in 3.11): a garbage
+# collection meanwhile runs JAX's callback, which can switch threads, and the counts don't match (a SystemError).
 _one_reader = threading.Lock()
 
 
 class FormatError(ValueError):
-    """Something was written by another version, in a format that this one doesn't know."""
+    """A file of another version, in an unknown format."""
 
 
 def check_format(content: Mapping[str, Any], name: object) -> None:
-    """Raises a FormatError of one line unless what `name` holds is of a format that this version reads."""
+    """Raises a FormatError of one line unless this version reads the format of `content`."""
     found = np.asarray(content.get("format", 1)).tolist()  # the first format had no number
     if found != FORMAT:
         raise FormatError(
@@ -50,33 +49,33 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's files are private, a result is not
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's files are private
         os.replace(temporary, path)
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno and error.filename is None:
-            error.filename = str(path)  # a full disk is told without a name
+            error.filename = str(path)  # the error of a full disk has no name
         raise
 
 
 def sync(path: Path) -> None:
-    """Waits until what was written to a file, by whomever, is on the disk; nothing if there is none."""
+    """Waits until a file's content is on the disk; does nothing if there is no file."""
     with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
         os.fsync(file.fileno())
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes JSON; numbers that are not finite are refused, as no other program could read them."""
+    """Writes JSON; refuses numbers that are not finite, which other programs can't read."""
     write_bytes(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray], *, compressed: bool = True) -> None:
-    """Writes arrays by name as an npz. Objects, which only pickle could write, are refused.
+    """Writes arrays by name as an npz; refuses object arrays, which need pickle.
 
-    Numbers of types that numpy has not itself, as bfloat16, become float32: as bytes alone they would come back.
-    Compressing takes longer than the rest: a file that is read once and removed is better off without.
+    Dtypes that numpy lacks, such as bfloat16, become float32. Compression takes longer than the rest, and doesn't pay
+    for a file that is read once.
     """
-    named: dict[str, Any] = {}  # no name is one of the function's own options
+    named: dict[str, Any] = {}
     for name, array in arrays.items():
         if np.asarray(array).dtype.hasobject:
             raise ValueError(f"{name} holds Python objects, not numbers")
@@ -87,24 +86,24 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray], *, compressed: bool 
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Reads what `write_arrays` wrote. Objects, which could execute code, are refused.
+    """Reads the arrays of `write_arrays`; refuses object arrays, which could execute code.
 
     Raises:
-      ValueError: the file is damaged, or something else; the message names it.
+      ValueError: the file is damaged, or of another kind; the message names it.
     """
     try:
-        # From memory: on a file that is no zip, np.load leaves the file open.
+        # From memory: np.load doesn't close a file that is no zip.
         with _one_reader, np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
             return dict(arrays)
     except OSError:
         raise
-    except Exception as error:  # whatever zip, zlib or the headers of arrays choke on, the file is damaged
+    except Exception as error:  # any error of zip, zlib or the arrays' headers: the file is damaged
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path} is damaged ({reason}): remove it and run the same command again") from error
 
 
 def restored(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """An array from a file in the type that it had, if that was one that files don't know; else as it is."""
+    """Converts an array from a file back to a dtype that files lack."""
     return array.astype(dtype) if _is_foreign(dtype) and array.dtype == np.float32 else array
 
 
@@ -114,12 +113,12 @@ def _is_foreign(dtype: np.dtype) -> bool:
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Makes a run's folder, if there is none, and keeps it to this run until the block ends.
+    """Creates a run's folder, if needed, and locks it until the block ends.
 
     The operating system frees the lock when the process ends, however it ends.
 
     Raises:
-      ValueError: another run holds the folder, in this process or another; the message names it. Nothing is written.
+      ValueError: another run, in any process, holds the lock; the message names it. Nothing is written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / RUN_LOCK, "a+") as file:
@@ -127,7 +126,7 @@ def run_lock(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            holder = file.read() or "another run"  # which is about to write who it is
+            holder = file.read() or "another run"  # it has not written its name yet
             raise ValueError(f"{folder} is in use by {holder}: wait for its end, or give another out=") from None
         file.truncate(0)
         now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
@@ -137,13 +136,13 @@ def run_lock(folder: Path) -> Iterator[None]:
 
 
 def write_lock(folder: Path) -> AbstractContextManager[None]:
-    """Held while files are written that must fit each other; waits for those who read them."""
+    """Exclusive lock for writing files that belong together; waits for readers."""
     folder.mkdir(parents=True, exist_ok=True)
     return _locked(folder / RESULTS_LOCK, "ab", fcntl.LOCK_EX)
 
 
 def read_lock(folder: Path) -> AbstractContextManager[None]:
-    """Held while files are read that must fit each other; waits for the run that writes them. It writes nothing."""
+    """Shared lock for reading files that belong together; waits for the run that writes them. Creates no file."""
     path = folder / RESULTS_LOCK
     return _locked(path, "rb", fcntl.LOCK_SH) if os.access(path, os.R_OK) else nullcontext()
 

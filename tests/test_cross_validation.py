@@ -341,7 +341,7 @@ def test_calls_with_new_functions_let_go_of_those_before():
 def test_progress_says_a_line_now_and_then_on_standard_error(capsys, monkeypatch):
     clock = itertools.count(0, 2.0)  # two seconds between two looks at it
     monkeypatch.setattr(formatting.time, "monotonic", lambda: next(clock))
-    say = formatting.teller("cross_validate")
+    say = formatting.progress_printer("cross_validate")
     for done in range(5, 101, 5):
         say(done, 100, np.array([[0.5, 0.25], [np.nan, 1]]))
     out, err = capsys.readouterr()

@@ -240,7 +240,7 @@ def cross_validate(
     batch_size = min(batch_size, max(len(fold.train) for fold in splits))
     spec = population.Spec(num_epochs, batch_size, seed, patience=early_stopping)
     members, trials = _laid_out(task, spec, key, data, splits, hyperparameters)
-    say = formatting.teller("cross_validate") if progress is True else progress or None
+    say = formatting.progress_printer("cross_validate") if progress is True else progress or None
     train_loss, values, last = _train(members, trials, len(jax.tree.leaves(hyperparameters)[0]), say)
     return _result(task, early_stopping, return_params, train_loss, values, last, hyperparameters, splits, data.x)
 

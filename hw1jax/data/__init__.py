@@ -1,4 +1,4 @@
-"""Data as arrays: what a study trains and tests on, and the homework's own, `regression` and `fashion_mnist`."""
+"""Datasets, and the homework's own: `regression` and `fashion_mnist`."""
 
 import hashlib
 from typing import Any, NamedTuple
@@ -11,11 +11,10 @@ class Dataset(NamedTuple):
     """Training and test examples: arrays, or trees (dicts, tuples) of arrays, whose leading axis counts examples.
 
     Attributes:
-      x_train, y_train: what is trained on, in folds.
-      x_test, y_test: looked at once, by the refitted best trial.
-      weights: float [example] of the training part, at least 0: how much each counts in the loss, in training and in
-        validation; all the same, if not given.
-      groups: [example] of the training part, for splitters that keep groups together.
+      x_train, y_train: training examples, split into folds.
+      x_test, y_test: test examples, evaluated once, by the refitted best trial.
+      weights: float [training example], at least 0: weights of the loss in training and validation; None: all equal.
+      groups: [training example], for splitters that keep groups together.
     """
 
     x_train: Any
@@ -27,7 +26,7 @@ class Dataset(NamedTuple):
 
 
 def sha256(data: Dataset) -> str:
-    """A digest of all arrays, by which results know the data that they belong to."""
+    """Digest of all arrays, which identifies the data of results."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(data):
         digest.update(np.ascontiguousarray(leaf).tobytes())

@@ -1,7 +1,7 @@
-"""Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017) from the first source that has it, verified, as numpy arrays.
+"""Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017), downloaded, verified and cached, as numpy arrays.
 
-TFDS fetches the original files where there is a network; where only Debian's mirrors can be reached, apt-get does. What
-was fetched stays in a cache. Every byte is checked against the table `FILES`, wherever it came from.
+TFDS downloads the original files; if only Debian's mirrors can be reached, apt-get does. Every byte is checked against
+the table `FILES`, whatever its source.
 """
 
 import contextlib
@@ -14,17 +14,16 @@ import shutil
 import struct
 import subprocess
 import tempfile
-import threading
 import urllib.request
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from hw1jax import storage
 from hw1jax.data import Dataset
 
 IMAGE_SIZE = 28  # rows and columns of pixels
@@ -32,17 +31,17 @@ CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shi
 URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"  # the original files; TFDS knows their checksums
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-TIMEOUT_SECONDS = 5  # without an answer, a host is taken for dead
+TIMEOUT_SECONDS = 5  # for a host's answer
 
 log = logging.getLogger(__name__)
 
 
 class DataError(ValueError):
-    """Fashion-MNIST is damaged or can't be had; the message says where and what to do."""
+    """Fashion-MNIST is damaged or missing; the message names the place and the remedy."""
 
 
 class Idx(NamedTuple):
-    """One IDX file of unsigned bytes, decompressed."""
+    """An IDX file of unsigned bytes, decompressed."""
 
     name: str
     shape: tuple[int, ...]
@@ -55,7 +54,7 @@ class Idx(NamedTuple):
 
 
 Files = tuple[Idx, Idx, Idx, Idx]  # training images and labels, test images and labels
-Contents = dict[str, bytes]  # a file's name -> its bytes, decompressed and verified
+Contents = dict[str, bytes]  # by file name, decompressed and verified
 
 FILES: Files = (
     Idx("train-images-idx3-ubyte", (60000, 28, 28), "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"),
@@ -66,12 +65,12 @@ FILES: Files = (
 
 
 def read_file(path: Path, file: Idx) -> bytes:
-    """The bytes of `file`, gzipped or not in `path`. Raises DataError, naming the path, if they are any others."""
+    """Reads `file`, gzipped or not, from `path`; raises a DataError that names the path if its bytes differ."""
     num_bytes = len(file.header) + math.prod(file.shape)
     with path.open("rb") as stream:
         is_gzip = stream.read(2) == b"\x1f\x8b"
         stream.seek(0)
-        try:  # the extra byte shows that there is more, without making room for a gzip bomb
+        try:  # one byte too many shows a longer file, without decompressing a gzip bomb
             data = (gzip.GzipFile(fileobj=stream) if is_gzip else stream).read(num_bytes + 1)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise DataError(f"{path} is a damaged gzip file: {error}") from None
@@ -85,7 +84,7 @@ def read_file(path: Path, file: Idx) -> bytes:
 
 
 def read_folder(folder: Path, files: Files = FILES) -> Contents:
-    """All four files of a folder, each as plain IDX or with the ending .gz. Raises OSError or DataError."""
+    """Reads all four files of a folder, plain IDX or with the ending .gz. Raises OSError or DataError."""
     contents = {}
     for file in files:
         path = next(filter(Path.is_file, (folder / file.name, folder / f"{file.name}.gz")), None)
@@ -96,23 +95,19 @@ def read_folder(folder: Path, files: Files = FILES) -> Contents:
 
 
 def cache_folder() -> Path:
-    """The project's own folder. Raises RuntimeError where the user has no home."""
+    """The package's cache. Raises RuntimeError if the user has no home."""
     cache = os.environ.get("XDG_CACHE_HOME", "")
     return Path(cache if os.path.isabs(cache) else "~/.cache").expanduser() / "hw1jax" / "fashion-mnist"
 
 
 def store(contents: Contents, folder: Path) -> None:
-    """Write each file elsewhere in the folder, then rename it: no reader or other writer meets half a file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as temporary:
-        for name, data in contents.items():
-            path = Path(temporary, name)
-            path.write_bytes(data)
-            os.replace(path, folder / name)
+    """Writes the files into a folder; each appears whole or not at all."""
+    for name, data in contents.items():
+        storage.write_bytes(folder / name, data)
 
 
 def from_cache(files: Files) -> Contents:
-    """The files in the project's own cache."""
+    """Reads the package's cache."""
     try:
         return read_folder(cache_folder(), files)
     except DataError as error:
@@ -121,27 +116,28 @@ def from_cache(files: Files) -> Contents:
 
 
 def from_debian_folder(files: Files) -> Contents:
-    """The files where Debian's package installs them."""
+    """Reads the files that Debian's package installs."""
     return read_folder(DEBIAN_FOLDER, files)
 
 
 def from_tfds(files: Files, *, url: str = URL) -> Contents:
-    """Download with TFDS' manager: it checks the checksums that TFDS has registered, and needs no TensorFlow."""
-    _probe(f"{url}{files[-1].name}.gz")  # TFDS itself would retry for minutes
+    """Downloads with TFDS' manager, which verifies TFDS' checksums and needs no TensorFlow."""
+    with urllib.request.urlopen(f"{url}{files[-1].name}.gz", timeout=TIMEOUT_SECONDS) as response:
+        response.read(1)  # an unreachable host fails at once here; TFDS would retry for minutes
     with _silence(), tempfile.TemporaryDirectory() as folder:
-        import tensorflow_datasets as tfds  # here, as it takes half a second and is seldom needed
+        import tensorflow_datasets as tfds  # takes half a second, and is seldom needed
 
         tfds.disable_progress_bar()
         manager = tfds.download.DownloadManager(download_dir=folder)
-        # one after another: were one to fail, nothing else would be writing to the folder while it is removed
+        # one at a time: after a failure, nothing writes to the folder while it is removed
         return {file.name: read_file(Path(manager.download(f"{url}{file.name}.gz")), file) for file in files}
 
 
 def from_apt(files: Files) -> Contents:
-    """Download Debian's package, as any user, and unpack it in a temporary folder; nothing is installed."""
+    """Downloads Debian's package, as any user, and unpacks it in a temporary folder without installing it."""
     with tempfile.TemporaryDirectory() as folder:
         apt = ["apt-get", "-o", "Acquire::Retries=0", "-o", f"Acquire::http::Timeout={TIMEOUT_SECONDS}"]
-        apt += ["-o", "APT::Sandbox::User=root"]  # root's downloads need not be readable by the user _apt
+        apt += ["-o", "APT::Sandbox::User=root"]  # else the user _apt could not write to root's folder
         errors = [_run(*apt, "download", DEBIAN_PACKAGE, folder=folder)]
         if "Unable to locate" in errors[0] or "404" in errors[0]:  # the system's package lists are missing or stale
             Path(folder, "lists", "partial").mkdir(parents=True)
@@ -156,7 +152,7 @@ def from_apt(files: Files) -> Contents:
 
 
 class Source(NamedTuple):
-    """A place to look. `fetch` returns verified bytes or raises anything; `keep` has them stored in the cache."""
+    """A source of the files. `fetch` returns verified bytes or raises any exception; `keep`: cache them."""
 
     name: str
     fetch: Callable[[Files], Contents]
@@ -172,11 +168,13 @@ SOURCES = (
 
 
 def load(data_dir: str | Path | None = None, *, sources: tuple[Source, ...] = SOURCES, files: Files = FILES) -> Dataset:
-    """Fashion-MNIST: x uint8 [60000, 28, 28] and [10000, 28, 28], 0 to 255, y int32 [60000] and [10000], 0 to 9.
+    """Fashion-MNIST: x uint8 [60000, 28, 28] and [10000, 28, 28], 0 to 255; y int32 [60000] and [10000], 0 to 9.
 
     `data_dir`, or else the environment variable HW1JAX_DATA_DIR, names a folder with the four IDX files, gzipped or
-    not: the only source then, and never written. Without either, the first of `sources` that has the data. Raises
-    DataError where a file is damaged or nothing has them; its message says what to do.
+    not, which is then the only source, and is never written. Without either, the first of `sources` that has the data.
+
+    Raises:
+      DataError: a file is damaged, or no source has the data; the message says what to do.
     """
     folder = os.environ.get("HW1JAX_DATA_DIR") or None if data_dir is None else data_dir
     contents = _search(sources, files) if folder is None else _read_strictly(folder, files)
@@ -199,7 +197,7 @@ def _search(sources: tuple[Source, ...], files: Files) -> Contents:
         try:
             log.info("looking for Fashion-MNIST: %s", source.name)
             contents = source.fetch(files)
-        except Exception as error:  # whatever goes wrong, deep in TFDS perhaps, there is a next source to try
+        except Exception as error:  # after any error, perhaps deep in TFDS, the next source is tried
             failures.append(f"\n  {source.name}: {' '.join(str(error).split()) or type(error).__name__}")
             continue
         if source.keep:
@@ -219,24 +217,9 @@ def _wanted(files: Files) -> str:
     return f"the files {', '.join(file.name for file in files)}, plain or .gz"
 
 
-def _probe(url: str) -> None:
-    """Raise unless a byte comes in time. In a thread of its own, as looking up a name can't be given a timeout."""
-    answer: Future[bytes] = Future()
-
-    def ask() -> None:
-        try:
-            with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
-                answer.set_result(response.read(1))
-        except Exception as error:
-            answer.set_exception(error)
-
-    threading.Thread(target=ask, daemon=True).start()
-    answer.result(timeout=TIMEOUT_SECONDS)
-
-
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Hide TFDS' warnings and its log of every retry, and keep absl, its logger, from setting up the root logger."""
+    """Hides TFDS' warnings and logs, and keeps absl, its logger, from configuring the root logger."""
     disabled, null = logging.root.manager.disable, logging.NullHandler()
     logging.disable()
     logging.root.addHandler(null)
@@ -249,10 +232,10 @@ def _silence() -> Iterator[None]:
 
 
 def _run(*command: str, folder: str) -> str:
-    """Run a program in a folder. Returns its first error, empty if all went well."""
+    """Runs a program in a folder; returns its first error, or ""."""
     if not shutil.which(command[0]):
         return f"there is no program {command[0]} here"
-    env = os.environ | {"LC_ALL": "C", "RES_OPTIONS": "timeout:2 attempts:1"}  # a dead name server is given up soon
+    env = os.environ | {"LC_ALL": "C", "RES_OPTIONS": "timeout:2 attempts:1"}  # for a dead name server
     done = subprocess.run(command, cwd=folder, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     errors = [line for line in done.stderr.splitlines() if line.startswith(("E:", "dpkg-deb:"))]
     return (errors or [f"{command[0]} ended with exit code {done.returncode}"])[0] if done.returncode else ""

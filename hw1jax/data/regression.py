@@ -1,4 +1,4 @@
-"""The regression study's data: noisy samples of a scalar function, embedded or from the user's own CSV files."""
+"""Data of the regression study: noisy samples of a scalar function, embedded or from the user's CSV files."""
 
 import csv
 import io
@@ -10,10 +10,10 @@ import numpy as np
 from hw1jax.data import Dataset
 
 LOW, HIGH = -5.0, 5.0  # the inputs' range
-GAPS = ((-3.0, -1.0), (1.75, 3.1))  # open intervals without a training input: what the fit must bridge
+GAPS = ((-3.0, -1.0), (1.75, 3.1))  # open intervals without training inputs
 NUM_TRAIN = NUM_TEST = 100
 TRAIN_NOISE, TEST_NOISE = 0.5, 0.1  # standard deviations
-SEED = 2021  # of the data alone; a run's own seed has no part in it
+SEED = 2021  # of the data, whatever a run's seed is
 
 HEADER = ["input", "label"]
 LARGEST = float(np.finfo(np.float32).max)
@@ -28,7 +28,7 @@ def target(x: np.ndarray) -> np.ndarray:
 
 
 def load(train_csv: str | os.PathLike[str] | None = None, test_csv: str | os.PathLike[str] | None = None) -> Dataset:
-    """The embedded data, or those of two CSV files; a ValueError for one file alone."""
+    """Returns the embedded data, or those of two CSV files; raises a ValueError for one file alone."""
     if train_csv is None and test_csv is None:
         return embedded()
     if train_csv is None or test_csv is None:
@@ -42,7 +42,7 @@ def embedded() -> Dataset:
     Training inputs are uniform on [-5, 5] outside `GAPS`, test inputs uniform on all of [-5, 5]; the noise is normal,
     with standard deviation 0.5 on the training labels and 0.1 on the test labels.
     """
-    random = np.random.RandomState(SEED)  # the one stream that numpy has promised never to change
+    random = np.random.RandomState(SEED)  # numpy guarantees its stream
     x = random.uniform(LOW, HIGH, 10 * NUM_TRAIN)
     x_train = x[np.all([(x <= start) | (x >= stop) for start, stop in GAPS], axis=0)][:NUM_TRAIN]
     x_test = random.uniform(LOW, HIGH, NUM_TEST)
@@ -96,6 +96,6 @@ def _sample(row: list[str], place: str) -> tuple[float, float]:
 
 
 def _shown(row: list[str]) -> str:
-    """A row as one short line, whatever is in it."""
+    """A row as one short line."""
     text = ascii(",".join(row)) if row else "nothing"
     return text if len(text) <= 60 else text[:60] + "..."
