@@ -184,62 +184,6 @@ def _checked_arrays(made: Any, name: str) -> Any:
     return made
 
 
-class _Compared(Exception):
-    """The index of a name was compared with a string."""
-
-
-class _Name(np.ndarray):
-    """An index of a name, int [] or [layer]: comparing it with a string raises instead of returning False."""
-
-    def __getitem__(self, item: Any) -> Any:
-        return np.asarray(super().__getitem__(item)).view(_Name)
-
-    def __iter__(self) -> Any:
-        return (self[i] for i in range(len(self)))
-
-    def __eq__(self, other: Any) -> Any:
-        if isinstance(other, str):
-            raise _Compared(other)
-        return super().__eq__(other)
-
-    def __ne__(self, other: Any) -> Any:
-        if isinstance(other, str):
-            raise _Compared(other)
-        return super().__ne__(other)
-
-
-def check_names(
-    task: Task,
-    hyperparameters: Mapping[str, Any],
-    names: Mapping[str, Sequence[Any]],
-    x: Any,
-    num_steps: tuple[int, ...] | None = None,
-) -> None:
-    """Raises a TypeError if the task compares an index with the name that it stands for, which is never equal.
-
-    `names`: the values of each hyperparameter (one trial's) that is passed as an index.
-    """
-    for name, values in names.items():
-        traced = {**hyperparameters, name: np.asarray(hyperparameters[name]).view(_Name)}
-
-        def member(key: jax.Array, x: Any, h: Any = traced) -> Any:
-            steps = None if num_steps is None else NumSteps(num_steps[:1])
-            tasks.optimizer_of(task, h, steps)
-            params, state = tasks.init_variables(task, key, h)
-            return tasks.evaluated(task, params, state, x, h)
-
-        try:
-            jax.eval_shape(member, jax.random.key(0), jax.tree.map(lambda a: a[:2], x))
-        except _Compared as error:
-            raise TypeError(
-                f"the task compares h[{name!r}] with {str(error)!r}, which is never equal: a compiled program has "
-                f"the index of one of {', '.join(map(str, values))}. Choose by jax.lax.switch(h[{name!r}], ...) or "
-                f"hw1jax.chosen_l2, or declare Choice(..., static=True) and use fixed[{name!r}]"
-            ) from None
-        except Exception:  # `check_task` reports any other error
-            continue
-
-
 def _check_functions(task: Task) -> None:
     functions = {"init": task.init, "apply": task.apply, "loss": task.loss}
     for name, function in (*functions.items(), *((f"metrics[{name!r}]", function) for name, function in task.metrics)):

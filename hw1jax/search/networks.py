@@ -213,7 +213,6 @@ class Networks:
         for network in self.of_each_program:
             task, h, steps = network.task, network.hyperparameters, self._num_steps(network.task)
             checks.check_task(task, h, samples, steps)
-            checks.check_names(task, h, space.names(self.study.space), samples.x, steps)
             weighted = samples._replace(weights=self.data.weights)
             programs.append(identity.traced(task, h, weighted, self.search.batch_size, steps))
         digests = list(map(identity.digest, programs))
@@ -225,12 +224,20 @@ class Networks:
     def _check_used(self, programs: Sequence[Traced], digests: Sequence[str]) -> None:
         """Raises a ValueError if a hyperparameter, misspelt or forgotten, has no effect in the programs."""
         names = self._unused_arrays(programs) + self._unused_statics(digests)
-        if names:
-            where = "fixed" if names[0] in space.statics(self.study.space) else "h"
-            raise ValueError(
-                f"space: {names[0]} has no effect: neither initial parameters nor training nor evaluation depend on "
-                f"it. The task has it as {where}[{names[0]!r}]"
+        if not names:
+            return
+        r = space.ranges_of(self.study.space)[names[0]][0]
+        where = f"{'fixed' if space.is_static([r]) else 'h'}[{names[0]!r}]"
+        hint = ""
+        if isinstance(r, space.Choice) and r.is_named and not r.static:
+            hint = (
+                f", the index of one of {', '.join(r.values)}, which never equals a name: choose by "
+                f"jax.lax.switch({where}, ...) or hw1jax.chosen_l2, or declare Choice(..., static=True)"
             )
+        raise ValueError(
+            f"space: {names[0]} has no effect: neither initial parameters nor training nor evaluation depend on "
+            f"it. The task has it as {where}{hint}"
+        )
 
     def _unused_arrays(self, programs: Sequence[Traced]) -> list[str]:
         """Traced hyperparameters and widths without effect."""

@@ -206,12 +206,6 @@ def statics(space: Space) -> list[str]:
     return [name for name, ranges in ranges_of(space).items() if is_static(ranges)]
 
 
-def names(space: Space) -> dict[str, tuple[str, ...]]:
-    """The values of each hyperparameter that `h` has as an index (of the first range, if there are several)."""
-    first = {name: each[0] for name, each in ranges_of(space).items()}
-    return {name: r.values for name, r in first.items() if isinstance(r, Choice) and r.is_named and not r.static}
-
-
 def narrowest(space: Space, draw: Mapping[str, Any]) -> Draw:
     """The draw with each width at its lowest."""
     return {**draw, **{name: for_each_layer(space[name], lambda r: r.low) for name in widths(space)}}
@@ -219,11 +213,8 @@ def narrowest(space: Space, draw: Mapping[str, Any]) -> Draw:
 
 def varying_widths(space: Space) -> list[str]:
     """The names of the widths that differ among trials."""
-    return [
-        name
-        for name, ranges in ranges_of(space).items()
-        if name in widths(space) and any(isinstance(r, Int) and r.low < r.high for r in ranges)
-    ]
+    ranges = ranges_of(space)
+    return [name for name in widths(space) if any(isinstance(r, Int) and r.low < r.high for r in ranges[name])]
 
 
 def static_draws(space: Space) -> list[Draw]:
@@ -284,11 +275,7 @@ def _of_widest(r: Range) -> Any:
 
 def num_programs(space: Space) -> int:
     """Number of combinations of static hyperparameters."""
-    count = 1
-    for r in columns(space).values():
-        if not isinstance(r, Float) and r.static:
-            count *= len(r.among) if isinstance(r, Choice) else r.high - r.low + 1
-    return count
+    return math.prod(len(_static_values(r)) for r in columns(space).values() if is_static([r]))
 
 
 def _is_width(r: Range) -> bool:
