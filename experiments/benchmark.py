@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import replace
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from statistics import median
@@ -294,25 +293,20 @@ def score_table(name: str, result: dict[str, Any]) -> list[str]:
 # Overhead of executors.
 
 
-def numbers_task(num_numbers: int, fixed: dict[str, Any]) -> Task:
-    """A network of so many parameters that trains fast."""
-    return Task(
-        init=lambda key, h: jnp.zeros(num_numbers),
-        apply=lambda params, x, h: x * jnp.mean(params),
-        loss=squared_error,
-        optimizer=lambda h: optax.sgd(h["rate"]),
-    )
-
-
 def stretches(executor: Executor, num_numbers: int, repeats: int) -> tuple[list[np.ndarray], list[float]]:
-    """(state of a job of a trial of so many parameters, seconds that each of its stretches takes beside training)."""
+    """(state of a job, seconds of each stretch beside training) of one trial with `num_numbers` parameters."""
+
+    def apply(params: jax.Array, x: jax.Array, h: dict[str, jax.Array]) -> jax.Array:  # trains fast
+        return x * jnp.mean(params)
+
+    task = Task(lambda key, h: jnp.zeros(num_numbers), apply, squared_error, lambda h: optax.sgd(h["rate"]))
     x, rate = np.ones((64, 1), np.float32), space.Float(0.01, 0.1)
-    asked = Study("numbers", task=partial(numbers_task, num_numbers), data=Dataset(x, x, x, x), space={"rate": rate})
+    asked = Study("numbers", task=lambda fixed: task, data=Dataset(x, x, x, x), space={"rate": rate})
     networks = Networks(asked, Search(repeats + 1, 64, 3, SEED), asked.data, folds.k_fold(64, 3, (SEED,)))
     [rung] = plan.make_plan(networks, 1, Program(num_devices=1)).rungs
     [job] = plan.jobs_of(networks, rung, {0: {"rate": 0.05}})
     advance, state, seconds = executors.on_executor(executor, networks, lambda: False), None, []
-    for epoch in range(repeats + 1):  # in the first the worker is sent the networks
+    for epoch in range(repeats + 1):  # the first also sends the networks to the worker
         begin, until = time.perf_counter(), job._replace(rung=replace(rung, num_epochs=epoch + 1))
         stretch = advance(until, state, epoch, 0, lambda *_: None)
         seconds.append(time.perf_counter() - begin - stretch.seconds)
@@ -321,7 +315,7 @@ def stretches(executor: Executor, num_numbers: int, repeats: int) -> tuple[list[
 
 
 def measure_overhead(name: str, options: argparse.Namespace, file: Path) -> dict[str, Any]:
-    """An engine's overhead for a small and a large state, with a worker on this machine."""
+    """Measures an engine with one worker on this machine, for a small and a large state."""
     rows = []
     with contextlib.ExitStack() as stack:
         if name == "Dask":
