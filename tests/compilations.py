@@ -1,4 +1,4 @@
-"""Which programs are compiled, counted."""
+"""Counts the programs that are compiled."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

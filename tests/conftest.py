@@ -1,6 +1,6 @@
-"""All tests: two virtual CPU devices, rank promotion is an error, no process outlives the test that started it.
+"""Settings of all tests: two virtual CPU devices, rank promotion is an error, no process outlives its test.
 
-Compiled programs are kept between sessions, in pytest's own cache folder: a second session compiles hardly anything.
+Compiled programs are kept in pytest's cache folder, so a second session compiles hardly anything.
 """
 
 import gc

@@ -1,4 +1,4 @@
-"""What needs more than two devices. `test_devices.py` runs this file with eight."""
+"""Tests that need more than two devices. `test_devices.py` runs this file with eight."""
 
 import jax
 import numpy as np

@@ -1,6 +1,6 @@
-"""Cross-validation the plain way: one member after another, in Python loops over batches that hold real samples alone.
+"""Cross-validation with plain Python loops: one member after another, batches of real samples only.
 
-Nothing is shared with the package but which samples make a batch, and where keys come from.
+It shares with the package only the order of samples and the derivation of keys.
 """
 
 from collections.abc import Callable

@@ -1,9 +1,9 @@
-"""Forty faults that a user would suffer from, planted one at a time in a copy: which of them do the tests catch?
+"""Plants forty faults in copies of the package, one at a time, and counts how many the tests catch.
 
     python tests/planted.py [NAME-PATTERN ...] [--tests DIR_OF_CHECKOUT] [--slow] [--all-tests]
 
 For each fault the checkout is copied to a temporary folder, one line of the package is changed there, and the quick
-tests of a few files run, those that should notice. It takes a while: this is no part of the tests.
+tests of the files that should notice run. It takes long, so it is not part of the tests.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Small searches in processes of their own: started, waited for with a deadline, ended whatever becomes of the test."""
+"""Small searches in their own processes, with a deadline; they end with the test in any case."""
 
 import json
 import subprocess
@@ -33,7 +33,7 @@ def wait_for(condition: Callable[[], object], *processes: subprocess.Popen, dead
 
 
 def finish(process: subprocess.Popen, timeout: float = 120) -> tuple[int, str]:
-    """(exit code, what it said on standard error) once it has ended; a TimeoutExpired if it doesn't."""
+    """Waits for the process -> (exit code, standard error); TimeoutExpired if it doesn't end."""
     _, errors = process.communicate(timeout=timeout)
     return process.returncode, errors
 
@@ -44,7 +44,7 @@ def num_lines(log: Path) -> int:
 
 
 def one_line(errors: str) -> None:
-    """An error that a person can mend is told in one line."""
+    """An error that the user can correct is one line."""
     assert errors.startswith("error: ")
     assert len(errors.strip().splitlines()) == 1
     assert "Traceback" not in errors

@@ -1,5 +1,7 @@
-"""The plain way to compute one network alone: its own widths, `lax.conv`, autodiff, optax's own rules. Nothing is
-shared with the package but the layout of the parameters, so that agreement means something."""
+"""The plain computation of one network alone: own widths, `lax.conv`, autodiff, optax's own optimizers.
+
+It shares with the package only the layout of the parameters, so agreement is evidence.
+"""
 
 import flax.linen as nn
 import jax

@@ -1,6 +1,6 @@
-"""A small search, in a process of its own for tests that stop it: python tests/small_run.py OUT [--help]
+"""A small search for tests that stop its process: python tests/small_run.py OUT [--help]
 
-Tests import it as well, to go on with what such a process has left.
+Tests also import it to resume what such a process left.
 """
 
 import argparse
@@ -32,7 +32,7 @@ ONE_DEVICE = {"num_devices": 1}
 
 
 class Log(Observer):
-    """A line for each call of a program, beside it one for each of the refit; dies where it is told to."""
+    """Writes a line for each call of a program, in another file for the refit; kills itself at a given call."""
 
     def __init__(self, log=None, kill_at=None):
         self._log, self._kill_at, self._seen = log, kill_at, 0

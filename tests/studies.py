@@ -1,6 +1,6 @@
-"""Studies that many tests share, all small: a toy, a line, a deep one, and the homework's with narrow networks.
+"""Small studies that many tests share: a toy, a line, a deep one, and the homework's with narrow networks.
 
-`finished_run` and `finished_copy` give folders of finished runs: each is made once a session, then copied.
+`finished_run` and `finished_copy` return folders of finished runs; each run happens once per session.
 """
 
 import json
@@ -194,7 +194,7 @@ def _run(name: str, base: Path) -> Path:
 
 
 def finished_run(name: str, factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run of FINISHED[name], on one device, padded; nobody changes it."""
+    """The folder of a finished run of FINISHED[name], on one device, padded; read only."""
     return _run(name, factory.getbasetemp())
 
 

@@ -1,4 +1,4 @@
-"""The house's rules: imports point one way (import-linter), the core does no I/O, what is public is documented."""
+"""Rules of the code: imports point one way (import-linter), the core does no I/O, public names are documented."""
 
 import ast
 import inspect
@@ -17,7 +17,7 @@ import hw1jax
 
 PACKAGE = Path(hw1jax.__file__).parent
 EXPERIMENTS = PACKAGE.parent / "experiments"
-LONGEST = 757  # lines of a module; who makes one shorter lowers it
+LONGEST = 757  # lines of a module; to be lowered when the longest shrinks
 
 
 def read(folder: Path, prefix: str) -> dict[str, ast.Module]:
@@ -87,7 +87,7 @@ def test_imports_point_one_way_and_each_library_has_one_door(capsys):
 def test_every_library_is_a_dependency():
     declared = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]["dependencies"]
     needs = {re.split(r"[^\w-]", need)[0].replace("-", "_") for need in declared}
-    brought = {"PIL", "IPython", "distributed", "ray"}  # by matplotlib, by a notebook, by who has an executor
+    brought = {"PIL", "IPython", "distributed", "ray"}  # PIL comes with matplotlib, IPython with a notebook
     found = set.union(*map(libraries, MODULES.values()))
     assert found - sys.stdlib_module_names - brought - {"hw1jax"} <= needs
 
@@ -146,7 +146,7 @@ def test_prng_keys_are_called_key():
 @pytest.mark.parametrize("name", sorted(CORE))
 def test_the_core_does_no_io_and_has_no_global_state(name):
     tree = MODULES[name]
-    if stem(name) != "formatting":  # which tells how far it is, if asked
+    if stem(name) != "formatting":  # it prints progress on request
         modules = {"builtins", "csv", "io", "json", "logging", "os", "pathlib", "shutil", "subprocess", "sys"}
         assert not libraries(tree) & (modules | {"tempfile", "time", "rich"})
         calls = {"open", "print", "input", "Path", "save", "savez", "load", "loadtxt", "savetxt", "tofile", "fromfile"}
@@ -190,7 +190,7 @@ def mentioned(tree: ast.AST) -> set[str]:
 
 
 def test_what_any_study_goes_through_names_no_hyperparameter_study_or_flag():
-    """A message doesn't name a flag, either: it says `name=`, and the command line makes the flag of it."""
+    """Nor does a message name a flag: it has `name=`, which the command line replaces by the flag."""
     tree = ast.parse("def f(h): raise ValueError('give adam: --optimizers adam', h['l2'], chosen_l2)")
     assert mentioned(tree) == {"l2", "chosen_l2"}, "not the example in a message"
     offered = {"hw1jax", "layers", "models", "optimizers"}  # to any study

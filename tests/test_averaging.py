@@ -1,6 +1,6 @@
-"""An exponential moving average of the parameters in a search: what is ranked, compacted, refitted and kept.
+"""An exponential moving average of the parameters in a search: ranking, halving, refit and the saved model.
 
-`test_plain_loop.py` has that of `cross_validate`.
+`test_plain_loop.py` tests it in `cross_validate`.
 """
 
 from dataclasses import replace

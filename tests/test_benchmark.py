@@ -1,4 +1,4 @@
-"""The benchmark: all forms do the same work, and its files say what was measured and what was not."""
+"""The benchmark: all forms do the same work; its files report measurements and skipped forms."""
 
 import json
 import os

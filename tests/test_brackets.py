@@ -1,4 +1,4 @@
-"""Brackets in training: a program for each static value, compiled once; jobs as files that the next process trusts."""
+"""Training of brackets: one program for each static value, compiled once; jobs saved as files that resume trusts."""
 
 import threading
 from collections import Counter
@@ -87,7 +87,7 @@ def test_a_search_has_as_many_programs_at_hand_as_static_hyperparameters_may_ask
 class Nine(NamedTuple):
     """Trials that were trained as one bracket."""
 
-    folder: Path  # which nobody changes
+    folder: Path  # read only
     values: dict[int, dict[str, np.ndarray]]  # that training returned
     whole: Trained  # all of them together
     compiled: list[str]  # programs, for these and for the same in a search of several brackets

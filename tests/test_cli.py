@@ -1,4 +1,4 @@
-"""The command line: what flags mean, what `--help` says, and how a mistake ends: code 2, one line, nothing written."""
+"""The command line: the meaning of flags, `--help`, and mistakes: exit code 2, one line, no file written."""
 
 import os
 import re
@@ -334,7 +334,7 @@ def test_a_setting_with_the_name_of_another_flag_is_refused(name):
         cli.parse(REGRESSION, None, [], {name: WIDE})
 
 
-# What --help says.
+# --help
 
 
 @HOMEWORK

@@ -1,4 +1,4 @@
-"""`cross_validate` trains anyone's convolutions: each member equals the net trained alone, in a plain loop."""
+"""`cross_validate` trains any convolutions: each member equals the network trained alone in a plain loop."""
 
 import flax.linen as nn
 import jax

@@ -1,6 +1,6 @@
-"""`cross_validate` as its users see it: what it returns, what compiles nothing, and one line for each mistake.
+"""`cross_validate` for its users: its results, its compilations, and one line for each mistake.
 
-`test_mistakes.py` has those that are made through a study as well.
+`test_mistakes.py` has the mistakes that are possible in a study as well.
 """
 
 import gc
@@ -77,7 +77,7 @@ def outputs_of(result, trial, fold, x=X):
 
 @pytest.fixture(scope="module")
 def told():
-    """What `progress` is told in the fixture `result`."""
+    """The calls of `progress` in the fixture `result`."""
     return []
 
 
@@ -339,7 +339,7 @@ def test_calls_with_new_functions_let_go_of_those_before():
 
 
 def test_progress_says_a_line_now_and_then_on_standard_error(capsys, monkeypatch):
-    clock = itertools.count(0, 2.0)  # two seconds between two looks at it
+    clock = itertools.count(0, 2.0)  # two seconds between readings
     monkeypatch.setattr(formatting.time, "monotonic", lambda: next(clock))
     say = formatting.progress_printer("cross_validate")
     for done in range(5, 101, 5):

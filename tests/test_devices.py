@@ -1,4 +1,4 @@
-"""Runs tests/eight_devices.py in a process of its own that has eight virtual devices; all other tests have two."""
+"""Runs tests/eight_devices.py in a process with eight virtual devices; all other tests have two."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The site builds without a warning, its links lead somewhere, and the code on its pages runs."""
+"""The site builds without warnings, its links are valid, and the code on its pages runs."""
 
 import re
 import subprocess

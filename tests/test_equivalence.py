@@ -1,4 +1,4 @@
-"""A member of a population equals the same network trained alone, at its own widths, in the plain way."""
+"""A member of a population equals the same network trained alone at its own widths."""
 
 from functools import cache, partial
 

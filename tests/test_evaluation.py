@@ -1,4 +1,4 @@
-"""Test metrics of small cases, computed by hand."""
+"""Metrics on the test set, compared with small cases computed by hand."""
 
 import json
 
@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from hw1jax.core import losses
 from hw1jax.results import evaluation
 
-# Outputs of five examples over three classes; the largest of each row says what is predicted: 0, 2, 1, 2, 0.
+# Outputs of five examples over three classes; the largest of each row is the prediction: 0, 2, 1, 2, 0.
 OUTPUTS = np.array([[3, 1, 2], [0, -1, 5], [-3, -1, -2], [0.1, 0.2, 0.3], [9, 8, 7]], np.float32)
 Y = np.array([0, 2, 0, 1, 0], np.int32)
 CONFUSION = [[2, 1, 0], [0, 0, 1], [0, 0, 1]]  # a row per true class

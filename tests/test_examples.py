@@ -1,4 +1,4 @@
-"""Seven studies that are not the homework's: all show their flags and are trained, three as by a plain loop."""
+"""The seven example studies: all show their flags and train, three are compared with a plain loop."""
 
 import csv
 import importlib

@@ -1,4 +1,4 @@
-"""Jobs on executors: the same bytes whoever trains, and what is lost with a worker or with the process that asks."""
+"""Jobs on executors: the results are the same bytes, and a lost worker or main process costs little."""
 
 import multiprocessing
 import os
@@ -53,7 +53,7 @@ def dying(mark, function, *args):
 
 
 class By(Executor):
-    """An executor whose workers call function(*given, what they are asked for, *its arguments)."""
+    """An executor whose workers call function(*given, the submitted function, *its arguments)."""
 
     def __init__(self, executor, function, *given):
         self._executor, self._first = executor, (function, *given)
@@ -63,7 +63,7 @@ class By(Executor):
 
 
 class Serial(Executor):
-    """Trains where it is asked to, and keeps what it was asked for, and what it has answered."""
+    """Trains in the calling thread, and keeps the requests and answers."""
 
     def __init__(self):
         self.requests, self.answers = [], []
@@ -88,7 +88,7 @@ def stretches_of_one_call(monkeypatch):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """form -> what is left by a run without an executor."""
+    """form -> files of a run without an executor."""
     found, folder = {}, tmp_path_factory.mktemp("undisturbed")
 
     def run(form):
@@ -141,7 +141,7 @@ def test_the_networks_travel_where_they_are_not_known_and_a_job_goes_out_again_a
 
 
 def test_of_many_jobs_that_wait_for_few_workers_one_sends_the_networks(tmp_path):
-    """All have asked before the first answer is there: their networks would fill the executor's queue."""
+    """All jobs are submitted before the first answer; networks with each would fill the executor's queue."""
     asked, settings = FORMS["own widths"]
     all_ask, sent = threading.Barrier(4, timeout=60), []
 
@@ -438,7 +438,7 @@ def test_with_dask_a_worker_that_comes_late_has_its_share(tmp_path, undisturbed,
 def test_what_runs_the_study_is_stopped_then_killed_and_the_same_command_goes_on(tmp_path, script, cluster, workers):
     workers(2)
     with executors.connected(cluster.scheduler_address) as executor:
-        executor._client.run(partial(briefly, str))  # workers stay as they are: nobody kills them here
+        executor._client.run(partial(briefly, str))  # no worker is killed here
     sizes = ["--num-devices", 1, "--num-epochs", 100, "--quiet"]
     command = [*sizes, "--out", tmp_path / "out", "--executor", cluster.scheduler_address, "--workers", 2]
     checkpoints = []

@@ -1,4 +1,4 @@
-"""The homework's three studies, each whole in a file of `experiments`, and what is made of copies of them."""
+"""The homework's three studies, and studies derived from them."""
 
 import csv
 import inspect

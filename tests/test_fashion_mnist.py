@@ -1,4 +1,4 @@
-"""The Fashion-MNIST loader on small fakes: damaged files, the cache, the order of the sources, TFDS and apt-get."""
+"""The Fashion-MNIST loader on small fakes: damaged files, cache, order of the sources, TFDS and apt-get."""
 
 import functools
 import gzip

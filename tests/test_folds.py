@@ -1,4 +1,4 @@
-"""Folds partition the samples; an epoch's minibatches hold exactly a fold's own training samples."""
+"""Folds partition the samples; the minibatches of an epoch hold each training sample of the fold once."""
 
 import numpy as np
 import pytest
@@ -180,7 +180,7 @@ def test_a_bad_split_is_refused_by_its_number_and_in_one_line(splits, message):
 
 
 class Splitter:
-    """What scikit-learn's splitters have, and no more; it tells what it was given. Those themselves: test_study.py."""
+    """The interface of scikit-learn's splitters; records its arguments. test_study.py has scikit-learn's own."""
 
     def split(self, x, y=None, groups=None):
         self.given = x, y, groups

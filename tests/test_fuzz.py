@@ -1,7 +1,7 @@
-"""Damaged files of a run: each is refused in one line that says which, or read; no other error, no hang, no memory.
+"""Damaged files of a run are read, or refused in one line that names the file; no other error, no hang, no memory.
 
-They are those of a real, tiny run and a tiny Fashion-MNIST, always the same; ten times as many of each kind with
-HW1JAX_LONG_TESTS=1.
+The damaged files are those of a tiny real run and a tiny Fashion-MNIST, always the same. HW1JAX_LONG_TESTS=1 tests ten
+times as many of each kind.
 """
 
 import gzip
@@ -91,7 +91,7 @@ def number_in_model(draw, content):
 
 
 def number_in_arrays(draw, content):
-    """A number in the header of an array, where the checksum of the zip file does not tell."""
+    """A number in the header of an array, damaged without an error in the zip file's checksum."""
     with zipfile.ZipFile(io.BytesIO(content)) as file:
         members = {name: file.read(name) for name in file.namelist()}
     name = draw(st.sampled_from(sorted(members)))
@@ -154,7 +154,7 @@ def read_images(path):
 
 
 def read_images_of_any_checksum(path):
-    """Header and length are all that is left to look at."""
+    """Only header and length are left to check."""
     assert load_images(path, path.read_bytes()).shape == SHAPES["train-images"]
 
 

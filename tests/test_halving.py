@@ -1,7 +1,7 @@
-"""Successive halving: who goes on and with what, that it changes no history, and that nothing disturbs a search's end.
+"""Successive halving: which trials continue, with which state; histories don't change; searches resume.
 
-The bits of a history depend on the shape of its program, so those of a survivor are compared where each trial has a
-program of its own on all rungs: with one slot, or at its own widths. Elsewhere it is compared in float64.
+The bits of a history depend on the shape of its program. So survivors are compared bit for bit where each trial has its
+own program on all rungs (one slot, or own widths), and in float64 elsewhere.
 """
 
 import os
@@ -86,7 +86,7 @@ def halved(folder, asked=STUDY, **settings):
 
 @pytest.fixture(scope="module")
 def usual(tmp_path_factory):
-    """The results of the usual search; nobody changes its folder."""
+    """The results of the usual search; its folder is read only."""
     return halved(tmp_path_factory.mktemp("usual") / "out")
 
 
@@ -474,7 +474,7 @@ def test_ended_just_before_a_file_gets_its_name_it_goes_on_to_the_same_end(
 ):
     """Before each of them: checkpoints after every epoch of every job and of the refit, what jobs leave, results."""
     monkeypatch.setattr(jobs, "SECONDS", 0)
-    # What is asked is looked at once: it is the same each time, and takes longer than the rest.
+    # The study is checked once: it is the same each time, and the check takes longer than the rest.
     monkeypatch.setattr(Networks, "check", cache_of_one(Networks.check))
     rename, left_behind = os.replace, []
 

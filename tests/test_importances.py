@@ -1,4 +1,4 @@
-"""Importances find what scores depend on, the same each time, and say what they need."""
+"""Importances find the hyperparameters that scores depend on, are reproducible, and name their requirements."""
 
 import sys
 

@@ -26,7 +26,7 @@ ODD += [(LATER, (2, 5, 8, 3, 4, 2)), (LAX, (3, 10, 7, 4, 4, 2)), (LAX, (2, 9, 14
 
 @pytest.fixture(autouse=True)
 def exact_products():
-    """An accelerator's products of float32 have fewer bits unless told."""
+    """By default an accelerator's float32 products have fewer bits."""
     with jax.default_matmul_precision("float32"):
         yield
 

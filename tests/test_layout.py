@@ -1,4 +1,4 @@
-"""Which layout a device gets, and that convolutions brought into another form compute the same."""
+"""The layout for each kind of device; rewritten convolutions compute the same."""
 
 import chex
 import fashion_cnn

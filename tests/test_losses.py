@@ -1,4 +1,4 @@
-"""Losses are one value an example and agree with their formulas in numpy; what is masked out can't leak."""
+"""Losses return one value per example and agree with numpy formulas; masked values can't leak."""
 
 import jax
 import jax.numpy as jnp

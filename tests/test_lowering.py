@@ -1,4 +1,4 @@
-"""What a GPU or a TPU is given to do, seen without one: the programs lowered for them, and what they consist of."""
+"""The programs that JAX lowers for GPUs and TPUs, inspected without such a device."""
 
 import re
 from collections import Counter

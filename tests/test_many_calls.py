@@ -1,4 +1,4 @@
-"""Many searches in one process leave nothing behind: no listener, thread or open file, and no memory."""
+"""Many searches in one process leave nothing behind: no listener, thread, open file or memory."""
 
 import gc
 import os

@@ -1,4 +1,4 @@
-"""Populations of thousands stay within a stated bound of memory, and programs that are done with are let go."""
+"""Populations of thousands stay within a memory bound; programs that are no longer used are freed."""
 
 import json
 import os

@@ -1,7 +1,7 @@
-"""What a stranger gets wrong first: an error that names what they wrote and says what to do; nothing is written.
+"""Frequent mistakes of users: the error names their argument and the remedy; no file is written.
 
-Each mistake is made twice: with `cross_validate`, and with a Study of the same functions and data. What is wrong in a
-study alone, in its settings, its space or its data, is in `test_study.py`. What is right beside it is not refused.
+Each mistake is made with `cross_validate` and with a Study of the same functions and data. Mistakes that only a study
+allows are in `test_study.py`. Similar correct calls are accepted.
 """
 
 import functools
@@ -142,7 +142,7 @@ def through_a_study(given, out):
 
 
 def message_of(call, *args, **more):
-    """What the error says, and after a bar its note."""
+    """The error's message, and its note after a bar."""
     with pytest.raises(Exception) as caught:
         call(*args, **more)
     note = checks.note_of(caught.value)
@@ -339,7 +339,7 @@ WRONG = [
         folds=[(np.arange(60) < 40, np.arange(60) >= 40)],
     ),
 ]
-# What only `cross_validate` asks for.
+# Arguments of `cross_validate` alone.
 LIST_INDICES = "give the index of each in a list of them"
 NO_TRIAL_AXIS = "give one a trial, on a leading trial axis"
 WHOLE = "num_folds= must be a whole number, got"
@@ -362,7 +362,7 @@ ALONE = [
 
 @pytest.fixture(autouse=True)
 def shapes_broadcast():
-    """As they do where nobody forbids it."""
+    """They may, as no rule forbids it."""
     with jax.numpy_rank_promotion("allow"):
         yield
 
@@ -423,7 +423,7 @@ class Own:
         return jnp.where(hyperparameters["rate"] > 0.05, 1, 2) * (x @ params["w"])
 
 
-# Several things in each that are right beside what is wrong above.
+# Correct calls that resemble the mistakes above.
 RATES = {"hyperparameters": {"rate": [0.1, 0.01]}}  # all that the nets above use
 RIGHT = {
     "functions": {

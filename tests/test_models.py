@@ -1,4 +1,4 @@
-"""A network padded to the maximum widths is the small one: in its outputs, its activations and its gradients."""
+"""A network padded to the maximum widths equals the small one in outputs, activations and gradients."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""What is inside a model, against networks small enough to compute by hand."""
+"""Figures of a model's inside, compared with networks small enough to compute by hand."""
 
 from dataclasses import replace
 
@@ -27,7 +27,7 @@ def dense_model(*matrices) -> Model:
 
 
 def results_of(model: Model | None, x=None, y=None, **changes) -> Results:
-    """A run of which nothing is left but its model and test examples."""
+    """A run with only its model and test examples."""
     asked = replace(model.study if model else TOY, **changes)
     data = TOY_DATA._replace(x_train=x, x_test=x, y_test=y)
     return Results(asked, None, {}, None, {}, model and model._replace(study=asked), data)

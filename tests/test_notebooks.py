@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, and what they keep of an earlier run is small and names no machine."""
+"""The notebooks run from top to bottom; their stored outputs are small and name no machine."""
 
 import json
 import re

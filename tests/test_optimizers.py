@@ -1,4 +1,4 @@
-"""The optimizers are torch's published update rules, with L2 added to the gradient, written out here in numpy."""
+"""The optimizers equal torch's published update rules with L2 added to the gradient, written here in numpy."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""The package as a stranger finds it: its files, what it needs, `python -m hw1jax`, types seen from outside."""
+"""The package from outside: its files, its requirements, `python -m hw1jax`, its types."""
 
 import re
 import subprocess

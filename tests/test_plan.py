@@ -1,4 +1,4 @@
-"""How a search is laid out: no more to a program than asked for and than fits, jobs by what shapes a program."""
+"""The plan of a search: the size of programs, and the division of trials into jobs."""
 
 import json
 from dataclasses import replace
@@ -26,7 +26,7 @@ from hw1jax.search.study import Search, load_data, narrow, order, splits_of
 
 
 def soon_traced(fixed):
-    """A network of hardly any operations, which looks at its two widths, if it has some."""
+    """A network with hardly any operations, which uses its two widths, if it has them."""
     first, second = fixed.get("units", (5, 3))
 
     def apply(params, x, h):

@@ -1,4 +1,4 @@
-"""Figures come from arrays: what each function drew, not that it did not crash."""
+"""Plots are functions of arrays; the tests check the content of each plot."""
 
 import ast
 import inspect

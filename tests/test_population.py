@@ -1,4 +1,4 @@
-"""What holds for a population whatever it trains: independence, one compilation, plans, unequal folds."""
+"""Properties of every population: independence, one compilation, plans, unequal folds."""
 
 import chex
 import compilations
@@ -194,7 +194,7 @@ def test_batches_of_different_hyperparameters_share_one_trace_and_one_compilatio
 
     def scaled(params, x, h):
         traces.append(1)
-        return 1.2345 * linear(params, x, h)  # nobody else has this program
+        return 1.2345 * linear(params, x, h)  # no other test has this program
 
     members = place(Plan(4, 2, 2), Spec(4, 20, (0,), epochs_per_call=2), LINEAR._replace(apply=scaled))
     with compilations.counted() as compiled:

@@ -1,4 +1,4 @@
-"""Functions written anew find the program of their equals; whatever else they look at, a change of it is seen."""
+"""Functions defined again find the compiled program of their equals; a change of anything they use is noticed."""
 
 import functools
 import gc

@@ -1,4 +1,4 @@
-"""What a person reads while a study runs, quiet, plain and verbose, and in a notebook."""
+"""The progress that a user reads during a run: quiet, plain, verbose, and in a notebook."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -66,7 +66,7 @@ def test_metrics_have_names_and_the_highest_is_the_best_where_it_is_maximised(ca
 
 
 def told(capsys, monkeypatch, calls):
-    """What is said to (seconds since the start, arguments of `epochs`), without the title."""
+    """The output for (seconds since the start, arguments of `epochs`), without the title."""
     observer = Progress(verbose=True)
     observer.start(STUDY, 2, 3, 4, 8)
     capsys.readouterr()

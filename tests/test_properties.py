@@ -1,4 +1,4 @@
-"""Whatever a user gives: valid settings and data, or a mistake told in one line; nothing else, nothing written."""
+"""Any input is either valid or a mistake reported in one line; no other error, no file written."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""What is random in training, and state that is not trained: a member equals the plain loop with the same keys."""
+"""Random training and state that is not trained: a member equals the plain loop with the same keys."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""README and docs say what the scripts have written, and its commands are those that continuous integration runs."""
+"""README and docs show the scripts' output; their commands are those of continuous integration."""
 
 import re
 import subprocess
@@ -27,7 +27,7 @@ def without_help(text):
 
 @pytest.mark.parametrize("source", ["kept", "none"])
 def test_tables_are_what_the_script_makes_of_the_kept_results(source, tmp_path, monkeypatch):
-    """Where there are none, what is there stays."""
+    """Without results the page stays as it is."""
     if source == "none":
         monkeypatch.setattr(readme, "RESULTS", tmp_path)
     for page, text in PAGES.items():

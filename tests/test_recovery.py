@@ -1,7 +1,7 @@
-"""Processes that are killed or stopped in a search: going on with it ends as if nothing had happened, bit for bit.
+"""Killed or stopped searches resume and end bit for bit as without interruption.
 
-Each is killed once, in earnest, and the search goes on in the test's own process. test_halving.py has every moment at
-which a file gets its name; test_run.py and test_search.py have what may be lost of the journal.
+Each process is killed once, and its search resumes in the process of the test. test_halving.py covers every moment at
+which a file gets its name; test_run.py and test_search.py cover losses of the journal.
 """
 
 import json
@@ -22,7 +22,7 @@ HALVING = {"num_trials": 9, "num_epochs": 900, "halving": 3, "first_rung": 100}
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """(study, settings) -> (what is left, calls of the programs in the search, in the refit)."""
+    """(study, settings) -> (files, calls of the programs in the search, calls in the refit)."""
     found, folder = {}, tmp_path_factory.mktemp("undisturbed")
 
     def run(study, settings):
@@ -82,7 +82,7 @@ def test_stopped_by_a_signal_it_says_so_ends_soon_and_goes_on(tmp_path, undistur
 
 
 def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on_when_there_is_room(tmp_path, undisturbed):
-    environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "0"}  # it would fail as well, and say so
+    environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "0"}  # it would fail as well, with a message
     process = start(tmp_path, "--largest-file", 20_000, env=environment)  # writing more fails, as on a full disk
     code, errors = finish(process)
     assert code == 2
@@ -113,7 +113,7 @@ def test_a_second_process_on_a_folder_is_told_whose_it_is_and_the_first_goes_on(
 
 
 def test_a_folder_that_vanishes_is_told_by_its_name_or_made_again(tmp_path, monkeypatch):
-    """In the process of the test: what is told is an OSError, which a command ends with in one line."""
+    """In the process of the test it is an OSError, which a command prints in one line."""
     few, epochs = {"num_trials": 2, "num_epochs": 100} | ONE_DEVICE, Log.epochs
 
     def removing(*args):

@@ -1,4 +1,4 @@
-"""The regression data: the embedded generator's promises, and CSV files good and bad."""
+"""The regression data: the embedded generator, and valid and invalid CSV files."""
 
 import errno
 from unittest.mock import Mock

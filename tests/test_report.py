@@ -1,4 +1,4 @@
-"""The page that a run leaves: its numbers are the run's, it needs nothing else, and nothing in it runs."""
+"""The report page: its numbers are those of the run; it is self-contained and contains no script."""
 
 import base64
 import json
@@ -98,7 +98,7 @@ def coarse():
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, coarse):
-    """A run of each of RUNS, its page written; nobody changes them."""
+    """A run of each of RUNS, its page written; they are read only."""
     folder = tmp_path_factory.mktemp("runs")
     for name, asked in RUNS.items():
         write_report(write_run(folder / name, ALL[name], *asked), ALL[name])
@@ -386,7 +386,7 @@ def test_what_matters_is_shown_where_there_are_trials_enough(runs, monkeypatch):
     assert said == "No importances of hyperparameters: importances need scikit-learn: pip install scikit-learn."
 
 
-# A study of somebody's own
+# A user's own study
 
 
 def test_a_study_without_a_reference_classes_or_activations_has_no_places_for_them(runs):

@@ -1,4 +1,4 @@
-"""What a run leaves comes back as it was; files that it has not written, or of two runs, are refused in one line."""
+"""Results are read back unchanged; foreign files and files of two runs are refused in one line."""
 
 import csv
 import hashlib
@@ -66,7 +66,7 @@ LOOKS_FINE = [scores(0, 1.0, state="failed"), scores(1, 2.0)]
         (RIGHT, {"minimize": "accuracy"}, [1, 3, 2], 0),
         (ON_RUNGS, {}, [6, 2, 3, None, 3, 1, 5], 5),  # by the epochs they reached, then by their score
         (ON_RUNGS[:1] + ON_RUNGS[2:3], {}, [2, 1], None),
-        (LOOKS_FINE, {}, [None, 1], 1),  # the state is what it says, not what numbers look like
+        (LOOKS_FINE, {}, [None, 1], 1),  # the recorded state counts, not the numbers
     ],
 )
 def test_trials_are_ranked_and_the_best_complete_one_is_found(trials, ranked_by, ranks, best):
@@ -183,7 +183,7 @@ def test_a_reference_is_recorded_as_json_has_it():
         ("test", 0.1, [0.72, 0.8], False),  # lower is better
         ("test", -0.8, [-1.0, -1.1], False),
         ("test", 0.1, [-1.0, -1.1], True),
-        ("test", None, [0.4], False),  # a failure, told elsewhere
+        ("test", None, [0.4], False),  # a failure, reported elsewhere
         ("test", 0.4, [0.4, np.inf], False),
     ],
 )
@@ -209,7 +209,7 @@ def test_a_refit_between_its_folds_is_never_far_in_whatever_unit(folds, share, u
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """Of a search with pruned and failed trials and an ensemble; nobody changes it."""
+    """Of a search with pruned and failed trials and an ensemble; it is read only."""
     return write_run(tmp_path_factory.mktemp("written"), HALVING)
 
 

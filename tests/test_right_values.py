@@ -1,4 +1,4 @@
-"""Right values, known independently, where other trainers and earlier versions gave wrong ones without a word."""
+"""Results checked against independent values, in cases where other trainers or earlier versions were wrong."""
 
 from dataclasses import replace
 

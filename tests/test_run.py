@@ -1,4 +1,4 @@
-"""The run of a study, small: what it leaves behind, that it repeats, goes on, and fails as it should."""
+"""The run of a study, small: its files, and that it repeats, resumes and fails correctly."""
 
 import csv
 import json
@@ -327,7 +327,7 @@ def test_records_reach_the_disk_together_before_the_results_do(toy, monkeypatch)
     monkeypatch.setattr(optuna_search.Journal, "append_logs", lambda *args: (events.append("record"), append(*args))[1])
     monkeypatch.setattr(storage, "sync", lambda path: (events.append(path.name), sync(path))[1])
     monkeypatch.setattr(run_folder, "write", lambda *args: (events.append("results"), write(*args))[1])
-    (toy / "journal.log").unlink()  # all is told anew
+    (toy / "journal.log").unlink()  # Optuna gets all trials again
     go_on(toy)
     assert events[-2:] == ["journal.log", "results"]
     assert events.count("journal.log") == 1, "once for a bracket"
@@ -562,7 +562,7 @@ def test_other_errors_of_the_device_are_not_taken_for_a_lack_of_memory(tmp_path,
 
 
 def test_a_narrowed_choice_trains_what_it_names(tmp_path, tmp_path_factory):
-    """The index of what is left would be another optimizer's: those who drew it anyway train as they did."""
+    """The indices of the optimizers stay the same: trials that drew one of the others train as before."""
     whole = results.load_results(finished_run("toy", tmp_path_factory), TOY)
     only = str(whole.trials.params["optimizer"][-1])
     assert only != TOY.space["optimizer"].values[0], "an index of 0 would be right by chance"

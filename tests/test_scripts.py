@@ -1,4 +1,4 @@
-"""Every script in `experiments` shows its help; those that run studies run to their end: small, on a few images."""
+"""Every script in `experiments` shows its help; those that run studies run to the end on small data."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def run(script, *flags, cwd):
     "name", sorted({path.stem for path in EXPERIMENTS.glob("*.py")} - {"readme", "homework", "peers"})
 )
 def test_a_script_shows_its_help(name, monkeypatch, capsys):
-    """But those that have none: what fills the README, what is imported alone, and what the benchmark starts."""
+    """All but readme.py, homework.py and peers.py, which have no --help."""
     monkeypatch.setattr("sys.argv", [f"{name}.py", "--help"])
     monkeypatch.setattr("sys.path", [*sys.path])
     with pytest.raises(SystemExit) as end:

@@ -1,4 +1,4 @@
-"""The search: draws that depend on nothing but (seed, trial, name), brackets that survive a stop, diverged trials."""
+"""The search: draws depend only on (seed, trial, name), brackets survive a stop, diverged trials."""
 
 import json
 import math
@@ -85,7 +85,7 @@ def all_of(brackets):
     return [trial for bracket in brackets for trial in bracket]
 
 
-# What is drawn, and told.
+# Draws and reports.
 
 
 @pytest.mark.parametrize("seed, bracket_size", [(0, 1), (0, 3), (1, 3), (2, 100)])
@@ -190,7 +190,7 @@ def test_more_trials_later_give_what_all_at_once_would_and_fewer_are_the_first_o
 
 
 def test_a_trial_that_has_a_score_keeps_it_when_its_bracket_is_filled_up(tmp_path):
-    """Its bracket has to run once more for the new trials; what Optuna was told and what is reported stay the same."""
+    """The bracket runs again for the new trials; Optuna's values and the report of the old ones stay the same."""
     (before,) = run(open_storage(tmp_path), num_trials=2)
     opened = open_storage(tmp_path)
     (bracket,) = run(opened, Training(lambda _: (1.0, 2.0, 3.0)), num_trials=3)

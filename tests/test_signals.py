@@ -1,6 +1,6 @@
-"""Ctrl-C and SIGTERM end an experiment soon and with their own exit code, whatever it is at.
+"""Ctrl-C and SIGTERM end an experiment soon, with the right exit code, at any moment.
 
-One process forks for each case: so Python and JAX start once.
+One process forks for each case, so Python and JAX start only once.
 """
 
 import json

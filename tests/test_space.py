@@ -1,4 +1,4 @@
-"""Draws are pure functions of (seed, number, name), names are the same everywhere, and each mistake is one line."""
+"""Draws are pure functions of (seed, number, name); names are the same everywhere; each mistake is one line."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, are as readable as any other, and hold nothing that could execute; locks hold."""
+"""Files appear whole or not at all, have normal permissions and hold no executable data; locks exclude."""
 
 import ast
 import errno

@@ -1,4 +1,4 @@
-"""What is asked: settings unpacked once, mistakes told in one line, data and folds as they were given, tasks cached."""
+"""Settings are checked once, mistakes are reported in one line, data and folds are unchanged, tasks are cached."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A model comes back from its file as it was; whatever else is in it is refused in one line, and never executed."""
+"""A model is read back unchanged from its file; anything else in the file is refused and never executed."""
 
 import os
 import pickle

@@ -1,4 +1,4 @@
-"""Data, parameters and outputs of any tree, from any library: each member equals the plain loop."""
+"""Data, parameters and outputs may be any tree, from any library: each member equals the plain loop."""
 
 from typing import NamedTuple
 
