@@ -1,4 +1,4 @@
-"""How a run goes, for a person: a bar on a terminal, an updated text in a notebook, a line now and then elsewhere.
+"""Progress of a run: a bar on a terminal, an updated text in a notebook, a line every ten seconds in a log.
 
 Text of a user (names, paths, errors) is shown as it is: no markup, control characters escaped.
 """

@@ -16,7 +16,7 @@ from hw1jax.report.html import Figure, Item, Markup, grid, table, words
 from hw1jax.results import run_folder
 
 RESULTS, SETTINGS, CURVES = "What they found", "What differs", "How they learned"
-UNTOLD = ("format", "data_sha256", "plan", "own_folds", "space", "num_programs")  # not as they stand
+HIDDEN = ("format", "data_sha256", "plan", "own_folds", "space", "num_programs")  # not as they stand
 
 
 class Run(NamedTuple):
@@ -108,17 +108,17 @@ def _names(parts: Any) -> list[str]:
 
 def _settings(runs: Sequence[Run]) -> Markup:
     """A row for each setting that is not the same in all runs, a column a run."""
-    told = [_told(run.record) for run in runs]
-    names = [name for name in _names(told) if len({part.get(name, "-") for part in told}) > 1]
+    texts = [_shown_settings(run.record) for run in runs]
+    names = [name for name in _names(texts) if len({part.get(name, "-") for part in texts}) > 1]
     if not names:
         return Markup("<p>All of them were asked the same.</p>")
-    rows = [[words(name), *(part.get(name, "-") for part in told)] for name in names]
+    rows = [[words(name), *(part.get(name, "-") for part in texts)] for name in names]
     return table(["setting", *(run.name for run in runs)], rows)
 
 
-def _told(record: dict[str, Any]) -> dict[str, str]:
-    """What a run was asked, on what data, and on what it ran, as text by name."""
-    config = {name: value for name, value in record["config"].items() if name not in UNTOLD}
+def _shown_settings(record: dict[str, Any]) -> dict[str, str]:
+    """A run's settings, data and device as text, by name."""
+    config = {name: value for name, value in record["config"].items() if name not in HIDDEN}
     where = {name: record["environment"].get(name) for name in ("device", "num_devices", "git_commit")}
     digest = {"study": record["study"], "digest of the data": record["config"]["data_sha256"][:12]}
     return {name: html.setting(value) for name, value in (digest | record["config"]["space"] | config | where).items()}

@@ -75,7 +75,7 @@ class Drawing(Figure):
 
 
 def _with_colours(most: int, canvas: FigureCanvasAgg) -> bytes:
-    """What is drawn, as a PNG file of so many colours, a third as large as one of all."""
+    """The canvas as a PNG file of at most `most` colours; it is a third as large as with all colours."""
     pixels, buffer, dots = Image.fromarray(np.asarray(canvas.buffer_rgba())), io.BytesIO(), canvas.figure.dpi
     pixels.convert("RGB").quantize(most, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
         buffer, "PNG", optimize=True, dpi=(dots, dots)

@@ -1,4 +1,4 @@
-"""What a page's sections are made of: figures, tables, and other text."""
+"""The items of a page's sections (figures, tables, text), and numbers, names and settings as HTML."""
 
 import html
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +36,7 @@ Item = Figure | str
 def grid(
     panels: Sequence[Panel], num_columns: int, *, height: float, title: str = "", label: str = "", **options: Any
 ) -> Callable[[], drawing.Drawing]:
-    """What makes a figure of drawings, row by row; `label` is that of all their y axes, `height` in inches."""
+    """A function that draws panels into a figure, row by row; `label` is that of all y axes, `height` is in inches."""
 
     def draw() -> drawing.Drawing:
         figure, axes = drawing.figure(-(-len(panels) // num_columns), num_columns, height=height, **options)
@@ -66,12 +66,12 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[Any]], *, caption: st
 
 
 def cell(value: Any) -> Markup:
-    """What stands in a cell, as HTML."""
+    """A table cell as HTML."""
     return value if isinstance(value, Markup) else escape(str(value))
 
 
 def number(value: float | None, form: str | None = None) -> Markup:
-    """A number as people read it, and exactly for programs; a loss that is missing is not finite."""
+    """A number as text, with the exact value for programs; a missing loss is not finite."""
     if value is None:
         return Markup("none")
     shown = formatting.number(value) if form is None else form.format(value)
@@ -79,7 +79,7 @@ def number(value: float | None, form: str | None = None) -> Markup:
 
 
 def duration(seconds: float) -> Markup:
-    """Seconds as people say them, and exactly for programs."""
+    """Seconds as text, with the exact value for programs."""
     return number(seconds, formatting.duration(seconds))
 
 
@@ -99,7 +99,7 @@ def theirs(name: str, test: Mapping[str, float]) -> str:
 
 
 def hyperparameter(value: Any) -> Any:
-    """A hyperparameter's value, or that there is none."""
+    """A hyperparameter's value; a dash if there is none."""
     if value is None:
         return "-"
     return number(value, "{:.4g}") if isinstance(value, float) else value
@@ -122,12 +122,12 @@ def words(name: str) -> str:
 
 
 def label(name: str) -> str:
-    """As `words`, where there is room for more."""
+    """The name of a hyperparameter for an axis: as `words`, or longer."""
     return {"l2": "L2 coefficient"}.get(name, words(name))
 
 
 def capital(text: str) -> str:
-    """With a capital first."""
+    """The text with a capital first letter."""
     return text[:1].upper() + text[1:]
 
 

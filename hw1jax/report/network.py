@@ -1,4 +1,4 @@
-"""What is inside the refitted best model, as sections of the page; nothing where its training diverged."""
+"""Sections about the parameters and activations of the refitted best model; empty if its training diverged."""
 
 import re
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ LAYER = re.compile(r"conv\d+|dense\d+|output")  # of the networks in `hw1jax.mod
 
 
 def weights(results: Results) -> list[Item]:
-    """How the weights of each layer are distributed; of a network that is not of `hw1jax.models`, of each array."""
+    """Histograms of the weights of each layer; for a network that is not from `hw1jax.models`, of each array."""
     if results.model is None:
         return []
     if layers_of := weights_and_biases(results.model):
@@ -60,7 +60,7 @@ def _with_numbers(name: str) -> list[tuple[int, str]]:
 
 
 def weights_and_biases(model: Model) -> dict[str, np.ndarray]:
-    """By layer of a network of `hw1jax.models`, float [1 + inputs, units], the first row the bias; {} for another.
+    """{layer: float [1 + inputs, units], the first row the bias} of a `hw1jax.models` network; {} for another.
 
     The inputs of a convolution are (input channel, row, column) of its window, those of the dense layer after it
     (channel, row, column) of its images.
@@ -71,7 +71,7 @@ def weights_and_biases(model: Model) -> dict[str, np.ndarray]:
 
 
 def profiles(results: Results, inputs: Sequence[float]) -> list[Item]:
-    """The activation of every hidden unit of a scalar regression for these inputs; the study says how to get it."""
+    """The activation of every hidden unit of a scalar regression for these inputs, from the study's `activations`."""
     model, activations = results.model, results.study.activations
     if model is None or activations is None:
         return []
@@ -97,7 +97,7 @@ def receptive_fields(results: Results) -> list[Item]:
 
 
 def kernels(model: Model, x: np.ndarray) -> dict[str, np.ndarray]:
-    """By convolution of a `hw1jax.models.CNN` on images `x`, float [channel, input channel, row, column]."""
+    """{convolution: float [channel, input channel, row, column]} of a `hw1jax.models.CNN` on images `x`."""
     found, num_inputs = {}, 1 if x.ndim == 3 else x.shape[3]
     for name, values in weights_and_biases(model).items():
         if name.startswith("conv"):
@@ -118,7 +118,7 @@ def _receptive_fields(name: str, kernels: np.ndarray) -> Figure:
 
 
 def feature_maps(results: Results, example: int = 0) -> list[Item]:
-    """What each convolution makes of a test image, before pooling; the study says how to get it."""
+    """The outputs of each convolution for a test image, before pooling; from the study's `activations`."""
     model, activations, (_, _, x, y, *_) = results.model, results.study.activations, results.data
     if model is None or activations is None:
         return []

@@ -169,7 +169,7 @@ def _sections(results: Results) -> list[Section]:
 
 
 def _items(functions: Sequence[Any], results: Results) -> list[Item]:
-    """What sections give, each an item or several."""
+    """The items that a heading's functions return; a function that fails becomes a line of text."""
     found: list[Item] = []
     for function in functions:
         try:
@@ -230,7 +230,7 @@ def _cards(results: Results) -> Markup:
 
 
 def _smaller(results: Results) -> str:
-    """Says how the run differs from the reference's amount of work; empty where it does not, or there is none."""
+    """A sentence on how the run's amount of work differs from the reference's; empty if it doesn't."""
     config, study = results.record["config"], results.study
     names = ("num_trials", "num_folds", "num_epochs", "batch_size", "averaging")
     own = {name: getattr(study, name) for name in names} | {"halving": halving_settings(study.halving)["halving"]}
@@ -243,7 +243,7 @@ def _smaller(results: Results) -> str:
 
 
 def _introduction(references: Sequence[Reference]) -> Markup:
-    """What a page's runs are, and who is meant by the references' names."""
+    """A sentence on what a run is, and on who the references are."""
     text = (
         "A hyperparameter search with cross-validation; the best trial, trained again on all training data, has then "
         "looked at the test set once."
@@ -254,7 +254,7 @@ def _introduction(references: Sequence[Reference]) -> Markup:
 
 
 def _notes(references: Sequence[Reference]) -> Markup:
-    """Where the references and this project differ."""
+    """The notes of the references: where they and this project differ."""
     parts = []
     for name in dict.fromkeys(r.name for r in references if r.notes):
         notes = dict.fromkeys(note for r in references if r.name == name for note in r.notes)

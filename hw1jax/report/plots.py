@@ -63,7 +63,7 @@ def shade_gaps(ax: Axes, gaps: Sequence[tuple[float, float]]) -> Axes:
 
 
 def fitted_curve(ax: Axes, x: Array, y: Array, low: Array, high: Array, mean: Array) -> Axes:
-    """What the refitted best model predicts (`y`) along `x`; range and mean of its fold models (all [point])."""
+    """The refitted best model's prediction `y` along `x`, and range and mean of its fold models (all [point])."""
     ax.fill_between(x, low, high, color=ORANGE, alpha=0.25, linewidth=0, label="range of the fold models")
     ax.plot(x, mean, color=GREEN, linestyle="--", label="mean of the fold models")
     ax.plot(x, y, color=ORANGE, linewidth=1.8, label="refitted best model")
@@ -168,7 +168,7 @@ def compared_curves(ax: Axes, curves: Mapping[str, Array], *, title: str, label:
 
 
 def histogram(ax: Axes, values: Array, *, title: str, label: str, biases: Array | None = None) -> Axes:
-    """How the values of an array of any shape are distributed; a layer's biases are ticks below its weights."""
+    """A histogram of an array of any shape; a layer's biases are ticks below its weights."""
     ax.hist(np.ravel(values), bins=int(np.clip(np.sqrt(np.size(values)), 10, 60)), color=BLUE)
     ax.set(title=title, xlabel=label, ylabel="count")
     ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -293,7 +293,7 @@ def reliability(ax: Axes, confidence: Array, accuracy: Array) -> Axes:
 
 
 def confidence_histogram(ax: Axes, edges: Array, right: Array, wrong: Array, *, what: str) -> Axes:
-    """How many (of `what`) were predicted with which confidence, rightly and wrongly: [bin + 1], [bin], [bin]."""
+    """Numbers of right and wrong predictions (of `what`) by confidence: edges [bin + 1], right and wrong [bin]."""
     width = np.diff(edges)
     ax.bar(edges[:-1], right, width, align="edge", color=BLUE, linewidth=0, label="right")
     ax.bar(edges[:-1], wrong, width, bottom=right, align="edge", color=ORANGE, linewidth=0, label="wrong")

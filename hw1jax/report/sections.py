@@ -26,7 +26,7 @@ Gaps = Sequence[tuple[float, float]]  # intervals of the inputs without training
 
 
 def hyperparameters(results: Results) -> Markup:
-    """Ranges and best values, the reference's beside them."""
+    """A table of the ranges and the best values, beside those of the reference."""
     reference, best = results.record["reference"], space_.flatten(results.best.params)
     others = space_.flatten(reference["params"]) if reference else {}
     rows = []
@@ -46,7 +46,7 @@ def _in_words(r: Range) -> str:
 
 
 def data(results: Results) -> list[Item]:
-    """What the network learned from."""
+    """The training and test data."""
     if results.has_classes and has_images(results):
         return [_classes(results)]
     if results.has_curve:
@@ -105,7 +105,7 @@ def _draw_points(results: Results, gaps: Gaps) -> Panel:
 
 
 def _gaps(results: Results, gaps: Gaps) -> Gaps:
-    """Those that are known; a person's own files may have others."""
+    """The gaps of the study's usual data; none for a user's own files, which may have others."""
     return gaps if results.has_usual_data else ()
 
 
@@ -176,7 +176,7 @@ def _metric_by_epoch(results: Results, name: str) -> Figure:
 
 
 def test_set(results: Results) -> list[Item]:
-    """What the refitted best model does on the test set, and the networks of its folds together."""
+    """The refitted best model and the ensemble of its fold models on the test set."""
     if results.has_classes:
         return [scores(results), *_classification(results), _classes_table(results)]
     return fit(results) if results.has_curve else [scores(results)]
@@ -325,7 +325,7 @@ def _classes_table(results: Results) -> Markup:
 
 
 def timing(results: Results) -> Figure:
-    """Where the time went."""
+    """A bar for each part of the run's time."""
     seconds = {name: value for name, value in results.record["timing"].items() if isinstance(value, int | float)}
     total = seconds.pop("total_seconds")
     names = {

@@ -58,7 +58,7 @@ class Scores(NamedTuple):
 
 
 def rungs(ax: Axes, names: Sequence[str], went_on: Array, pruned: Array, failed: Array) -> Axes:
-    """What became of the trials of each rung of a search ([rung] each): bars side by side, the first rung on top."""
+    """Trials of each rung that went on, were pruned or failed ([rung] each), as stacked bars, the first rung on top."""
     begin = np.zeros(len(names))
     for values, color, hatch, label in (
         (went_on, BLUE, None, "went on, or to the end"),
@@ -248,7 +248,7 @@ def parallel_coordinates(
 
 
 def _epoch_groups(ax: Axes, place: Array, epochs: Array, pruned: Array) -> None:
-    """Of trials in the order of their ranks, where those begin that were pruned after as many epochs."""
+    """Lines between pruned trials, in the order of their ranks, that were trained for different numbers of epochs."""
     starts = [i for i in np.flatnonzero(pruned) if i == 0 or not pruned[i - 1] or epochs[i - 1] != epochs[i]]
     where, box = ax.get_xaxis_transform(), {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.85}
     for k, i in enumerate(starts):  # one text above the other, as groups may be narrow
@@ -258,7 +258,7 @@ def _epoch_groups(ax: Axes, place: Array, epochs: Array, pruned: Array) -> None:
 
 
 def _place(ax: Axes, values: Array, choices: Sequence, log: bool) -> np.ndarray:
-    """Where values go on the x axis, which shows all that they could have been."""
+    """Positions of values on the x axis, which covers the whole range or all choices."""
     values = np.asarray(values)
     if values.dtype.kind == "U":
         names = list(dict.fromkeys([*choices, *values.tolist()]))

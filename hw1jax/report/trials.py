@@ -73,7 +73,7 @@ def scores_of(results: Results, name: str | None = None) -> Scores:
 
 
 def _idle(states: np.ndarray, num_scored: int, constant: float) -> str:
-    """How many trials never learned, from their states, of those that have a score."""
+    """A sentence on the trials with a score that never learned; `states` are the states of those."""
     num_pruned = int(np.sum(states == "pruned"))
     early = f" ({num_pruned} of them had few epochs: they were pruned)" if num_pruned else ""
     which = f"{len(states)} of {num_scored} trials never learned{early}" if len(states) else "All trials learned"
@@ -82,7 +82,7 @@ def _idle(states: np.ndarray, num_scored: int, constant: float) -> str:
 
 
 def _rungs(results: Results) -> list[Item]:
-    """What became of the trials on each rung, and how long it took; nothing where there is one rung alone."""
+    """The trials and the time of each rung, as a figure and a table; empty if there is only one rung."""
     found, last = results.record["rungs"], results.record["config"]["num_epochs"]
     if len(found) < 2:
         return []
@@ -252,7 +252,7 @@ def importances(results: Results) -> Figure:
 
 
 def what_matters(results: Results) -> list[Item]:
-    """What makes trials good, where there are enough of them to tell: parallel coordinates and importances."""
+    """Parallel coordinates and importances, if there are enough trials."""
     trials, on_scale = results.trials, on_one_scale(results, results.study.score)
     found: list[Item] = []
     if np.sum(on_scale) >= LEAST_TRIALS:
@@ -321,7 +321,7 @@ def _together(values: Sequence[Any]) -> Markup:
 
 
 def _state(results: Results, i: int) -> Markup:
-    """What has become of a trial, and after how many epochs where not after all."""
+    """The state of a trial, and the epoch where it was pruned or failed."""
     trials = results.trials
     if trials.states[i] == "pruned":
         return Markup(f"pruned after {html.number(int(trials.epochs[i]), '{}')}")
