@@ -223,6 +223,7 @@ def _search(run: _Run, opened: Any, trainer: Brackets) -> list[TrialScore]:
     with run.clock.measure("train_seconds", threads=threads):
         for bracket in optuna_search.search(opened, asked, trainer.train, brackets=numbers, num_epochs=num_epochs):
             storage.sync(run.folder / "journal.log")
+            trainer.check(bracket)
             trials += bracket
             run.observer.trials(trials, asked)
     return trials

@@ -335,6 +335,20 @@ def test_records_reach_the_disk_together_before_the_results_do(toy, monkeypatch)
     storage.sync(toy / "none")
 
 
+@pytest.mark.parametrize("where", ["scores", "hyperparameters"])
+def test_a_digit_of_the_journal_that_has_changed_is_refused_in_one_line_that_names_both(toy, where):
+    before = lasting(toy)
+    journal = (toy / "journal.log").read_text()
+    value = repr(results.load_results(toy, TOY).trials.folds["loss"][2, 1].item())
+    if where == "hyperparameters":
+        value = repr(results.load_results(toy, TOY).trials.params["learning_rate"][2].item())
+    assert value in journal
+    (toy / "journal.log").write_text(journal.replace(value, value[:5] + str((int(value[5]) + 1) % 10) + value[6:]))
+    with pytest.raises(ValueError, match="[^\n]*journal[^\n]*one of them is damaged[^\n]*"):
+        go_on(toy)
+    assert lasting(toy) == before
+
+
 def test_kept_files_may_be_removed_and_a_damaged_one_is_refused(toy):
     before = lasting(toy)
     members, losses, *refit = sorted(toy.glob("brackets/*/*.npz"))
@@ -378,7 +392,7 @@ def test_what_belongs_to_a_search_is_all_that_its_results_depend_on(tmp_path_fac
     settings = {field.name for field in fields(Search)}
     study = {"own_folds", "stratify", "space", "metrics", "score", "direction", "task_sha256", "task_versions"}
     # Of the settings of the program and the output there are none: the plan stands for those that matter.
-    assert set(config) == settings | study | {"data_sha256", "plan", "format", "num_trials"}
+    assert set(config) == settings | study | {"data_sha256", "plan", "plan_sha256", "format", "num_trials"}
 
 
 @pytest.mark.parametrize("number", [None, 2, storage.FORMAT + 1])

@@ -5,7 +5,7 @@ No rung begins before all jobs of the one before are done: who goes on doesn't d
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from hw1jax.search.plan import Bracket, Job, Rung, SearchPlan
 from hw1jax.search.rungs import num_kept
 from hw1jax.search.space import Draw
 from hw1jax.search.trainer import Gone, Trained, Trainer, scored
-from hw1jax.search.trial_score import Values
+from hw1jax.search.trial_score import TrialScore, Values
 
 MOST_WAITING = 256  # threads that wait for the workers of an executor
 
@@ -68,6 +68,7 @@ class Brackets:
         self._states: dict[int, list[np.ndarray]] = {}  # {trial: leaves of its state} that were read and not used yet
         self._last_jobs: dict[int, Job] = {}  # {trial: its job on the last rung}
         self.histories: dict[int, Trained] = {}  # by each bracket's first trial; NaN after a trial's last epoch
+        self._kept: dict[int, TrialScore] = {}  # scores of trials whose files were there
         self.seconds: dict[int, float] = {}  # {end of a rung: what its jobs took}
         self.programs: set[Any] = set()  # the keys of those that were needed
 
@@ -112,10 +113,29 @@ class Brackets:
             last |= dict.fromkeys(job.numbers, job.rung.num_epochs)
             self._count(job, trained)
         self.histories[numbers[0]] = whole
-        return {
-            number: {name: values[rows[number], :, : last[number]] for name, values in whole.val.items()}
+        values = {
+            number: {name: each[rows[number], :, : last[number]] for name, each in whole.val.items()}
             for number in draws
         }
+        trained_now = {number for job, _ in done if job.name not in self._trainer.read for number in job.numbers}
+        for number in draws.keys() - trained_now:
+            self._kept[number] = trial_score.scored(number, {}, self._study, values[number], num_epochs)
+        return values
+
+    def check(self, trials: Sequence[TrialScore]) -> None:
+        """Compares the scores of trials in the journal with the files of their jobs, where these were there already.
+
+        Raises:
+          ValueError: they differ, so one of the two is damaged.
+        """
+        for trial in trials:
+            kept = self._kept.get(trial.number)
+            if kept is not None and repr(kept) != repr(trial._replace(draw={})):  # repr: NaN equals itself
+                raise ValueError(
+                    f"trial {trial.number} has scores {trial.scores} after {trial.epochs} epochs in journal.log, and "
+                    f"{kept.scores} after {kept.epochs} in its file in brackets/: one of them is damaged; give another "
+                    "out=, or overwrite=True"
+                )
 
     def fold_models(self, number: int, draw: Draw) -> tuple[tuple[Any, Any], ...]:
         """(params, state) of each fold's network of a bracket's best trial, at its own widths."""

@@ -178,13 +178,16 @@ def begin(
     """
     stored = opened.user_attrs.get("config")
     if stored is None:
-        opened.set_user_attr("config", config | {"plan": new_plan()})
+        plan = new_plan()
+        opened.set_user_attr("config", config | {"plan": plan, "plan_sha256": _digest(plan)})
         return opened.user_attrs["config"]
     storage.check_format(stored, f"the search in {folder}")
+    if _digest(stored.get("plan")) != stored.get("plan_sha256"):
+        raise ValueError(f"{folder / 'journal.log'} is damaged: the plan of its search has another digest than its own")
     wanted = json.loads(json.dumps(config))
     flat, flat_wanted = ({**c.pop("space", {}), **c} for c in (dict(stored), dict(wanted)))
     for name in [*flat_wanted, *(name for name in flat if name not in flat_wanted)]:
-        if name not in ("plan", "format", "task_versions") and flat_wanted.get(name) != flat.get(name):
+        if name not in ("plan", "plan_sha256", "format", "task_versions") and flat_wanted.get(name) != flat.get(name):
             if name == "task_sha256":
                 raise ValueError(_another_task(folder, stored["task_versions"], wanted["task_versions"]))
             raise ValueError(
@@ -192,6 +195,10 @@ def begin(
                 "give the old settings to go on with it, or another out="
             )
     return stored
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _another_task(folder: Path, before: Mapping[str, str], now: Mapping[str, str]) -> str:

@@ -4,6 +4,7 @@ A job's files appear when it is done: the losses of its trials, and what those n
 checkpoint appears beside them now and then.
 """
 
+import json
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -15,7 +16,7 @@ import numpy as np
 
 from hw1jax import storage
 from hw1jax.core import member_states, tasks
-from hw1jax.search import executors, jobs, networks, plan, trial_score
+from hw1jax.search import executors, jobs, networks, plan, space_text, trial_score
 from hw1jax.search.jobs import Losses, Show, Stretch, damaged
 from hw1jax.search.networks import Networks
 from hw1jax.search.plan import Job
@@ -59,6 +60,7 @@ class Trainer:
         """
         self._folder, self.networks, self._note, self._stop = folder, own, note, stop
         self._go_on = jobs.here(own, stop) if executor is None else executors.on_executor(executor, own, stop)
+        self.read: set[str] = set()  # names of jobs whose files were there
         self.splits = 0  # how often a job was too large for the memory, and was trained in halves
 
     def train(
@@ -85,6 +87,7 @@ class Trainer:
         if self._path(job, LOSSES).exists() and (not self._is_last(job) or self._path(job, MEMBERS).exists()):
             trained = self._read(job)
             if len(trained.train_loss) >= len(job.numbers):
+                self.read.add(job.name)
                 return jax.tree.map(lambda a: a[: len(job.numbers)], trained)
         done = self._train(job, state, device, show)
         train_loss, val = done.losses
@@ -92,7 +95,8 @@ class Trainer:
         members = self._best_of(job, trained, done.state) if self._is_last(job) else _by_index(done.state)
         storage.write_arrays(self._path(job, MEMBERS), members, compressed=False)  # first, as they are needed
         named = {f"val_{name}": values for name, values in val.items()}
-        storage.write_arrays(self._path(job, LOSSES), {"train_loss": train_loss, "seconds": trained.seconds} | named)
+        kept = {"train_loss": train_loss, "seconds": trained.seconds, "draws": _draws_as_text(job)}
+        storage.write_arrays(self._path(job, LOSSES), kept | named)
         for left_over in self._folder.glob(f"{job.name}.*.checkpoint"):
             left_over.unlink(missing_ok=True)
         return trained
@@ -148,9 +152,16 @@ class Trainer:
         path = self._path(job, LOSSES)
         arrays = storage.read_arrays(path)
         names = self._val_names()
-        expected = {"train_loss", "seconds", *(f"val_{name}" for name in names)}
+        expected = {"train_loss", "seconds", "draws", *(f"val_{name}" for name in names)}
         if set(arrays) != expected or len({len(a) for a in arrays.values()}) != 1:
             raise damaged(path, "not the losses of trials")
+        trained, asked = arrays["draws"].tolist(), _draws_as_text(job).tolist()
+        for one, other in zip(trained, asked, strict=False):  # of as many trials as both have
+            if one != other:
+                raise ValueError(
+                    f"{path} has a trial of {one}, and the journal has it with {other}: one of them is damaged; give "
+                    "another out=, or overwrite=True"
+                )
         return Trained(arrays["train_loss"], {name: arrays[f"val_{name}"] for name in names}, arrays["seconds"])
 
     def _val_names(self) -> tuple[str, ...]:
@@ -214,6 +225,11 @@ def scored(own: Networks, job: Job, trained: Trained) -> list[TrialScore]:
         trial_score.scored(number, draw, own.study, each, num_epochs)
         for number, draw, each in zip(job.numbers, job.draws, values, strict=True)
     ]
+
+
+def _draws_as_text(job: Job) -> np.ndarray:
+    """The hyperparameters of each trial as JSON, [trial]."""
+    return np.array([json.dumps(space_text.draw_to_json(draw), sort_keys=True) for draw in job.draws])
 
 
 def _by_index(leaves: list[np.ndarray]) -> dict[str, np.ndarray]:
