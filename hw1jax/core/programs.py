@@ -56,11 +56,7 @@ class Program:
     """A function that is compiled when it is called, unless an equal one has been compiled."""
 
     def __init__(
-        self,
-        function: Callable[..., Any],
-        compiled: "_Compiled",
-        static: tuple[int, ...],
-        options: dict[str, Any],
+        self, function: Callable[..., Any], compiled: "_Compiled", static: tuple[int, ...], options: dict[str, Any]
     ):
         # Unused arguments stay: without them, functions that use different arguments could look equal.
         self._function = jax.jit(function, static_argnums=static, keep_unused=True, **options)

@@ -173,11 +173,9 @@ def outputs_of(
     return outputs, without_keys(new_state)
 
 
-def evaluated(
-    task: Task, params: Params, state: Any, x: Any, hyperparameters: Hyperparameters, mask: jax.Array | None = None
-) -> Any:
+def evaluated(task: Task, params: Params, state: Any, x: Any, hyperparameters: Hyperparameters) -> Any:
     """The outputs in evaluation of a batch that has not been prepared."""
-    mask = jnp.ones(len(jax.tree.leaves(x)[0]), bool) if mask is None else mask
+    mask = jnp.ones(len(jax.tree.leaves(x)[0]), bool)
     return outputs_of(task, params, state, task.prepare(x), hyperparameters, mask=mask)[0]
 
 

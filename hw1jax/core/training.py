@@ -225,12 +225,7 @@ def epoch(
 
 
 def evaluate(
-    task: Task,
-    layout: Layout,
-    state: State,
-    data: Data,
-    pieces: jax.Array,
-    hyperparameters: Hyperparameters,
+    task: Task, layout: Layout, state: State, data: Data, pieces: jax.Array, hyperparameters: Hyperparameters
 ) -> dict[str, jax.Array]:
     """Mean "loss" and metrics, by name, over the samples of `pieces`: int [piece, example], negative for padding."""
     functions, params = (("loss", task.loss), *task.metrics), final_params(task, state)

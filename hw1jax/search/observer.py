@@ -20,12 +20,7 @@ class Observer:
         """A step without epochs begins."""
 
     def epochs(
-        self,
-        what: str,
-        done: float,
-        num_epochs: int,
-        scores: np.ndarray | None,
-        search_done: float | None = None,
+        self, what: str, done: float, num_epochs: int, scores: np.ndarray | None, search_done: float | None = None
     ) -> None:
         """`what` has trained `done` epochs on average.
 

@@ -268,33 +268,24 @@ class _Planner:
         return wanted, plan
 
     def _shared_programs(self, stages: Sequence[Stage]) -> dict[Stage, Plan]:
+        """Selects as few programs as pay for being compiled -> the plan of each stage."""
         largest = max(stage.num_trials for stage in stages)
-        plans = [self._plan_for(n) for n in range(1, min(self.most, largest) + 1)]
-        small_enough = {plan.slots: plan for plan in plans if plan.slots <= self.most}
-        flops = self.networks.flops_of_an_epoch(self.networks.widest.draw)
+        possible = [self._plan_for(n) for n in range(1, min(self.most, largest) + 1)]
+        plans = list({plan.slots: plan for plan in possible if plan.slots <= self.most}.values())
         num_jobs = self.num_programs * self.program.workers
-        return _shared_programs(list(small_enough.values()), stages, num_jobs, flops / SMALL_FLOPS_A_SECOND)
+        seconds = self.networks.flops_of_an_epoch(self.networks.widest.draw) / SMALL_FLOPS_A_SECOND
 
+        def spent(plan: Plan, stage: Stage) -> float:
+            calls = -(-stage.num_trials // (plan.slots * num_jobs))
+            return calls * (JOB_SECONDS + plan.slots * stage.num_epochs * seconds)
 
-def _shared_programs(
-    plans: Sequence[Plan], stages: Sequence[Stage], num_programs: int, seconds: float
-) -> dict[Stage, Plan]:
-    """Selects from `plans` as few programs as pay for being compiled -> the plan of each stage.
+        def total(plans: Sequence[Plan]) -> float:
+            return PROGRAM_SECONDS * len(plans) + sum(min(spent(plan, stage) for plan in plans) for stage in stages)
 
-    `num_programs`: programs of static hyperparameters, which share the trials; `seconds`: of a trial's epoch.
-    """
-
-    def spent(plan: Plan, stage: Stage) -> float:
-        num_jobs = -(-stage.num_trials // (plan.slots * num_programs))
-        return num_jobs * (JOB_SECONDS + plan.slots * stage.num_epochs * seconds)
-
-    def total(plans: Sequence[Plan]) -> float:
-        return PROGRAM_SECONDS * len(plans) + sum(min(spent(plan, stage) for plan in plans) for stage in stages)
-
-    chosen = [min(plans, key=lambda plan: total([plan]))]
-    while total(more := [*chosen, min(plans, key=lambda plan: total([*chosen, plan]))]) < total(chosen):
-        chosen = more
-    return {stage: min(chosen, key=lambda plan: spent(plan, stage)) for stage in stages}
+        chosen = [min(plans, key=lambda plan: total([plan]))]
+        while total(more := [*chosen, min(plans, key=lambda plan: total([*chosen, plan]))]) < total(chosen):
+            chosen = more
+        return {stage: min(chosen, key=lambda plan: spent(plan, stage)) for stage in stages}
 
 
 def _free_bytes() -> int | None:
@@ -305,25 +296,14 @@ def _free_bytes() -> int | None:
 
 
 def _groups(networks: Networks, num_trials: int) -> tuple[int, ...] | None:
-    """See `_best_groups`."""
-    space, num_epochs = networks.study.space, rungs.work_of_search(num_trials, networks.search)
-    sizes = [r.high - r.low + 1 for r in space_.width_columns(space).values()]
-    seconds, saved = _cost_of_an_epoch(networks)
-    return _best_groups(sizes, saved, seconds * num_epochs, num_trials, space_.num_programs(space))
-
-
-def _best_groups(
-    sizes: Sequence[int], saved: Sequence[float], seconds: float, num_trials: int, num_programs: int
-) -> tuple[int, ...] | None:
-    """Numbers of groups of each width that minimize the time to compile and train; None: exact widths are faster.
-
-    Args:
-      sizes: number of values of each width.
-      saved: share of the widest network's time that the lowest value of each width saves.
-      seconds: training time if all networks are the widest.
-      num_trials: trials of the search.
-      num_programs: programs of static hyperparameters.
-    """
+    """Numbers of groups of each width that minimize the time to compile and train; None: exact widths are faster."""
+    space, widest = networks.study.space, networks.widest.draw
+    ranges, num_programs = space_.width_columns(space), space_.num_programs(space)
+    sizes = [r.high - r.low + 1 for r in ranges.values()]
+    flops = networks.flops_of_an_epoch(widest)
+    seconds = flops / FLOPS_A_SECOND * rungs.work_of_search(num_trials, networks.search)  # if all are the widest
+    narrow = [space_.unflatten(space, space_.flatten(widest) | {column: r.low}) for column, r in ranges.items()]
+    saved = [1 - networks.flops_of_an_epoch(draw) / flops for draw in narrow]  # by the lowest value of each width
 
     def total(groups: Sequence[int]) -> float:
         narrowed = map(space_.share_narrowed, sizes, groups)
@@ -332,7 +312,7 @@ def _best_groups(
         return left * seconds + PROGRAM_SECONDS * count * (1 - (1 - 1 / count) ** num_trials)
 
     groups = [1] * len(sizes)
-    while True:  # one more of the width that gains most by it
+    while True:  # adds one group to the width that gains most by it
         finer = [[n + (i == j) for j, n in enumerate(groups)] for i in range(len(groups)) if groups[i] < sizes[i]]
         kept = [more for more in finer if math.prod(more) * num_programs <= KEPT_PROGRAMS]
         best = min(kept, key=total, default=groups)
@@ -340,15 +320,6 @@ def _best_groups(
             break
         groups = best
     return None if total(sizes) < total(groups) else tuple(groups)
-
-
-def _cost_of_an_epoch(networks: Networks) -> tuple[float, list[float]]:
-    """(seconds of an epoch of all folds of the widest network on two CPU cores, `saved` of `_best_groups`)."""
-    space, widest = networks.study.space, networks.widest.draw
-    flat, most = space_.flatten(widest), networks.flops_of_an_epoch(widest)
-    narrow = [flat | {column: r.low} for column, r in space_.width_columns(space).items()]
-    saved = [1 - networks.flops_of_an_epoch(space_.unflatten(space, draw)) / most for draw in narrow]
-    return most / FLOPS_A_SECOND, saved
 
 
 def narrower(plan: Plan, num_trials: int) -> Plan:
