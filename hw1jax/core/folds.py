@@ -194,7 +194,12 @@ def given(folds: Any, x: Any, y: Any, groups: Any = None) -> list[Fold]:
     """
     first_x, first_y = (jax.tree.leaves(tree)[0] for tree in (x, y))
     if hasattr(folds, "split") and not isinstance(folds, str | bytes | type):
-        folds = folds.split(first_x, first_y, groups)  # scikit-learn's warn if they ignore groups
+        splitter, folds = folds, list(folds.split(first_x, first_y, groups))
+        if groups is not None and not _heeds_groups(splitter, folds, first_x, first_y, groups):
+            raise ValueError(
+                f"groups= have no effect on {type(splitter).__name__}, which puts a group's samples into both parts of "
+                "a fold: give a splitter that keeps groups together, such as GroupKFold"
+            )
     elif isinstance(folds, str | bytes | type) or not isinstance(folds, Iterable):
         raise TypeError(
             f"folds= must be a list of (training indices, validation indices) or a splitter with a method split, got "
@@ -203,3 +208,18 @@ def given(folds: Any, x: Any, y: Any, groups: Any = None) -> list[Fold]:
     elif groups is not None:
         raise ValueError("groups= have no effect on a list of folds=: leave them out, or give a splitter")
     return check(list(folds), len(first_x))
+
+
+def _heeds_groups(splitter: Any, folds: Sequence[Any], x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> bool:
+    """True if no group is in both parts of a fold, or the splits differ without the groups."""
+    if not any(np.isin(groups[train], groups[validation]).any() for train, validation in folds):
+        return True
+
+    def same(others: Iterable[Any]) -> bool:
+        pairs = zip(folds, others, strict=True)
+        return all(np.array_equal(a, b) for own, other in pairs for a, b in zip(own, other, strict=True))
+
+    try:
+        return same(splitter.split(x, y, groups)) and not same(splitter.split(x, y))
+    except (TypeError, ValueError):  # the splitter requires groups
+        return True

@@ -113,7 +113,7 @@ class Brackets:
             last |= dict.fromkeys(job.numbers, job.rung.num_epochs)
             self._count(job, trained)
         self.histories[numbers[0]] = whole
-        values = {
+        values: dict[int, Values] = {
             number: {name: each[rows[number], :, : last[number]] for name, each in whole.val.items()}
             for number in draws
         }
