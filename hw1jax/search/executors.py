@@ -4,6 +4,7 @@ Where a lost worker's job is done again is the executor's business, as Dask and 
 """
 
 import hashlib
+import logging
 import os
 import pickle
 import threading
@@ -54,7 +55,7 @@ def on_executor(executor: Executor, networks: Networks, stop: Callable[[], bool]
         except Stopped:
             raise
         except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            reason = " ".join([type(error).__name__, *str(error).split()])
             raise ConnectionError(f"the executor has failed ({reason}); the same command goes on from here") from error
         if raised is not None:
             kind, args, attributes = raised
@@ -162,6 +163,7 @@ def connected(address: str) -> Iterator[Executor]:
         else:
             from distributed import Client
 
+            logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # its errors are raised in one line
             engine = Client(scheduler_file=address) if os.path.exists(address) else Client(address)
     except ImportError as error:
         extra = "ray" if is_ray else "hw1jax[dask]"
