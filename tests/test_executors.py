@@ -256,6 +256,19 @@ def test_an_error_in_one_job_stops_those_that_others_wait_for(tmp_path):
     assert time.monotonic() - failed[0] < 2
 
 
+def test_a_job_that_is_too_large_for_a_workers_memory_is_trained_in_halves(tmp_path, monkeypatch):
+    def advance(networks, job, *args, **kwargs):
+        if len(job.numbers) > 1:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return within_memory(networks, job, *args, **kwargs)
+
+    within_memory = jobs.advance
+    monkeypatch.setattr(jobs, "advance", advance)
+    asked, settings = FORMS["padded"]
+    run_study(asked, out=tmp_path, executor=Serial(), **SHORT | settings)
+    assert lasting(tmp_path)[0]["splits"] == 2, "jobs of two trials each"
+
+
 def test_it_stops_while_a_worker_trains_and_goes_on_without_one(tmp_path, undisturbed):
     class Waiting(Serial):
         def submit(self, function, /, *args):
@@ -278,13 +291,13 @@ def test_an_engine_that_is_not_installed_is_told_in_one_line(monkeypatch):
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "no/such.json"])
-def test_an_address_where_nobody_answers_is_told_in_one_line(address):
+def test_an_address_where_nothing_answers_is_told_in_one_line(address):
     pytest.importorskip("distributed", reason="Dask is not installed")
     from dask import config
 
     with (
         config.set({"distributed.comm.timeouts.connect": "0.2s"}),
-        pytest.raises(ConnectionError, match=f"^executor={address}: nobody answers there "),
+        pytest.raises(ConnectionError, match=f"^executor={address}: nothing answers there "),
         executors.connected(address),
     ):
         pass

@@ -1,6 +1,6 @@
-"""A search's jobs on the workers of any `concurrent.futures.Executor`: processes, Dask, Ray.
+"""Training of jobs by the workers of any `concurrent.futures.Executor`: processes, Dask, Ray.
 
-Where a lost worker's job is done again is the executor's business, as Dask and Ray do by themselves.
+Dask and Ray repeat the work of a lost worker on another one.
 """
 
 import hashlib
@@ -25,21 +25,21 @@ from hw1jax.search.jobs import Advance, Show, Stopped, Stretch
 from hw1jax.search.networks import Networks
 from hw1jax.search.plan import Job
 
-SECONDS_PER_MB = 1  # of state: on an executor it travels, at 0.02 s a MB, which is to be 2 % of the training
-SECONDS_BETWEEN_LOOKS = 0.5  # at whether to stop, while a worker trains
-KEPT = 2  # networks with their data that a worker keeps: a search and its refit, or two searches at a time
+SECONDS_PER_MB = 1  # of training per MB of state: transfer takes up to 0.02 s per MB, so the overhead stays below 2 %
+SECONDS_BETWEEN_CHECKS = 0.5  # whether to stop, while a worker trains
+KEPT = 2  # networks, with their data, in a worker's memory: of a search and its refit, or of two searches
 
 
 def on_executor(executor: Executor, networks: Networks, stop: Callable[[], bool]) -> Advance:
-    """`advance` by the workers of an executor, to each of which the networks with their data travel once.
+    """Returns an `advance` that runs on the workers of an executor; each worker is sent the networks and data once.
 
     Raises (when it is called):
       ValueError: a worker has other versions or another kind of device than this process, or can't load the study.
       ConnectionError: the executor has failed; it may have lost its workers.
-      Stopped: `stop()` is true.
-      Exception: whatever training raised in the worker, with the worker's traceback as its cause.
+      Stopped: `stop` gave True.
+      Exception: the worker's error, with the worker's traceback as its cause.
     """
-    here = replace(networks.study, data=networks.data)  # which the workers need not load
+    here = replace(networks.study, data=networks.data)  # workers don't load data
     packed = cloudpickle.dumps(Networks(here, networks.search, networks.data, networks.folds, networks.first_fold))
     digest, versions = hashlib.sha256(packed).hexdigest(), identity()
     sending, num_sent = threading.Lock(), 0
@@ -47,7 +47,7 @@ def on_executor(executor: Executor, networks: Networks, stop: Callable[[], bool]
     def answer_to(networks_: bytes | None, request: bytes | None) -> Stretch | None:
         try:
             future = executor.submit(advance_remotely, versions, digest, networks_, request)
-            while not wait([future], SECONDS_BETWEEN_LOOKS).done:
+            while not wait([future], SECONDS_BETWEEN_CHECKS).done:
                 if stop():
                     future.cancel()
                     raise Stopped
@@ -68,8 +68,8 @@ def on_executor(executor: Executor, networks: Networks, stop: Callable[[], bool]
         nonlocal num_sent
         request = pickle.dumps((job, state, first_epoch))
         num_before = num_sent
-        while (stretch := answer_to(None, request)) is None:  # a worker doesn't know the networks
-            with sending:  # one at a time, to whoever is idle: the others ask again first
+        while (stretch := answer_to(None, request)) is None:  # the worker has no networks
+            with sending:  # one copy at a time, to an idle worker; then all threads ask again
                 if num_sent == num_before:
                     answer_to(packed, None)
                     num_sent += 1
@@ -81,7 +81,7 @@ def on_executor(executor: Executor, networks: Networks, stop: Callable[[], bool]
 
 
 def identity() -> dict[str, str]:
-    """What must be the same in the process that runs the study and in its workers, for the same bits."""
+    """Versions and settings that must be equal in this process and in its workers, for the same bits."""
     versions = {name: environment.version_of(name) for name in ("hw1jax", "jax", "jaxlib", "numpy")}
     flags = ("jax_enable_x64", "jax_default_prng_impl", "jax_threefry_partitionable")
     config = {name: str(getattr(jax.config, name)) for name in flags}
@@ -90,21 +90,21 @@ def identity() -> dict[str, str]:
     return versions | config | {"device": device, "reproducible": str(reproducible)}
 
 
-_known: dict[str, Networks] = {}  # the networks that this worker has been sent last, by digest
+_known: dict[str, Networks] = {}  # networks that this worker was sent, by digest
 
 
 def advance_remotely(versions: dict[str, str], digest: str, packed: bytes | None, request: bytes | None) -> bytes:
-    """`advance` in a worker, or keeps the networks there for the next calls.
+    """Runs `advance` in a worker, or stores the networks there for the next calls.
 
     Args:
       versions: `identity()` of the process that runs the study.
       digest: of the networks.
-      packed: the networks, pickled, to be kept.
-      request: (job, state, epochs done), pickled, where there is something to train.
+      packed: the networks to store, pickled.
+      request: (job, state, epochs done) to train, pickled.
 
     Returns:
-      (stretch, error, traceback), pickled. The stretch is None where the worker doesn't know the networks. The error is
-      (type, arguments, attributes), as no executor brings back every exception with its notes; None without one.
+      (stretch, error, traceback), pickled. The stretch is None if the worker has no networks of this digest. The error
+      is None or (type, args, attributes): executors lose notes, and exceptions that can't be unpickled.
     """
     try:
         for name, own in identity().items():
@@ -131,11 +131,11 @@ def _keep(digest: str, packed: bytes) -> None:
         hint = "install there what the study imports, or start workers with its folder in PYTHONPATH"
         raise ValueError(f"a worker can't load the study ({reason}): {hint}") from error
     for old in list(_known)[:-KEPT]:
-        _known.pop(old, None)  # another thread may be at it too
+        _known.pop(old, None)  # another thread may remove it too
 
 
 def _packed_error(error: Exception) -> bytes:
-    """What makes an error anew, whatever its `__init__` takes; its name, text and notes if it can't be pickled."""
+    """The parts of an error; if they can't be pickled, those of a RuntimeError with its name, text and notes."""
     text = "".join(traceback.format_exception(error))
     try:
         return cloudpickle.dumps((None, (type(error), error.args, vars(error)), text))
@@ -153,23 +153,23 @@ def connected(address: str) -> Iterator[Executor]:
 
     Raises:
       ValueError: the engine isn't installed.
-      ConnectionError: nobody answers at the address.
+      ConnectionError: nothing answers at the address.
     """
     is_ray = address.partition("://")[0] == "ray"
-    warnings.filterwarnings("ignore", "Sending large graph")  # by Dask, of states and data
+    warnings.filterwarnings("ignore", "Sending large graph")  # Dask's; states and data are large
     try:
         if is_ray:
             engine: Any = RayExecutor(address)
         else:
             from distributed import Client
 
-            logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # its errors are raised in one line
+            logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # the run's error is one line
             engine = Client(scheduler_file=address) if os.path.exists(address) else Client(address)
     except ImportError as error:
         extra = "ray" if is_ray else "hw1jax[dask]"
         raise ValueError(f"executor={address} needs what is not installed: pip install '{extra}'") from error
     except (OSError, ValueError) as error:
-        raise ConnectionError(f"executor={address}: nobody answers there ({error})") from error
+        raise ConnectionError(f"executor={address}: nothing answers there ({error})") from error
     with engine:
         yield engine if is_ray else engine.get_executor(pure=False)
 
