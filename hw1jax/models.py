@@ -132,7 +132,7 @@ def activations(network: MLP | CNN, params: Any, x: jax.Array, *widths: Any) -> 
     Args:
       network: the module.
       params: its parameters.
-      x, *widths: the arguments of its call.
+      x, widths: the arguments of its call.
 
     Returns:
       Arrays by layer: "conv1" [example, channel, row, column] after ReLU and before pooling, "pool1" the same after
