@@ -171,7 +171,7 @@ def search_ours(file: str, settings: dict[str, Any], seed: int, num_trials: int,
         jax.config.update("jax_compilation_cache_dir", str(Path(folder, "compiled")))
         out = Path(folder, "out")
         results = run_study(study, **sizes, **settings, seed=seed, out=out, observer=Watcher())
-    return peers.running_minimum(points, points[-1][0]) | {"epochs": int(results.trials.epochs.sum())}
+    return peers.running_minimum(points, points[-1][0]) | {"epochs": int(results.trials["epochs"].sum())}
 
 
 # Speed.

@@ -62,7 +62,7 @@ def trained_alone(found, number, fold_number, train):
 def test_the_best_of_a_search_with_halving_has_the_averages_of_its_members_trained_alone(tmp_path, widths):
     found = run_study(STUDY, out=tmp_path / "run", widths=widths, averaging=DECAY, halving=4, seed=SEED, num_devices=1)
     row, close = found.row, {"rtol": 1e-4, "atol": 1e-5}
-    assert found.trials.epochs.tolist().count(NUM_EPOCHS) == 1
+    assert found.trials["epochs"].tolist().count(NUM_EPOCHS) == 1
     for f, fold in enumerate(k_fold(len(TOY_DATA.x_train), 3, (SEED,))):
         expected, train_loss = trained_alone(found, found.best.number, f, fold.train)
         chex.assert_trees_all_close(found.model.folds[f][0], expected, **close)

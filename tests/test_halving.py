@@ -101,7 +101,7 @@ def shallow(tmp_path_factory):
 def rungs_of(found):
     """Of each bracket of a run: (its trials' numbers, its rungs as they are in the record)."""
     first, all_ = 0, found.record["config"]["plan"]["brackets"]
-    while first < len(found.trials.numbers):
+    while first < len(found.trials["number"]):
         for bracket in all_:
             yield range(first, first + bracket["num_trials"]), bracket["rungs"]
             first += bracket["num_trials"]
@@ -109,7 +109,7 @@ def rungs_of(found):
 
 def assert_the_best_go_on(found, factor):
     """On each rung of each bracket, by the mean over the folds of the histories' values at its end."""
-    name, epochs = found.study.score, found.trials.epochs
+    name, epochs = found.study.score, found.trials["epochs"]
     for numbers, each in rungs_of(found):
         left = list(numbers)
         for rung, after in zip(each, [*each[1:], None], strict=True):
@@ -131,21 +131,21 @@ def assert_the_best_go_on(found, factor):
 def test_the_best_of_a_rung_go_on_and_the_best_of_the_last_one_is_the_best(usual):
     trials = usual.trials
     assert [rung["num_epochs"] for rung in usual.record["rungs"]] == ENDS
-    assert Counter(trials.epochs.tolist()) == {1: 6, 3: 2, 9: 1}
+    assert Counter(trials["epochs"].tolist()) == {1: 6, 3: 2, 9: 1}
     assert_the_best_go_on(usual, 3)
-    assert trials.states.tolist() == ["complete" if n == 9 else "pruned" for n in trials.epochs]
-    assert usual.best.number == trials.numbers[trials.complete]
+    assert trials["state"].tolist() == ["complete" if n == 9 else "pruned" for n in trials["epochs"]]
+    assert usual.best.number == trials["number"][trials.complete]
     counts = [(rung["num_trials"], rung["went_on"], rung["failed"]) for rung in usual.record["rungs"]]
     assert counts == [(9, 3, 0), (3, 1, 0), (1, 0, 0)]
-    in_order = sorted(range(NUM_TRIALS), key=lambda i: (-trials.epochs[i], trials.means["loss"][i]))
-    assert [int(trials.ranks[i]) for i in in_order] == list(range(1, NUM_TRIALS + 1))
+    in_order = sorted(range(NUM_TRIALS), key=lambda i: (-trials["epochs"][i], trials.means["loss"][i]))
+    assert [int(trials["rank"][i]) for i in in_order] == list(range(1, NUM_TRIALS + 1))
 
 
 def test_optuna_knows_the_losers_as_pruned_with_their_last_value(usual):
     opened = optuna_search.open_storage(usual.folder / "journal.log", STUDY, sampler="random", seed=0)
     states = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
     for trial, state, epochs, mean in zip(
-        opened.trials, usual.trials.states, usual.trials.epochs, usual.trials.means["loss"], strict=True
+        opened.trials, usual.trials["state"], usual.trials["epochs"], usual.trials.means["loss"], strict=True
     ):
         assert trial.state == states[state]
         assert max(trial.intermediate_values) == epochs
@@ -170,12 +170,12 @@ def test_a_trial_that_diverges_loses_and_keeps_its_epochs(tmp_path):
     seed = first_seed(lambda bad: 2 <= bad.sum() <= 5, NUM_TRIALS)
     found = halved(tmp_path, WILD, seed=seed, **ONE_SLOT)
     trials, bad = found.trials, found.trials.params["rate"] > 1
-    assert ((trials.states == "failed") == bad).all()
-    assert set(trials.epochs[bad]) == {1}
-    assert np.isnan(trials.ranks[bad]).all() and not np.isnan(trials.ranks[~bad]).any()
+    assert ((trials["state"] == "failed") == bad).all()
+    assert set(trials["epochs"][bad]) == {1}
+    assert np.isnan(trials["rank"][bad]).all() and not np.isnan(trials["rank"][~bad]).any()
     assert_the_best_go_on(found, 3)
     for name in ("train_loss", "val_loss"):
-        for history, epochs in zip(found.histories[name], trials.epochs, strict=True):
+        for history, epochs in zip(found.histories[name], trials["epochs"], strict=True):
             assert np.isnan(history[:, epochs:]).all()
     assert {row["diverged_epoch"] for row, failed in zip(trials.rows, bad, strict=True) if failed} == {"1"}
     opened = optuna_search.open_storage(tmp_path / "journal.log", WILD, sampler="random", seed=seed)
@@ -209,7 +209,7 @@ def test_of_equal_trials_the_first_go_on(tmp_path):
     constant = slope(lambda h: optax.sgd(0 * h["rate"]), lambda key, shape: jnp.zeros(shape))
     found = halved(tmp_path, replace(STUDY, task=constant, space=RATE), **ONE_SLOT)
     assert len(set(found.trials.means["loss"])) == 1
-    assert found.trials.epochs.tolist() == [9, 3, 3, 1, 1, 1, 1, 1, 1]
+    assert found.trials["epochs"].tolist() == [9, 3, 3, 1, 1, 1, 1, 1, 1]
     assert found.best.number == 0
 
 
@@ -231,11 +231,11 @@ def test_in_programs_of_the_same_shape_a_history_is_that_of_the_trial_without_ha
         shape = OWN_WIDTHS if case == "own widths" else ONE_SLOT
         full = run_study(asked, out=tmp_path / "full", **shape)
         found = halved(tmp_path / "halved", asked, **shape)
-    assert len(set(found.trials.epochs)) == len(found.record["rungs"]) == 3
+    assert len(set(found.trials["epochs"])) == len(found.record["rungs"]) == 3
     assert_the_best_go_on(found, found.record["config"]["halving"])
     for name in [name for name in full.histories if name == "train_loss" or name.startswith("val_")]:
         assert full.histories[name].dtype == found.histories[name].dtype
-        for own, whole, epochs in zip(found.histories[name], full.histories[name], found.trials.epochs, strict=True):
+        for own, whole, epochs in zip(found.histories[name], full.histories[name], found.trials["epochs"], strict=True):
             np.testing.assert_array_equal(own[:, :epochs], whole[:, :epochs])
 
 
@@ -318,7 +318,7 @@ def test_compacted_into_smaller_programs_state_is_carried_over_exactly_and_histo
     begun.clear()
     ended.clear()
     found, cut = halved(tmp_path, EXACT, seed=NARROW), set()
-    units, epochs = found.trials.params["units"], found.trials.epochs
+    units, epochs = found.trials.params["units"], found.trials["epochs"]
     assert units[epochs > ENDS[0]].min() < units.max()
     assert found.record["num_programs"] == (2 if widths == "then at own widths" else 1)
     assert found.histories["val_loss"].dtype == np.float64
@@ -398,7 +398,7 @@ def test_a_search_is_extended_by_whole_brackets_which_change_no_trial_of_the_fir
     for name in ("train_loss", "val_loss"):
         np.testing.assert_array_equal(found.histories[name][:NUM_TRIALS], usual.histories[name])
     assert_the_best_go_on(found, 3)
-    assert Counter(found.trials.epochs.tolist()) == {1: 12, 3: 4, 9: 2}
+    assert Counter(found.trials["epochs"].tolist()) == {1: 12, 3: 4, 9: 2}
     assert rows(halved(tmp_path / "out").folder) == rows(usual.folder)
 
 
@@ -410,8 +410,8 @@ def test_brackets_have_several_first_rungs(tmp_path):
     assert sum(sizes) == NUM_TRIALS
     assert sizes == sorted(sizes, reverse=True), "the longer the first rung, the fewer trials"
     assert_the_best_go_on(found, 3)
-    last = found.trials.epochs == 9
-    assert set(planned[-1][0]) <= set(found.trials.numbers[last])
+    last = found.trials["epochs"] == 9
+    assert set(planned[-1][0]) <= set(found.trials["number"][last])
     assert found.best.mean == found.trials.means["loss"][last].min()
 
 

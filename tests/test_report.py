@@ -328,7 +328,7 @@ def test_trials_that_never_learned_are_counted_pruned_ones_too(runs):
     results = load_results(runs / "regression", HALVING)
     constant = evaluation.constant_loss(results.task.loss, results.data.y_train)
     for low, text in ((2 * constant, "3 of 3 trials never learned"), (0.5 * constant, "All trials learned")):
-        means = np.where(results.trials.states == "failed", np.nan, low)
+        means = np.where(results.trials["state"] == "failed", np.nan, low)
         assert text in named(trials.all_trials(changed(results, mean_val_loss=means)), "trial_scores").caption
 
 

@@ -230,15 +230,17 @@ def as_written(folder, found):
     record, rows = record_of(folder), list(csv.DictReader((folder / "trials.csv").read_text().splitlines()))
     assert found.record == record and found.trials.rows == rows and found.folder == folder
     trials, name = found.trials, found.study.score
-    assert found.best.number == record["best"]["number"] == trials.numbers[found.row] and trials.ranks[found.row] == 1
+    assert (
+        found.best.number == record["best"]["number"] == trials["number"][found.row] and trials["rank"][found.row] == 1
+    )
     assert found.best.mean == record["best"][f"mean_val_{name}"] == trials.means[name][found.row]
     assert found.best.std == record["best"][f"std_val_{name}"]
     assert found.best.params == found.model.draw and found.num_folds == 3 and found.failure is None
-    assert trials.states.tolist() == [row["state"] for row in rows]
+    assert trials["state"].tolist() == [row["state"] for row in rows]
     assert [record["trials"][state] for state in ("complete", "pruned")] == [trials.complete.sum(), trials.pruned.sum()]
     rungs = record["rungs"]
-    assert [rung["num_trials"] for rung in rungs] == [np.sum(trials.epochs >= rung["num_epochs"]) for rung in rungs]
-    last = (np.arange(len(rows)), slice(None), trials.epochs - 1)
+    assert [rung["num_trials"] for rung in rungs] == [np.sum(trials["epochs"] >= rung["num_epochs"]) for rung in rungs]
+    last = (np.arange(len(rows)), slice(None), trials["epochs"] - 1)
     np.testing.assert_array_equal(found.histories["val_loss"][last], trials.folds["loss"].astype(np.float32))
     for ensemble, part in ((False, "test"), (True, "ensemble")):
         outputs = found.model.predict(found.data.x_test, ensemble=ensemble)
@@ -253,8 +255,8 @@ def test_results_are_what_the_files_hold(written, tmp_path_factory):
     assert by_hand.keys() <= by_a_run.keys() and by_hand["config"].keys() <= by_a_run["config"].keys()
     found = load_results(written, HALVING)
     as_written(written, found)
-    assert found.trials.states.tolist() == list(STATES) and found.trials.epochs.tolist() == list(EPOCHS)
-    assert np.isnan(found.trials.ranks).tolist() == [False, False, True, False, True]
+    assert found.trials["state"].tolist() == list(STATES) and found.trials["epochs"].tolist() == list(EPOCHS)
+    assert np.isnan(found.trials["rank"]).tolist() == [False, False, True, False, True]
     assert [row["diverged_epoch"] for row in found.trials.rows] == ["", "", "2", "", "4"]
     assert found.ensemble != found.test and found.has_usual_data and found.has_curve and not found.has_classes
 
@@ -283,7 +285,7 @@ def test_trials_are_a_table_as_others_take_it(written):
         ("hidden_units_1", "hidden_units_2", "hidden_units_3"), "i"
     ) | {"learning_rate": "f", "l2": "f", "optimizer": "U"}
     assert set(trials.params) | {f"mean_val_{name}" for name in trials.means} < set(trials)
-    assert {len(column) for column in trials.values()} == {5} and trials.epochs.dtype.kind == "i"
+    assert {len(column) for column in trials.values()} == {5} and trials["epochs"].dtype.kind == "i"
 
 
 def test_a_record_and_curves_are_read_without_the_study(folder):

@@ -283,7 +283,7 @@ def test_results_that_are_read_while_a_run_writes_them_fit_each_other(toy, monke
 
     monkeypatch.setattr(storage, "write_arrays", slowly)
     go_on(toy, num_trials=3)
-    assert len(reading[0].result().trials.numbers) == 3
+    assert len(reading[0].result().trials["number"]) == 3
 
 
 def test_an_interrupt_in_a_notebook_leaves_nothing_running_and_the_run_goes_on(tmp_path):

@@ -205,7 +205,7 @@ def _cards(results: Results) -> Markup:
         whose = f"{reference['name']} on {other}" if other else reference["name"]
         return f"{escape(whose)}: {theirs(name, reference['test'])}"
 
-    folds = results.trials.folds["loss"][list(results.trials.numbers).index(best["number"])]
+    folds = results.trials.folds["loss"][results.row]
     notes = [escape(results.study.loss_name), beside("loss")]
     cards = [("test loss", number(test["loss"]), "; ".join(filter(None, notes)))]
     names = ["accuracy"] * (test["accuracy"] is not None) + [n for n in results.study.metrics if n != "accuracy"]

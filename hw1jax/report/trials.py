@@ -30,16 +30,16 @@ def all_trials(results: Results) -> list[Item]:
     notes += f", {num_off} beyond {end_of_scale(results, study.score)[1]}." if num_off else "." if notes else ""
     hollow = f" Hollow: {num_hollow} learned no more than a constant." if num_hollow else ""
     small, triangles = (" Small: pruned.", " Triangles: pruned.") if trials.pruned.any() else ("", "")
-    idle = "" if constant is None else _idle(trials.states[scored & ~learned], int(scored.sum()), constant)
+    idle = "" if constant is None else _idle(trials["state"][scored & ~learned], int(scored.sum()), constant)
     constant = constant if study.score == "loss" else None
     dashed = "" if constant is None else f" The dashed line is the loss of the best constant, {constant:.3g}."
     every = partial(
         trial_plots.trial_scores,
         scores=scores,
-        order=np.argsort(trials.ranks, kind="stable"),  # failed ones, of rank NaN, come last
+        order=np.argsort(trials["rank"], kind="stable"),  # failed ones, of rank NaN, come last
         folds=trials.folds[study.score],
-        numbers=trials.numbers,
-        epochs=trials.epochs,
+        numbers=trials["number"],
+        epochs=trials["epochs"],
         constant=constant,
     )
     slices = [_slice(results, column, scores, learned) for column in trials.params]
@@ -301,10 +301,10 @@ def _trials_table(results: Results) -> Markup:
         shown = study.loss_name if name == "loss" and not study.metrics else words(name)
         headings += [f"validation {shown}", "of each fold"]
     rows = []
-    for i in np.argsort(trials.ranks, kind="stable"):
+    for i in np.argsort(trials["rank"], kind="stable"):
         values = {name: trials.params[name][i].item() for name in trials.params}
-        rank = "-" if np.isnan(trials.ranks[i]) else html.number(int(trials.ranks[i]), "{}")
-        row: list[Any] = [rank, html.number(int(trials.numbers[i]), "{}"), _state(results, i)]
+        rank = "-" if np.isnan(trials["rank"][i]) else html.number(int(trials["rank"][i]), "{}")
+        row: list[Any] = [rank, html.number(int(trials["number"][i]), "{}"), _state(results, i)]
         for value in space_.unflatten(study.space, values).values():
             row.append(_together([html.hyperparameter(v) for v in (value if isinstance(value, tuple) else [value])]))
         for name in names:
@@ -323,8 +323,8 @@ def _together(values: Sequence[Any]) -> Markup:
 def _state(results: Results, i: int) -> Markup:
     """The state of a trial, and the epoch where it was pruned or failed."""
     trials = results.trials
-    if trials.states[i] == "pruned":
-        return Markup(f"pruned after {html.number(int(trials.epochs[i]), '{}')}")
+    if trials["state"][i] == "pruned":
+        return Markup(f"pruned after {html.number(int(trials['epochs'][i]), '{}')}")
     epoch = trials.rows[i]["diverged_epoch"]
     in_epoch = f" in epoch {html.number(int(epoch), '{}')}" if epoch.isdigit() else ""
-    return Markup(f"{html.escape(str(trials.states[i]))}{in_epoch}")
+    return Markup(f"{html.escape(str(trials['state'][i]))}{in_epoch}")

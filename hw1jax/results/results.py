@@ -78,7 +78,7 @@ class Results(NamedTuple):
     @property
     def row(self) -> int:
         """The best trial's row in `trials`."""
-        return int(np.flatnonzero(self.trials.numbers == self.record["best"]["number"])[0])
+        return int(np.flatnonzero(self.trials["number"] == self.record["best"]["number"])[0])
 
     @property
     def num_folds(self) -> int:
@@ -121,10 +121,10 @@ class Results(NamedTuple):
         """Scores and a table of the best trials."""
         trials, scores = self.trials, dict.fromkeys([self.study.score, "loss", *self.study.metrics])
         rows: list[list[Any]] = [["trial", "state", *(f"validation {name}" for name in scores), *trials.params]]
-        for i in np.argsort(trials.ranks, kind="stable")[:MOST_ROWS]:
+        for i in np.argsort(trials["rank"], kind="stable")[:MOST_ROWS]:
             numbers = [trials.means[name][i] for name in scores] + [trials.params[name][i] for name in trials.params]
             shown = [f"{value:.4g}" if isinstance(value, np.floating) else value for value in numbers]
-            rows.append([trials.numbers[i], trials.states[i], *shown])
+            rows.append([trials["number"][i], trials["state"][i], *shown])
         cells = [[f"<td>{html.escape(str(value))}</td>" for value in row] for row in rows]
         table = "".join(f"<tr>{''.join(row)}</tr>" for row in cells)
         lines = [line.strip() for line in repr(self).removeprefix("Results(").splitlines()[:-1]]

@@ -53,26 +53,6 @@ class Trials(dict[str, np.ndarray]):
         self._params, self._scores = tuple(params), tuple(scores)
 
     @property
-    def numbers(self) -> np.ndarray:
-        """Int [trial]."""
-        return self["number"]
-
-    @property
-    def states(self) -> np.ndarray:
-        """Str [trial], "complete", "pruned" or "failed"."""
-        return self["state"]
-
-    @property
-    def epochs(self) -> np.ndarray:
-        """Int [trial], epochs trained."""
-        return self["epochs"]
-
-    @property
-    def ranks(self) -> np.ndarray:
-        """Float [trial], 1 for the best; NaN for failed ones."""
-        return self["rank"]
-
-    @property
     def params(self) -> dict[str, np.ndarray]:
         """The hyperparameters by column, each int, float, bool or str [trial]."""
         return {name: self[name] for name in self._params}
@@ -94,12 +74,12 @@ class Trials(dict[str, np.ndarray]):
     @property
     def complete(self) -> np.ndarray:
         """Bool [trial]."""
-        return self.states == "complete"
+        return self["state"] == "complete"
 
     @property
     def pruned(self) -> np.ndarray:
         """Bool [trial], stopped before the last epoch."""
-        return self.states == "pruned"
+        return self["state"] == "pruned"
 
     def __repr__(self) -> str:
         pruned = f" and {self.pruned.sum()} pruned" if self.pruned.any() else ""
