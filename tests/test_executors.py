@@ -160,6 +160,17 @@ def test_of_many_jobs_that_wait_for_few_workers_one_sends_the_networks(tmp_path)
     assert len(set(sent)) == len(sent) == 2, "for the search, and for the refit"
 
 
+def test_workers_that_keep_nothing_are_sent_the_networks_with_each_request(tmp_path, undisturbed):
+    class Forgetful(Serial):
+        def submit(self, function, /, *args):
+            executors._known.clear()
+            return super().submit(function, *args)
+
+    asked, settings = FORMS["padded"]
+    run_study(asked, out=tmp_path, executor=Forgetful(), **SHORT | settings)
+    assert lasting(tmp_path) == undisturbed("padded")
+
+
 def test_a_worker_keeps_the_networks_of_two_searches_at_a_time(tmp_path):
     executor = Serial()
     for i in range(2):

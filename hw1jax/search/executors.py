@@ -67,12 +67,14 @@ def on_executor(executor: Executor, networks: Networks, stop: Callable[[], bool]
     def on_worker(job: Job, state: Any, first_epoch: int, device: int, show: Show) -> Stretch:
         nonlocal num_sent
         request = pickle.dumps((job, state, first_epoch))
-        num_before = num_sent
-        while (stretch := answer_to(None, request)) is None:  # the worker has no networks
+        num_before, copies = num_sent, 0
+        # The second copy goes with the request: requests may never reach the workers that copies reach.
+        while (stretch := answer_to(packed if copies == 2 else None, request)) is None:  # the worker has no networks
             with sending:  # one copy at a time, to an idle worker; then all threads ask again
                 if num_sent == num_before:
-                    answer_to(packed, None)
-                    num_sent += 1
+                    num_sent, copies = num_sent + 1, copies + 1
+                    if copies == 1:
+                        answer_to(packed, None)
             num_before = num_sent
         show(job, stretch.num_epochs, stretch.losses[1])
         return stretch
