@@ -461,15 +461,15 @@ MISTAKES = [
     wrong("apply mixes examples: ..", apply=normalised, init=init_with_last_layer_of_zeros),
     wrong("apply= must be a function, got str", apply="relu"),
     wrong("init returns no parameters", init=lambda key, h: {}),
-    wrong("init must return (params, state), as apply asks for state", **with_state({}) | {"init": init}),
+    wrong("init must return (params, state), as apply takes state", **with_state({}) | {"init": init}),
     wrong(
-        "apply must return (outputs, state), as it asks for state",
+        "apply must return (outputs, state), as it takes state",
         **with_state({}) | {"apply": lambda params, x, h, state: apply(params, x, h)},
     ),
     wrong(f"apply returns float32[2] for {STATE}", **with_state({"mean": jnp.zeros(2)})),
     wrong(f"apply returns nothing for {STATE}", **with_state({})),
     wrong("optimizer must return an optax transformation, got ..", optimizer=lambda h: h["learning_rate"]),
-    wrong("optimizer asks for steps, .. may ask for num_steps", optimizer=lambda h, steps: optax.sgd(0.1)),
+    wrong("optimizer has an unknown parameter steps; it may have num_steps", optimizer=lambda h, steps: optax.sgd(0.1)),
     wrong("metric own mixes examples: ..", metrics={"own": lambda outputs, y: (outputs - outputs.mean())[:, 0]}),
     wrong("metrics= has 'loss', which is the name of another value", metrics={"loss": squared_error}),
     wrong(

@@ -272,7 +272,7 @@ WRONG = [
     wrong(f"..{IN_INIT}..", init=lambda h, key: NET.init(key, X[:1])),
     wrong(f"TypeError: .. takes 2 positional arguments but 3 were given {IN_APPLY}", apply=lambda params, x: x),
     wrong(
-        "apply asks for rng, which nobody gives it; it may ask for key, train, state, mask",
+        "apply has an unknown parameter rng; it may have key, train, state, mask",
         apply=lambda params, x, h, rng: x,
     ),
     wrong(f"TypeError: dot_general requires .. {IN_APPLY}", apply=lambda params, x, h: x @ jnp.zeros((5, 1))),

@@ -198,12 +198,12 @@ def _check_functions(task: Task) -> None:
             f"{type(task.optimizer).__name__}: give lambda h: optax.adam(h['learning_rate']), say"
         )
     check_hashable(task.optimizer, "optimizer")
-    for name, function, num_given, may_ask in (
-        ("apply", task.apply, 3, tasks.MAY_ASK),
+    for name, function, num_given, optional in (
+        ("apply", task.apply, 3, tasks.OPTIONAL),
         ("optimizer", task.optimizer, 1, ("num_steps",)),
     ):
-        if unknown := [asked for asked in tasks.required(function, num_given) if asked not in may_ask]:
-            raise TypeError(f"{name} asks for {unknown[0]}, which nobody gives it; it may ask for {', '.join(may_ask)}")
+        if unknown := [p for p in tasks.required(function, num_given) if p not in optional]:
+            raise TypeError(f"{name} has an unknown parameter {unknown[0]}; it may have {', '.join(optional)}")
     names = [name for name, _ in task.metrics]
     if taken := sorted({name for name in names if name == "loss" or names.count(name) > 1}):
         raise ValueError(f"metrics= has {taken[0]!r}, which is the name of another value")

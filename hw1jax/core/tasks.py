@@ -13,7 +13,7 @@ from jax import lax
 Params = Any  # a tree of arrays
 Hyperparameters = Any  # a tree of arrays, one trial's: traced, and different from trial to trial
 Metric = Callable[[Any, Any], Any]  # (outputs, y) -> [batch], one value an example
-MAY_ASK = ("key", "train", "state", "mask")  # optional parameters of `apply`, after its first three
+OPTIONAL = ("key", "train", "state", "mask")  # optional parameters of `apply`, after its first three
 
 
 def unchanged(x: Any) -> Any:
@@ -97,7 +97,7 @@ def with_keys(tree: Any) -> Any:
     return jax.tree.map(convert, tree, is_leaf=lambda leaf: isinstance(leaf, KeyData))
 
 
-def asks(function: Callable[..., Any], num_given: int, names: Sequence[str]) -> tuple[str, ...]:
+def accepted(function: Callable[..., Any], num_given: int, names: Sequence[str]) -> tuple[str, ...]:
     """Returns those of `names` that are parameters of the function after its first `num_given`."""
     parameters = {parameter.name for parameter in _parameters(function)[num_given:]}
     return tuple(name for name in names if name in parameters)
@@ -121,22 +121,22 @@ def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
 
 def has_state(task: Task) -> bool:
     """True if `apply` takes state."""
-    return "state" in asks(task.apply, 3, MAY_ASK)
+    return "state" in accepted(task.apply, 3, OPTIONAL)
 
 
 def wants_key(task: Task) -> bool:
     """True if `apply` takes a key: training is random."""
-    return "key" in asks(task.apply, 3, MAY_ASK)
+    return "key" in accepted(task.apply, 3, OPTIONAL)
 
 
 def takes_whole_batches(task: Task) -> bool:
     """True if a batch must not be split: its randomness or statistics span the whole batch."""
-    return bool(asks(task.apply, 3, MAY_ASK))
+    return bool(accepted(task.apply, 3, OPTIONAL))
 
 
 def wants_num_steps(task: Task) -> bool:
     """True if the optimizer takes the number of updates."""
-    return bool(asks(task.optimizer, 1, ("num_steps",)))
+    return bool(accepted(task.optimizer, 1, ("num_steps",)))
 
 
 def init_variables(task: Task, key: jax.Array, hyperparameters: Hyperparameters) -> tuple[Params, Any]:
@@ -145,7 +145,7 @@ def init_variables(task: Task, key: jax.Array, hyperparameters: Hyperparameters)
     if not has_state(task):
         return made, None
     if not isinstance(made, tuple) or len(made) != 2:
-        raise ValueError("init must return (params, state), as apply asks for state")
+        raise ValueError("init must return (params, state), as apply takes state")
     params, state = made
     return params, without_keys(state)
 
@@ -162,13 +162,13 @@ def outputs_of(
     train: bool = False,
 ) -> tuple[Any, Any]:
     """(outputs, new state) of a prepared batch."""
-    wanted = asks(task.apply, 3, MAY_ASK)
+    wanted = accepted(task.apply, 3, OPTIONAL)
     given = {"key": key, "train": train, "state": with_keys(state), "mask": mask}
     made = task.apply(params, x, hyperparameters, **{name: given[name] for name in wanted})
     if "state" not in wanted:
         return made, state
     if not isinstance(made, tuple) or len(made) != 2:
-        raise ValueError("apply must return (outputs, state), as it asks for state")
+        raise ValueError("apply must return (outputs, state), as it takes state")
     outputs, new_state = made
     return outputs, without_keys(new_state)
 
@@ -208,7 +208,7 @@ def _takes_value(rule: optax.GradientTransformation) -> optax.GradientTransforma
     """
     rule = optax.with_extra_args_support(rule)
     kinds = {parameter.kind for parameter in _parameters(rule.update)}
-    if inspect.Parameter.VAR_KEYWORD in kinds or asks(rule.update, 3, ("value",)):
+    if inspect.Parameter.VAR_KEYWORD in kinds or accepted(rule.update, 3, ("value",)):
         return rule
     return optax.GradientTransformationExtraArgs(
         rule.init, lambda updates, state, params=None, **extra: rule.update(updates, state, params)

@@ -1,6 +1,6 @@
-"""Brackets of a search's trials: trained together from rung to rung.
+"""Trains the brackets of a search from rung to rung.
 
-No rung begins before all jobs of the one before are done: who goes on doesn't depend on who trains.
+A rung begins when all jobs of the one before are done, so the trials that go on don't depend on the workers.
 """
 
 import queue
@@ -27,11 +27,19 @@ from hw1jax.search.space import Draw
 from hw1jax.search.trainer import Gone, Trained, Trainer, scored
 from hw1jax.search.trial_score import TrialScore, Values
 
-MOST_WAITING = 256  # threads that wait for the workers of an executor
+MOST_WAITING = 256  # threads that wait for workers of an executor
 
 
 class Brackets:
-    """Trains the brackets of a search, and refits its best trial."""
+    """Trains the brackets of a search, and refits its best trial.
+
+    Args:
+      folder: of the jobs' files.
+      networks, plan, num_trials: of the search.
+      observer: receives the progress.
+      stop: training stops soon after it is set.
+      executor: its workers train the jobs; default: threads of this process, one a device.
+    """
 
     def __init__(
         self,
@@ -44,16 +52,6 @@ class Brackets:
         num_trials: int,
         executor: Executor | None = None,
     ):
-        """
-        Args:
-          folder: of the jobs' files.
-          networks: of the search.
-          plan: of the search.
-          observer: is shown how far it is.
-          stop: training stops soon after it is set.
-          num_trials: of the search.
-          executor: whose workers train the jobs; threads of this process, one a device, if not given.
-        """
         self._folder, self._networks, self._study, self._plan = folder, networks, networks.study, plan
         self._observer, self._executor, self._stop = observer, executor, stop
         self._brackets = plan.of(num_trials)
@@ -74,23 +72,23 @@ class Brackets:
 
     @property
     def work(self) -> int:
-        """Epochs of all trials of the search together."""
+        """Total epochs of the search's trials."""
         return sum(map(self._plan.work, self._brackets))
 
     @property
     def splits(self) -> int:
-        """How often a job was too large for the memory, and was trained in halves."""
+        """Number of jobs that were trained in halves, after running out of memory."""
         return self._trainer.splits
 
     def history(self) -> Trained:
-        """All trials of the brackets that were trained, in the order of their numbers."""
+        """The histories of all trained trials, in the order of their numbers."""
         each = [self.histories[first] for first in sorted(self.histories)]
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *each)
 
     def train(self, draws: dict[int, Draw]) -> dict[int, Values]:
-        """{trial number: draw} of a bracket -> {trial number: "loss" and metrics by name, [fold, epoch]}.
+        """Trains the trials {number: draw} of a bracket -> {number: "loss" and metrics by name, [fold, epoch]}.
 
-        The epochs are those that the trial was trained. What is done already is read from its files.
+        Values cover the epochs of each trial. Finished jobs are read from their files.
         """
         bracket = next(bracket for bracket in self._brackets if min(draws) in bracket.numbers)
         done = None
@@ -142,9 +140,9 @@ class Brackets:
         return self._trainer.networks_of(self._last_jobs[number], number, draw)
 
     def refit(self, number: int, draw: Draw) -> tuple[Any, Any, np.ndarray]:
-        """A trial's network trained on all training data -> (params, state, train_loss [epoch]).
+        """Trains a trial's network on all training data -> (params, state, train_loss [epoch]).
 
-        It is fold k of the cross-validation, at its own widths, and begins as fold k of trial number 0.
+        It is fold k of the cross-validation, at its own widths, initialized as trial number 0.
         """
         name = f"refit-{number}"
         for other in self._folder.glob("refit-*"):
@@ -156,7 +154,7 @@ class Brackets:
         """Trains a bracket from rung to rung -> its jobs.
 
         Raises:
-          Gone: the networks of a job that is done are missing; called again, it trains them again.
+          Gone: the states of a finished job are missing; the next call trains them again.
         """
         self._epochs = {number: (0, np.full(len(self._networks.folds), np.nan)) for number in draws}
         done: list[tuple[Job, Trained]] = []
@@ -195,9 +193,9 @@ class Brackets:
         return [(job, found[i]) for i, job in enumerate(waiting)]
 
     def _state(self, job: Job, before: list[Job]) -> list[np.ndarray]:
-        """The leaves of a job's state, [slot, fold, ...]: those that its trials have after the rung before.
+        """The leaves of a job's state, [slot, fold, ...], from the rung before; corners if its networks are narrower.
 
-        Where its networks are narrower they are the corners. Each file is read once: what other jobs need is kept.
+        Each file is read once: the states of other jobs are kept.
         """
         with self._lock:
             for earlier in before:
@@ -210,7 +208,7 @@ class Brackets:
         return member_states.select(shapes, [rows[i] for i in slots(job)])
 
     def _survivors(self, ended: list[tuple[Job, Trained]], left: dict[int, Draw]) -> dict[int, Draw]:
-        """Who goes on after a rung: the best by the mean over the folds (the first of equals), none that diverged."""
+        """The trials that go on after a rung: the best mean scores (the first among equals), none that diverged."""
         trials = [trial for job, trained in ended for trial in scored(self._networks, job, trained)]
         end = ended[0][0].rung.num_epochs
         self._epochs |= {trial.number: (end, np.array(trial.scores[self._study.score])) for trial in trials}
@@ -220,7 +218,6 @@ class Brackets:
         return {number: left[number] for number in best}
 
     def _count(self, job: Job, trained: Trained) -> None:
-        """Adds a job to what is known of the whole search."""
         end = job.rung.num_epochs
         self.programs.add(space_.key_of(job.fixed))
         side_by_side = job.rung.program.num_devices if job.rung.own_widths else 1
@@ -229,7 +226,6 @@ class Brackets:
             self._last_jobs |= dict.fromkeys(job.numbers, job)
 
     def _show(self, job: Job, num_epochs: int, val: dict[str, np.ndarray]) -> None:
-        """How far the bracket is on average, and the scores of its members."""
         with self._lock:
             for i, number in enumerate(job.numbers):
                 self._epochs[number] = num_epochs, val[self._study.score][i, :, -1]
@@ -245,16 +241,10 @@ class Brackets:
 
 
 def refit(trainer: Trainer, name: str, draw: Draw, observer: Observer) -> tuple[Any, Any, np.ndarray]:
-    """The network of a draw trained on all training data -> (params, state, train_loss [epoch]).
+    """Trains a draw's network on all training data -> (params, state, train_loss [epoch]).
 
-    Its initial parameters are those of trial number 0, so that hyperparameters which belong to no trial (the report's
-    best) can be refitted as well.
-
-    Args:
-      trainer: of `Networks.for_refit()`.
-      name: of its files.
-      draw: the hyperparameters.
-      observer: is shown how far it is.
+    It is initialized as trial number 0, so that hyperparameters without a trial (the report's best) can be refitted.
+    `trainer` is that of `Networks.for_refit()`, `name` that of the files.
     """
     networks = trainer.networks
     num_epochs = networks.search.num_epochs

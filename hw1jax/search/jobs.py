@@ -1,8 +1,8 @@
-"""Jobs: what one program trains at a time, advanced by pure functions that any process can run.
+"""Jobs: trials that one program trains together, advanced by pure functions that any process can run.
 
-The process that runs the study knows what comes next and alone writes files. A job goes to a thread of this process, or
-to a worker of an executor, for some seconds of training at a time; what comes back is its checkpoint. So a worker that
-dies costs these seconds, and workers share no folder.
+The process that runs the study decides what to train and alone writes files. A job runs for some seconds at a time in a
+thread of this process, or on a worker of an executor, and returns its checkpoint. So a dead worker costs these seconds,
+and workers share no folder.
 """
 
 import time
@@ -21,23 +21,23 @@ from hw1jax.search import networks as networks_
 from hw1jax.search.networks import Network, Networks
 from hw1jax.search.plan import Job
 
-SECONDS = 20  # of training between two checkpoints
+SECONDS = 20  # between checkpoints
 
 Losses = tuple[np.ndarray, dict[str, np.ndarray]]  # (training loss, validation by name), [trial, fold, epoch] each
 
 
 class Stopped(Exception):
-    """Training was asked to stop, and has put down where it was."""
+    """Training was asked to stop, and has written its checkpoint."""
 
 
 class Stretch(NamedTuple):
     """A job after some more epochs.
 
     Attributes:
-      state: the leaves of its members' state, [slot, fold, ...] each.
-      num_epochs: that its trials have trained, in all.
+      state: leaves of its members' state, [slot, fold, ...] each.
+      num_epochs: epochs trained, from the trials' start.
       losses: of these epochs, a row a slot.
-      seconds: that these epochs took.
+      seconds: duration of these epochs.
     """
 
     state: list[np.ndarray]
@@ -67,13 +67,13 @@ def advance(
 
     Args:
       networks: of the search.
-      job: what is trained.
-      state: from the stretch before; None: the job's members are new.
-      first_epoch: how many epochs its trials have trained.
-      device: the number of the device, for a job with its own widths; others take the devices of their plan.
-      seconds: after which to return, at the end of a call of the program.
-      show: is called after each call of the program.
-      stop: return soon after it gives True.
+      job: the job.
+      state: from the stretch before; None: new members.
+      first_epoch: epochs that its trials have trained.
+      device: index of the device, for a job with its own widths; others use the devices of their plan.
+      seconds: time after which to return, at the end of a program's call.
+      show: called after each call of the program.
+      stop: returns True to stop soon.
     """
     begun, losses = time.perf_counter(), []
     with jax.default_matmul_precision(networks.search.precision):  # each thread has its own
@@ -95,25 +95,25 @@ def advance(
 
 
 def concatenate(losses: list[Losses]) -> Losses:
-    """The epochs of several calls as those of one."""
+    """Joins the losses of consecutive calls."""
     return jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=2), *losses)
 
 
 def slots(job: Job) -> list[int]:
-    """The index of the trial in each slot of the job's program: empty slots train the last trial too."""
+    """The index of the trial in each slot of the job's program: empty slots train the last trial again."""
     num_slots = 1 if job.rung.own_widths else job.rung.program.slots
     return np.minimum(np.arange(num_slots), len(job.numbers) - 1).tolist()
 
 
 def state_shapes(networks: Networks, job: Job) -> list[jax.ShapeDtypeStruct]:
-    """The leaves of the job's state, [slot, fold, ...] each."""
+    """Shapes and dtypes of the leaves of the job's state, [slot, fold, ...] each."""
     leading = (len(slots(job)), len(networks.folds))
     leaves = jax.tree.leaves(networks.member_shapes(_network(networks, job)))
     return [jax.ShapeDtypeStruct((*leading, *leaf.shape), leaf.dtype) for leaf in leaves]
 
 
 def final_variables(networks: Networks, job: Job, state: list[np.ndarray]) -> list[np.ndarray]:
-    """The leaves of (params, state) that count, of members with these leaves of their state."""
+    """The leaves of (params, state) to evaluate and keep, from the leaves of the members' state."""
     network = _network(networks, job)
     tree = jax.tree.structure(networks.member_shapes(network))
     kept = population.final_variables(network.task, jax.tree.unflatten(tree, state))
@@ -128,8 +128,7 @@ def members_of(networks: Networks, job: Job, device: int) -> tuple[Population, T
     """The population of the job's program, and its trials, one a slot."""
     plan = job.rung.program
     if job.rung.own_widths:
-        # The cores of a CPU can share its first device, and a program that is always compiled for that one is found
-        # again in the compilation cache, whichever thread has its turn.
+        # All threads of a CPU use its first device, so that each finds the program in the compilation cache.
         plan = Plan(1, layout=plan.layout, first_device=0 if jax.default_backend() == "cpu" else device)
     index = slots(job)
     trials = networks.trials([job.numbers[i] for i in index], [job.draws[i] for i in index])
@@ -137,7 +136,7 @@ def members_of(networks: Networks, job: Job, device: int) -> tuple[Population, T
 
 
 def new_state(networks: Networks, job: Job, members: Population, trials: Trials) -> State:
-    """New members of a job."""
+    """Initializes the members of a job."""
     if job.rung.own_widths and networks.starts_in_corners:
         wide = networks_.padded(networks.study, job.draws[0])
         return population.start_narrow(members._replace(task=wide.task), members, trials)
@@ -148,7 +147,7 @@ def new_state(networks: Networks, job: Job, members: Population, trials: Trials)
 
 
 def write_checkpoint(path: Path, stretch: Stretch) -> None:
-    """Writes a job's state with the losses of all its epochs so far."""
+    """Writes a job's state and the losses of all its epochs so far."""
     leaves = {f"state_{i}": leaf for i, leaf in enumerate(stretch.state)}
     train_loss, val = stretch.losses
     progress = {"num_epochs": np.array(stretch.num_epochs), "seconds": np.array(stretch.seconds)}
@@ -157,12 +156,7 @@ def write_checkpoint(path: Path, stretch: Stretch) -> None:
 
 
 def read_checkpoint(path: Path, shapes: list[jax.ShapeDtypeStruct], first_epoch: int) -> Stretch:
-    """Reads what `write_checkpoint` wrote.
-
-    Args:
-      path: of the file.
-      shapes: of the leaves of the job's state.
-      first_epoch: after which the losses begin.
+    """Reads a checkpoint for a job with these leaves of its state, whose losses begin after `first_epoch`.
 
     Raises:
       ValueError: the file is damaged or doesn't fit; the message says what to do.
@@ -182,7 +176,7 @@ def read_checkpoint(path: Path, shapes: list[jax.ShapeDtypeStruct], first_epoch:
 
 
 def damaged(path: Path, reason: object) -> ValueError:
-    """The error for a file that can't be used, which says what to do."""
+    """The error for a damaged file, with the remedy."""
     return ValueError(f"{path} is damaged ({reason}): remove it and run the same command again")
 
 
@@ -197,20 +191,20 @@ def train(
     show: Show = lambda job, num_epochs, val: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Stretch:
-    """Trains a job to the end of its rung: the one loop in which anything is trained for a study.
+    """Trains a job to the end of its rung: the one training loop of a study.
 
     Args:
       networks: of the search.
-      job: what is trained.
-      state: of its members after the rung before; None: they are new.
-      checkpoint: a file from which it goes on, and which it writes when some seconds have gone or it stops.
-      device: the number of the device, for a job with its own widths.
-      go_on: who trains it for some seconds; this thread, if not given.
-      show: is called after some epochs, again and again.
-      stop: stop soon after it gives True.
+      job: the job.
+      state: of its members after the rung before; None: new members.
+      checkpoint: file to resume from, and to write between calls of `go_on`.
+      device: index of the device, for a job with its own widths.
+      go_on: trains for some seconds; default: in this thread.
+      show: called after some epochs, repeatedly.
+      stop: returns True to stop soon.
 
     Raises:
-      Stopped: `stop` gave True.
+      Stopped: `stop` returned True.
     """
     done = Stretch(state or [], job.first_epoch, (np.zeros(0), {}), 0.0)
     parts: list[Losses] = []
@@ -230,7 +224,7 @@ def train(
 
 
 def here(networks: Networks, stop: Callable[[], bool]) -> Advance:
-    """`advance` by the thread that calls it."""
+    """`advance` in the calling thread."""
     return lambda job, state, first_epoch, device, show: advance(
         networks, job, state, first_epoch, device=device, seconds=SECONDS, show=show, stop=stop
     )

@@ -1,7 +1,7 @@
-"""Trains jobs and keeps each as files, so that none is trained twice.
+"""Trains jobs and stores each in files, so that none is trained twice.
 
-A job's files appear when it is done: the losses of its trials, and what those need that may go on. Until then a
-checkpoint appears beside them now and then.
+The files of a finished job are the losses of its trials, and the states of those that may go on. An unfinished job has
+a checkpoint.
 """
 
 import json
@@ -27,7 +27,7 @@ LOSSES, MEMBERS = "npz", "members.npz"  # kinds of a job's files
 
 
 class Gone(Exception):
-    """The networks of a job that is done are missing: somebody has removed the file. It will be trained again."""
+    """The states of a finished job are missing: their file was removed. The job will be trained again."""
 
 
 class Trained(NamedTuple):
@@ -35,11 +35,19 @@ class Trained(NamedTuple):
 
     train_loss: np.ndarray  # float32 [trial, fold, epoch]
     val: dict[str, np.ndarray]  # "loss" and metrics by name: float32 [trial, fold, epoch]
-    seconds: np.ndarray  # float [trial], each its share of what its program took
+    seconds: np.ndarray  # float [trial], share of the program's time
 
 
 class Trainer:
-    """Trains jobs of a search in a folder."""
+    """Trains the jobs of a search in a folder.
+
+    Args:
+      folder: of the files.
+      own: the networks of the search.
+      executor: its workers train; default: the calling thread.
+      note: called with notes for the user.
+      stop: returns True to stop soon.
+    """
 
     def __init__(
         self,
@@ -50,14 +58,6 @@ class Trainer:
         note: Callable[[str], None] = lambda text: None,
         stop: Callable[[], bool] = lambda: False,
     ):
-        """
-        Args:
-          folder: of the files.
-          own: the networks of the search.
-          executor: whose workers train; the calling thread, if not given.
-          note: is called with what the user should know.
-          stop: training stops soon after it gives True.
-        """
         self._folder, self.networks, self._note, self._stop = folder, own, note, stop
         self._go_on = jobs.here(own, stop) if executor is None else executors.on_executor(executor, own, stop)
         self.read: set[str] = set()  # names of jobs whose files were there
@@ -71,18 +71,18 @@ class Trainer:
         device: int = 0,
         show: Show = lambda job, num_epochs, val: None,
     ) -> Trained:
-        """The losses of a job's trials, which are trained unless their files are there.
+        """Returns the losses of a job's trials, from its files or by training it.
 
-        A last job that was smaller, with fewer trials, is trained again when more are asked for.
+        The last job of a search is trained again if its files have fewer trials.
 
         Args:
-          job: what is trained.
-          state: of its members after the rung before, [slot, fold, ...], where there is one; called if it is needed.
-          device: the number of the device, for a job with its own widths.
-          show: is called after some epochs, again and again.
+          job: the job.
+          state: loads the members' state after the rung before, [slot, fold, ...]; called if needed.
+          device: index of the device, for a job with its own widths.
+          show: called after some epochs, repeatedly.
 
         Raises:
-          jobs.Stopped: `stop` gave True.
+          jobs.Stopped: `stop` returned True.
         """
         if self._path(job, LOSSES).exists() and (not self._is_last(job) or self._path(job, MEMBERS).exists()):
             trained = self._read(job)
@@ -102,7 +102,7 @@ class Trainer:
         return trained
 
     def states(self, job: Job) -> dict[int, list[np.ndarray]]:
-        """{trial: leaves [fold, ...] of its state} after a job that isn't the last.
+        """{trial: leaves [fold, ...] of its state} after a job on an earlier rung.
 
         Raises:
           Gone: the file is missing; the job will be trained again.
@@ -120,14 +120,14 @@ class Trainer:
             raise damaged(path, "not the networks of its trials") from error
 
     def forget_states(self, job: Job) -> None:
-        """Removes the file with the states of a job from which all have gone on."""
+        """Removes the states of a job whose successors are done."""
         self._path(job, MEMBERS).unlink(missing_ok=True)
 
     def networks_of(self, job: Job, number: int, draw: Draw) -> tuple[tuple[Any, Any], ...]:
-        """(params, state) of each fold's network of the best trial of a last job, at its own widths.
+        """(params, state) of each fold's network of a last job's best trial, at its own widths.
 
         Raises:
-          ValueError: the file is damaged, or the best trial is another.
+          ValueError: the file is damaged, or of another trial.
         """
         path = self._path(job, MEMBERS)
         arrays = storage.read_arrays(path)
@@ -165,12 +165,12 @@ class Trainer:
         return Trained(arrays["train_loss"], {name: arrays[f"val_{name}"] for name in names}, arrays["seconds"])
 
     def _val_names(self) -> tuple[str, ...]:
-        """Of what is evaluated on the parts that the folds hold out; nothing where they hold out nothing."""
+        """Names of the validation values; empty for folds without validation samples."""
         held_out = all(len(fold.validation) for fold in self.networks.folds)
         return ("loss", *self.networks.study.metrics) if held_out else ()
 
     def _best_of(self, job: Job, trained: Trained, state: list[np.ndarray]) -> dict[str, np.ndarray]:
-        """The networks of the job's best trial alone: the search's best is one of these."""
+        """The networks of the job's best trial, which may be the search's best."""
         row = 0
         if trained.val:
             trials = scored(self.networks, job, trained)
@@ -187,7 +187,7 @@ class Trainer:
         device: int,
         show: Show,
     ) -> Stretch:
-        """As one program, or in halves where the device has not memory enough for all at once; a row a trial."""
+        """Trains in one program, or in halves if the device's memory is too small; one row a trial."""
         # Named by its trials: a job that more trials fill up must not go on with the dummies that held their slots.
         checkpoint = self._path(job, f"{len(jobs.slots(job))}.{len(job.numbers)}.checkpoint")
         begin = state() if state is not None and not checkpoint.exists() else None
@@ -218,7 +218,7 @@ class Trainer:
 
 
 def scored(own: Networks, job: Job, trained: Trained) -> list[TrialScore]:
-    """A job's trials after its rung."""
+    """The scores of a job's trials after its rung."""
     num_epochs = job.rung.num_epochs - job.first_epoch
     values = [{name: folds[i] for name, folds in trained.val.items()} for i in range(len(job.numbers))]
     return [
@@ -228,7 +228,6 @@ def scored(own: Networks, job: Job, trained: Trained) -> list[TrialScore]:
 
 
 def _draws_as_text(job: Job) -> np.ndarray:
-    """The hyperparameters of each trial as JSON, [trial]."""
     return np.array([json.dumps(space_text.draw_to_json(draw), sort_keys=True) for draw in job.draws])
 
 
@@ -237,7 +236,6 @@ def _by_index(leaves: list[np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _rows(stretch: Stretch, rows: slice) -> Stretch:
-    """Some of a stretch's slots."""
     losses: Losses = jax.tree.map(lambda a: a[rows], stretch.losses)
     return stretch._replace(state=[leaf[rows] for leaf in stretch.state], losses=losses)
 
