@@ -86,8 +86,12 @@ def run_order(order: Order, flags: Flags, started: float, stop: threading.Event)
             )
     finally:
         observer.close()
-    page = report.write_report(order.folder, order.study)
-    print(f"Report: {formatting.plain(str(page))}")
+    try:
+        page = report.write_report(order.folder, order.study)
+        print(f"Report: {formatting.plain(str(page))}")
+    except Exception as error:  # a full disk, or whatever a user's section raises: the search has ended well
+        reason = formatting.plain(" ".join(f"{type(error).__name__}: {error}".split()))
+        print(f"the report could not be written ({reason}); the results are in {order.folder}", file=sys.stderr)
     if results["test"]["loss"] is None:
         raise ValueError(f"{order.study.shown}: {results['refit']['failure']}")
     return results

@@ -497,6 +497,18 @@ def test_a_refit_that_diverges_leaves_results_without_a_test_loss_and_the_same_a
     assert err.splitlines()[-1].startswith("error: toy: the refit of the best trial diverged; search smaller ")
 
 
+def test_a_report_that_cannot_be_written_costs_a_line_and_not_the_exit_code(toy, monkeypatch, capsys):
+    def full(folder, study):
+        raise OSError(28, "No space left on device", str(folder / "report.html"))
+
+    monkeypatch.setattr(cli.report, "write_report", full)
+    with pytest.raises(SystemExit) as caught:
+        cli.with_exit_code(lambda: cli.run_order(order(TOY, out=toy, **ONE), cli.Flags(), 0.0, threading.Event()))
+    assert caught.value.code == 0
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("the report could not be written (OSError: ") and line.endswith(f"the results are in {toy}")
+
+
 def test_test_labels_too_large_for_a_finite_loss_leave_a_model_and_no_test_loss(tmp_path):
     large = TOY_DATA._replace(y_test=np.full_like(TOY_DATA.y_test, 3e38))
     found = go_on(tmp_path, replace(LINE, data=large))
