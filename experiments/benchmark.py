@@ -43,7 +43,7 @@ from hw1jax.report import drawing, plots
 from hw1jax.search import brackets, executors, jobs, plan, space, space_text
 from hw1jax.search.networks import Networks
 from hw1jax.search.observer import Observer
-from hw1jax.search.study import Program, Search, Study, load_data
+from hw1jax.search.study import ProgramConfig, SearchConfig, Study, load_data
 
 SEED = 0
 ALL, MANY, SEARCH = "folds x trials in parallel", "folds x 1,000 trials in parallel", "as a search trains them"
@@ -69,7 +69,7 @@ def make_work(name: str, options: argparse.Namespace, size: tuple[int, int], see
     splits = folds.k_fold(len(x), num_folds, (seed,))
     train_order = folds.minibatches(splits, range(num_epochs), batch_size=asked.batch_size, seed=(seed,))
     parts = [fold.validation for fold in splits]
-    val_order = folds.pieces(parts, max(map(len, parts)))[:, 0]
+    val_order = folds.pad_batches(parts, max(map(len, parts)))[:, 0]
     trials = [space_text.draw_to_json(space.random_draw(asked.space, seed, number)) for number in range(num_trials)]
     return Work(name, x, y, train_order, val_order, trials, search_epochs)
 
@@ -96,13 +96,13 @@ def train(form: str, work: Work, *, endless: bool = False) -> Iterator[tuple[int
     num_folds, num_epochs, _, batch_size = work.train_order.shape
     draws = {number: space_text.draw_from_json(asked.space, trial) for number, trial in enumerate(work.trials)}
     data, splits = Dataset(work.x, work.y, work.x[:0], work.y[:0]), folds.k_fold(len(work.x), num_folds, (SEED,))
-    program = Program() if form == SEARCH else Program(widths="padded", members_per_program=sys.maxsize)
-    searches = [Search(epochs, batch_size, num_folds, SEED) for epochs in (num_epochs, work.search_epochs)]
+    program = ProgramConfig() if form == SEARCH else ProgramConfig(widths="padded", members_per_program=sys.maxsize)
+    searches = [SearchConfig(epochs, batch_size, num_folds, SEED) for epochs in (num_epochs, work.search_epochs)]
     networks, whole = (Networks(asked, search, data, splits) for search in searches)
     [rung] = plan.make_plan(whole, len(draws), program).rungs
     waiting = plan.jobs_of(networks, rung, draws)
     val_loss, calls = np.full((len(draws), num_folds), np.nan), {}
-    per_call, num_threads = networks.spec.epochs_per_call, rung.program.num_devices if rung.own_widths else 1
+    per_call, num_threads = networks.train_config.epochs_per_call, rung.plan.num_devices if rung.own_widths else 1
     num_epochs = 10**9 if endless else num_epochs
 
     def advance(number: int, device: int) -> None:
@@ -302,8 +302,8 @@ def stretches(executor: Executor, num_numbers: int, repeats: int) -> tuple[list[
     task = Task(lambda key, h: jnp.zeros(num_numbers), apply, squared_error, lambda h: optax.sgd(h["rate"]))
     x, rate = np.ones((64, 1), np.float32), space.Float(0.01, 0.1)
     asked = Study("numbers", task=lambda fixed: task, data=Dataset(x, x, x, x), space={"rate": rate})
-    networks = Networks(asked, Search(repeats + 1, 64, 3, SEED), asked.data, folds.k_fold(64, 3, (SEED,)))
-    [rung] = plan.make_plan(networks, 1, Program(num_devices=1)).rungs
+    networks = Networks(asked, SearchConfig(repeats + 1, 64, 3, SEED), asked.data, folds.k_fold(64, 3, (SEED,)))
+    [rung] = plan.make_plan(networks, 1, ProgramConfig(num_devices=1)).rungs
     [job] = plan.jobs_of(networks, rung, {0: {"rate": 0.05}})
     advance, state, seconds = executors.on_executor(executor, networks, lambda: False), None, []
     for epoch in range(repeats + 1):  # the first also sends the networks to the worker

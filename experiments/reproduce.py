@@ -18,14 +18,14 @@ import regression
 
 from hw1jax import cli, environment, report
 from hw1jax.progress import print_summary
-from hw1jax.search.study import Order
+from hw1jax.search.study import RunConfig
 
 STUDIES = {s.name: s for s in (regression.STUDY, fashion_mlp.STUDY, fashion_cnn.STUDY)}
 BEYOND = {name: module.BEYOND for name, module in zip(STUDIES, (regression, fashion_mlp, fashion_cnn), strict=True)}
 
 
-def parse(args: Sequence[str]) -> tuple[Path, list[Order], cli.Flags]:
-    """The flags -> (folder of all results, order of each study, flags of the output)."""
+def parse(args: Sequence[str]) -> tuple[Path, list[RunConfig], cli.Flags]:
+    """The flags -> (folder of all results, config of each study, flags of the output)."""
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n")[0],
         epilog="Each study also gets the other flags, such as --num-trials or --seed: see regression.py --help.",
@@ -37,23 +37,23 @@ def parse(args: Sequence[str]) -> tuple[Path, list[Order], cli.Flags]:
     own, flags = parser.parse_known_args(args)
     folder = (own.out or Path("runs", *(["quick"] if own.quick else []))).expanduser()
     flags += ["--quick"] if own.quick else []
-    orders = []
+    configs = []
     for study in STUDIES.values():
         inputs = ["--data-dir", own.data_dir] if own.data_dir and "data_dir" in study.inputs else []
-        order, shown = cli.parse(study, None, [*flags, *inputs, "--out", str(folder / study.name)])
-        orders.append(order)
-    return folder, orders, shown
+        config, shown = cli.parse(study, None, [*flags, *inputs, "--out", str(folder / study.name)])
+        configs.append(config)
+    return folder, configs, shown
 
 
-def reproduce(folder: Path, orders: Sequence[Order], shown: cli.Flags, stop: threading.Event) -> int:
+def reproduce(folder: Path, configs: Sequence[RunConfig], shown: cli.Flags, stop: threading.Event) -> int:
     """Runs the studies and returns the exit code."""
     started, all_results, failures = cli.STARTED, [], {}
-    for order in orders:
+    for config in configs:
         try:
-            all_results.append(cli.run_order(order, shown, started, stop))
+            all_results.append(cli.run_and_report(config, shown, started, stop))
         except (ValueError, OSError) as error:
             cli.report_error(error)
-            failures[order.study.name] = str(error)
+            failures[config.study.name] = str(error)
         done = [folder / name for name in STUDIES if (folder / name / "results.json").exists()]
         report.write_overview(folder, STUDIES, done, failures)
         started = time.time()
@@ -66,11 +66,11 @@ def reproduce(folder: Path, orders: Sequence[Order], shown: cli.Flags, stop: thr
 
 def main() -> None:
     def work() -> int:
-        folder, orders, shown = parse(sys.argv[1:])  # reports mistakes before an hour of work, not after
-        cli.use_all_cores(orders[0].program.num_devices)
-        if orders[0].program.reproducible:
+        folder, configs, shown = parse(sys.argv[1:])  # reports mistakes before an hour of work, not after
+        cli.use_all_cores(configs[0].program.num_devices)
+        if configs[0].program.reproducible:
             environment.make_reproducible()
-        return reproduce(folder, orders, shown, cli.stop_on_signals())
+        return reproduce(folder, configs, shown, cli.stop_on_signals())
 
     cli.with_exit_code(work)
 

@@ -28,10 +28,10 @@ WAYS = {
 
 
 def refit(name: str, seed: int, **given: Any) -> dict[str, Any]:
-    """Trains the report's best hyperparameters on all training data; `given`: arguments of `study.order`."""
-    order = study.order(STUDIES[name], seed=seed, **given)
-    networks = run.load(order)
-    model, _ = run.refit(networks, dict(order.study.reference.params), Observer())
+    """Trains the report's best hyperparameters on all training data; `given`: arguments of `study.run_config`."""
+    config = study.run_config(STUDIES[name], seed=seed, **given)
+    networks = run.load(config)
+    model, _ = run.refit(networks, dict(config.study.reference.params), Observer())
     test = trained_model.score(model, model.predict(networks.data.x_test), networks.data.y_test)
     return {"seed": seed} | numbers(test)
 

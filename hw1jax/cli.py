@@ -28,7 +28,7 @@ from hw1jax.search import space as space_
 from hw1jax.search import study as study_
 from hw1jax.search.jobs import Stopped
 from hw1jax.search.space import Choice, Float, Int, Range
-from hw1jax.search.study import Order, Output, Program, Search, Study
+from hw1jax.search.study import Output, ProgramConfig, RunConfig, SearchConfig, Study
 
 # So far the process has only imported modules, so its CPU time is its wall time.
 STARTED = time.time() - time.process_time()
@@ -63,16 +63,16 @@ def main(study: Study, description: str | None = None, **settings: Study) -> NoR
     def work() -> Any:
         for each in (study, *settings.values()):
             study_.check_study(each)
-        order, flags = parse(study, description, sys.argv[1:], settings)
-        use_all_cores(order.program.num_devices)
-        if order.program.reproducible:
+        config, flags = parse(study, description, sys.argv[1:], settings)
+        use_all_cores(config.program.num_devices)
+        if config.program.reproducible:
             environment.make_reproducible()
-        return run_order(order, flags, STARTED, stop_on_signals())
+        return run_and_report(config, flags, STARTED, stop_on_signals())
 
     with_exit_code(work)
 
 
-def run_order(order: Order, flags: Flags, started: float, stop: threading.Event) -> dict[str, Any]:
+def run_and_report(config: RunConfig, flags: Flags, started: float, stop: threading.Event) -> dict[str, Any]:
     """Carries out a run, then writes its figures and page -> the content of `results.json`.
 
     Raises:
@@ -82,18 +82,18 @@ def run_order(order: Order, flags: Flags, started: float, stop: threading.Event)
     try:
         with contextlib.nullcontext() if flags.executor is None else executors.connected(flags.executor) as executor:
             results = run.run(
-                order, observer, command=environment.command_line(), started=started, stop=stop, executor=executor
+                config, observer, command=environment.command_line(), started=started, stop=stop, executor=executor
             )
     finally:
         observer.close()
     try:
-        page = report.write_report(order.folder, order.study)
+        page = report.write_report(config.folder, config.study)
         print(f"Report: {formatting.plain(str(page))}")
     except Exception as error:  # a full disk, or whatever a user's section raises: the search has ended well
         reason = formatting.plain(" ".join(f"{type(error).__name__}: {error}".split()))
-        print(f"the report could not be written ({reason}); the results are in {order.folder}", file=sys.stderr)
+        print(f"the report could not be written ({reason}); the results are in {config.folder}", file=sys.stderr)
     if results["test"]["loss"] is None:
-        raise ValueError(f"{order.study.shown}: {results['refit']['failure']}")
+        raise ValueError(f"{config.study.shown}: {results['refit']['failure']}")
     return results
 
 
@@ -102,7 +102,7 @@ def run_order(order: Order, flags: Flags, started: float, stop: threading.Event)
 
 def parse(
     study: Study, description: str | None, args: Sequence[str], settings: Mapping[str, Study] = MappingProxyType({})
-) -> tuple[Order, Flags]:
+) -> tuple[RunConfig, Flags]:
     """Parses the flags -> settings for `run.run`, and flags of the command line alone.
 
     `--quick` changes the defaults, so that other flags still apply. The study has passed `check_study`.
@@ -115,7 +115,7 @@ def parse(
         raise ValueError("a flag has an empty value: leave it out")
     study = chosen_setting(study, settings, args)
     quick = [arg for arg in args if arg in ("--quick", "--no-quick")][-1:] == ["--quick"]  # the last one counts
-    default = study_.unchecked_order(study, quick=quick)
+    default = study_.unchecked_run_config(study, quick=quick)
     groups = {"search": default.search, "program": default.program, "output": default.output, "other": Flags()}
     names, own = flag_names(study), {"help", *groups, *(field.name for field in fields(Flags))}
     for name in (*study.space, *study.inputs):
@@ -144,7 +144,7 @@ def parse(
         del asked["num_folds"]
     narrowed = replace(study, space={name: chosen[name] for name in study.space})
     inputs = {name: chosen[name] for name in study.inputs}
-    return study_.order(narrowed, inputs=inputs, num_trials=chosen["num_trials"], **asked), chosen["other"]
+    return study_.run_config(narrowed, inputs=inputs, num_trials=chosen["num_trials"], **asked), chosen["other"]
 
 
 def chosen_setting(study: Study, settings: Mapping[str, Study], args: Sequence[str]) -> Study:
@@ -159,7 +159,7 @@ def flag_names(study: Study) -> dict[str, str]:
 
     A choice's flag is plural, since it takes several values, unless the plural is taken.
     """
-    settings = [field.name for room in (Search, Program, Output, Flags) for field in fields(room)]
+    settings = [field.name for room in (SearchConfig, ProgramConfig, Output, Flags) for field in fields(room)]
     names = ["num_trials", *settings, *study.space, *study.inputs]
     several = [name for name, r in study.space.items() if isinstance(r, Choice) and not name.endswith("s")]
     plurals = {name: f"{name}s" for name in several if f"{name}s" not in names}

@@ -29,7 +29,7 @@ from hw1jax.search.networks import Networks
 from hw1jax.search.observer import Observer
 from hw1jax.search.plan import Bracket, SearchPlan, make_plan
 from hw1jax.search.space import Draw
-from hw1jax.search.study import Order, Study
+from hw1jax.search.study import RunConfig, Study
 from hw1jax.search.trainer import Trainer
 from hw1jax.search.trial_score import TrialScore
 
@@ -55,8 +55,8 @@ def run_study(
       observer: receives the progress; default: a progress display in a notebook, nothing elsewhere.
       executor: any `concurrent.futures.Executor`, such as Dask's `client.get_executor(pure=False)`, whose workers
         train; `workers=` splits the jobs for as many. Default: this process's devices.
-      **settings: num_trials, and the fields of `study.Search`, `study.Program` and `study.Output`; default: the study's
-        own. `out` is the folder of the results.
+      **settings: num_trials, and the fields of `study.SearchConfig`, `study.ProgramConfig` and `study.Output`; default:
+        the study's own. `out` is the folder of the results.
 
     Returns:
       The results, read from the folder.
@@ -66,13 +66,13 @@ def run_study(
         trials diverged.
       Exception: from a function of the study, with a note on its arguments.
     """
-    order = study.order(study_, inputs=inputs, quick=quick, **settings)
-    run(order, observer or default_observer(), command="hw1jax.run_study", started=time.time(), executor=executor)
-    return results.load_results(order.folder, order.study)
+    config = study.run_config(study_, inputs=inputs, quick=quick, **settings)
+    run(config, observer or default_observer(), command="hw1jax.run_study", started=time.time(), executor=executor)
+    return results.load_results(config.folder, config.study)
 
 
 def run(
-    order: Order,
+    config: RunConfig,
     observer: Observer,
     *,
     command: str,
@@ -83,7 +83,7 @@ def run(
     """Carries out a run, from the data to the files of its folder; resumes one that was stopped.
 
     Args:
-      order: from `study.order`.
+      config: from `study.run_config`.
       observer: receives the progress.
       command: the command line to record.
       started: `time.time()` at the start of the process.
@@ -100,30 +100,30 @@ def run(
       jobs.Stopped: `stop` was set; the same call resumes.
     """
     environment.check_devices()
-    if executor is not None and order.program.num_devices is None:  # of a worker
-        order = order._replace(program=replace(order.program, num_devices=1))
-    with jax.default_matmul_precision(order.search.precision):
-        networks = load(order)
-        config = _config(order, networks)
-        new = not (order.folder / "journal.log").exists() or order.output.overwrite
-        made = make_plan(networks, order.num_trials, order.program) if new else None  # before anything is written
-        with storage.run_lock(order.folder):
-            if order.output.overwrite:
-                run_folder.remove(order.folder)
+    if executor is not None and config.program.num_devices is None:  # of a worker
+        config = config._replace(program=replace(config.program, num_devices=1))
+    with jax.default_matmul_precision(config.search.precision):
+        networks = load(config)
+        identity = _identity(config, networks)
+        new = not (config.folder / "journal.log").exists() or config.output.overwrite
+        made = make_plan(networks, config.num_trials, config.program) if new else None  # before anything is written
+        with storage.run_lock(config.folder):
+            if config.output.overwrite:
+                run_folder.remove(config.folder)
             opened = optuna_search.open_storage(
-                order.folder / "journal.log", order.study, sampler=order.search.sampler, seed=order.search.seed
+                config.folder / "journal.log", config.study, sampler=config.search.sampler, seed=config.search.seed
             )
-            config = optuna_search.begin(
+            identity = optuna_search.begin(
                 opened,
-                config,
-                order.folder,
-                new_plan=lambda: (made or make_plan(networks, order.num_trials, order.program)).to_json(),
+                identity,
+                config.folder,
+                new_plan=lambda: (made or make_plan(networks, config.num_trials, config.program)).to_json(),
             )
             begun = _Run(
-                order,
-                networks,
                 config,
-                _plan_of(config, executor),
+                networks,
+                identity,
+                _plan_of(identity, executor),
                 observer,
                 Clock(),
                 executor,
@@ -132,22 +132,22 @@ def run(
             return _carried_out(begun, opened, command, started)
 
 
-def load(order: Order) -> Networks:
+def load(config: RunConfig) -> Networks:
     """Loads a run's data and folds -> its networks.
 
     Raises:
       ValueError, TypeError: invalid data or folds.
     """
-    data = study.load_data(order.study, order.inputs)
-    return Networks(order.study, order.search, data, study.splits_of(order.study, order.search, data))
+    data = study.load_data(config.study, config.inputs)
+    return Networks(config.study, config.search, data, study.splits_of(config.study, config.search, data))
 
 
 class _Run(NamedTuple):
     """The objects that all steps of a run share."""
 
-    order: Order
+    config: RunConfig
     networks: Networks
-    config: dict[str, Any]
+    identity: dict[str, Any]
     plan: SearchPlan
     observer: Observer
     clock: Clock
@@ -156,32 +156,32 @@ class _Run(NamedTuple):
 
     @property
     def folder(self) -> Path:
-        return self.order.folder
+        return self.config.folder
 
 
 def _carried_out(run: _Run, opened: Any, command: str, started: float) -> dict[str, Any]:
     """All steps of a run, under the folder's lock."""
-    jobs_folder = run.folder / "brackets" / _digest(run.config)
+    jobs_folder = run.folder / "brackets" / _digest(run.identity)
     trainer = Brackets(
         jobs_folder,
         run.networks,
         run.plan,
         run.observer,
         run.stop,
-        num_trials=run.order.num_trials,
+        num_trials=run.config.num_trials,
         executor=run.executor,
     )
     trials = _search(run, opened, trainer)
     history = trainer.history()
-    best = trials_.best(trials, run.order.study)
+    best = trials_.best(trials, run.config.study)
     if best is None:
         path = run.folder / "trials.csv"
-        trials_.write_trials(path, run.order.study, trials, history.train_loss, history.val)
+        trials_.write_trials(path, run.config.study, trials, history.train_loss, history.val)
         who = "every trial" + (" of the last rung" if any(trial.state == "pruned" for trial in trials) else "")
         raise ValueError(f"{who} diverged, see {path}; search smaller learning rates")
     with run.clock.measure("refit_seconds"):
         params, state, refit_train_loss = trainer.refit(best.number, best.draw)
-        model = Model(run.order.study, best.draw, params, state, trainer.fold_models(best.number, best.draw))
+        model = Model(run.config.study, best.draw, params, state, trainer.fold_models(best.number, best.draw))
         _check_fold_models(model, best, run.networks)
     run.observer.stage("testing")
     with run.clock.measure("test_seconds"):
@@ -190,20 +190,20 @@ def _carried_out(run: _Run, opened: Any, command: str, started: float) -> dict[s
     arrays |= _outputs(model, run.networks.data, test_outputs)
     written = {
         "format": storage.FORMAT,
-        "study": run.order.study.name,
-        "title": run.order.study.shown,
+        "study": run.config.study.name,
+        "title": run.config.study.shown,
         "command": command,
-        "config": run.config | {"num_trials": run.order.num_trials},
+        "config": run.identity | {"num_trials": run.config.num_trials},
         "num_programs": len(trainer.programs),
         "splits": trainer.splits,
         "environment": environment.describe() | environment.numerics(),
-        "inputs": {name: path and str(path) for name, path in run.order.inputs.items()},
+        "inputs": {name: path and str(path) for name, path in run.config.inputs.items()},
         "trials": {state: sum(t.state == state for t in trials) for state in ("complete", "pruned", "failed")},
-        "rungs": _rungs(trials, run.plan.of(run.order.num_trials), trainer.seconds),
+        "rungs": _rungs(trials, run.plan.of(run.config.num_trials), trainer.seconds),
         **_scores(run, model, best, arrays, history.train_loss[best.number, :, -1]),
         "timing": run.clock.seconds() | {"total_seconds": time.time() - started},
     }
-    study_, x_test = run.order.study, run.networks.data.x_test
+    study_, x_test = run.config.study, run.networks.data.x_test
     run_folder.write(run.folder, study_, written, trials, history.train_loss, history.val, arrays, model, x_test)
     run.observer.finish(written, run.folder)
     return written
@@ -211,14 +211,14 @@ def _carried_out(run: _Run, opened: Any, command: str, started: float) -> dict[s
 
 def _search(run: _Run, opened: Any, trainer: Brackets) -> list[TrialScore]:
     """Trains all trials of the search, bracket by bracket."""
-    asked, num_epochs = run.order.study, run.order.search.num_epochs
+    asked, num_epochs = run.config.study, run.config.search.num_epochs
     if rare := folds.rare_classes(run.networks.data.y_train, run.networks.folds):
         run.observer.note(rare)
-    run.observer.start(asked, run.order.num_trials, len(run.networks.folds), num_epochs, trainer.work)
-    if run.order.program.reproducible and jax.default_backend() != "cpu" and not environment.is_reproducible():
+    run.observer.start(asked, run.config.num_trials, len(run.networks.folds), num_epochs, trainer.work)
+    if run.config.program.reproducible and jax.default_backend() != "cpu" and not environment.is_reproducible():
         run.observer.note("not reproducible: XLA_FLAGS must say so before JAX starts (environment.make_reproducible)")
-    numbers = [bracket.numbers for bracket in run.plan.of(run.order.num_trials)]
-    threads = max(rung.program.num_devices if rung.own_widths else 1 for rung in run.plan.rungs)
+    numbers = [bracket.numbers for bracket in run.plan.of(run.config.num_trials)]
+    threads = max(rung.plan.num_devices if rung.own_widths else 1 for rung in run.plan.rungs)
     trials: list[TrialScore] = []
     with run.clock.measure("train_seconds", threads=threads):
         for bracket in optuna_search.search(opened, asked, trainer.train, brackets=numbers, num_epochs=num_epochs):
@@ -262,7 +262,7 @@ def _scores(
         },
         "test": test,
         "ensemble": ensemble,
-        "reference": run_folder.reference(run.order.study),
+        "reference": run_folder.reference(run.config.study),
     }
 
 
@@ -274,14 +274,14 @@ def refit(networks: Networks, draw: Draw, observer: Observer) -> tuple[Model, np
     return Model(networks.study, draw, params, state), train_loss
 
 
-def _plan_of(config: dict[str, Any], executor: Executor | None) -> SearchPlan:
+def _plan_of(identity: dict[str, Any], executor: Executor | None) -> SearchPlan:
     """Reads the plan from a stored configuration.
 
     Raises:
       ValueError: this process trains, and has fewer devices than the plan.
     """
-    planned = SearchPlan.from_json(config["plan"])
-    needed = [rung.program.num_devices for rung in planned.rungs if not rung.own_widths]
+    planned = SearchPlan.from_json(identity["plan"])
+    needed = [rung.plan.num_devices for rung in planned.rungs if not rung.own_widths]
     if executor is None and max(needed, default=0) > len(jax.devices()):
         raise ValueError(
             f"this search was begun on {max(needed)} devices, here are {len(jax.devices())}: go on with it where "
@@ -335,15 +335,15 @@ def _rungs(
     return [{"num_epochs": end, **found[end], "seconds": seconds.get(end, 0.0)} for end in sorted(found)]
 
 
-def _config(order: Order, networks: Networks) -> dict[str, Any]:
-    """The configuration: all that the results depend on, except the plan and the number of trials. One for each folder.
+def _identity(config: RunConfig, networks: Networks) -> dict[str, Any]:
+    """All that the results depend on, except the plan and the number of trials; a folder has one.
 
     Raises:
       ValueError, TypeError: the networks can't be trained on the data.
     """
-    asked, data, splits = order.study, networks.data, networks.folds
+    asked, data, splits = config.study, networks.data, networks.folds
     own_folds = None if asked.folds is None else _digest([[part.tolist() for part in fold] for fold in splits])
-    return asdict(order.search) | {
+    return asdict(config.search) | {
         "num_folds": len(splits),
         "own_folds": own_folds,
         "space": space_text.to_json(asked.space),
@@ -351,7 +351,7 @@ def _config(order: Order, networks: Networks) -> dict[str, Any]:
         "score": asked.score,
         "direction": "maximize" if asked.maximize else "minimize",
         "data_sha256": sha256(data),
-        "stratify": folds.are_stratified(data.y_train, order.search.num_folds, asked.folds, asked.stratify),
+        "stratify": folds.are_stratified(data.y_train, config.search.num_folds, asked.folds, asked.stratify),
         "task_sha256": networks.check(),
         "task_versions": {name: environment.version_of(name) for name in ("jax", "flax", "optax")},
         "format": storage.FORMAT,

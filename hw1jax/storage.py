@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-FORMAT = 7  # of results.json, histories.npz, model.msgpack and a search's configuration with its plan
+FORMAT = 8  # of results.json, histories.npz, model.msgpack and a search's configuration with its plan
 RUN_LOCK, RESULTS_LOCK = ".lock", ".results.lock"  # files of a run's folder
 
 # numpy parses an array's header with Python's `ast`, whose recursion counter all threads share (in 3.11): a garbage

@@ -21,7 +21,7 @@ from hw1jax import cli, run
 from hw1jax.search import jobs, optuna_search
 from hw1jax.search.observer import Observer
 from hw1jax.search.space import Int
-from hw1jax.search.study import narrow, order
+from hw1jax.search.study import narrow, run_config
 
 STUDIES = {
     "regression": narrow(regression.STUDY, hidden_units=(Int(3, 8, width=True), Int(3, 6, width=True))),
@@ -51,7 +51,7 @@ class Log(Observer):
 
 def complete(out, study="regression", *, log=None, kill_at=None, stop=None, **settings):
     """The search from where it is to its end."""
-    asked = order(STUDIES[study], out=out, **USUAL | settings)
+    asked = run_config(STUDIES[study], out=out, **USUAL | settings)
     return run.run(asked, Log(log, kill_at), command="", started=cli.STARTED, stop=stop)
 
 

@@ -36,18 +36,18 @@ DRAWS = {number: space_.random_draw(ASKED.space, 0, number) for number in range(
 
 
 def networks_of(study=ASKED, **settings):
-    """(networks, order) of a search."""
-    order = study_.order(study, **USUAL | settings)
-    data = study_.load_data(study, order.inputs)
-    return Networks(study, order.search, data, study_.splits_of(study, order.search, data)), order
+    """(networks, config) of a search."""
+    config = study_.run_config(study, **USUAL | settings)
+    data = study_.load_data(study, config.inputs)
+    return Networks(study, config.search, data, study_.splits_of(study, config.search, data)), config
 
 
 def training_of(folder, study=ASKED, *, observer=None, stop=None, **settings):
     """(brackets, plan) of a search in a folder."""
-    own, order = networks_of(study, **settings)
-    planned = plan.make_plan(own, order.num_trials, order.program)
+    own, config = networks_of(study, **settings)
+    planned = plan.make_plan(own, config.num_trials, config.program)
     observer, stop = observer or Observer(), stop or threading.Event()
-    return Brackets(folder, own, planned, observer, stop, num_trials=order.num_trials), planned
+    return Brackets(folder, own, planned, observer, stop, num_trials=config.num_trials), planned
 
 
 def first(number):

@@ -22,7 +22,7 @@ from studies import LINE, few_images
 import hw1jax as hw
 from hw1jax import cli, environment, run
 from hw1jax.search import study
-from hw1jax.search.study import Output, Program, Search
+from hw1jax.search.study import Output, ProgramConfig, SearchConfig
 
 EXPERIMENTS = Path(reproduce.__file__).parent
 REGRESSION, FASHION_MLP, FASHION_CNN = regression.STUDY, fashion_mlp.STUDY, fashion_cnn.STUDY
@@ -31,13 +31,13 @@ HOMEWORK = pytest.mark.parametrize("asked", BY_NAME.values(), ids=BY_NAME)
 
 
 def parse(asked, line=""):
-    """What a line of flags orders."""
+    """The config of a line of flags."""
     return cli.parse(asked, "A study.", line.split())[0]
 
 
-def content(order):
-    """All of an order, comparable: its study by name and space."""
-    return order.study.name, dict(order.study.space), order[1:]
+def content(config):
+    """All of a config, comparable: its study by name and space."""
+    return config.study.name, dict(config.study.space), config[1:]
 
 
 def flat(text):
@@ -101,17 +101,17 @@ def assert_flag_message(result, folder, *words):
 @HOMEWORK
 def test_no_flags_are_the_studys_own_settings_and_quick_the_small_ones(asked):
     full, quick = parse(asked), parse(asked, "--quick")
-    assert content(full) == content(study.order(asked)) == content(parse(asked, "--quick --no-quick"))
-    assert content(quick) == content(study.order(asked, quick=True))
+    assert content(full) == content(study.run_config(asked)) == content(parse(asked, "--quick --no-quick"))
+    assert content(quick) == content(study.run_config(asked, quick=True))
     sizes = {"num_trials": full.num_trials, "num_epochs": full.search.num_epochs}
-    assert content(study.order(asked, quick=True, **sizes)) == content(full._replace(output=Output(quick=True)))
+    assert content(study.run_config(asked, quick=True, **sizes)) == content(full._replace(output=Output(quick=True)))
     assert (full.folder, quick.folder) == (Path("runs", asked.name), Path("runs", "quick", asked.name))
     assert parse(asked, "--quick --out here").folder == Path("here")
 
 
 @pytest.mark.parametrize("line", ["--quick --num-trials 9 --num-epochs=7", "--num-epochs=7 --num-trials 9 --quick"])
 def test_flags_beside_quick_still_count(line):
-    expected = study.order(REGRESSION, quick=True, num_trials=9, num_epochs=7)
+    expected = study.run_config(REGRESSION, quick=True, num_trials=9, num_epochs=7)
     assert content(parse(REGRESSION, line)) == content(expected)
 
 
@@ -122,8 +122,8 @@ def test_the_reports_settings_are_those_of_its_table():
         (FASHION_MLP, 10, 200, 20, ((10, 50), (10, 50), (3, 30))),
         (FASHION_CNN, 10, 200, 20, ((20, 50), (20, 50))),
     ]:
-        order, ranges = parse(asked), asked.space
-        assert (order.num_trials, order.search) == (trials, Search(epochs, batch, num_folds=3, seed=0))
+        config, ranges = parse(asked), asked.space
+        assert (config.num_trials, config.search) == (trials, SearchConfig(epochs, batch, num_folds=3, seed=0))
         assert ranges["hidden_units"] == tuple(hw.Int(*limits, width=True) for limits in units)
         assert (ranges["learning_rate"], ranges["l2"]) == (rate, l2)
         assert ranges["optimizer"] == hw.Choice("adam", "sgd", "rmsprop")
@@ -141,25 +141,25 @@ def test_every_flag_reaches_its_setting():
     only_here = "--quiet --verbose --executor"
     given = {flag.removeprefix("--") for flag in (line + only_here).split() if flag.startswith("--")}
     assert given == set(cli.flag_names(FASHION_CNN).values())
-    order = parse(FASHION_CNN, line)
-    assert order.study.space == {
+    config = parse(FASHION_CNN, line)
+    assert config.study.space == {
         "channels": tuple(hw.Int(*limits, width=True) for limits in ((4, 10), (10, 15), (2, 3))),
         "hidden_units": tuple(hw.Int(*limits, width=True) for limits in ((10, 50), (20, 60), (3, 3))),
         "learning_rate": hw.Float(1e-3, 1e-1, log=True),
         "l2": hw.Float(0.5, 2.0, log=True),
         "optimizer": hw.Choice("adam", "sgd", "rmsprop", among=("sgd", "adam")),
     }
-    assert order[1:] == (
+    assert config[1:] == (
         3,
-        Search(5, 6, 4, 7, "tpe", halving=2, first_rung=3, brackets=True, averaging=0.9, precision="bfloat16"),
-        Program("exact", members_per_program=8, workers=3, num_devices=9, reproducible=True),
+        SearchConfig(5, 6, 4, 7, "tpe", halving=2, first_rung=3, brackets=True, averaging=0.9, precision="bfloat16"),
+        ProgramConfig("exact", members_per_program=8, workers=3, num_devices=9, reproducible=True),
         Output(Path("some/where"), overwrite=True, quick=True),
         {"data_dir": Path("data")},
     )
     assert cli.parse(REGRESSION, None, ["--quiet"])[1] == cli.Flags(quiet=True)
     assert cli.parse(REGRESSION, None, ["--verbose"])[1] == cli.Flags(verbose=True)
-    order = parse(REGRESSION, "--train-csv a.csv --test-csv b.csv")
-    assert order.inputs == {"train_csv": Path("a.csv"), "test_csv": Path("b.csv")}
+    config = parse(REGRESSION, "--train-csv a.csv --test-csv b.csv")
+    assert config.inputs == {"train_csv": Path("a.csv"), "test_csv": Path("b.csv")}
 
 
 @pytest.mark.parametrize(
@@ -239,12 +239,12 @@ ODD = hw.Study(
 
 
 def test_a_space_of_any_names_becomes_flags():
-    order = parse(
+    config = parse(
         ODD,
         "--lambda -0.5--0.25 --depth 2-3 --activations tanh gelu --width 32 --bias False --dropout 0-0 0-.1 0-.3 "
         "--units 1-9 3-5 4-6 --kind a b,a c --table x",
     )
-    assert order.study.space == {
+    assert config.study.space == {
         "lambda": hw.Float(-0.5, -0.25),
         "depth": hw.Int(2, 3, static=True),
         "activation": hw.Choice("relu", "tanh", "gelu", static=True, among=("tanh", "gelu")),
@@ -258,7 +258,7 @@ def test_a_space_of_any_names_becomes_flags():
             hw.Choice("a", "b", "c", among=("c",)),
         ),
     }
-    assert order.inputs == {"table": Path("x")}
+    assert config.inputs == {"table": Path("x")}
     exact = replace(ODD, space=ODD.space | {"fine": hw.Float(0.123456789, 0.987654321)})
     assert parse(exact).study.space == exact.space
 
@@ -297,7 +297,7 @@ WIDE = replace(REGRESSION, name="wide", title="A wide one", num_trials=7, halvin
 
 
 def with_settings(line):
-    """(order, flags) of a study that can be run in two other ways."""
+    """(config, flags) of a study that can be run in two other ways."""
     return cli.parse(REGRESSION, None, line.split(), {"wide": WIDE, "two_words": replace(WIDE, name="two")})
 
 
@@ -311,15 +311,15 @@ def with_settings(line):
     ],
 )
 def test_a_flag_runs_another_setting_with_defaults_of_its_own(line, name):
-    order, _ = with_settings(line)
-    assert order.study.name == order.folder.name == name
-    given = (order.num_trials, order.search.halving, order.search.first_rung)
+    config, _ = with_settings(line)
+    assert config.study.name == config.folder.name == name
+    given = (config.num_trials, config.search.halving, config.search.first_rung)
     assert given == ((25, None, None) if name == "regression" else (7, 2, 9))
 
 
 def test_flags_count_beside_another_setting_and_help_names_it(capsys, monkeypatch):
-    order, _ = with_settings("--wide --num-trials 11 --halving 3 --first-rung None")
-    assert (order.num_trials, order.search.halving, order.search.first_rung) == (11, 3, None)
+    config, _ = with_settings("--wide --num-trials 11 --halving 3 --first-rung None")
+    assert (config.num_trials, config.search.halving, config.search.first_rung) == (11, 3, None)
     monkeypatch.setattr(sys, "argv", ["experiments/regression.py", "--help", "--wide"])
     with pytest.raises(SystemExit):
         cli.main(REGRESSION, wide=WIDE)
@@ -342,9 +342,9 @@ def test_a_setting_with_the_name_of_another_flag_is_refused(name):
 def test_help_shows_every_flag_with_what_it_is_and_its_default(asked, quick, call, elsewhere):
     code, out, err = call(asked, "--help", *(["--quick"] if quick else []))
     assert (code, err) == (0, "")
-    order, names = study.order(asked, quick=quick), cli.flag_names(asked)
-    defaults = {"num_trials": order.num_trials} | order.inputs | dict(asked.space)
-    for part in (order.search, order.program, order.output, cli.Flags()):
+    config, names = study.run_config(asked, quick=quick), cli.flag_names(asked)
+    defaults = {"num_trials": config.num_trials} | config.inputs | dict(asked.space)
+    for part in (config.search, config.program, config.output, cli.Flags()):
         defaults |= vars(part)
     assert set(defaults) == set(names)
     entries = {re.match(r"[\w-]+", e)[0]: flat(e) for e in re.split(r"\n[│| ] {0,3}--(?=[a-z])", out)[1:]}
@@ -359,13 +359,13 @@ def test_reproduce_gives_its_flags_to_each_study(call):
     assert code == 0 and "--data-dir" in out
     settings = {"num_trials": 2, "num_folds": 4, "batch_size": 5, "sampler": "tpe", "reproducible": True}
     flags = "--num-trials 2 --num-folds 4 --batch-size 5 --sampler tpe --reproducible --quiet"
-    folder, orders, shown = reproduce.parse(["--quick", *flags.split(), "--data-dir", "data", "--out", "here"])
+    folder, configs, shown = reproduce.parse(["--quick", *flags.split(), "--data-dir", "data", "--out", "here"])
     assert folder == Path("here") and shown.quiet
     assert reproduce.parse(["--quick"])[0] == Path("runs", "quick")
-    for order, (name, asked) in zip(orders, BY_NAME.items(), strict=True):
+    for config, (name, asked) in zip(configs, BY_NAME.items(), strict=True):
         inputs = {} if name == "regression" else {"data_dir": Path("data")}
-        expected = study.order(asked, inputs=inputs, quick=True, out=Path("here", name), **settings)
-        assert content(order) == content(expected)
+        expected = study.run_config(asked, inputs=inputs, quick=True, out=Path("here", name), **settings)
+        assert content(config) == content(expected)
 
 
 # How mistakes end.

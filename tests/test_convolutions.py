@@ -104,4 +104,4 @@ def test_members_with_convolutions_equal_the_net_trained_alone(net, way, monkeyp
     found = cross_validate(init, apply, squared_error, optimizer, RATES, x, Y, return_params=True, **SETTINGS)
     plain.assert_equal(found, expected)
     [plan] = used
-    assert (plan.layout.one_by_one, plan.num_devices) == (layout is None, num_devices)
+    assert (plan.layout.sequential, plan.num_devices) == (layout is None, num_devices)

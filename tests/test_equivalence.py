@@ -18,7 +18,7 @@ from plain import float64  # noqa: F401
 from hw1jax.core import population, training
 from hw1jax.core.folds import PADDING, k_fold, minibatches
 from hw1jax.core.layout import Layout
-from hw1jax.core.population import Plan, Spec, Trials
+from hw1jax.core.population import Plan, TrainConfig, Trials
 from hw1jax.core.training import Data
 from hw1jax.search import space
 from hw1jax.search.networks import own, padded
@@ -33,7 +33,7 @@ STUDIES = pytest.mark.parametrize("name", ALL)
 NUM_SAMPLES, BATCH_SIZE, NUM_EPOCHS, SEED = 15, 6, 25, 9
 FOLDS = k_fold(NUM_SAMPLES, 3, (5,))
 # All members at once, as accelerators have it; and members one by one, in chunks of which one is short.
-AT_ONCE, ONE_BY_ONE = Layout(), Layout(4, 3, one_by_one=True)
+AT_ONCE, ONE_BY_ONE = Layout(), Layout(4, 3, sequential=True)
 
 # Which end of its range a hyperparameter has: each pair of the three columns has all four pairs of ends.
 ENDS = [(0, 0, 0), (0, 1, 1), (1, 0, 1), (1, 1, 0)]
@@ -105,8 +105,8 @@ def crop_each(name, trees):
 
 @cache
 def population_of(name, layout=AT_ONCE):
-    plan, spec = Plan(4, 2, 2, layout), Spec(NUM_EPOCHS, BATCH_SIZE, (5,))
-    return population.place(widest_task(name), plan, spec, Data(*examples(name)), FOLDS)
+    plan, config = Plan(4, 2, 2, layout), TrainConfig(NUM_EPOCHS, BATCH_SIZE, (5,))
+    return population.make_population(widest_task(name), plan, config, Data(*examples(name)), FOLDS)
 
 
 def trials(name, hyperparameters):
@@ -117,7 +117,7 @@ def trials(name, hyperparameters):
 def initial(name):
     """The population's parameters, [trial, fold, ...]."""
     members = trials(name, as_arrays(name, steady(name)))
-    return jax.tree.map(np.asarray, population.start(population_of(name), members).params)
+    return jax.tree.map(np.asarray, population.init(population_of(name), members).params)
 
 
 @cache

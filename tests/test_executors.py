@@ -287,9 +287,9 @@ def test_it_stops_while_a_worker_trains_and_goes_on_without_one(tmp_path, undist
             return Future()  # which nobody ends
 
     asked, settings = FORMS["padded"]
-    stop, order = threading.Event(), study.order(asked, out=tmp_path, **SHORT | settings)
+    stop, config = threading.Event(), study.run_config(asked, out=tmp_path, **SHORT | settings)
     with pytest.raises(jobs.Stopped):
-        run.run(order, Observer(), command="hw1jax.run_study", started=0.0, stop=stop, executor=Waiting())
+        run.run(config, Observer(), command="hw1jax.run_study", started=0.0, stop=stop, executor=Waiting())
     run_study(asked, out=tmp_path, **SHORT | settings)
     assert lasting(tmp_path) == undisturbed("padded")
 

@@ -142,11 +142,11 @@ def test_numpys_global_generator_is_neither_used_nor_moved():
 
 @patient
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=4), st.integers(1, 50))
-def test_pieces_hold_each_part_in_order_with_padding_at_the_end(sizes, piece_size):
+def test_pieces_hold_each_part_in_order_with_padding_at_the_end(sizes, batch_size):
     parts = [1000 * i + np.arange(size) for i, size in enumerate(sizes)]
-    pieces = folds.pieces(parts, piece_size)
+    pieces = folds.pad_batches(parts, batch_size)
     assert pieces.dtype == np.int32
-    assert pieces.shape == (len(parts), int(np.ceil(max(sizes) / piece_size)), piece_size)
+    assert pieces.shape == (len(parts), int(np.ceil(max(sizes) / batch_size)), batch_size)
     for part, cut in zip(parts, pieces.reshape(len(parts), -1), strict=True):
         np.testing.assert_array_equal(cut[: len(part)], part)
         assert np.all(cut[len(part) :] == PADDING)
@@ -172,8 +172,8 @@ GOOD = ([0, 1, 2], [3, 4])
     ],
 )
 def test_a_bad_split_is_refused_by_its_number_and_in_one_line(splits, message):
-    assert_equal_folds(folds.given(iter([GOOD]), np.zeros(5), np.zeros(5)), [GOOD])
-    for check in (lambda: folds.check(splits, 5), lambda: folds.given(splits, np.zeros(5), np.zeros(5))):
+    assert_equal_folds(folds.check_cv(iter([GOOD]), np.zeros(5), np.zeros(5)), [GOOD])
+    for check in (lambda: folds.check(splits, 5), lambda: folds.check_cv(splits, np.zeros(5), np.zeros(5))):
         with pytest.raises(ValueError, match=message) as caught:
             check()
         assert "\n" not in str(caught.value)
@@ -191,15 +191,15 @@ class Splitter:
 def test_an_object_that_splits_gets_the_samples_and_their_groups():
     x, y, groups = np.zeros((6, 2)), np.arange(6), np.array(["a", "b", "a", "c", "b", "a"])
     splitter = Splitter()
-    found = folds.given(splitter, x, y, groups)
+    found = folds.check_cv(splitter, x, y, groups)
     assert all(one is other for one, other in zip(splitter.given, (x, y, groups), strict=True))
     assert [fold.validation.tolist() for fold in found] == [[0, 2, 5], [1, 4], [3]]
     assert all(isinstance(fold, Fold) for fold in found)
-    folds.given(splitter, {"b": x + 1, "a": x}, (y, y + 1), groups)  # of trees, the first array
+    folds.check_cv(splitter, {"b": x + 1, "a": x}, (y, y + 1), groups)  # of trees, the first array
     assert splitter.given[0] is x and splitter.given[1] is y
 
 
 @pytest.mark.parametrize("wrong", [5, "k-fold", None, Splitter])
 def test_what_is_neither_splits_nor_splits_is_told_in_one_line(wrong):
     with pytest.raises(TypeError, match="^folds= must be a list of .* or a splitter .* their number is num_folds=$"):
-        folds.given(wrong, np.zeros(5), np.zeros(5))
+        folds.check_cv(wrong, np.zeros(5), np.zeros(5))

@@ -113,14 +113,14 @@ def assert_the_best_go_on(found, factor):
     for numbers, each in rungs_of(found):
         left = list(numbers)
         for rung, after in zip(each, [*each[1:], None], strict=True):
-            assert all(epochs[n] >= rung["num_epochs"] for n in left)
+            assert all(epochs[n] >= rung["end_epoch"] for n in left)
             if after is None:
                 continue
-            values = found.histories[f"val_{name}"][left, :, rung["num_epochs"] - 1]
-            losses = found.histories["val_loss"][left, :, rung["num_epochs"] - 1]
+            values = found.histories[f"val_{name}"][left, :, rung["end_epoch"] - 1]
+            losses = found.histories["val_loss"][left, :, rung["end_epoch"] - 1]
             means = values.mean(axis=1, dtype=float) * (-1 if found.study.maximize else 1)
             fit = [(m, n) for m, n, own in zip(means, left, values + losses, strict=True) if np.isfinite(own).all()]
-            went_on = [n for n in left if epochs[n] > rung["num_epochs"]]
+            went_on = [n for n in left if epochs[n] > rung["end_epoch"]]
             assert went_on == sorted(n for _, n in sorted(fit)[: -(-len(left) // factor)])
             left = went_on
 
@@ -266,7 +266,7 @@ def widths(request, monkeypatch):
             return planned
         [bracket] = planned.brackets
         rungs = [
-            rung if own == "padded" else Rung(rung.num_epochs, Plan(2, 2), own_widths=True, groups=own)
+            rung if own == "padded" else Rung(rung.end_epoch, Plan(2, 2), own_widths=True, groups=own)
             for rung, own in zip(bracket.rungs, WIDTHS[request.param], strict=True)
         ]
         return replace(planned, brackets=(replace(bracket, rungs=tuple(rungs)),))
@@ -297,7 +297,7 @@ def kept_states(monkeypatch):
         return {n: (params, [leaf[i] for leaf in leaves]) for n, i in slots.items()}
 
     def recording(members, state, trials, *, first_epoch, last_epoch=None):
-        searched = not members.spec.first_fold
+        searched = not members.config.first_fold
         if searched:
             begun.update({(n, first_epoch): own for n, own in kept(state, trials).items()})
         for step in resume(members, state, trials, first_epoch=first_epoch, last_epoch=last_epoch):
@@ -347,8 +347,8 @@ def test_compacted_into_smaller_programs_state_is_carried_over_exactly_and_histo
 
 
 def test_the_fold_models_of_the_best_trial_are_its_networks_trained_alone(usual):
-    data, order, draw = TOY_DATA, study.order(STUDY), usual.best.params
-    made = Networks(STUDY, order.search, data, study.splits_of(STUDY, order.search, data))
+    data, config, draw = TOY_DATA, study.run_config(STUDY), usual.best.params
+    made = Networks(STUDY, config.search, data, study.splits_of(STUDY, config.search, data))
     members = made.population(Plan(1), networks.own(STUDY, draw).task)
     *_, last = population.train(members, made.trials([usual.best.number], [draw]))
     assert len(usual.model.folds) == 3
@@ -405,7 +405,7 @@ def test_a_search_is_extended_by_whole_brackets_which_change_no_trial_of_the_fir
 def test_brackets_have_several_first_rungs(tmp_path):
     found = halved(tmp_path, halving=Halving(3, brackets=True), **ONE_SLOT)
     planned = list(rungs_of(found))
-    assert [[rung["num_epochs"] for rung in rungs] for _, rungs in planned] == [[1, 3, 9], [3, 9], [9]]
+    assert [[rung["end_epoch"] for rung in rungs] for _, rungs in planned] == [[1, 3, 9], [3, 9], [9]]
     sizes = [len(numbers) for numbers, _ in planned]
     assert sum(sizes) == NUM_TRIALS
     assert sizes == sorted(sizes, reverse=True), "the longer the first rung, the fewer trials"
@@ -516,7 +516,7 @@ def test_stopped_on_any_rung_it_goes_on_to_the_same_end(tmp_path, usual):
                 if f"rung {rung} of" in what:  # noqa: B023
                     stop.set()  # noqa: B023
 
-        asked = study.order(STUDY, out=tmp_path, halving=Halving(3), **COMPACTED)
+        asked = study.run_config(STUDY, out=tmp_path, halving=Halving(3), **COMPACTED)
         with pytest.raises(jobs.Stopped):
             run.run(asked, Stopping(), command="hw1jax.run_study", started=0.0, stop=stop)
     assert list(tmp_path.rglob("*.checkpoint"))

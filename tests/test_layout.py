@@ -51,10 +51,10 @@ IMAGES, ROWS, AT_ONCE = np.zeros((30, 8, 8, 1), np.float32), np.zeros((30, 5), n
 @pytest.mark.parametrize(
     ("net", "x", "batch_size", "platform", "expected"),
     [
-        (ConvNet(), IMAGES, 20, "cpu", Layout(None, 500, one_by_one=True)),
+        (ConvNet(), IMAGES, 20, "cpu", Layout(None, 500, sequential=True)),
         (nn.Dense(3), ROWS, 20, "cpu", AT_ONCE),
         (OneWayOrTheOther(), ROWS, 20, "cpu", AT_ONCE),
-        (OneWayOrTheOther(), ROWS, 100, "cpu", Layout(50, 50, one_by_one=True)),
+        (OneWayOrTheOther(), ROWS, 100, "cpu", Layout(50, 50, sequential=True)),
         (Wide(), ROWS, 20, "cpu", AT_ONCE),
         (ConvNet(), IMAGES, 20, "gpu", AT_ONCE),
         (nn.Dense(3), ROWS, 20, "tpu", AT_ONCE),
@@ -94,9 +94,9 @@ def test_a_batch_is_not_cut_where_what_is_drawn_or_averaged_belongs_to_all_of_it
             lambda params, x, h, mask: x @ params,
         )
     )
-    assert free.chunk_size is not None
-    assert free.chunk_size < 100
-    assert random == masked == free._replace(chunk_size=None)
+    assert free.microbatch_size is not None
+    assert free.microbatch_size < 100
+    assert random == masked == free._replace(microbatch_size=None)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import regression
 from hw1jax.core import layout, population
 from hw1jax.core.folds import k_fold
 from hw1jax.core.losses import cross_entropy
-from hw1jax.core.population import Plan, Spec
+from hw1jax.core.population import Plan, TrainConfig
 from hw1jax.core.tasks import Task
 from hw1jax.core.training import Data
 from hw1jax.search import space
@@ -39,9 +39,11 @@ def lowered(task, x, y, hyperparameters, params, batch_size, platform):
     """The text of a call's program over 10 trials x 3 folds, laid out as an accelerator gets it."""
     one = jax.tree.map(lambda a: a[0], hyperparameters)
     chosen = layout.choose(task.apply, params, x, one, batch_size, platform)
-    assert chosen.chunk_size is None and not chosen.one_by_one
-    spec = Spec(2, batch_size, (0,), 2)
-    placed = population.place(task, Plan(TRIALS, 1, TRIALS, chosen), spec, Data(x, y), k_fold(len(x), FOLDS, (0,)))
+    assert chosen.microbatch_size is None and not chosen.sequential
+    config = TrainConfig(2, batch_size, (0,), 2)
+    placed = population.make_population(
+        task, Plan(TRIALS, 1, TRIALS, chosen), config, Data(x, y), k_fold(len(x), FOLDS, (0,))
+    )
     return population.lowered(placed, hyperparameters, platform).as_text()
 
 

@@ -26,7 +26,7 @@ programs.KEPT_TASKS = programs.KEPT_PROGRAMS = int(sys.argv[1])
 import fashion_cnn, regression
 from hw1jax.core import folds, population
 from hw1jax.search import space
-from hw1jax.core.population import Data, Plan, Spec, Trials
+from hw1jax.core.population import Data, Plan, TrainConfig, Trials
 from hw1jax.search.networks import own, padded
 
 random = np.random.default_rng(0)
@@ -39,21 +39,22 @@ def train_in_one_program(study, num_trials, data):
     task, one, shapes = network.task, network.hyperparameters, network.shapes[0]
     layout = cost.choose_layout(task, shapes, None, data.x, one, batch_size=study.batch_size)
     plan = cost.make_plan(num_trials, 3, shapes, layout)
-    spec = Spec(1, study.batch_size, (0,))
-    placed = population.place(task, plan, spec, data, folds.k_fold(len(data.x), 3, (0,)))
-    draws = space.as_arrays(study.space, [space.random_draw(study.space, 0, n) for n in range(plan.slots)])
-    *_, end = population.train(placed, Trials(jax.random.key(0), np.arange(plan.slots), draws))
-    assert end.val["loss"].shape == (plan.slots, 3, 1) and plan.slots >= num_trials
+    config = TrainConfig(1, study.batch_size, (0,))
+    placed = population.make_population(task, plan, config, data, folds.k_fold(len(data.x), 3, (0,)))
+    draws = space.as_arrays(study.space, [space.random_draw(study.space, 0, n) for n in range(plan.num_slots)])
+    *_, end = population.train(placed, Trials(jax.random.key(0), np.arange(plan.num_slots), draws))
+    assert end.val["loss"].shape == (plan.num_slots, 3, 1) and plan.num_slots >= num_trials
 
 def train_at_own_widths(numbers):
     widest = space.widest(regression.STUDY.space)
     task = padded(regression.STUDY, widest).task
-    wide = population.place(task, Plan(1), Spec(2, 20, (0,), 2), Data(x, np.sin(x)), folds.k_fold(60, 3, (0,)))
+    splits = folds.k_fold(60, 3, (0,))
+    wide = population.make_population(task, Plan(1), TrainConfig(2, 20, (0,), 2), Data(x, np.sin(x)), splits)
     for number in numbers:
         draw = widest | {"hidden_units": (3 + number, 4, 3)}
         narrow = wide._replace(task=own(regression.STUDY, draw).task)
         trials = Trials(jax.random.key(0), np.array([number]), space.as_arrays(regression.STUDY.space, [draw]))
-        (end,) = population.resume(narrow, population.start_narrow(wide, narrow, trials), trials, first_epoch=0)
+        (end,) = population.resume(narrow, population.init_narrow(wide, narrow, trials), trials, first_epoch=0)
     gc.collect()
     return len(jax.devices()[0].client.live_executables())
 

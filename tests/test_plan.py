@@ -22,7 +22,7 @@ from hw1jax.search import space as space_
 from hw1jax.search.networks import Networks, own
 from hw1jax.search.plan import Bracket, Rung, SearchPlan
 from hw1jax.search.space import Choice, Float, Int
-from hw1jax.search.study import Search, load_data, narrow, order, splits_of
+from hw1jax.search.study import SearchConfig, load_data, narrow, run_config, splits_of
 
 
 def soon_traced(fixed):
@@ -44,7 +44,7 @@ STATIC = replace(TOY, space={"depth": Int(1, 3, static=True), "rate": Float(1e-3
 
 def networks_of(study, **asked):
     """(networks, order) of a search."""
-    ordered = order(study, **asked)
+    ordered = run_config(study, **asked)
     data = load_data(study, ordered.inputs)
     return Networks(study, ordered.search, data, splits_of(study, ordered.search, data)), ordered
 
@@ -75,8 +75,8 @@ def drawn(study, num_trials):
 
 def test_members_of_a_program_are_as_many_as_the_devices_memory_holds(monkeypatch):
     asked = {"num_trials": 8, "widths": "padded"}
-    everything = only_rung(laid_out(WIDE, **asked)).program
-    assert everything.slots == 8, "a CPU doesn't say what is free"
+    everything = only_rung(laid_out(WIDE, **asked)).plan
+    assert everything.num_slots == 8, "a CPU doesn't say what is free"
     networks, _ = networks_of(WIDE, **asked)
     widest = space_.widest(WIDE.space)
     members = networks.population(everything, networks.widest.task)
@@ -84,29 +84,29 @@ def test_members_of_a_program_are_as_many_as_the_devices_memory_holds(monkeypatc
     assert needed > 8 * 3 * 4 * own(WIDE, widest).num_parameters / everything.num_devices
 
     def a_hundred_a_trial(population, hyperparameters):
-        assert len(hyperparameters["rate"]) == population.plan.slots
-        return 100 * population.plan.slots
+        assert len(hyperparameters["rate"]) == population.plan.num_slots
+        return 100 * population.plan.num_slots
 
     monkeypatch.setattr(cost, "bytes_needed", a_hundred_a_trial)
     for free, slots in [(10_000, 8), (900, 8), (800, 4), (300, 2), (1, 1)]:
         device = Mock(**{"memory_stats.return_value": {"bytes_limit": free + 70, "bytes_in_use": 70}})
         monkeypatch.setattr(jax, "local_devices", Mock(return_value=[device]))
-        assert only_rung(laid_out(WIDE, **asked)).program.slots == slots
+        assert only_rung(laid_out(WIDE, **asked)).plan.num_slots == slots
 
 
 @pytest.mark.parametrize("num_devices", [1, 2])
 @pytest.mark.parametrize("members", [3, 10, 21, 299])
 def test_members_per_program_are_never_more_than_asked_for_and_not_many_fewer(num_devices, members):
     rung = only_rung(laid_out(NET, num_trials=100, num_devices=num_devices, members_per_program=members))
-    assert members / 3 < 3 * rung.program.slots <= members
-    assert rung.program.num_devices == min(num_devices, rung.program.slots)
+    assert members / 3 < 3 * rung.plan.num_slots <= members
+    assert rung.plan.num_devices == min(num_devices, rung.plan.num_slots)
 
 
 @pytest.mark.parametrize("sampler, members, expected", [("random", None, 40), ("tpe", None, 4), ("tpe", 10, 3)])
 def test_all_trials_are_in_one_bracket_unless_the_sampler_learns_from_one_for_the_next(sampler, members, expected):
     planned = laid_out(NET, num_trials=40, sampler=sampler, num_devices=1, members_per_program=members)
-    assert sizes(planned) == [only_rung(planned).program.slots] == [expected]
-    assert planned.factor is None and only_rung(planned).num_epochs == NET.num_epochs
+    assert sizes(planned) == [only_rung(planned).plan.num_slots] == [expected]
+    assert planned.factor is None and only_rung(planned).end_epoch == NET.num_epochs
     assert not only_rung(planned).own_widths
 
 
@@ -114,7 +114,7 @@ def test_a_bracket_is_shared_by_the_programs_of_static_hyperparameters_and_witho
     for num_devices, slots in ((1, 3), (2, 4)):  # a third of them, and as many on each device
         planned = laid_out(DEEP, num_trials=9, num_devices=num_devices, widths="exact")
         assert sizes(planned) == [9] and not only_rung(planned).own_widths
-        assert (only_rung(planned).program.slots, only_rung(planned).program.num_devices) == (slots, num_devices)
+        assert (only_rung(planned).plan.num_slots, only_rung(planned).plan.num_devices) == (slots, num_devices)
 
 
 @pytest.mark.parametrize("num_devices", [1, 2])
@@ -122,7 +122,7 @@ def test_own_widths_are_one_slot_a_device(num_devices):
     planned = laid_out(WIDE, num_trials=5, widths="exact", num_devices=num_devices)
     rung = only_rung(planned)
     assert rung.own_widths and rung.groups is None
-    assert (rung.program.slots, rung.program.num_devices) == (num_devices, num_devices)
+    assert (rung.plan.num_slots, rung.plan.num_devices) == (num_devices, num_devices)
     assert sizes(planned) == [5]
 
 
@@ -142,7 +142,7 @@ def test_a_narrower_plan_has_slots_for_the_trials_on_every_device():
 
 def test_rungs_end_at_the_epochs_over_powers_of_the_factor_and_not_below_the_first():
     def ends(num_epochs, **given):
-        return rungs.ends(Search(num_epochs, 20, **given))
+        return rungs.ends(SearchConfig(num_epochs, 20, **given))
 
     assert ends(1000) == [1000]
     assert ends(1000, halving=3) == [38, 112, 334, 1000]
@@ -169,8 +169,8 @@ def test_all_trials_are_in_brackets_whose_last_rung_is_the_last_epoch(asked, exp
     asked = {"num_trials": 20, "num_epochs": 9, "halving": 3, "num_devices": 1, **asked}
     planned = laid_out(NET, **asked)
     assert (sizes(planned), planned.factor) == (expected, 3)
-    assert [bracket.rungs[0].num_epochs for bracket in planned.brackets] == first_rungs
-    assert all(bracket.rungs[-1].num_epochs == 9 for bracket in planned.brackets)
+    assert [bracket.rungs[0].end_epoch for bracket in planned.brackets] == first_rungs
+    assert all(bracket.rungs[-1].end_epoch == 9 for bracket in planned.brackets)
     brackets = planned.of(asked["num_trials"])
     assert [number for bracket in brackets for number in bracket.numbers] == list(range(asked["num_trials"]))
 
@@ -223,7 +223,7 @@ def test_rungs_have_programs_for_those_who_go_on_unless_compiling_costs_more(
     monkeypatch.setattr(plan, "PROGRAM_SECONDS", program_seconds)
     asked = {"num_epochs": 9, "halving": 3, "widths": "padded", "num_devices": 1, "members_per_program": members}
     planned = laid_out(NET, num_trials=24, **asked)
-    assert [(rung.num_epochs, rung.program.slots) for rung in planned.rungs] == [*zip((1, 3, 9), slots, strict=True)]
+    assert [(rung.end_epoch, rung.plan.num_slots) for rung in planned.rungs] == [*zip((1, 3, 9), slots, strict=True)]
     assert not any(rung.own_widths for rung in planned.rungs)
 
 
@@ -239,16 +239,16 @@ def test_calls_of_one_program_are_as_long_as_wanted_and_waste_little(lengths, mo
 
 
 @pytest.mark.parametrize(
-    "halving, flops_a_second, groups",
+    "halving, flops_per_second, groups",
     [(3, 1e15, (1, 1)), (None, 1e15, (1, 1)), (3, 1e4, (2, 1)), (None, 1e4, (3, 1)), (None, 1e-3, None)],
 )
 def test_trials_that_fill_a_cores_cache_train_alone_in_narrower_groups_the_longer_the_search(
-    monkeypatch, halving, flops_a_second, groups
+    monkeypatch, halving, flops_per_second, groups
 ):
     monkeypatch.setattr(cost, "trials_that_fit", lambda *_: 1)
-    monkeypatch.setattr(plan, "FLOPS_A_SECOND", flops_a_second)
+    monkeypatch.setattr(plan, "FLOPS_PER_SECOND", flops_per_second)
     planned = laid_out(WIDE, num_trials=24, num_epochs=9, halving=halving, num_devices=1)
-    assert all(rung.own_widths and rung.program == Plan(1, 1, 1, rung.program.layout) for rung in planned.rungs)
+    assert all(rung.own_widths and rung.plan == Plan(1, 1, 1, rung.plan.layout) for rung in planned.rungs)
     assert {rung.groups for rung in planned.rungs} == {groups}
 
 

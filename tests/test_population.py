@@ -13,7 +13,7 @@ from hw1jax.core import cost, member_states, population, training
 from hw1jax.core.folds import Fold, k_fold
 from hw1jax.core.layout import Layout
 from hw1jax.core.losses import squared_error
-from hw1jax.core.population import Plan, Spec, Trials
+from hw1jax.core.population import Plan, TrainConfig, Trials
 from hw1jax.core.tasks import Task
 from hw1jax.core.training import Data
 from hw1jax.search import networks, space
@@ -59,7 +59,7 @@ def trials_of(draws, numbers=None):
 
 @pytest.fixture(scope="module")
 def members():
-    return population.place(WIDE, TOGETHER, Spec(6, 20, (0,), 2), Data(X, Y), FOLDS)
+    return population.make_population(WIDE, TOGETHER, TrainConfig(6, 20, (0,), 2), Data(X, Y), FOLDS)
 
 
 def val_losses(members, draws, numbers=None):
@@ -100,12 +100,12 @@ def test_members_of_the_same_hyperparameters_differ(members):
 
 def test_training_goes_on_from_a_state_with_the_same_bits_and_ends_at_the_epoch_that_is_asked_for(members, usual):
     train_loss, val_loss, state = usual
-    steps = list(population.resume(members, population.put(members, state), trials_of(DRAWS), first_epoch=2))
+    steps = list(population.resume(members, population.shard(members, state), trials_of(DRAWS), first_epoch=2))
     found = joined(steps)
     np.testing.assert_array_equal(found[0], train_loss[:, :, 2:])
     np.testing.assert_array_equal(found[1], val_loss[:, :, 2:])
     assert [step.num_epochs for step in steps] == [4, 6]
-    start = population.start(members, trials_of(DRAWS))
+    start = population.init(members, trials_of(DRAWS))
     steps = population.resume(members, start, trials_of(DRAWS), first_epoch=0, last_epoch=4)
     assert [step.num_epochs for step in steps] == [2, 4]
 
@@ -122,8 +122,8 @@ def rows_of(state, numbers):
 @pytest.mark.parametrize("numbers", [[3, 1], [1]], ids=["in a smaller program", "at its own widths"])
 def test_trials_that_go_on_have_their_state_exactly_and_the_losses_they_would_have_had(members, usual, numbers):
     _, expected, state = usual
-    few = population.rearranged(members, Plan(len(numbers), len(numbers)))
-    few = few._replace(task=narrow(1) if numbers == [1] else WIDE, spec=Spec(6, 20, (0,), 4))
+    few = population.with_plan(members, Plan(len(numbers), len(numbers)))
+    few = few._replace(task=narrow(1) if numbers == [1] else WIDE, config=TrainConfig(6, 20, (0,), 4))
     trials = trials_of([DRAWS[n] for n in numbers], numbers)
     shapes = member_states.member_shapes(few.task, few.num_steps, first_of(trials))
     leaves = member_states.select(shapes, rows_of(state, numbers))
@@ -134,13 +134,13 @@ def test_trials_that_go_on_have_their_state_exactly_and_the_losses_they_would_ha
         np.testing.assert_array_equal(rest[corner], after, strict=True)
         rest[corner] = 0
         np.testing.assert_array_equal(rest, 0)  # what is left behind is padding
-    (end,) = population.resume(few, population.put(few, selected), trials, first_epoch=2)
+    (end,) = population.resume(few, population.shard(few, selected), trials, first_epoch=2)
     assert end.num_epochs == 6
     np.testing.assert_allclose(end.val["loss"], expected[numbers, :, 2:], **LOSSES)
 
 
 def test_states_of_narrower_networks_are_refused(members):
-    small = population.start(members._replace(task=narrow(1), plan=Plan(1)), trials_of(DRAWS[1:2], [1]))
+    small = population.init(members._replace(task=narrow(1), plan=Plan(1)), trials_of(DRAWS[1:2], [1]))
     shapes = member_states.member_shapes(members.task, None, first_of(trials_of(DRAWS)))
     with pytest.raises(ValueError, match="arrays of .*, expected "):
         member_states.select(shapes, rows_of(small, [0] * 8))
@@ -168,22 +168,22 @@ def few(num_trials):
     return Trials(KEY, np.arange(num_trials), {"learning_rate": np.resize(np.float32(RATES), num_trials)})
 
 
-def place(plan, spec, task=LINEAR, folds=FOLDS, x=X):
-    return population.place(task, plan, spec, Data(x, Y), folds)
+def place(plan, config, task=LINEAR, folds=FOLDS, x=X):
+    return population.make_population(task, plan, config, Data(x, Y), folds)
 
 
 PLANS = [
     Plan(25, 1, 25),
     Plan(8, 2, 1, Layout(5, 8)),
-    Plan(7, 1, 1, Layout(None, 21, one_by_one=True)),
-    Plan(8, 2, 2, Layout(10, 7, one_by_one=True)),
+    Plan(7, 1, 1, Layout(None, 21, sequential=True)),
+    Plan(8, 2, 2, Layout(10, 7, sequential=True)),
 ]
 
 
 @pytest.mark.parametrize("plan", PLANS)
 def test_plans_and_layouts_agree_over_the_first_steps(plan):
     expected, found = (
-        joined(population.train(place(p, Spec(3, 20, (0,), 3)), few(p.slots))) for p in (Plan(7, 1, 7), plan)
+        joined(population.train(place(p, TrainConfig(3, 20, (0,), 3)), few(p.num_slots))) for p in (Plan(7, 1, 7), plan)
     )
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one[:7], other, rtol=1e-5, atol=1e-5)
@@ -196,7 +196,7 @@ def test_batches_of_different_hyperparameters_share_one_trace_and_one_compilatio
         traces.append(1)
         return 1.2345 * linear(params, x, h)  # no other test has this program
 
-    members = place(Plan(4, 2, 2), Spec(4, 20, (0,), epochs_per_call=2), LINEAR._replace(apply=scaled))
+    members = place(Plan(4, 2, 2), TrainConfig(4, 20, (0,), epochs_per_call=2), LINEAR._replace(apply=scaled))
     with compilations.counted() as compiled:
         *_, first = population.train(members, few(4))
     assert compiled.count("jit(_fit)") == 1
@@ -219,7 +219,7 @@ NOISY = LINEAR._replace(init=lambda key, h: (init_linear(key, h), jnp.zeros(()))
 @pytest.mark.parametrize(("task", "per_call", "patience"), [(LINEAR, 3, None), (NOISY, 4, 2)])
 def test_a_last_call_with_fewer_epochs_ends_where_calls_of_one_epoch_do(task, per_call, patience):
     def ended(per_call):
-        members = place(Plan(2), Spec(7, 20, (0,), per_call, patience=patience), task)
+        members = place(Plan(2), TrainConfig(7, 20, (0,), per_call, patience=patience), task)
         steps = list(population.train(members, few(2)))
         assert [step.num_epochs for step in steps] == [*range(per_call, 7, per_call), 7]
         train_loss, val_loss = joined(steps)
@@ -233,7 +233,7 @@ def test_samples_of_no_fold_leak_nothing_not_even_nan():
     x = np.where(np.arange(61)[:, None] == 0, np.float32(np.nan), X)
     # The small fold has one step an epoch, the large one three.
     folds = [Fold(np.arange(40, 55), np.arange(1, 5)), Fold(np.arange(1, 50), np.arange(50, 61))]
-    train_loss, val_loss = joined(population.train(place(Plan(2), Spec(3, 20, (0,)), folds=folds, x=x), few(2)))
+    train_loss, val_loss = joined(population.train(place(Plan(2), TrainConfig(3, 20, (0,)), folds=folds, x=x), few(2)))
     assert np.isfinite(train_loss).all() and np.isfinite(val_loss).all()
 
 
@@ -241,7 +241,7 @@ def test_one_program_makes_the_members_of_populations_of_all_sizes():
     task, made = LINEAR._replace(init=lambda key, h: {"w": jax.random.normal(key, (1, 17))}), {}
     with compilations.counted() as compiled:
         for plan in (Plan(1), Plan(5), Plan(8, 2, 2)):
-            made[plan.slots] = population.start(place(plan, Spec(2, 20, (0,)), task), few(plan.slots))
+            made[plan.num_slots] = population.init(place(plan, TrainConfig(2, 20, (0,)), task), few(plan.num_slots))
     assert compiled.count("jit(_init)") == 1
     for number, more in ((1, 5), (5, 8)):
         for one, other in zip(jax.tree.leaves(made[number]), jax.tree.leaves(made[more]), strict=True):
@@ -251,12 +251,12 @@ def test_one_program_makes_the_members_of_populations_of_all_sizes():
 def test_members_with_keys_in_their_state_begin():
     with_key = optax.GradientTransformation(lambda _: jax.random.key(1), lambda updates, state, _: (updates, state))
     task = LINEAR._replace(optimizer=lambda h: optax.chain(with_key, optax.sgd(0.1)))
-    state = population.start(place(Plan(4), Spec(2, 20, (0,)), task), few(4))
+    state = population.init(place(Plan(4), TrainConfig(2, 20, (0,)), task), few(4))
     assert {leaf.shape[:2] for leaf in jax.tree.leaves(state)} == {(4, 3)}
 
 
 def test_a_compiled_program_has_no_collective():
-    members = place(Plan(2, 2, 1), Spec(1, 20, (0,)))
+    members = place(Plan(2, 2, 1), TrainConfig(1, 20, (0,)))
     text = population.lowered(members, few(2).hyperparameters).compile().as_text()
     assert "num_partitions=2" in text
     for collective in ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter"):
@@ -272,13 +272,13 @@ def test_a_plan_whose_slots_do_not_divide_is_refused():
 def test_a_plan_has_a_slot_for_each_trial_and_few_to_spare(num_trials):
     params = networks.padded(TOY, DRAWS[0]).shapes[0]
     plan = cost.make_plan(num_trials, 3, params, Layout())
-    assert num_trials <= plan.slots < num_trials + plan.num_devices * plan.trials_at_once
+    assert num_trials <= plan.num_slots < num_trials + plan.num_devices * plan.trials_per_vmap
     assert plan.num_devices == min(num_trials, len(jax.devices()))
 
 
 def test_predictions_in_pieces_equal_predictions_at_once():
     params = {"w": jnp.full((1, 1), 3.0)}
-    np.testing.assert_allclose(population.predict(LINEAR, params, {}, X, piece_size=7), 3 * X, rtol=1e-6)
+    np.testing.assert_allclose(population.predict(LINEAR, params, {}, X, batch_size=7), 3 * X, rtol=1e-6)
 
 
 def test_gather_pads_with_the_batchs_own_samples():

@@ -61,10 +61,10 @@ likely_flag = st.one_of(  # so that many a line is right
 lines = st.one_of(st.lists(likely_flag, max_size=4), st.lists(any_flag, max_size=3))
 
 
-def assert_valid(order):
+def assert_valid(config):
     """What a run relies on, written down once more."""
-    search, program, space = order.search, order.program, order.study.space
-    assert min(order.num_trials, search.num_epochs, search.batch_size) >= 1
+    search, program, space = config.search, config.program, config.study.space
+    assert min(config.num_trials, search.num_epochs, search.batch_size) >= 1
     assert search.num_folds >= 2
     assert 0 <= search.seed < 2**32
     assert search.sampler in ("random", "tpe")
@@ -89,7 +89,7 @@ def test_any_flags_are_valid_settings_or_a_mistake_told_in_one_line(study, flags
     args, out, err = [arg for flag in flags for arg in flag], io.StringIO(), io.StringIO()
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            order, _ = cli.parse(study, "", args)
+            config, _ = cli.parse(study, "", args)
     except SystemExit as end:  # tyro's own message
         assert end.code == 2
         assert (out.getvalue(), "Traceback" in err.getvalue()) == ("", False)
@@ -99,8 +99,8 @@ def test_any_flags_are_valid_settings_or_a_mistake_told_in_one_line(study, flags
         assert len(str(error).splitlines()) == 1
         assert re.match(r"\w+=|a flag has an empty value", str(error))
         return
-    assert order.study.name == study.name
-    assert_valid(order)
+    assert config.study.name == study.name
+    assert_valid(config)
 
 
 # CSV files.

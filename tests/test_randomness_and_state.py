@@ -15,7 +15,7 @@ from plain import float64  # noqa: F401
 from hw1jax import Task, cross_validate, squared_error
 from hw1jax.core import layout, population, tasks
 from hw1jax.core.folds import Fold, k_fold
-from hw1jax.core.population import Plan, Spec
+from hw1jax.core.population import Plan, TrainConfig
 from hw1jax.core.training import Data
 
 KEY = jax.random.key(11)
@@ -143,8 +143,10 @@ def test_an_accelerator_trains_all_members_at_once_whatever_they_draw_and_keep(p
         return tasks.evaluated(task, params, rest[0], x, rest[1])
 
     chosen = layout.choose(evaluated, params, X, (state, one), 6, platform)
-    assert chosen.chunk_size is None and not chosen.one_by_one
-    members = population.place(task, Plan(trials, 1, trials, chosen), Spec(2, 6, (0,), 2), Data(X, Y), folds)
+    assert chosen.microbatch_size is None and not chosen.sequential
+    members = population.make_population(
+        task, Plan(trials, 1, trials, chosen), TrainConfig(2, 6, (0,), 2), Data(X, Y), folds
+    )
     text = population.lowered(members, hyperparameters, platform).as_text()
     assert text.count("stablehlo.while") == 3  # over epochs, over steps, over pieces of the validation part
     products = re.findall(r"dot_general.*-> tensor<([\dx]+)xf64>", text)

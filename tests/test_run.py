@@ -35,7 +35,7 @@ from hw1jax.search import space as space_
 from hw1jax.search.brackets import Brackets
 from hw1jax.search.observer import Observer
 from hw1jax.search.space import Choice, Float, Int
-from hw1jax.search.study import Search, Study, narrow, order
+from hw1jax.search.study import SearchConfig, Study, narrow, run_config
 
 ONE = {"num_devices": 1, "widths": "padded"}  # as finished runs have it
 
@@ -81,7 +81,7 @@ CLASSES = replace(
 
 def go_on(folder, asked=TOY, observer=None, stop=None, **settings):
     """A run in a folder, as the finished ones were made; what results.json holds."""
-    made = order(asked, out=folder, **ONE | settings)
+    made = run_config(asked, out=folder, **ONE | settings)
     return run.run(made, observer or Observer(), command="hw1jax.run_study", started=0.0, stop=stop)
 
 
@@ -101,7 +101,7 @@ def trained_jobs(monkeypatch):
     numbers, resume = [], population.resume
 
     def noting(members, state, trials, **epochs):
-        numbers.extend([] if members.spec.first_fold else [trials.numbers.tolist()])
+        numbers.extend([] if members.config.first_fold else [trials.numbers.tolist()])
         return resume(members, state, trials, **epochs)
 
     monkeypatch.setattr(population, "resume", noting)
@@ -389,7 +389,7 @@ def test_changed_settings_in_the_same_folder_are_refused(toy, changes, settings,
 
 def test_what_belongs_to_a_search_is_all_that_its_results_depend_on(tmp_path_factory):
     config = json.loads((finished_run("toy", tmp_path_factory) / "results.json").read_text())["config"]
-    settings = {field.name for field in fields(Search)}
+    settings = {field.name for field in fields(SearchConfig)}
     study = {"own_folds", "stratify", "space", "metrics", "score", "direction", "task_sha256", "task_versions"}
     # Of the settings of the program and the output there are none: the plan stands for those that matter.
     assert set(config) == settings | study | {"data_sha256", "plan", "plan_sha256", "format", "num_trials"}
@@ -445,7 +445,7 @@ def test_everything_is_computed_in_the_precision_that_is_recorded(tmp_path):
     with pytest.raises(ValueError, match="precision = tensorfloat32, not bfloat16"):
         go_on(tmp_path / "tensorfloat32", study, widths="exact", precision="bfloat16")
     seen.clear()
-    loaded = run.load(order(study, precision="bfloat16", batch_size=10))
+    loaded = run.load(run_config(study, precision="bfloat16", batch_size=10))
     run.refit(loaded, space_.widest(study.space), Observer())
     assert seen == {"bfloat16"}
     assert jax.config.jax_default_matmul_precision == before
@@ -488,7 +488,9 @@ def test_a_refit_that_diverges_leaves_results_without_a_test_loss_and_the_same_a
     assert before[0]["refit"]["state"] == "diverged"
     assert before[0]["refit"]["train_loss"] is None and before[0]["ensemble"] is None
     with pytest.raises(SystemExit) as caught:
-        cli.with_exit_code(lambda: cli.run_order(order(TOY, out=toy, **ONE), cli.Flags(), 0.0, threading.Event()))
+        cli.with_exit_code(
+            lambda: cli.run_and_report(run_config(TOY, out=toy, **ONE), cli.Flags(), 0.0, threading.Event())
+        )
     assert caught.value.code == 2
     assert drawn == [toy]
     assert lasting(toy) == before
@@ -503,7 +505,9 @@ def test_a_report_that_cannot_be_written_costs_a_line_and_not_the_exit_code(toy,
 
     monkeypatch.setattr(cli.report, "write_report", full)
     with pytest.raises(SystemExit) as caught:
-        cli.with_exit_code(lambda: cli.run_order(order(TOY, out=toy, **ONE), cli.Flags(), 0.0, threading.Event()))
+        cli.with_exit_code(
+            lambda: cli.run_and_report(run_config(TOY, out=toy, **ONE), cli.Flags(), 0.0, threading.Event())
+        )
     assert caught.value.code == 0
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("the report could not be written (OSError: ") and line.endswith(f"the results are in {toy}")

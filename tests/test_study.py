@@ -19,7 +19,7 @@ from hw1jax.search import networks, trial_score
 from hw1jax.search import study as study_
 from hw1jax.search.networks import Network
 from hw1jax.search.space import Choice, Float, Int
-from hw1jax.search.study import Order, Output, Program, Search, Study
+from hw1jax.search.study import Output, ProgramConfig, RunConfig, SearchConfig, Study
 from hw1jax.search.trial_score import TrialScore
 
 STUDY = replace(TOY, quick={"num_trials": 2, "num_epochs": 1}, inputs={"data_csv": "A file."})
@@ -35,10 +35,10 @@ METRICS = {"absolute": absolute_error}
 
 
 def test_what_nobody_says_is_as_the_study_has_it():
-    search = Search(4, 20, 3, 0, "random", None, None, False, None, "float32")
-    assert study_.order(STUDY) == Order(STUDY, 4, search, Program(), Output(), {"data_csv": None})
-    plain = study_.order(Study("small", task=toy_task, data=TOY_DATA, space=TOY.space))
-    assert (plain.num_trials, plain.search) == (25, Search(num_epochs=100, batch_size=32, num_folds=3))
+    search = SearchConfig(4, 20, 3, 0, "random", None, None, False, None, "float32")
+    assert study_.run_config(STUDY) == RunConfig(STUDY, 4, search, ProgramConfig(), Output(), {"data_csv": None})
+    plain = study_.run_config(Study("small", task=toy_task, data=TOY_DATA, space=TOY.space))
+    assert (plain.num_trials, plain.search) == (25, SearchConfig(num_epochs=100, batch_size=32, num_folds=3))
 
 
 def test_settings_go_to_the_room_that_they_belong_to():
@@ -47,22 +47,22 @@ def test_settings_go_to_the_room_that_they_belong_to():
     program = {"widths": "exact", "members_per_program": 2, "num_devices": 3, "reproducible": True}
     output = {"out": "runs/here", "overwrite": True}
     inputs = {"data_csv": "here.csv"}
-    order = study_.order(STUDY, inputs=inputs, num_trials=7, quick=True, **search, **program, **output)
-    assert order[1:] == (
+    config = study_.run_config(STUDY, inputs=inputs, num_trials=7, quick=True, **search, **program, **output)
+    assert config[1:] == (
         7,
-        Search(**search),
-        Program(**program),
+        SearchConfig(**search),
+        ProgramConfig(**program),
         Output(Path("runs/here"), overwrite=True, quick=True),
         {"data_csv": Path("here.csv")},
     )
-    assert order.folder == Path("runs/here")
+    assert config.folder == Path("runs/here")
 
 
 def test_a_small_run_has_the_studys_small_numbers_unless_others_are_given_and_a_folder_of_its_own():
-    order = study_.order(STUDY, quick=True)
-    assert (order.num_trials, order.search, order.output.quick) == (2, Search(1, 20, 3), True)
-    assert study_.order(STUDY, quick=True, num_epochs=3).search.num_epochs == 3
-    assert (order.folder, study_.order(STUDY).folder) == (Path("runs/quick/toy"), Path("runs/toy"))
+    config = study_.run_config(STUDY, quick=True)
+    assert (config.num_trials, config.search, config.output.quick) == (2, SearchConfig(1, 20, 3), True)
+    assert study_.run_config(STUDY, quick=True, num_epochs=3).search.num_epochs == 3
+    assert (config.folder, study_.run_config(STUDY).folder) == (Path("runs/quick/toy"), Path("runs/toy"))
 
 
 def test_averaging_is_a_setting_of_the_call_or_else_of_the_study_or_else_of_its_task():
@@ -77,9 +77,9 @@ def test_averaging_is_a_setting_of_the_call_or_else_of_the_study_or_else_of_its_
         (of_study, {"averaging": 0.9}, (0.9, 0.9)),
         (of_study, {"averaging": None}, (None, 0.7)),
     ]:
-        order = study_.order(own, **settings)
-        task = Network(order.study, {}, {"hidden_units": (3,)}).task
-        assert (order.search.averaging, task.averaging) == expected
+        config = study_.run_config(own, **settings)
+        task = Network(config.study, {}, {"hidden_units": (3,)}).task
+        assert (config.search.averaging, task.averaging) == expected
 
 
 def test_halving_is_a_setting_of_the_call_or_else_of_the_study():
@@ -94,13 +94,13 @@ def test_halving_is_a_setting_of_the_call_or_else_of_the_study():
         (own, {"halving": hw.Halving(2)}, (2, None, False)),  # another one, not a mixture
         (own, {"halving": None}, (None, None, False)),
     ]:
-        search = study_.order(asked, **settings).search
+        search = study_.run_config(asked, **settings).search
         assert (search.halving, search.first_rung, search.brackets) == expected
 
 
 def test_numpys_numbers_become_pythons_as_json_takes_no_others():
-    order = study_.order(STUDY, num_trials=np.int64(3), seed=np.uint32(7), num_devices=np.int32(2))
-    assert [type(n) for n in (order.num_trials, order.search.seed, order.program.num_devices)] == [int] * 3
+    config = study_.run_config(STUDY, num_trials=np.int64(3), seed=np.uint32(7), num_devices=np.int32(2))
+    assert [type(n) for n in (config.num_trials, config.search.seed, config.program.num_devices)] == [int] * 3
 
 
 # What can't be run.
@@ -247,7 +247,7 @@ def test_a_file_in_the_way_of_the_folder_is_told(tmp_path):
 
 def test_good_studies_are_not_refused():
     for change in ({"name": "a-b_c.2"}, {"space": {"depth": Int(1, 16, static=True)}}, {"folds": k_fold(61, 4, (0,))}):
-        study_.order(replace(STUDY, **change))
+        study_.run_config(replace(STUDY, **change))
 
 
 # Studies.
@@ -327,7 +327,7 @@ def test_pandas_tables_are_taken_as_arrays_and_names_in_them_are_told():
 
 def assert_folds(study, expected, **settings):
     data = study_.load_data(study, {"data_csv": None})
-    for a, b in zip(study_.splits_of(study, Search(1, 1, **settings), data), expected, strict=True):
+    for a, b in zip(study_.splits_of(study, SearchConfig(1, 1, **settings), data), expected, strict=True):
         for index, own in zip(a, b, strict=True):
             np.testing.assert_array_equal(index, own)
 

@@ -74,7 +74,7 @@ def choose_layout(
         return tasks.evaluated(task, params, rest[0], x, rest[1])
 
     chosen = layout_.choose(apply, params, x, (state, hyperparameters), batch_size, jax.devices()[0].platform)
-    return chosen._replace(chunk_size=None) if tasks.takes_whole_batches(task) else chosen
+    return chosen._replace(microbatch_size=None) if tasks.takes_whole_batches(task) else chosen
 
 
 def flops(task: Task, data: Data, hyperparameters: Hyperparameters) -> float:

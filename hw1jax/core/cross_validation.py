@@ -238,8 +238,8 @@ def cross_validate(
     named = tuple((metrics or {}).items())
     task = Task(init, apply, loss, optimizer, metrics=named, averaging=averaging, eval_params=eval_params)
     batch_size = min(batch_size, max(len(fold.train) for fold in splits))
-    spec = population.Spec(num_epochs, batch_size, seed, patience=early_stopping)
-    members, trials = _laid_out(task, spec, key, data, splits, hyperparameters)
+    config = population.TrainConfig(num_epochs, batch_size, seed, patience=early_stopping)
+    members, trials = _laid_out(task, config, key, data, splits, hyperparameters)
     say = formatting.progress_printer("cross_validate") if progress is True else progress or None
     train_loss, values, last = _train(members, trials, len(jax.tree.leaves(hyperparameters)[0]), say)
     return _result(task, early_stopping, return_params, train_loss, values, last, hyperparameters, splits, data.x)
@@ -259,7 +259,7 @@ def _checked(x: Any, y: Any, weights: Any, hyperparameters: Any, groups: Any) ->
 
 def _laid_out(
     task: Task,
-    spec: population.Spec,
+    config: population.TrainConfig,
     key: jax.Array,
     data: Data,
     splits: list[Fold],
@@ -271,21 +271,21 @@ def _laid_out(
       ValueError, TypeError: the task can't be trained on the data, or a hyperparameter has no effect.
     """
     first = jax.tree.map(lambda a: a[0], hyperparameters)
-    num_steps = population.num_updates(task, splits, spec.num_epochs, spec.batch_size)
+    num_steps = population.num_updates(task, splits, config.num_epochs, config.batch_size)
     params, state = checks.check_task(task, first, data, num_steps)
     checks.check_examples(task, key, first, data, num_steps)
-    unused = identity.unused(identity.traced(task, first, data, spec.batch_size, num_steps))
+    unused = identity.unused(identity.traced(task, first, data, config.batch_size, num_steps))
     if unused and len(unused) < len(jax.tree.leaves(first)):  # one alone may just count the trials
         text = "neither initial parameters nor training nor evaluation depend on it"
         raise ValueError(f"hyperparameters{unused[0]} has no effect: {text}")
-    layout = cost.choose_layout(task, params, state, data.x, first, batch_size=spec.batch_size)
+    layout = cost.choose_layout(task, params, state, data.x, first, batch_size=config.batch_size)
     num_trials = len(jax.tree.leaves(hyperparameters)[0])
     plan = cost.make_plan(_num_slots(num_trials), len(splits), params, layout)
-    num_indices = len(splits) * folds_.num_steps(splits, spec.batch_size) * spec.batch_size
-    per_call = cost.epochs_of_a_call([spec.num_epochs], cost.enough_epochs(num_indices))
-    slots = np.arange(plan.slots) % num_trials  # slots that are left over train some trials twice
+    num_indices = len(splits) * folds_.num_steps(splits, config.batch_size) * config.batch_size
+    per_call = cost.epochs_of_a_call([config.num_epochs], cost.enough_epochs(num_indices))
+    slots = np.arange(plan.num_slots) % num_trials  # slots that are left over train some trials twice
     trials = population.Trials(key, slots, jax.tree.map(lambda a: a[slots], hyperparameters))
-    return population.place(task, plan, replace(spec, epochs_per_call=per_call), data, splits), trials
+    return population.make_population(task, plan, replace(config, epochs_per_call=per_call), data, splits), trials
 
 
 def _result(
@@ -323,19 +323,19 @@ def _train(
 
     The histories are [trial, fold, epoch], NaN after the last epoch.
     """
-    spec, histories, last = members.spec, [], None
+    config, histories, last = members.config, [], None
     for last in population.train(members, trials):
         assert last.val is not None  # every fold has a validation part
         histories.append(jax.tree.map(lambda a: a[:num_trials], (last.train_loss, last.val)))
         best_loss = last.val["loss"][:, :, -1] if last.best is None else np.asarray(last.best.val_loss)
         if say is not None:
-            say(last.num_epochs, spec.num_epochs, best_loss[:num_trials])
-        if last.best is not None and spec.patience is not None:
+            say(last.num_epochs, config.num_epochs, best_loss[:num_trials])
+        if last.best is not None and config.patience is not None:
             since = last.num_epochs - np.asarray(last.best.epoch)
-            if (since > spec.patience).all():
+            if (since > config.patience).all():
                 break
     assert last is not None  # there is an epoch
-    num_left = spec.num_epochs - last.num_epochs
+    num_left = config.num_epochs - last.num_epochs
     histories.append(jax.tree.map(lambda a: np.full_like(a[:, :, :1], np.nan).repeat(num_left, axis=2), histories[-1]))
     train_loss, values = jax.tree.map(lambda *parts: np.concatenate(parts, axis=2), *histories)
     return train_loss, values, last

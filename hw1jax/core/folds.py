@@ -106,13 +106,13 @@ def minibatches(
     return order.reshape(len(folds), len(epochs), steps, batch_size)
 
 
-def pieces(parts: Sequence[np.ndarray], piece_size: int) -> np.ndarray:
-    """Cuts each part's indices into batches: int32 [part, piece, piece_size], padded with `PADDING`."""
-    num_pieces = -(-max(map(len, parts)) // piece_size)
-    cut = np.full((len(parts), num_pieces * piece_size), PADDING, np.int32)
+def pad_batches(parts: Sequence[np.ndarray], batch_size: int) -> np.ndarray:
+    """Cuts each part's indices into batches: int32 [part, piece, batch_size], padded with `PADDING`."""
+    num_pieces = -(-max(map(len, parts)) // batch_size)
+    cut = np.full((len(parts), num_pieces * batch_size), PADDING, np.int32)
     for i, part in enumerate(parts):
         cut[i, : len(part)] = part
-    return cut.reshape(len(parts), num_pieces, piece_size)
+    return cut.reshape(len(parts), num_pieces, batch_size)
 
 
 def make_folds(
@@ -130,7 +130,7 @@ def make_folds(
     Args:
       x, y: trees of arrays with a leading sample axis.
       num_folds, seed: of shuffled folds; the seed are non-negative integers.
-      folds: the user's splits, see `given`.
+      folds: the user's splits, see `check_cv`.
       groups: [sample], for a splitter that keeps groups together.
       stratify: True: equal shares of each class in all folds; None: if y are classes (`are_classes`).
 
@@ -141,7 +141,7 @@ def make_folds(
     if folds is not None:
         if stratify:
             raise ValueError("stratify= has no effect on folds= of your own: leave it out")
-        own = given(folds, x, y, groups)
+        own = check_cv(folds, x, y, groups)
         if num_folds not in (DEFAULT_FOLDS, len(own)):
             raise ValueError(f"num_folds={num_folds} has no effect on the {len(own)} folds= of your own: leave it out")
         return own
@@ -180,7 +180,7 @@ def rare_classes(y: Any, splits: Sequence[Fold]) -> str | None:
     return f"some folds hold out no sample of class {names}: their scores say nothing about it"
 
 
-def given(folds: Any, x: Any, y: Any, groups: Any = None) -> list[Fold]:
+def check_cv(folds: Any, x: Any, y: Any, groups: Any = None) -> list[Fold]:
     """Converts the user's splits to `Fold`s: a list of pairs, or a splitter as in scikit-learn.
 
     Args:

@@ -14,22 +14,22 @@ from jax.extend import core
 from jax.extend.core.primitives import conv_general_dilated_p
 
 CACHED_BYTES = 3 * 2**18  # bytes of one activation that fit a CPU core's cache
-LONGEST_CHUNK = 64  # examples; if more fit the cache, microbatches gain nothing
-PIECE_SIZE = 500  # examples of an evaluation batch
+LARGEST_MICROBATCH = 64  # examples; if more fit the cache, microbatches gain nothing
+EVAL_BATCH_SIZE = 500  # examples of an evaluation batch
 
 
 class Layout(NamedTuple):
     """How a step is laid out on the device.
 
     Attributes:
-      chunk_size: examples of a microbatch, whose gradients are accumulated; None: the whole batch.
-      piece_size: examples of an evaluation batch.
-      one_by_one: members take their steps in sequence instead of under `vmap`, so that one member fits a CPU's cache.
+      microbatch_size: examples of a microbatch, whose gradients are accumulated; None: the whole batch.
+      eval_batch_size: examples of an evaluation batch.
+      sequential: members take their steps in sequence instead of under `vmap`, so that one member fits a CPU's cache.
     """
 
-    chunk_size: int | None = None
-    piece_size: int = 256
-    one_by_one: bool = False
+    microbatch_size: int | None = None
+    eval_batch_size: int = 256
+    sequential: bool = False
 
 
 def choose(
@@ -44,7 +44,7 @@ def choose(
       platform: "cpu", "gpu" or "tpu".
     """
     if platform != "cpu":
-        return Layout(None, max(2 * batch_size, PIECE_SIZE))  # evaluating takes less memory than training
+        return Layout(None, max(2 * batch_size, EVAL_BATCH_SIZE))  # evaluating takes less memory than training
     some = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct((batch_size, *a.shape[1:]), jax.dtypes.canonicalize_dtype(a.dtype)), x
     )
@@ -52,12 +52,12 @@ def choose(
     sources = [{"params"}] * len(jax.tree.leaves(params)) + [{"x"}] * len(jax.tree.leaves(x))
     activations = list(_activations(jaxpr, dict(zip(jaxpr.invars, sources, strict=False))))
     if any(primitive is conv_general_dilated_p for primitive, _ in activations):
-        return Layout(None, PIECE_SIZE, one_by_one=True)
+        return Layout(None, EVAL_BATCH_SIZE, sequential=True)
     num_chunks = max(1, -(-max((size for _, size in activations), default=0) // CACHED_BYTES))
-    chunk_size = -(-batch_size // num_chunks)
-    if num_chunks > 1 and chunk_size <= LONGEST_CHUNK:
-        return Layout(chunk_size, chunk_size, one_by_one=True)
-    return Layout(None, PIECE_SIZE)
+    microbatch_size = -(-batch_size // num_chunks)
+    if num_chunks > 1 and microbatch_size <= LARGEST_MICROBATCH:
+        return Layout(microbatch_size, microbatch_size, sequential=True)
+    return Layout(None, EVAL_BATCH_SIZE)
 
 
 def _activations(jaxpr: core.Jaxpr, sources: dict[core.Var, set[str]]) -> Iterator[tuple[core.Primitive, int]]:

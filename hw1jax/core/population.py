@@ -31,26 +31,28 @@ class Plan:
     """How a population is laid out in a program. It determines the bits of every result, so it is stored with a search.
 
     Attributes:
-      slots: trials in the program; empty slots hold copies.
+      num_slots: trials in the program; empty slots hold copies.
       num_devices: devices that share the slots.
-      trials_at_once: trials of a device under one `vmap`; groups of this size run in sequence, to fit a CPU's cache.
+      trials_per_vmap: trials of a device under one `vmap`; groups of this size run in sequence, to fit a CPU's cache.
       layout: the layout of a member's step.
       first_device: index of the first device.
     """
 
-    slots: int
+    num_slots: int
     num_devices: int = 1
-    trials_at_once: int = 1
+    trials_per_vmap: int = 1
     layout: Layout = Layout()
     first_device: int = 0
 
     def __post_init__(self):
-        if self.slots % (self.num_devices * self.trials_at_once):
-            raise ValueError(f"{self.slots} slots don't divide by {self.num_devices} devices x {self.trials_at_once}")
+        if self.num_slots % (self.num_devices * self.trials_per_vmap):
+            raise ValueError(
+                f"{self.num_slots} slots don't divide by {self.num_devices} devices x {self.trials_per_vmap}"
+            )
 
 
 @dataclass(frozen=True)
-class Spec:
+class TrainConfig:
     """Training settings that all members share.
 
     Attributes:
@@ -78,7 +80,7 @@ class Population(NamedTuple):
 
     task: Task
     plan: Plan
-    spec: Spec
+    config: TrainConfig
     folds: list[Fold]
     data: Data
     pieces: jax.Array | None  # int32 [fold, piece, example], indices of the held-out samples
@@ -86,14 +88,14 @@ class Population(NamedTuple):
     @property
     def num_steps(self) -> tuple[int, ...] | None:
         """See `num_updates`."""
-        return num_updates(self.task, self.folds, self.spec.num_epochs, self.spec.batch_size)
+        return num_updates(self.task, self.folds, self.config.num_epochs, self.config.batch_size)
 
     @property
     def steps_of_folds(self) -> np.ndarray | None:
         """Int32 [fold]: each fold's index into `num_steps`."""
         if self.num_steps is None:
             return None
-        numbers = _updates_of_folds(self.folds, self.spec.num_epochs, self.spec.batch_size)
+        numbers = _updates_of_folds(self.folds, self.config.num_epochs, self.config.batch_size)
         return np.array([self.num_steps.index(number) for number in numbers], np.int32)
 
 
@@ -130,27 +132,27 @@ class Progress(NamedTuple):
     state: State  # [trial, fold, ...]
     train_loss: np.ndarray  # float [trial, fold, epoch], of the epochs of this call
     val: dict[str, np.ndarray] | None  # "loss" and metrics by name: float [trial, fold, epoch]
-    best: Best | None = None  # [trial, fold, ...], where the spec has a patience
+    best: Best | None = None  # [trial, fold, ...], where the config has a patience
 
 
-def place(task: Task, plan: Plan, spec: Spec, data: Data, folds: list[Fold]) -> Population:
+def make_population(task: Task, plan: Plan, config: TrainConfig, data: Data, folds: list[Fold]) -> Population:
     """Puts the data on the devices. A fold without validation samples is not evaluated."""
     everywhere = NamedSharding(_mesh(plan), P())
     parts = [fold.validation for fold in folds]
     pieces = None
     if all(map(len, parts)):
-        size = min(plan.layout.piece_size, max(map(len, parts)))
-        pieces = jax.device_put(folds_.pieces(parts, size), everywhere)
-    return Population(task, plan, spec, folds, jax.device_put(data, everywhere), pieces)
+        size = min(plan.layout.eval_batch_size, max(map(len, parts)))
+        pieces = jax.device_put(folds_.pad_batches(parts, size), everywhere)
+    return Population(task, plan, config, folds, jax.device_put(data, everywhere), pieces)
 
 
-def rearranged(population: Population, plan: Plan) -> Population:
+def with_plan(population: Population, plan: Plan) -> Population:
     """Returns the same population with another plan; the data stay where they are if the devices do."""
     data, pieces = jax.device_put((population.data, population.pieces), NamedSharding(_mesh(plan), P()))
     return population._replace(plan=plan, data=data, pieces=pieces)
 
 
-def start(population: Population, trials: Trials) -> State:
+def init(population: Population, trials: Trials) -> State:
     """Initializes the members."""
     num_folds = len(population.folds)
     numbers, folds = np.repeat(trials.numbers, num_folds), np.tile(_fold_numbers(population), len(trials.numbers))
@@ -160,40 +162,40 @@ def start(population: Population, trials: Trials) -> State:
     made = member_states.new_members(
         population.task, population.num_steps, trials.key, numbers, folds, hyperparameters, steps
     )
-    return put(population, jax.tree.map(lambda a: a.reshape(-1, num_folds, *a.shape[1:]), made))
+    return shard(population, jax.tree.map(lambda a: a.reshape(-1, num_folds, *a.shape[1:]), made))
 
 
-def put(population: Population, state: Any) -> Any:
+def shard(population: Population, state: Any) -> Any:
     """Shards a state over the devices as a call returns it, so that the second call compiles nothing."""
     return _over_devices(population.plan, state)
 
 
 def train(population: Population, trials: Trials) -> Iterator[Progress]:
     """Trains all epochs; yields after each call of the program."""
-    return resume(population, start(population, trials), trials, first_epoch=0)
+    return resume(population, init(population, trials), trials, first_epoch=0)
 
 
 def resume(
     population: Population, state: State, trials: Trials, *, first_epoch: int, last_epoch: int | None = None
 ) -> Iterator[Progress]:
     """As `train`, from the state that was yielded after `first_epoch` epochs (0 with patience) up to `last_epoch`."""
-    task, plan, spec, folds, data, pieces = population
+    task, plan, config, folds, data, pieces = population
     hyperparameters = _over_devices(plan, trials.hyperparameters)
     keys = _training_keys(population, trials) if tasks.wants_key(task) else None
-    best = None if spec.patience is None else put(population, _no_best(state))
-    last_epoch = last_epoch or spec.num_epochs
-    for done in range(first_epoch, last_epoch, spec.epochs_per_call):
-        epochs = range(done, min(done + spec.epochs_per_call, last_epoch))
+    best = None if config.patience is None else shard(population, _no_best(state))
+    last_epoch = last_epoch or config.num_epochs
+    for done in range(first_epoch, last_epoch, config.epochs_per_call):
+        epochs = range(done, min(done + config.epochs_per_call, last_epoch))
         batches = folds_.minibatches(
-            folds, epochs, batch_size=spec.batch_size, seed=spec.seed, first_fold=spec.first_fold
+            folds, epochs, batch_size=config.batch_size, seed=config.seed, first_fold=config.first_fold
         )
         # All calls run the same program: the last one ends with epochs of empty batches, which change nothing.
-        num_empty = spec.epochs_per_call - len(epochs)
+        num_empty = config.epochs_per_call - len(epochs)
         batches = np.pad(batches, ((0, 0), (0, num_empty), (0, 0), (0, 0)), constant_values=folds_.PADDING)
         numbers = None if keys is None and best is None else np.arange(done, done + batches.shape[1], dtype=np.int32)
         (state, best), train_loss, val = _fit(task)(
             plan,
-            (population.num_steps, spec.patience),
+            (population.num_steps, config.patience),
             (state, best),
             hyperparameters,
             keys,
@@ -215,17 +217,17 @@ def final_variables(task: Task, state: State) -> tuple[Params, Any]:
     return params, state.model_state
 
 
-def start_narrow(wide: Population, narrow: Population, trials: Trials) -> State:
+def init_narrow(wide: Population, narrow: Population, trials: Trials) -> State:
     """Initializes one trial at its own widths: the corners of its parameters in the wide population.
 
     So the program that initializes parameters is compiled once, not for each trial.
     """
-    params = start(wide, trials).params
+    params = init(wide, trials).params
     shapes = jax.eval_shape(narrow.task.init, trials.key, jax.tree.map(lambda a: a[0], trials.hyperparameters))
     params = jax.tree.map(lambda a, own: member_states.corner(np.asarray(a), own.shape, num_leading=2), params, shapes)
     opt_state = _init_optimizer(narrow.task)(narrow.num_steps, params, trials.hyperparameters, narrow.steps_of_folds)
     average = training.new_average(narrow.task, params, np.zeros((len(trials.numbers), len(narrow.folds))))
-    return put(narrow, State(params, opt_state, average=average))
+    return shard(narrow, State(params, opt_state, average=average))
 
 
 def lowered(population: Population, hyperparameters: Hyperparameters, platform: str | None = None) -> Lowered:
@@ -233,14 +235,14 @@ def lowered(population: Population, hyperparameters: Hyperparameters, platform: 
 
     `platform`: "cuda", "rocm" or "tpu", of which no device is needed; None: this machine's.
     """
-    task, plan, spec, folds, data, pieces = population
-    trials = Trials(jax.random.key(0), np.arange(plan.slots), hyperparameters)
-    state = start(population, trials)
+    task, plan, config, folds, data, pieces = population
+    trials = Trials(jax.random.key(0), np.arange(plan.num_slots), hyperparameters)
+    state = init(population, trials)
     keys = _training_keys(population, trials) if tasks.wants_key(task) else None
-    best = None if spec.patience is None else put(population, _no_best(state))
-    batches = folds_.minibatches(folds, range(spec.epochs_per_call), batch_size=spec.batch_size, seed=spec.seed)
-    numbers = None if keys is None and best is None else np.arange(spec.epochs_per_call, dtype=np.int32)
-    static, carry = (population.num_steps, spec.patience), (state, best)
+    best = None if config.patience is None else shard(population, _no_best(state))
+    batches = folds_.minibatches(folds, range(config.epochs_per_call), batch_size=config.batch_size, seed=config.seed)
+    numbers = None if keys is None and best is None else np.arange(config.epochs_per_call, dtype=np.int32)
+    static, carry = (population.num_steps, config.patience), (state, best)
     hyperparameters = _over_devices(plan, hyperparameters)
     steps = population.steps_of_folds
     traced = _fit(task).trace(plan, static, carry, hyperparameters, keys, data, batches, pieces, numbers, steps)
@@ -252,7 +254,7 @@ def _over_devices(plan: Plan, tree: Any) -> Any:
 
 
 def _fold_numbers(population: Population) -> np.ndarray:
-    return population.spec.first_fold + np.arange(len(population.folds))
+    return population.config.first_fold + np.arange(len(population.folds))
 
 
 def _training_keys(population: Population, trials: Trials) -> jax.Array:
@@ -261,7 +263,7 @@ def _training_keys(population: Population, trials: Trials) -> jax.Array:
     kind, key_data = programs.key_parts(trials.key)
     made = _make_training_keys(kind)(key_data, numbers, _fold_numbers(population))
     # As numbers: JAX can't share an array of typed keys between processes.
-    return jax.random.wrap_key_data(put(population, made), impl=kind)
+    return jax.random.wrap_key_data(shard(population, made), impl=kind)
 
 
 def _no_best(state: State) -> Best:
@@ -328,7 +330,7 @@ def _fit(task: Task, plan: Plan, static, carry, hyperparameters, keys, data: Dat
             carry, hyperparameters, keys = members
             return over_trials(carry, hyperparameters, keys, batches, pieces, steps)
 
-        return _in_groups(group, (carry, hyperparameters, keys), plan.trials_at_once)
+        return _in_groups(group, (carry, hyperparameters, keys), plan.trials_per_vmap)
 
     sharded, everywhere = P("trial"), P()
     members, shared = (carry, hyperparameters, keys), (data, batches, pieces, epochs, steps)
@@ -371,11 +373,11 @@ def _in_groups(function, members: Any, size: int) -> Any:
 
 
 def predict(
-    task: Task, params: Params, hyperparameters: Hyperparameters, x: Any, *, state: Any = None, piece_size: int = 500
+    task: Task, params: Params, hyperparameters: Hyperparameters, x: Any, *, state: Any = None, batch_size: int = 500
 ) -> Any:
-    """Outputs [example, ...] of one network, computed in batches of `piece_size`."""
+    """Outputs [example, ...] of one network, computed in batches of `batch_size`."""
     num_examples = len(jax.tree.leaves(x)[0])
-    index = np.arange(-(-num_examples // piece_size) * piece_size).reshape(-1, piece_size) % num_examples
+    index = np.arange(-(-num_examples // batch_size) * batch_size).reshape(-1, batch_size) % num_examples
     pieces = jax.tree.map(lambda a: np.asarray(a)[index], x)  # on the host: one program for any number of examples
     outputs = _predict(task)(params, state, hyperparameters, pieces)
     return jax.tree.map(lambda a: np.asarray(a).reshape(-1, *a.shape[2:])[:num_examples], outputs)

@@ -86,11 +86,11 @@ def final_params(task: Task, state: State) -> Params:
     return state.params if task.eval_params is None else task.eval_params(with_keys(state.opt_state), state.params)
 
 
-def gather(task: Task, data: Data, index: jax.Array, chunk_size: int) -> Batch:
+def gather(task: Task, data: Data, index: jax.Array, microbatch_size: int) -> Batch:
     """Takes the samples at `index` (int [example], negative for padding) and prepares them, in chunks."""
-    if len(index) % chunk_size:
-        index = jnp.pad(index, (0, -len(index) % chunk_size), constant_values=-1)
-    index = index.reshape(-1, chunk_size)  # [chunk, example]
+    if len(index) % microbatch_size:
+        index = jnp.pad(index, (0, -len(index) % microbatch_size), constant_values=-1)
+    index = index.reshape(-1, microbatch_size)  # [chunk, example]
     real = index >= 0
     # Padding repeats the batch's first sample, not sample 0, which may belong to another fold.
     index = jnp.where(real, index, jnp.maximum(index[0, 0], 0))
@@ -209,11 +209,11 @@ def epoch(
         steps = None if num_steps is None else NumSteps(num_steps.numbers, index)
         return step(task, state, batch, hyperparameters, key=key, num_steps=steps)
 
-    one = sequential_vmap(canonical_convolutions(one)) if layout.one_by_one else one
+    one = sequential_vmap(canonical_convolutions(one)) if layout.sequential else one
 
     def body(state: State, index_and_number: tuple[jax.Array, jax.Array | None]):
         index, number = index_and_number
-        batch = gather(task, data, index, layout.chunk_size or len(index))
+        batch = gather(task, data, index, layout.microbatch_size or len(index))
         step_key = None if key is None or number is None else jax.random.fold_in(key, number)
         state, total = one(state, batch, hyperparameters, step_key, None if num_steps is None else num_steps.index)
         return state, (total, None if batch.weights is None else jnp.sum(batch.weights))
@@ -235,7 +235,7 @@ def evaluate(
         outputs, _ = outputs_of(task, *variables, piece.x, hyperparameters, mask=piece.real)
         return tuple(weighted_sum(function(outputs, piece.y), piece) for _, function in functions)
 
-    one = sequential_vmap(canonical_convolutions(one)) if layout.one_by_one else one
+    one = sequential_vmap(canonical_convolutions(one)) if layout.sequential else one
 
     def body(totals: tuple[jax.Array, ...], index: jax.Array):
         piece = gather(task, data, index, len(index))

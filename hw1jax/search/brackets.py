@@ -106,9 +106,9 @@ class Brackets:
         for job, trained in done:
             own = [rows[number] for number in job.numbers]
             for to, new in zip(jax.tree.leaves(whole[:2]), jax.tree.leaves(trained[:2]), strict=True):
-                to[own, :, job.first_epoch : job.rung.num_epochs] = new
+                to[own, :, job.first_epoch : job.rung.end_epoch] = new
             whole.seconds[own] += trained.seconds
-            last |= dict.fromkeys(job.numbers, job.rung.num_epochs)
+            last |= dict.fromkeys(job.numbers, job.rung.end_epoch)
             self._count(job, trained)
         self.histories[numbers[0]] = whole
         values: dict[int, Values] = {
@@ -173,7 +173,7 @@ class Brackets:
 
     def _train_rung(self, rung: Rung, left: dict[int, Draw], before: list[Job]) -> list[tuple[Job, Trained]]:
         """Trains trials up to a rung, from the jobs of the rung before -> their jobs."""
-        first_epoch = before[0].rung.num_epochs if before else 0
+        first_epoch = before[0].rung.end_epoch if before else 0
         waiting = plan.jobs_of(self._networks, rung, left, first_epoch)
         self._left, self._states, self._failed = list(left), {}, False
         found: dict[int, Trained] = {}
@@ -187,7 +187,7 @@ class Brackets:
                 self._failed = True
                 raise
 
-        num_devices = rung.program.num_devices if rung.own_widths else 1
+        num_devices = rung.plan.num_devices if rung.own_widths else 1
         num_threads = num_devices if self._executor is None else min(len(waiting), MOST_WAITING)
         side_by_side(train, len(waiting), num_threads, self._stop)
         return [(job, found[i]) for i, job in enumerate(waiting)]
@@ -210,7 +210,7 @@ class Brackets:
     def _survivors(self, ended: list[tuple[Job, Trained]], left: dict[int, Draw]) -> dict[int, Draw]:
         """The trials that go on after a rung: the best mean scores (the first among equals), none that diverged."""
         trials = [trial for job, trained in ended for trial in scored(self._networks, job, trained)]
-        end = ended[0][0].rung.num_epochs
+        end = ended[0][0].rung.end_epoch
         self._epochs |= {trial.number: (end, np.array(trial.scores[self._study.score])) for trial in trials}
         finite = [trial for trial in trials if trial.state != "failed"]
         in_order = sorted(finite, key=lambda trial: (trial_score.sort_key(trial, self._study), trial.number))
@@ -218,9 +218,9 @@ class Brackets:
         return {number: left[number] for number in best}
 
     def _count(self, job: Job, trained: Trained) -> None:
-        end = job.rung.num_epochs
+        end = job.rung.end_epoch
         self.programs.add(space_.key_of(job.fixed))
-        side_by_side = job.rung.program.num_devices if job.rung.own_widths else 1
+        side_by_side = job.rung.plan.num_devices if job.rung.own_widths else 1
         self.seconds[end] = self.seconds.get(end, 0) + float(trained.seconds.sum()) / side_by_side
         if end == self._networks.search.num_epochs:
             self._last_jobs |= dict.fromkeys(job.numbers, job)
@@ -236,7 +236,7 @@ class Brackets:
                 what += f", rung {bracket.rungs.index(job.rung) + 1} of {len(bracket.rungs)}"
             before = [self._plan.work(b) for b in self._brackets if b.numbers.stop <= bracket.numbers.start]
             done = sum(before) + sum(epochs for epochs, _ in self._epochs.values())
-            mean, end = sum(epochs) / len(epochs), job.rung.num_epochs
+            mean, end = sum(epochs) / len(epochs), job.rung.end_epoch
             self._observer.epochs(what, mean, end, np.array(scores), min(1, done / self.work))
 
 

@@ -82,8 +82,8 @@ def advance(
             now = new_state(networks, job, members, trials)
         else:
             tree = jax.tree.structure(networks.member_shapes(_network(networks, job)))
-            now = population.put(members, jax.tree.unflatten(tree, state))
-        last_epoch = job.rung.num_epochs
+            now = population.shard(members, jax.tree.unflatten(tree, state))
+        last_epoch = job.rung.end_epoch
         for step in population.resume(members, now, trials, first_epoch=first_epoch, last_epoch=last_epoch):
             now, first_epoch = step.state, step.num_epochs
             losses.append((step.train_loss, step.val or {}))
@@ -101,7 +101,7 @@ def concatenate(losses: list[Losses]) -> Losses:
 
 def slots(job: Job) -> list[int]:
     """The index of the trial in each slot of the job's program: empty slots train the last trial again."""
-    num_slots = 1 if job.rung.own_widths else job.rung.program.slots
+    num_slots = 1 if job.rung.own_widths else job.rung.plan.num_slots
     return np.minimum(np.arange(num_slots), len(job.numbers) - 1).tolist()
 
 
@@ -126,7 +126,7 @@ def _network(networks: Networks, job: Job) -> Network:
 
 def members_of(networks: Networks, job: Job, device: int) -> tuple[Population, Trials]:
     """The population of the job's program, and its trials, one a slot."""
-    plan = job.rung.program
+    plan = job.rung.plan
     if job.rung.own_widths:
         # All threads of a CPU use its first device, so that each finds the program in the compilation cache.
         plan = Plan(1, layout=plan.layout, first_device=0 if jax.default_backend() == "cpu" else device)
@@ -139,8 +139,8 @@ def new_state(networks: Networks, job: Job, members: Population, trials: Trials)
     """Initializes the members of a job."""
     if job.rung.own_widths and networks.starts_in_corners:
         wide = networks_.padded(networks.study, job.draws[0])
-        return population.start_narrow(members._replace(task=wide.task), members, trials)
-    return population.start(members, trials)
+        return population.init_narrow(members._replace(task=wide.task), members, trials)
+    return population.init(members, trials)
 
 
 # Files
@@ -212,13 +212,13 @@ def train(
         done = read_checkpoint(checkpoint, state_shapes(networks, job), job.first_epoch)
         parts = [done.losses]
     go_on = go_on or here(networks, stop)
-    while done.num_epochs < job.rung.num_epochs:
+    while done.num_epochs < job.rung.end_epoch:
         if stop():
             raise Stopped
         new = go_on(job, done.state or None, done.num_epochs, device, show)
         parts.append(new.losses)
         done = Stretch(new.state, new.num_epochs, concatenate(parts), done.seconds + new.seconds)
-        if checkpoint is not None and done.num_epochs < job.rung.num_epochs:
+        if checkpoint is not None and done.num_epochs < job.rung.end_epoch:
             write_checkpoint(checkpoint, done)
     return done
 

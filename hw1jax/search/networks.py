@@ -13,13 +13,13 @@ from jax.stages import Traced
 from hw1jax.core import array_checks, checks, cost, identity, member_states, population, probe, tasks
 from hw1jax.core.folds import Fold
 from hw1jax.core.layout import Layout
-from hw1jax.core.population import Plan, Population, Spec, Trials
+from hw1jax.core.population import Plan, Population, TrainConfig, Trials
 from hw1jax.core.tasks import Metric, Task
 from hw1jax.core.training import Data, State
 from hw1jax.data import Dataset
 from hw1jax.search import rungs, space
 from hw1jax.search.space import Draw
-from hw1jax.search.study import Search, Study
+from hw1jax.search.study import SearchConfig, Study
 
 NUM_EXAMPLES = 8  # for comparing a padded network with the unpadded one
 
@@ -92,7 +92,7 @@ def _make_task(
 class Networks:
     """All networks that a search can draw, on the search's data and folds."""
 
-    def __init__(self, study: Study, search: Search, data: Dataset, folds: Sequence[Fold], first_fold: int = 0):
+    def __init__(self, study: Study, search: SearchConfig, data: Dataset, folds: Sequence[Fold], first_fold: int = 0):
         """`first_fold`: the number of the first fold, on which keys depend."""
         self.study, self.search, self.data, self.folds, self.first_fold = study, search, data, list(folds), first_fold
         self._populations: dict[Plan, Population] = {}
@@ -176,10 +176,10 @@ class Networks:
         if plan not in self._populations:
             if self._populations:
                 other = next(iter(self._populations.values()))
-                self._populations[plan] = population.rearranged(other, plan)
+                self._populations[plan] = population.with_plan(other, plan)
             else:
                 data = Data(self.data.x_train, self.data.y_train, self.data.weights)
-                self._populations[plan] = population.place(task, plan, self.spec, data, self.folds)
+                self._populations[plan] = population.make_population(task, plan, self.train_config, data, self.folds)
         return self._populations[plan]._replace(task=task)
 
     def member_shapes(self, network: Network) -> State:
@@ -191,12 +191,12 @@ class Networks:
         return Trials(self.key, np.array(numbers), space.as_arrays(self.study.space, draws))
 
     @cached_property
-    def spec(self) -> Spec:
+    def train_config(self) -> TrainConfig:
         longest = max(len(fold.train) for fold in self.folds)
         most = self.study.epochs_per_call or cost.enough_epochs(len(self.folds) * longest)
         per_call = cost.epochs_of_a_call(rungs.lengths(self.search), most)
         batch_size = min(self.search.batch_size, longest)  # as cross_validate does
-        return Spec(self.search.num_epochs, batch_size, (self.search.seed,), per_call, self.first_fold)
+        return TrainConfig(self.search.num_epochs, batch_size, (self.search.seed,), per_call, self.first_fold)
 
     def _num_steps(self, task: Task) -> tuple[int, ...] | None:
         return population.num_updates(task, self.folds, self.search.num_epochs, self.search.batch_size)

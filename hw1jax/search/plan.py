@@ -23,14 +23,14 @@ from hw1jax.search import space as space_
 from hw1jax.search.networks import Networks
 from hw1jax.search.rungs import Stage
 from hw1jax.search.space import Draw
-from hw1jax.search.study import Program
+from hw1jax.search.study import ProgramConfig
 
 SHARE_OF_MEMORY = 0.9  # of the free memory that a program may take
 MOST_SLOTS = 100  # trials of a program on a CPU: bounds the memory, and the work that a stopped search loses
 TPE_TRIALS = 4  # trials of a TPE bracket, whatever num_trials is: extending a search must not change its trials
 # Measured on two CPU cores:
-FLOPS_A_SECOND = 8e10  # of one large network
-SMALL_FLOPS_A_SECOND = 1e10  # of small networks that share a program
+FLOPS_PER_SECOND = 8e10  # of one large network
+SMALL_FLOPS_PER_SECOND = 1e10  # of small networks that share a program
 PROGRAM_SECONDS = 2  # to compile a program
 JOB_SECONDS = 0.04  # overhead of a job
 
@@ -40,15 +40,15 @@ class Rung:
     """One stage of a bracket's training.
 
     Attributes:
-      num_epochs: epoch at which the rung ends, counted from a trial's start.
-      program: the layout of its programs.
+      end_epoch: epoch at which the rung ends, counted from a trial's start.
+      plan: the layout of its programs.
       own_widths: True: each trial has its own program, and the plan's slots are programs that run concurrently.
       groups: with `own_widths`, the number of equal parts of each width's range: a network is as wide as the widest of
         its part, so that the trials of a part reuse a program. None: exactly the widths that were drawn.
     """
 
-    num_epochs: int
-    program: Plan
+    end_epoch: int
+    plan: Plan
     own_widths: bool = False
     groups: tuple[int, ...] | None = None
 
@@ -68,7 +68,7 @@ class Bracket:
 
     @property
     def ends(self) -> list[int]:
-        return [rung.num_epochs for rung in self.rungs]
+        return [rung.end_epoch for rung in self.rungs]
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,8 @@ class SearchPlan:
 
     def to_json(self) -> dict[str, Any]:
         def rung(rung: Rung) -> dict[str, Any]:
-            program = asdict(rung.program) | {"layout": rung.program.layout._asdict()}
-            return asdict(rung) | {"program": program, "groups": None if rung.groups is None else list(rung.groups)}
+            plan = asdict(rung.plan) | {"layout": rung.plan.layout._asdict()}
+            return asdict(rung) | {"plan": plan, "groups": None if rung.groups is None else list(rung.groups)}
 
         brackets = [{"num_trials": len(b.numbers), "rungs": list(map(rung, b.rungs))} for b in self.brackets]
         return {"brackets": brackets, "factor": self.factor}
@@ -124,9 +124,9 @@ class SearchPlan:
         """Inverse of `to_json`."""
 
         def rung(values: Mapping[str, Any]) -> Rung:
-            program, groups = values["program"], values["groups"]
-            laid_out = Plan(**{**program, "layout": Layout(**program["layout"])})
-            return Rung(**{**values, "program": laid_out, "groups": None if groups is None else tuple(groups)})
+            plan, groups = values["plan"], values["groups"]
+            plan = Plan(**{**plan, "layout": Layout(**plan["layout"])})
+            return Rung(**{**values, "plan": plan, "groups": None if groups is None else tuple(groups)})
 
         brackets = [(b["num_trials"], tuple(map(rung, b["rungs"]))) for b in values["brackets"]]
         return cls(_in_a_row(brackets), values["factor"])
@@ -161,7 +161,7 @@ class Job(NamedTuple):
     first_epoch: int
 
 
-def make_plan(networks: Networks, num_trials: int, program: Program) -> SearchPlan:
+def make_plan(networks: Networks, num_trials: int, program: ProgramConfig) -> SearchPlan:
     """Plans a search: as many trials in a program as possible, padded to the same widths; or each at about its own.
 
     Raises:
@@ -172,7 +172,7 @@ def make_plan(networks: Networks, num_trials: int, program: Program) -> SearchPl
 
 
 class _Planner:
-    def __init__(self, networks: Networks, num_trials: int, program: Program):
+    def __init__(self, networks: Networks, num_trials: int, program: ProgramConfig):
         self.networks, self.num_trials, self.program = networks, num_trials, program
         self.num_folds = len(networks.folds)
         self.num_programs = space_.num_programs(networks.study.space)
@@ -200,7 +200,7 @@ class _Planner:
         if self.own_widths:
             return SearchPlan(_in_a_row([(wanted, (self._alone(wanted, search.num_epochs),))]))
         wanted, plan = self._fit(wanted)
-        num_trials = plan.slots * self.program.workers if self.num_programs == 1 else wanted
+        num_trials = plan.num_slots * self.program.workers if self.num_programs == 1 else wanted
         return SearchPlan(_in_a_row([(num_trials, (Rung(search.num_epochs, plan),))]))
 
     def with_halving(self) -> SearchPlan:
@@ -236,7 +236,7 @@ class _Planner:
         """
         if jax.devices()[0].platform != "cpu":
             return False
-        return self.layout.one_by_one or cost.trials_that_fit(self.params, self.num_folds) == 1
+        return self.layout.sequential or cost.trials_that_fit(self.params, self.num_folds) == 1
 
     def _alone(self, num_trials: int, num_epochs: int) -> Rung:
         """A rung on which each trial has its own program."""
@@ -253,14 +253,14 @@ class _Planner:
         """(trials, plan of their program): `wanted` trials, or fewer if the memory is too small."""
         plan = self._plan_for(wanted)
         if self.program.members_per_program is not None:
-            while plan.slots > self.most:  # slots are rounded to divide evenly
+            while plan.num_slots > self.most:  # slots are rounded to divide evenly
                 wanted -= 1
                 plan = self._plan_for(wanted)
             return wanted, plan
         widest = self.networks.widest
         while (free := _free_bytes()) and wanted > 1:
             members = self.networks.population(plan, widest.task)
-            everyone = space_.as_arrays(self.networks.study.space, [widest.draw] * plan.slots)
+            everyone = space_.as_arrays(self.networks.study.space, [widest.draw] * plan.num_slots)
             if cost.bytes_needed(members, everyone) < SHARE_OF_MEMORY * free:
                 break
             wanted = -(-wanted // 2)
@@ -271,13 +271,13 @@ class _Planner:
         """Selects as few programs as pay for being compiled -> the plan of each stage."""
         largest = max(stage.num_trials for stage in stages)
         possible = [self._plan_for(n) for n in range(1, min(self.most, largest) + 1)]
-        plans = list({plan.slots: plan for plan in possible if plan.slots <= self.most}.values())
+        plans = list({plan.num_slots: plan for plan in possible if plan.num_slots <= self.most}.values())
         num_jobs = self.num_programs * self.program.workers
-        seconds = self.networks.flops_of_an_epoch(self.networks.widest.draw) / SMALL_FLOPS_A_SECOND
+        seconds = self.networks.flops_of_an_epoch(self.networks.widest.draw) / SMALL_FLOPS_PER_SECOND
 
         def spent(plan: Plan, stage: Stage) -> float:
-            calls = -(-stage.num_trials // (plan.slots * num_jobs))
-            return calls * (JOB_SECONDS + plan.slots * stage.num_epochs * seconds)
+            calls = -(-stage.num_trials // (plan.num_slots * num_jobs))
+            return calls * (JOB_SECONDS + plan.num_slots * stage.num_epochs * seconds)
 
         def total(plans: Sequence[Plan]) -> float:
             return PROGRAM_SECONDS * len(plans) + sum(min(spent(plan, stage) for plan in plans) for stage in stages)
@@ -301,7 +301,7 @@ def _groups(networks: Networks, num_trials: int) -> tuple[int, ...] | None:
     ranges, num_programs = space_.width_columns(space), space_.num_programs(space)
     sizes = [r.high - r.low + 1 for r in ranges.values()]
     flops = networks.flops_of_an_epoch(widest)
-    seconds = flops / FLOPS_A_SECOND * rungs.work_of_search(num_trials, networks.search)  # if all are the widest
+    seconds = flops / FLOPS_PER_SECOND * rungs.work_of_search(num_trials, networks.search)  # if all are the widest
     narrow = [space_.unflatten(space, space_.flatten(widest) | {column: r.low}) for column, r in ranges.items()]
     saved = [1 - networks.flops_of_an_epoch(draw) / flops for draw in narrow]  # by the lowest value of each width
 
@@ -324,8 +324,8 @@ def _groups(networks: Networks, num_trials: int) -> tuple[int, ...] | None:
 
 def narrower(plan: Plan, num_trials: int) -> Plan:
     """The same plan for fewer trials, after running out of memory."""
-    slots = -(-num_trials // plan.num_devices) * plan.num_devices
-    return replace(plan, slots=slots, trials_at_once=slots // plan.num_devices)
+    num_slots = -(-num_trials // plan.num_devices) * plan.num_devices
+    return replace(plan, num_slots=num_slots, trials_per_vmap=num_slots // plan.num_devices)
 
 
 def jobs_of(networks: Networks, rung: Rung, draws: Mapping[int, Draw], first_epoch: int = 0) -> list[Job]:
@@ -342,13 +342,13 @@ def jobs_of(networks: Networks, rung: Rung, draws: Mapping[int, Draw], first_epo
                 sizes[key] = networks_.own(study, draws[number] | fixed).num_parameters
         parts = sorted(groups.values(), key=lambda group: -sizes[space_.key_of(group[0])])
     else:
-        size = rung.program.slots
+        size = rung.plan.num_slots
         parts = [
             (fixed, numbers[first : first + size])
             for fixed, numbers in groups.values()
             for first in range(0, len(numbers), size)
         ]
     return [
-        Job(f"{numbers[0]:06d}-{rung.num_epochs}", fixed, numbers, [draws[n] for n in numbers], rung, first_epoch)
+        Job(f"{numbers[0]:06d}-{rung.end_epoch}", fixed, numbers, [draws[n] for n in numbers], rung, first_epoch)
         for fixed, numbers in parts
     ]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hw1jax.search.study import Search
+from hw1jax.search.study import SearchConfig
 
 EARLIER_RUNGS = 3  # before the last one, without first_rung=
 TPE_BRACKETS = 5  # of a TPE search with halving
@@ -43,12 +43,12 @@ def work(num_trials: int, ends: Sequence[int], factor: int | None) -> int:
     return sum(stage.num_trials * stage.num_epochs for stage in stages(num_trials, ends, factor))
 
 
-def work_of_search(num_trials: int, search: Search) -> int:
+def work_of_search(num_trials: int, search: SearchConfig) -> int:
     """Total epochs of a search's trials, if none fails."""
     return sum(work(size, ends, search.halving) for size, ends in brackets(num_trials, search))
 
 
-def ends(search: Search) -> list[int]:
+def ends(search: SearchConfig) -> list[int]:
     """The epochs at which rungs end, sorted; the last is the last epoch."""
     found, factor = [search.num_epochs], search.halving
     if factor is None:
@@ -61,18 +61,18 @@ def ends(search: Search) -> list[int]:
     return found
 
 
-def _kinds(search: Search) -> list[list[int]]:
+def _kinds(search: SearchConfig) -> list[list[int]]:
     """The `ends` of each kind of bracket."""
     all_ends = ends(search)
     return [all_ends[first:] for first in range(len(all_ends))] if search.brackets else [all_ends]
 
 
-def lengths(search: Search) -> list[int]:
+def lengths(search: SearchConfig) -> list[int]:
     """The distinct numbers of epochs between consecutive rungs, sorted."""
     return sorted({end - before for kind in _kinds(search) for before, end in pairwise([0, *kind])})
 
 
-def brackets(num_trials: int, search: Search) -> list[tuple[int, list[int]]]:
+def brackets(num_trials: int, search: SearchConfig) -> list[tuple[int, list[int]]]:
     """(number of trials, ends of its rungs) of each bracket; one bracket without halving.
 
     Raises:

@@ -139,7 +139,7 @@ class Study:
 
 
 @dataclass(frozen=True)
-class Search:
+class SearchConfig:
     """The settings that the results of a search depend on."""
 
     num_epochs: int
@@ -165,7 +165,7 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Program:
+class ProgramConfig:
     """The layout of a search on the devices."""
 
     widths: Literal["auto", "padded", "exact"] = "auto"
@@ -192,13 +192,13 @@ class Output:
     """A small run on the real data: fewer trials and epochs by default."""
 
 
-class Order(NamedTuple):
+class RunConfig(NamedTuple):
     """The settings of a run, for `run.run`."""
 
     study: Study
     num_trials: int
-    search: Search
-    program: Program
+    search: SearchConfig
+    program: ProgramConfig
     output: Output
     inputs: dict[str, Path | None]
 
@@ -208,26 +208,28 @@ class Order(NamedTuple):
         return self.output.out or Path("runs", *(["quick"] if self.output.quick else []), self.study.name)
 
 
-def order(study: Study, *, inputs: Mapping[str, Any] | None = None, quick: bool = False, **settings: Any) -> Order:
-    """Combines the study's settings with the given ones, by the names of `Search`, `Program` and `Output`.
+def run_config(
+    study: Study, *, inputs: Mapping[str, Any] | None = None, quick: bool = False, **settings: Any
+) -> RunConfig:
+    """Combines the study's settings with the given ones, by the names of `SearchConfig`, `ProgramConfig` and `Output`.
 
     Raises:
       TypeError: unknown settings or inputs.
       ValueError: invalid settings or an invalid study; one line that names the argument.
     """
-    made = unchecked_order(study, inputs=inputs, quick=quick, **settings)
+    made = unchecked_run_config(study, inputs=inputs, quick=quick, **settings)
     check(made)
     return made
 
 
-def unchecked_order(
+def unchecked_run_config(
     study: Study, *, inputs: Mapping[str, Any] | None = None, quick: bool = False, **settings: Any
-) -> Order:
-    """As `order`, without checking the values."""
+) -> RunConfig:
+    """As `run_config`, without checking the values."""
     names = ("num_trials", "num_folds", "num_epochs", "batch_size", "averaging")
     settings = {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}
     chosen = {name: getattr(study, name) for name in names} | (dict(study.quick) if quick else {}) | settings
-    rooms: dict[type, dict[str, Any]] = {Search: {}, Program: {}, Output: {"quick": quick}}
+    rooms: dict[type, dict[str, Any]] = {SearchConfig: {}, ProgramConfig: {}, Output: {"quick": quick}}
     num_trials = chosen.pop("num_trials")
     chosen = halving_settings(chosen.pop("halving", study.halving)) | chosen
     for name, value in chosen.items():
@@ -245,9 +247,16 @@ def unchecked_order(
     }
     if study.folds is not None and "num_folds" in settings:
         raise ValueError(f"num_folds={settings['num_folds']} doesn't go with folds= of the study's own")
-    if study.averaging != (averaging := rooms[Search]["averaging"]):
+    if study.averaging != (averaging := rooms[SearchConfig]["averaging"]):
         study = replace(study, averaging=averaging)
-    return Order(study, num_trials, Search(**rooms[Search]), Program(**rooms[Program]), Output(**rooms[Output]), given)
+    return RunConfig(
+        study,
+        num_trials,
+        SearchConfig(**rooms[SearchConfig]),
+        ProgramConfig(**rooms[ProgramConfig]),
+        Output(**rooms[Output]),
+        given,
+    )
 
 
 def halving_settings(halving: Halving | int | None) -> dict[str, Any]:
@@ -257,9 +266,9 @@ def halving_settings(halving: Halving | int | None) -> dict[str, Any]:
     return {"halving": halving.factor, "first_rung": halving.first, "brackets": halving.brackets}
 
 
-def check(order: Order) -> None:
+def check(config: RunConfig) -> None:
     """Raises a ValueError of one line if settings or study are invalid; reads and writes nothing."""
-    study, num_trials, search, program, output, _ = order
+    study, num_trials, search, program, output, _ = config
     numbers = {"num_trials": num_trials} | {n: getattr(search, n) for n in ("num_epochs", "batch_size", "num_folds")}
     optional = {name: getattr(program, name) for name in ("num_devices", "members_per_program")}
     optional |= {name: getattr(search, name) for name in ("halving", "first_rung")}
@@ -287,9 +296,9 @@ def check(order: Order) -> None:
     if num_members is not None and num_members < num_folds:  # `make_plan` checks a study's own folds
         raise ValueError(f"members_per_program= must be at least a trial's {num_folds} folds")
     check_study(study)
-    taken = next((path for path in (order.folder, *order.folder.absolute().parents) if path.exists()), None)
+    taken = next((path for path in (config.folder, *config.folder.absolute().parents) if path.exists()), None)
     if taken is not None and not taken.is_dir():
-        raise ValueError(f"out={order.folder}: {taken} is a file; name a folder")
+        raise ValueError(f"out={config.folder}: {taken} is a file; name a folder")
 
 
 def check_study(study: Study) -> None:
@@ -307,7 +316,7 @@ def check_study(study: Study) -> None:
         checks.check_hashable(function, name)
     if not callable(study.data) and not isinstance(study.data, Dataset):
         raise TypeError(f"data= must be a Dataset or a function that returns one, got {type(study.data).__name__}")
-    reserved = {f.name for room in (Search, Program, Output) for f in fields(room)} | {"num_trials", "loss"}
+    reserved = {f.name for room in (SearchConfig, ProgramConfig, Output) for f in fields(room)} | {"num_trials", "loss"}
     if taken := (reserved | COLUMNS) & set(study.space):
         what = "a setting" if taken & reserved else "a column of trials.csv"
         raise ValueError(f"space: {', '.join(sorted(taken))} is the name of {what}; give it another")
@@ -361,7 +370,7 @@ def load_data(study: Study, inputs: Mapping[str, Path | None]) -> Dataset:
     return Dataset(x_train, y_train, x_test, y_test, weights, groups)
 
 
-def splits_of(study: Study, search: Search, data: Dataset) -> list[Fold]:
+def splits_of(study: Study, search: SearchConfig, data: Dataset) -> list[Fold]:
     """The study's own folds, or `num_folds` shuffled ones."""
     return folds_.make_folds(
         data.x_train,

@@ -143,7 +143,7 @@ class Trainer:
         return tuple(tasks.with_keys(network) for network in each)
 
     def _is_last(self, job: Job) -> bool:
-        return job.rung.num_epochs == self.networks.search.num_epochs
+        return job.rung.end_epoch == self.networks.search.num_epochs
 
     def _path(self, job: Job, kind: str) -> Path:
         return self._folder / f"{job.name}.{kind}"
@@ -211,7 +211,7 @@ class Trainer:
         self._note(f"out of memory with {len(job.numbers)} trials at once: going on with {half}")
         halves = []
         for own in (slice(half), slice(half, None)):
-            rung = replace(job.rung, program=plan.narrower(job.rung.program, half))
+            rung = replace(job.rung, plan=plan.narrower(job.rung.plan, half))
             part = job._replace(numbers=job.numbers[own], draws=job.draws[own], rung=rung)
             halves.append(self._train(part, _some_of(begin, own, len(jobs.slots(part))), device, show))
         return _concatenated(*halves)
@@ -219,7 +219,7 @@ class Trainer:
 
 def scored(own: Networks, job: Job, trained: Trained) -> list[TrialScore]:
     """The scores of a job's trials after its rung."""
-    num_epochs = job.rung.num_epochs - job.first_epoch
+    num_epochs = job.rung.end_epoch - job.first_epoch
     values = [{name: folds[i] for name, folds in trained.val.items()} for i in range(len(job.numbers))]
     return [
         trial_score.scored(number, draw, own.study, each, num_epochs)
