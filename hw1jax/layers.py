@@ -100,15 +100,7 @@ def pooled_size(size: int, kernel_size: int) -> int:
 
 
 def first_conv_pool(x: jax.Array, weights: jax.Array) -> jax.Array:
-    """As `conv_pool`, for a network's first convolution, whose images need no gradient; k may be even.
-
-    Args:
-      x: [input channel, row, column, image].
-      weights: [channel, 1 + input channel * k^2].
-
-    Returns:
-      [channel, pooled row, pooled column, image].
-    """
+    """As `conv_pool`, for a network's first convolution, whose images need no gradient; k may be even."""
     kernel = kernels(weights, len(x))
     patch = kernel.shape[-1] + 1  # a pooling cell's four outputs see patch x patch pixels
     rows, columns = _pooled_sizes(x, patch - 1)
@@ -161,15 +153,7 @@ def lax_conv_pool(x: jax.Array, weights: jax.Array) -> jax.Array:
 
 
 def conv(x: jax.Array, weights: jax.Array) -> jax.Array:
-    """Convolution with padding 1 and ReLU, without the pooling, for plots of activations.
-
-    Args:
-      x: [input channel, row, column, image].
-      weights: [channel, 1 + input channel * k^2].
-
-    Returns:
-      [channel, row, column, image].
-    """
+    """Convolution with padding 1 and ReLU, without the pooling, for plots of activations; shapes as in `conv_pool`."""
     numbers = ("CHWN", "OIHW", "CHWN")
     z = lax.conv_general_dilated(x, kernels(weights, len(x)), (1, 1), ((1, 1), (1, 1)), dimension_numbers=numbers)
     return jnp.maximum(z + weights[:, 0, None, None, None], 0)

@@ -87,15 +87,9 @@ def minibatches(
 ) -> np.ndarray:
     """The order of the minibatches: int32 [fold, epoch, step, batch] of sample indices, padded with `PADDING`.
 
-    Each fold's epoch is a fresh permutation of its training samples, drawn from (seed, fold, epoch). Padding is at the
-    end: an epoch's last batch may be short, and a fold with fewer samples than another may end with empty batches.
-
-    Args:
-      folds: may differ in size.
-      epochs: epoch numbers; an epoch's order doesn't depend on the others.
-      batch_size: samples a batch.
-      seed: non-negative integers.
-      first_fold: the number of the first of `folds` (the refit on all samples counts as fold k).
+    Each fold's epoch is a fresh permutation of its training samples, a function of (seed, fold, epoch). `first_fold` is
+    the number of the first of `folds` (the refit on all samples counts as fold k). Padding is at the end: an epoch's
+    last batch may be short, and a fold with fewer samples than another may end with empty batches.
     """
     steps = num_steps(folds, batch_size)
     order = np.full((len(folds), len(epochs), steps * batch_size), PADDING, np.int32)
@@ -125,14 +119,9 @@ def make_folds(
     groups: Any = None,
     stratify: bool | None = None,
 ) -> list[Fold]:
-    """Returns the splits of a cross-validation: the user's, or shuffled ones, stratified if y are classes.
+    """Returns the splits of a cross-validation: the user's (`check_cv`), or shuffled ones.
 
-    Args:
-      x, y: trees of arrays with a leading sample axis.
-      num_folds, seed: of shuffled folds; the seed are non-negative integers.
-      folds: the user's splits, see `check_cv`.
-      groups: [sample], for a splitter that keeps groups together.
-      stratify: True: equal shares of each class in all folds; None: if y are classes (`are_classes`).
+    They are stratified if `stratify` says so; by default, if y are classes (`are_classes`).
 
     Raises:
       ValueError: indices that are no split of the samples, or an argument without effect.
@@ -181,12 +170,9 @@ def rare_classes(y: Any, splits: Sequence[Fold]) -> str | None:
 
 
 def check_cv(folds: Any, x: Any, y: Any, groups: Any = None) -> list[Fold]:
-    """Converts the user's splits to `Fold`s: a list of pairs, or a splitter as in scikit-learn.
+    """Converts the user's splits to `Fold`s: pairs (training indices, validation indices), or a scikit-learn splitter.
 
-    Args:
-      folds: pairs (training indices, validation indices), or an object with `split(x, y, groups)` that yields them.
-      x, y: trees of arrays with a leading sample axis; a splitter gets the first array of each.
-      groups: [sample], for splitters that keep groups together.
+    A splitter gets the first array of each of x and y, and `groups` [sample].
 
     Raises:
       ValueError: indices that are no split of the samples, or groups without effect.

@@ -19,29 +19,20 @@ EVAL_BATCH_SIZE = 500  # examples of an evaluation batch
 
 
 class Layout(NamedTuple):
-    """How a step is laid out on the device.
+    """How a step is laid out on the device."""
 
-    Attributes:
-      microbatch_size: examples of a microbatch, whose gradients are accumulated; None: the whole batch.
-      eval_batch_size: examples of an evaluation batch.
-      sequential: members take their steps in sequence instead of under `vmap`, so that one member fits a CPU's cache.
-    """
-
-    microbatch_size: int | None = None
-    eval_batch_size: int = 256
-    sequential: bool = False
+    microbatch_size: int | None = None  # examples a gradient; accumulated over the batch. None: the whole batch
+    eval_batch_size: int = 256  # examples of an evaluation batch
+    sequential: bool = False  # members step in sequence instead of under `vmap`, so that each fits a CPU's cache
 
 
 def choose(
     apply: Callable[..., Any], params: Any, x: Any, hyperparameters: Any, batch_size: int, platform: str
 ) -> Layout:
-    """Chooses the layout for a network.
+    """Chooses the layout for a network on the platform "cpu", "gpu" or "tpu".
 
-    Args:
-      apply: (params, x, hyperparameters) -> outputs, one member's, on a batch [example, ...].
-      params, x, hyperparameters: its arguments; shapes and dtypes are enough, and `x` has any number of examples.
-      batch_size: examples of a training step.
-      platform: "cpu", "gpu" or "tpu".
+    `apply` is one member's (params, x, hyperparameters) -> outputs, on a batch [example, ...]. Shapes and dtypes of its
+    arguments are enough, and `x` has any number of examples.
     """
     if platform != "cpu":
         return Layout(None, max(2 * batch_size, EVAL_BATCH_SIZE))  # evaluating takes less memory than training

@@ -19,14 +19,8 @@ def new_members(
 ) -> State:
     """Initializes members [member, ...] in batches, so that one program serves any number of them.
 
-    Args:
-      task: the task.
-      num_steps: see `population.num_updates`.
-      key: PRNG key of the search.
-      numbers: int [member], trial numbers.
-      folds: int [member], fold numbers.
-      hyperparameters: a tree of arrays [member, ...].
-      steps: int [member], indices into `num_steps`; all 0 if not given.
+    `numbers` and `folds` are int [member], the numbers of trials and folds; `hyperparameters` a tree of arrays
+    [member, ...]; `steps` int [member], indices into `num_steps` (see `population.num_updates`), by default 0.
     """
     if num_steps is not None and steps is None:
         steps = np.zeros(len(numbers), np.int32)
@@ -43,13 +37,10 @@ def new_members(
 
 
 def select(shapes: State, states: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
-    """Returns leaves [slot, fold, ...] for a population from the states of trials that another program has trained.
+    """Returns leaves [slot, fold, ...] for a population from `states` that another program has trained.
 
-    Values are copied exactly; of wider arrays, the corner.
-
-    Args:
-      shapes: a member's state in the new population.
-      states: for each slot, its trial's leaves [fold, ...], in the order of JAX's trees.
+    `states` has for each slot its trial's leaves [fold, ...], in the order of JAX's trees, `shapes` a member's state in
+    the new population. Values are copied exactly; of wider arrays, the corner.
 
     Raises:
       ValueError: the shapes don't fit.

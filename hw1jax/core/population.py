@@ -28,19 +28,11 @@ from hw1jax.core.training import Best, Data, State
 
 @dataclass(frozen=True)
 class Plan:
-    """How a population is laid out in a program. It determines the bits of every result, so it is stored with a search.
+    """Layout of a population in a program. It determines the bits of every result, so it is stored with a search."""
 
-    Attributes:
-      num_slots: trials in the program; empty slots hold copies.
-      num_devices: devices that share the slots.
-      trials_per_vmap: trials of a device under one `vmap`; groups of this size run in sequence, to fit a CPU's cache.
-      layout: the layout of a member's step.
-      first_device: index of the first device.
-    """
-
-    num_slots: int
-    num_devices: int = 1
-    trials_per_vmap: int = 1
+    num_slots: int  # trials in the program; empty slots hold copies
+    num_devices: int = 1  # devices that share the slots
+    trials_per_vmap: int = 1  # of a device; groups of this size run in sequence, to fit a CPU's cache
     layout: Layout = Layout()
     first_device: int = 0
 
@@ -53,23 +45,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Training settings that all members share.
-
-    Attributes:
-      num_epochs: epochs of a member.
-      batch_size: samples a step.
-      seed: seed of folds and minibatches, non-negative integers.
-      epochs_per_call: epochs of a call of the program; the last call may train fewer.
-      first_fold: number of the first fold (k for the refit after k-fold cross-validation).
-      patience: epochs without a lower validation loss after which a member stops; None: no early stopping.
-    """
+    """Training settings that all members share."""
 
     num_epochs: int
-    batch_size: int
-    seed: tuple[int, ...]
-    epochs_per_call: int = 1
-    first_fold: int = 0
-    patience: int | None = None
+    batch_size: int  # samples a step
+    seed: tuple[int, ...]  # seed of folds and minibatches, non-negative integers
+    epochs_per_call: int = 1  # epochs of a call of the program; the last call may train fewer
+    first_fold: int = 0  # number of the first fold (k for the refit after k-fold cross-validation)
+    patience: int | None = None  # epochs without a lower validation loss before a member stops; None: it never does
 
 
 TRAINING = 2**32 - 1  # fold_in tag of the training keys; larger than any trial number
@@ -111,18 +94,11 @@ def _updates_of_folds(folds: Sequence[Fold], num_epochs: int, batch_size: int) -
 
 
 class Trials(NamedTuple):
-    """The trials of a population, one a slot.
+    """The trials of a population, one a slot."""
 
-    Attributes:
-      key: PRNG key of the search.
-      numbers: int [trial], trial numbers. A member's initial parameters and its random training are functions of
-        (key, number, fold).
-      hyperparameters: a tree of arrays [trial, ...].
-    """
-
-    key: jax.Array
-    numbers: np.ndarray
-    hyperparameters: Hyperparameters
+    key: jax.Array  # PRNG key of the search
+    numbers: np.ndarray  # int [trial]; initial parameters and random training are functions of (key, number, fold)
+    hyperparameters: Hyperparameters  # a tree of arrays [trial, ...]
 
 
 class Progress(NamedTuple):

@@ -194,15 +194,10 @@ def epoch(
     key: jax.Array | None = None,
     num_steps: NumSteps | None = None,
 ) -> tuple[State, jax.Array]:
-    """One pass over a fold's training part.
+    """One pass over a fold's training part -> (state, mean over the epoch of each example's loss just before its step).
 
-    Args:
-      batches: int [step, batch], sample indices, negative for padding.
-      key: PRNG key of the epoch; None for a task without random training.
-      num_steps: for an optimizer that takes it.
-
-    Returns:
-      (state, mean over the epoch of each real example's loss just before its step).
+    `batches` int [step, batch] are sample indices, negative for padding; `key` is the epoch's, None without random
+    training.
     """
 
     def one(state: State, batch: Batch, hyperparameters: Hyperparameters, key: jax.Array | None, index: Any):

@@ -71,16 +71,8 @@ def write(
 ) -> None:
     """Writes all files of a run, their digests last.
 
-    Args:
-      folder: of the run.
-      study: its study.
-      record: content of results.json.
-      trials: all trials.
-      train_loss: [trial, fold, epoch].
-      val: "loss" and metrics by name, [trial, fold, epoch] each.
-      arrays: further content of histories.npz.
-      model: the refitted model with its fold networks, which are dropped if one isn't finite.
-      x: examples for the model's file.
+    `train_loss` and each of `val` are [trial, fold, epoch]; `arrays` are more of histories.npz; `x` are examples for
+    the model's file, in which fold networks are dropped if one isn't finite.
     """
     histories = {"format": np.array(storage.FORMAT), "train_loss": train_loss}
     histories |= {f"val_{name}": values for name, values in val.items()}

@@ -23,21 +23,13 @@ NUM_EXAMPLES = 4  # in a model's file, with their outputs
 
 
 class Model(NamedTuple):
-    """A trained network at its own widths, without padding.
-
-    Attributes:
-      study: its study.
-      draw: its hyperparameters.
-      params: a tree of arrays, as from the task's `init`.
-      state: the same of untrained arrays; with typed PRNG keys.
-      folds: (params, state) of the networks of the cross-validation's folds with these hyperparameters.
-    """
+    """A trained network at its own widths, without padding."""
 
     study: Study
     draw: Draw
-    params: Any
-    state: Any = None
-    folds: tuple[tuple[Any, Any], ...] = ()
+    params: Any  # a tree of arrays, as from the task's `init`
+    state: Any = None  # the same of untrained arrays; with typed PRNG keys
+    folds: tuple[tuple[Any, Any], ...] = ()  # (params, state) of the cross-validation's networks
 
     @property
     def fixed(self) -> dict[str, Any]:

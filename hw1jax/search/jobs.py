@@ -31,19 +31,12 @@ class Stopped(Exception):
 
 
 class Stretch(NamedTuple):
-    """A job after some more epochs.
+    """A job after some more epochs."""
 
-    Attributes:
-      state: leaves of its members' state, [slot, fold, ...] each.
-      num_epochs: epochs trained, from the trials' start.
-      losses: of these epochs, a row a slot.
-      seconds: duration of these epochs.
-    """
-
-    state: list[np.ndarray]
-    num_epochs: int
-    losses: Losses
-    seconds: float
+    state: list[np.ndarray]  # leaves of its members' state, [slot, fold, ...] each
+    num_epochs: int  # epochs trained, from the trials' start
+    losses: Losses  # of these epochs, a row a slot
+    seconds: float  # duration of these epochs
 
 
 # Called after some epochs: (job, epochs done, validation by name [slot, fold, epoch])
@@ -65,15 +58,9 @@ def advance(
 ) -> Stretch:
     """Trains a job for some seconds, or to the end of its rung.
 
-    Args:
-      networks: of the search.
-      job: the job.
-      state: from the stretch before; None: new members.
-      first_epoch: epochs that its trials have trained.
-      device: index of the device, for a job with its own widths; others use the devices of their plan.
-      seconds: time after which to return, at the end of a program's call.
-      show: called after each call of the program.
-      stop: returns True to stop soon.
+    `state` is that of the stretch before (None: new members), after `first_epoch` epochs. `device` is the index for a
+    job with its own widths; others use the devices of their plan. `show` is called after each call of the program;
+    `stop` returns True to stop soon.
     """
     begun, losses = time.perf_counter(), []
     with jax.default_matmul_precision(networks.search.precision):  # each thread has its own
@@ -193,15 +180,9 @@ def train(
 ) -> Stretch:
     """Trains a job to the end of its rung: the one training loop of a study.
 
-    Args:
-      networks: of the search.
-      job: the job.
-      state: of its members after the rung before; None: new members.
-      checkpoint: file to resume from, and to write between calls of `go_on`.
-      device: index of the device, for a job with its own widths.
-      go_on: trains for some seconds; default: in this thread.
-      show: called after some epochs, repeatedly.
-      stop: returns True to stop soon.
+    `state` is that after the rung before (None: new members). `go_on` trains for some seconds, by default in this
+    thread; between its calls a file `checkpoint` is written, from which a job resumes. `device`, `show` and `stop` as
+    in `advance`.
 
     Raises:
       Stopped: `stop` returned True.

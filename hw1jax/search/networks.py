@@ -26,17 +26,11 @@ NUM_EXAMPLES = 8  # for comparing a padded network with the unpadded one
 
 @dataclass(frozen=True)
 class Network:
-    """The network of one trial.
-
-    Attributes:
-      study: its study.
-      draw: the trial's hyperparameters.
-      fixed: static hyperparameters and the widths of its layers, which select the program.
-    """
+    """The network of one trial."""
 
     study: Study
     draw: Draw
-    fixed: dict[str, Any]
+    fixed: dict[str, Any]  # static hyperparameters and the widths of its layers, which select the program
 
     @property
     def task(self) -> Task:

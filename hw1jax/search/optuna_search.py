@@ -162,16 +162,9 @@ def _repair(journal: Path) -> None:
 def begin(
     opened: optuna.Study, config: dict[str, Any], folder: Path, new_plan: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
-    """Stores the configuration of a new search, or compares it with the stored one.
+    """Stores the configuration of a new search, or compares it with the stored one, and returns the stored one.
 
-    Args:
-      opened: from `open_storage`.
-      config: all that the results depend on, except the plan.
-      folder: of the search.
-      new_plan: makes the plan of a new search, as JSON.
-
-    Returns:
-      The stored configuration, with the plan of the search.
+    `config` is all that the results depend on, except the plan; `new_plan` makes the plan of a new search, as JSON.
 
     Raises:
       ValueError: the settings differ (the message names the first difference), or the format does.
@@ -240,15 +233,9 @@ def search(
 ) -> Iterator[list[TrialScore]]:
     """Draws brackets of trials, trains and reports them; yields the scores of each bracket.
 
-    A trial is always in the same bracket, so a resumed search has the same brackets. Trials that have a score are
-    trained as well (or read from their files), for their losses.
-
-    Args:
-      opened: from `open_storage`.
-      study: defines the space and the score.
-      train: {number: draw} -> {number: values}; the last epoch's values are the scores.
-      brackets: trial numbers of each bracket, from 0, including those of finished trials.
-      num_epochs: epochs of a complete trial; one with fewer was pruned.
+    `train` maps {number: draw} to {number: values}, whose last epoch are the scores. `brackets` are the trial numbers
+    of each bracket, from 0, so that a resumed search has the same brackets. Finished trials are trained as well (or
+    read from their files), for their losses.
     """
     for numbers in brackets:
         if isinstance(opened.sampler, BracketSampler):
@@ -301,17 +288,10 @@ def _tell(opened: optuna.Study, study: Study, trial: Trial, values: Values, done
 
 
 def importances(space: Space, params: Mapping[str, Sequence[Any] | np.ndarray], scores: np.ndarray) -> dict[str, float]:
-    """Share of the variance of scores that each hyperparameter alone explains, the largest first.
+    """Share of the variance of scores (float [trial]) that each hyperparameter alone explains, the largest first.
 
-    Functional ANOVA on a random forest (Hutter, Hoos and Leyton-Brown 2014); rough for a few dozen trials.
-
-    Args:
-      space: the space of the search.
-      params: by column of the space (`space.columns`), [trial].
-      scores: float [trial], finite.
-
-    Returns:
-      {column: share}; the shares sum to 1.
+    Functional ANOVA on a random forest (Hutter, Hoos and Leyton-Brown 2014); rough for a few dozen trials. `params` has
+    the columns of the space, [trial] each; the shares {column: share} sum to 1.
 
     Raises:
       ImportError: scikit-learn is not installed.

@@ -37,19 +37,13 @@ JOB_SECONDS = 0.04  # overhead of a job
 
 @dataclass(frozen=True)
 class Rung:
-    """One stage of a bracket's training.
+    """One stage of a bracket's training."""
 
-    Attributes:
-      end_epoch: epoch at which the rung ends, counted from a trial's start.
-      plan: the layout of its programs.
-      own_widths: True: each trial has its own program, and the plan's slots are programs that run concurrently.
-      groups: with `own_widths`, the number of equal parts of each width's range: a network is as wide as the widest of
-        its part, so that the trials of a part reuse a program. None: exactly the widths that were drawn.
-    """
-
-    end_epoch: int
-    plan: Plan
-    own_widths: bool = False
+    end_epoch: int  # epoch at which the rung ends, counted from a trial's start
+    plan: Plan  # of its programs
+    own_widths: bool = False  # True: a program for each trial; the plan's slots are concurrent programs
+    # With `own_widths`, the number of equal parts of each width's range: a network is as wide as the widest of its
+    # part, so that the trials of a part reuse a program. None: exactly the widths that were drawn.
     groups: tuple[int, ...] | None = None
 
     def widths(self, space: space_.Space, draw: Draw) -> Draw:
@@ -73,15 +67,10 @@ class Bracket:
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """The layout of all trials of a search. It determines the bits of every result, so it is stored with the search.
+    """The layout of all trials of a search. It determines the bits of every result, so it is stored with the search."""
 
-    Attributes:
-      brackets: repeated in this order until all trials have one.
-      factor: one in `factor` of a rung's trials goes on; None: no halving.
-    """
-
-    brackets: tuple[Bracket, ...]
-    factor: int | None = None
+    brackets: tuple[Bracket, ...]  # repeated in this order until all trials have one
+    factor: int | None = None  # one in `factor` of a rung's trials goes on; None: no halving
 
     @property
     def rungs(self) -> list[Rung]:
@@ -142,23 +131,14 @@ def _in_a_row(brackets: Sequence[tuple[int, tuple[Rung, ...]]]) -> tuple[Bracket
 
 
 class Job(NamedTuple):
-    """Trials that one program trains together.
+    """Trials that one program trains together."""
 
-    Attributes:
-      name: of its files, from its first trial and last epoch.
-      fixed: static hyperparameters and widths, which select the program.
-      numbers: trial numbers, in the order of their slots.
-      draws: the hyperparameters of each.
-      rung: the rung to which it trains.
-      first_epoch: epochs that its trials have trained before.
-    """
-
-    name: str
-    fixed: dict[str, Any]
-    numbers: list[int]
+    name: str  # of its files, "FIRST_TRIAL-LAST_EPOCH"
+    fixed: dict[str, Any]  # static hyperparameters and widths, which select the program
+    numbers: list[int]  # trial numbers, in the order of their slots
     draws: list[Draw]
-    rung: Rung
-    first_epoch: int
+    rung: Rung  # to which it trains
+    first_epoch: int  # epochs that its trials have trained before
 
 
 def make_plan(networks: Networks, num_trials: int, program: ProgramConfig) -> SearchPlan:

@@ -71,18 +71,13 @@ class Trainer:
         device: int = 0,
         show: Show = lambda job, num_epochs, val: None,
     ) -> Trained:
-        """Returns the losses of a job's trials, from its files or by training it.
+        """Returns the losses of a job's trials, from its files or by training it; other arguments as in `jobs.train`.
 
-        The last job of a search is trained again if its files have fewer trials.
-
-        Args:
-          job: the job.
-          state: loads the members' state after the rung before, [slot, fold, ...]; called if needed.
-          device: index of the device, for a job with its own widths.
-          show: called after some epochs, repeatedly.
+        `state` loads the members' state after the rung before, [slot, fold, ...], if needed. The last job of a search
+        is trained again if its files have fewer trials.
 
         Raises:
-          jobs.Stopped: `stop` returned True.
+          jobs.Stopped: training was asked to stop.
         """
         if self._path(job, LOSSES).exists() and (not self._is_last(job) or self._path(job, MEMBERS).exists()):
             trained = self._read(job)
