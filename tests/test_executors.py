@@ -1,5 +1,6 @@
 """Jobs on executors: the results are the same bytes, and a lost worker or main process costs little."""
 
+import importlib
 import multiprocessing
 import os
 import pickle
@@ -13,6 +14,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import cloudpickle
 import jax
 import pytest
 from processes import STARTED, lasting, one_line, wait_for
@@ -531,3 +533,16 @@ def test_ray_has_the_same_bytes_and_a_killed_worker_costs_its_stretch(tmp_path, 
             run_study(asked, out=out, executor=by, **SHORT | settings)
             assert (tmp_path / f"{form}.mark").exists()
             assert lasting(out) == undisturbed(form)
+
+
+def test_modules_in_the_scripts_folder_travel_with_the_study(tmp_path, monkeypatch):
+    (tmp_path / "beside_the_script.py").write_text("def double(x):\n    return 2 * x\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(tmp_path / "script.py"), raising=False)
+    double = importlib.import_module("beside_the_script").double
+    with executors._modules_beside_the_script():
+        packed = cloudpickle.dumps(double)
+    assert b"beside_the_script" in cloudpickle.dumps(double), "and only within it"
+    sys.path.remove(str(tmp_path))
+    del sys.modules["beside_the_script"]
+    assert pickle.loads(packed)(4) == 8

@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 import pickle
+import sys
 import threading
 import traceback
 import warnings
@@ -40,7 +41,8 @@ def on_executor(executor: Executor, networks: Networks, stop: Callable[[], bool]
       Exception: the worker's error, with the worker's traceback as its cause.
     """
     here = replace(networks.study, data=networks.data)  # workers don't load data
-    packed = cloudpickle.dumps(Networks(here, networks.search, networks.data, networks.folds, networks.first_fold))
+    with _modules_beside_the_script():
+        packed = cloudpickle.dumps(Networks(here, networks.search, networks.data, networks.folds, networks.first_fold))
     digest, versions = hashlib.sha256(packed).hexdigest(), identity()
     sending, num_sent = threading.Lock(), 0
 
@@ -80,6 +82,26 @@ def on_executor(executor: Executor, networks: Networks, stop: Callable[[], bool]
         return stretch
 
     return on_worker
+
+
+@contextmanager
+def _modules_beside_the_script() -> Iterator[None]:
+    """Within it, cloudpickle copies the modules in the script's folder, which workers can't import."""
+    folder = os.path.dirname(os.path.abspath(getattr(sys.modules["__main__"], "__file__", "")))
+    beside = [
+        module
+        for name, module in list(sys.modules.items())
+        if name not in ("__main__", "hw1jax")
+        and "site-packages" not in folder
+        and os.path.dirname(os.path.abspath(getattr(module, "__file__", None) or "/")) == folder
+    ]
+    for module in beside:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        yield
+    finally:
+        for module in beside:
+            cloudpickle.unregister_pickle_by_value(module)
 
 
 def identity() -> dict[str, str]:
