@@ -159,7 +159,7 @@ def flag_names(study: Study) -> dict[str, str]:
 
     A choice's flag is plural, since it takes several values, unless the plural is taken.
     """
-    settings = [field.name for room in (SearchConfig, ProgramConfig, Output, Flags) for field in fields(room)]
+    settings = [field.name for part in (SearchConfig, ProgramConfig, Output, Flags) for field in fields(part)]
     names = ["num_trials", *settings, *study.space, *study.inputs]
     several = [name for name, r in study.space.items() if isinstance(r, Choice) and not name.endswith("s")]
     plurals = {name: f"{name}s" for name in several if f"{name}s" not in names}

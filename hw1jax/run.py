@@ -82,13 +82,8 @@ def run(
 ) -> dict[str, Any]:
     """Carries out a run, from the data to the files of its folder; resumes one that was stopped.
 
-    Args:
-      config: from `study.run_config`.
-      observer: receives the progress.
-      command: the command line to record.
-      started: `time.time()` at the start of the process.
-      stop: training stops soon after it is set.
-      executor: its workers train the jobs; default: this process's devices.
+    Training stops soon after `stop` is set. The workers of `executor` train; by default, this process's devices.
+    `command` is recorded; `started` is `time.time()` at the start of the process.
 
     Returns:
       The content of `results.json`; the test loss is None if the refit diverged.
@@ -119,17 +114,9 @@ def run(
                 config.folder,
                 new_plan=lambda: (made or make_plan(networks, config.num_trials, config.program)).to_json(),
             )
-            begun = _Run(
-                config,
-                networks,
-                identity,
-                _plan_of(identity, executor),
-                observer,
-                Clock(),
-                executor,
-                stop or threading.Event(),
-            )
-            return _carried_out(begun, opened, command, started)
+            plan, stop = _plan_of(identity, executor), stop or threading.Event()
+            begun = _Run(config, networks, identity, plan, observer, Clock(), executor, stop)
+            return _execute(begun, opened, command, started)
 
 
 def load(config: RunConfig) -> Networks:
@@ -159,7 +146,7 @@ class _Run(NamedTuple):
         return self.config.folder
 
 
-def _carried_out(run: _Run, opened: Any, command: str, started: float) -> dict[str, Any]:
+def _execute(run: _Run, opened: Any, command: str, started: float) -> dict[str, Any]:
     """All steps of a run, under the folder's lock."""
     jobs_folder = run.folder / "brackets" / _digest(run.identity)
     trainer = Brackets(

@@ -88,11 +88,7 @@ def check_task(
 ) -> tuple[Params, Any]:
     """Checks by abstract evaluation that a task can be trained -> shapes of a member's (params, state).
 
-    Args:
-      task: the task.
-      hyperparameters: one trial's.
-      data: at least one sample.
-      num_steps: see `population.num_updates`.
+    `hyperparameters` are one trial's; `data` has at least one sample; `num_steps`: see `population.num_updates`.
 
     Raises:
       TypeError, ValueError: the task can't be trained, or its loss or a metric isn't one value an example.

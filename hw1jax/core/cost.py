@@ -24,12 +24,7 @@ STATE_COPIES = 3  # the parameters and an optimizer's two moments
 def make_plan(num_trials: int, num_folds: int, params: Params, layout: Layout, num_devices: int | None = None) -> Plan:
     """Plans one program for all trials: split evenly over devices, on a CPU in groups that fit the cache.
 
-    Args:
-      num_trials: trials to train at once; slots may be a few more, to divide evenly.
-      num_folds: folds of each.
-      params: a member's parameters, or their shapes.
-      layout: the layout of a member's step.
-      num_devices: devices to use at most; None: all.
+    Slots may be a few more than `num_trials`, to divide evenly; `params` may be shapes; at most `num_devices` are used.
     """
     devices = jax.devices()[:num_devices]
     num_devices = min(len(devices), num_trials)

@@ -159,6 +159,7 @@ def resume(
     hyperparameters = _over_devices(plan, trials.hyperparameters)
     keys = _training_keys(population, trials) if tasks.wants_key(task) else None
     best = None if config.patience is None else shard(population, _no_best(state))
+    static, steps = (population.num_steps, config.patience), population.steps_of_folds
     last_epoch = last_epoch or config.num_epochs
     for done in range(first_epoch, last_epoch, config.epochs_per_call):
         epochs = range(done, min(done + config.epochs_per_call, last_epoch))
@@ -169,17 +170,9 @@ def resume(
         num_empty = config.epochs_per_call - len(epochs)
         batches = np.pad(batches, ((0, 0), (0, num_empty), (0, 0), (0, 0)), constant_values=folds_.PADDING)
         numbers = None if keys is None and best is None else np.arange(done, done + batches.shape[1], dtype=np.int32)
+        carry = state, best
         (state, best), train_loss, val = _fit(task)(
-            plan,
-            (population.num_steps, config.patience),
-            (state, best),
-            hyperparameters,
-            keys,
-            data,
-            batches,
-            pieces,
-            numbers,
-            population.steps_of_folds,
+            plan, static, carry, hyperparameters, keys, data, batches, pieces, numbers, steps
         )
         train_loss, val = jax.tree.map(lambda values: np.asarray(values)[:, :, : len(epochs)], (train_loss, val))  # noqa: B023
         yield Progress(epochs.stop, state, train_loss, val, best)

@@ -19,11 +19,7 @@ def softmax(outputs: np.ndarray) -> np.ndarray:
 
 
 def ensemble(loss: Callable[..., Any], outputs: Sequence[Any]) -> Any:
-    """Combines the outputs of several networks into outputs that the same loss and metrics take.
-
-    Args:
-      loss: of their task.
-      outputs: of each network on the same examples: an array or a tree of arrays, [example, ...].
+    """Combines the outputs of networks ([example, ...] each, arrays or trees) into outputs that the same loss takes.
 
     Returns:
       The logarithm of the mean probabilities if the loss is the cross entropy, else the mean of the outputs; float32,

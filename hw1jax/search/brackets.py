@@ -31,14 +31,10 @@ MOST_WAITING = 256  # threads that wait for workers of an executor
 
 
 class Brackets:
-    """Trains the brackets of a search, and refits its best trial.
+    """Trains the brackets of a search, and refits its best trial, with files in `folder`.
 
-    Args:
-      folder: of the jobs' files.
-      networks, plan, num_trials: of the search.
-      observer: receives the progress.
-      stop: training stops soon after it is set.
-      executor: its workers train the jobs; default: threads of this process, one a device.
+    Training stops soon after `stop` is set. The workers of `executor` train; by default, threads of this process, one a
+    device.
     """
 
     def __init__(

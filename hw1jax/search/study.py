@@ -229,17 +229,17 @@ def unchecked_run_config(
     names = ("num_trials", "num_folds", "num_epochs", "batch_size", "averaging")
     settings = {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}
     chosen = {name: getattr(study, name) for name in names} | (dict(study.quick) if quick else {}) | settings
-    rooms: dict[type, dict[str, Any]] = {SearchConfig: {}, ProgramConfig: {}, Output: {"quick": quick}}
+    parts: dict[type, dict[str, Any]] = {SearchConfig: {}, ProgramConfig: {}, Output: {"quick": quick}}
     num_trials = chosen.pop("num_trials")
     chosen = halving_settings(chosen.pop("halving", study.halving)) | chosen
     for name, value in chosen.items():
-        room = next((room for room in rooms if name in {f.name for f in fields(room)}), None)
-        if room is None:
-            known = sorted({f.name for room in rooms for f in fields(room)} | {"num_trials"})
+        part = next((part for part in parts if name in {f.name for f in fields(part)}), None)
+        if part is None:
+            known = sorted({f.name for part in parts for f in fields(part)} | {"num_trials"})
             raise TypeError(f"there is no setting {name}; there are {', '.join(known)}")
-        rooms[room][name] = value
-    out = rooms[Output].get("out")
-    rooms[Output]["out"] = None if out is None else Path(os.path.expanduser(out))
+        parts[part][name] = value
+    out = parts[Output].get("out")
+    parts[Output]["out"] = None if out is None else Path(os.path.expanduser(out))
     if unknown := sorted(set(inputs or {}) - set(study.inputs)):
         raise TypeError(f"inputs= has no {', '.join(unknown)}; there are {', '.join(study.inputs) or 'none'}")
     given = dict.fromkeys(study.inputs) | {
@@ -247,16 +247,10 @@ def unchecked_run_config(
     }
     if study.folds is not None and "num_folds" in settings:
         raise ValueError(f"num_folds={settings['num_folds']} doesn't go with folds= of the study's own")
-    if study.averaging != (averaging := rooms[SearchConfig]["averaging"]):
+    if study.averaging != (averaging := parts[SearchConfig]["averaging"]):
         study = replace(study, averaging=averaging)
-    return RunConfig(
-        study,
-        num_trials,
-        SearchConfig(**rooms[SearchConfig]),
-        ProgramConfig(**rooms[ProgramConfig]),
-        Output(**rooms[Output]),
-        given,
-    )
+    search, program = SearchConfig(**parts[SearchConfig]), ProgramConfig(**parts[ProgramConfig])
+    return RunConfig(study, num_trials, search, program, Output(**parts[Output]), given)
 
 
 def halving_settings(halving: Halving | int | None) -> dict[str, Any]:
@@ -269,13 +263,12 @@ def halving_settings(halving: Halving | int | None) -> dict[str, Any]:
 def check(config: RunConfig) -> None:
     """Raises a ValueError of one line if settings or study are invalid; reads and writes nothing."""
     study, num_trials, search, program, output, _ = config
-    numbers = {"num_trials": num_trials} | {n: getattr(search, n) for n in ("num_epochs", "batch_size", "num_folds")}
-    optional = {name: getattr(program, name) for name in ("num_devices", "members_per_program")}
-    optional |= {name: getattr(search, name) for name in ("halving", "first_rung")}
-    numbers |= {"seed": search.seed, "workers": program.workers}
-    numbers |= {name: value for name, value in optional.items() if value is not None}
-    for name, value in numbers.items():
-        least = {"num_folds": 2, "seed": 0, "halving": 2}.get(name, 1)
+    optional = ("num_devices", "members_per_program", "halving", "first_rung")
+    values = {"num_trials": num_trials, **vars(search), **vars(program)}
+    for name in ("num_trials", "num_epochs", "batch_size", "num_folds", "seed", "workers", *optional):
+        value, least = values[name], {"num_folds": 2, "seed": 0, "halving": 2}.get(name, 1)
+        if value is None and name in optional:
+            continue
         if isinstance(value, bool) or not isinstance(value, int):
             raise ValueError(f"{name}= must be a whole number, got {value!r}")
         if value < least:
@@ -288,10 +281,10 @@ def check(config: RunConfig) -> None:
         raise ValueError(f"first_rung={search.first_rung} is more than the {search.num_epochs} epochs of a trial")
     if search.seed > LARGEST_SEED:
         raise ValueError(f"seed= must be at most {LARGEST_SEED}, got {search.seed}")
-    for room, name in ((search, "sampler"), (search, "precision"), (program, "widths")):
-        words = get_args({f.name: f.type for f in fields(room)}[name])
-        if getattr(room, name) not in words:
-            raise ValueError(f"{name}= must be one of {', '.join(words)}, got {getattr(room, name)!r}")
+    for part, name in ((search, "sampler"), (search, "precision"), (program, "widths")):
+        words = get_args({f.name: f.type for f in fields(part)}[name])
+        if getattr(part, name) not in words:
+            raise ValueError(f"{name}= must be one of {', '.join(words)}, got {getattr(part, name)!r}")
     num_members, num_folds = program.members_per_program, search.num_folds if study.folds is None else 1
     if num_members is not None and num_members < num_folds:  # `make_plan` checks a study's own folds
         raise ValueError(f"members_per_program= must be at least a trial's {num_folds} folds")
@@ -316,7 +309,7 @@ def check_study(study: Study) -> None:
         checks.check_hashable(function, name)
     if not callable(study.data) and not isinstance(study.data, Dataset):
         raise TypeError(f"data= must be a Dataset or a function that returns one, got {type(study.data).__name__}")
-    reserved = {f.name for room in (SearchConfig, ProgramConfig, Output) for f in fields(room)} | {"num_trials", "loss"}
+    reserved = {f.name for part in (SearchConfig, ProgramConfig, Output) for f in fields(part)} | {"num_trials", "loss"}
     if taken := (reserved | COLUMNS) & set(study.space):
         what = "a setting" if taken & reserved else "a column of trials.csv"
         raise ValueError(f"space: {', '.join(sorted(taken))} is the name of {what}; give it another")

@@ -39,14 +39,9 @@ class Trained(NamedTuple):
 
 
 class Trainer:
-    """Trains the jobs of a search in a folder.
+    """Trains the jobs of a search in a folder: on the workers of `executor`, by default in the calling thread.
 
-    Args:
-      folder: of the files.
-      own: the networks of the search.
-      executor: its workers train; default: the calling thread.
-      note: called with notes for the user.
-      stop: returns True to stop soon.
+    `own` are the search's networks; `note` is called with notes for the user; `stop` returns True to stop soon.
     """
 
     def __init__(
