@@ -579,6 +579,49 @@ def test_where_memory_runs_out_the_job_is_split_and_the_results_say_so(tmp_path,
     np.testing.assert_allclose(*found, rtol=1e-5)
 
 
+def at_most(num_trials):
+    """A `population.resume` whose device has memory for so many trials."""
+    resume = population.resume
+
+    def little_memory(members, state, trials, **epochs):
+        if len(set(trials.numbers.tolist())) > num_trials:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes")
+        return resume(members, state, trials, **epochs)
+
+    return little_memory
+
+
+def test_halves_of_a_job_go_on_from_checkpoints_of_their_own(tmp_path, monkeypatch):
+    whole = replace(LINE, num_trials=4, num_epochs=3, epochs_per_call=1)
+    go_on(tmp_path / "enough", whole)
+    monkeypatch.setattr(jobs, "SECONDS", 0)
+    monkeypatch.setattr(population, "resume", at_most(2))
+    assert go_on(tmp_path / "little", whole)["splits"] == 1
+    found = [storage.read_arrays(tmp_path / name / "histories.npz")["val_loss"] for name in ("enough", "little")]
+    np.testing.assert_allclose(*found, rtol=1e-5)
+    assert not list(tmp_path.rglob("*.checkpoint"))
+
+
+def test_a_job_that_went_on_from_a_rung_is_split_where_its_checkpoint_is_too_large(tmp_path, monkeypatch):
+    asked = {"num_trials": 6, "num_epochs": 8, "halving": 2, "first_rung": 2}
+    calls = replace(LINE, epochs_per_call=1)
+    go_on(tmp_path / "enough", calls, **asked)
+
+    class Stopping(Observer):
+        def epochs(self, what, *_):
+            if "rung 2" in what:
+                stop.set()
+
+    stop = threading.Event()
+    with pytest.raises(jobs.Stopped):
+        go_on(tmp_path / "little", calls, Stopping(), stop=stop, **asked)
+    assert list(tmp_path.rglob("*.checkpoint"))
+    monkeypatch.setattr(population, "resume", at_most(2))
+    assert go_on(tmp_path / "little", calls, **asked)["splits"] >= 1
+    found = [storage.read_arrays(tmp_path / name / "histories.npz")["val_loss"] for name in ("enough", "little")]
+    np.testing.assert_allclose(*found, rtol=1e-5)
+
+
 def test_other_errors_of_the_device_are_not_taken_for_a_lack_of_memory(tmp_path, monkeypatch):
     def broken(*_, **__):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")

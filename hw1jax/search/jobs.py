@@ -192,6 +192,7 @@ def train(
     if checkpoint is not None and checkpoint.exists():
         done = read_checkpoint(checkpoint, state_shapes(networks, job), job.first_epoch)
         parts = [done.losses]
+    assert done.state or not job.first_epoch, "trials that go on have a state"
     go_on = go_on or here(networks, stop)
     while done.num_epochs < job.rung.end_epoch:
         if stop():

@@ -196,13 +196,16 @@ class Trainer:
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error) or len(job.numbers) == 1:
                 raise
+        if begin is None and state is not None:
+            begin = state()  # the checkpoint is of the program that is too large
         self.splits += 1
         half = -(-len(job.numbers) // 2)
         self._note(f"out of memory with {len(job.numbers)} trials at once: going on with {half}")
         halves = []
         for own in (slice(half), slice(half, None)):
             rung = replace(job.rung, plan=plan.narrower(job.rung.plan, half))
-            part = job._replace(numbers=job.numbers[own], draws=job.draws[own], rung=rung)
+            name = f"{job.name}.{job.numbers[own][0]:06d}"  # of its own checkpoint
+            part = job._replace(name=name, numbers=job.numbers[own], draws=job.draws[own], rung=rung)
             halves.append(self._train(part, _some_of(begin, own, len(jobs.slots(part))), device, show))
         return _concatenated(*halves)
 
