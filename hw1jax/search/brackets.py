@@ -229,7 +229,7 @@ class Brackets:
             bracket = next(bracket for bracket in self._brackets if job.numbers[0] in bracket.numbers)
             what = f"trials {min(self._epochs)}-{max(self._epochs)}"
             if len(bracket.rungs) > 1:
-                what += f", rung {bracket.rungs.index(job.rung) + 1} of {len(bracket.rungs)}"
+                what += f", rung {bracket.ends.index(job.rung.end_epoch) + 1} of {len(bracket.rungs)}"
             before = [self._plan.work(b) for b in self._brackets if b.numbers.stop <= bracket.numbers.start]
             done = sum(before) + sum(epochs for epochs, _ in self._epochs.values())
             mean, end = sum(epochs) / len(epochs), job.rung.end_epoch
