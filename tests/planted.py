@@ -93,8 +93,8 @@ FAULTS = [
     Fault(
         "Sample weights count in training and not in validation",
         "core/training.py",
-        "piece = gather(task, data, index, len(index))",
-        "piece = gather(task, data._replace(weights=None), index, len(index))",
+        "batch = gather(task, data, index, len(index))",
+        "batch = gather(task, data._replace(weights=None), index, len(index))",
         ("test_plain_loop.py",),
     ),
     Fault(

@@ -32,7 +32,7 @@ STUDIES = pytest.mark.parametrize("name", ALL)
 # Folds train on 10 samples: the second of an epoch's two steps is short.
 NUM_SAMPLES, BATCH_SIZE, NUM_EPOCHS, SEED = 15, 6, 25, 9
 FOLDS = k_fold(NUM_SAMPLES, 3, (5,))
-# All members at once, as accelerators have it; and members one by one, in chunks of which one is short.
+# All members at once, as accelerators have it; and members one by one, in microbatches of which one is short.
 AT_ONCE, ONE_BY_ONE = Layout(), Layout(4, 3, sequential=True)
 
 # Which end of its range a hyperparameter has: each pair of the three columns has all four pairs of ends.
@@ -163,7 +163,7 @@ def test_loss_gradient_and_update_equal_the_plain_networks_over_the_search_space
     given = widest_task(name)
     task = given._replace(optimizer=lambda h: optax.chain(kept, given.optimizer(h)))
     (x, y), hyperparameters = examples(name), as_arrays(name, draws(name))
-    index = np.array([3, 1, 7, 11, PADDING, PADDING])  # the second chunk is empty
+    index = np.array([3, 1, 7, 11, PADDING, PADDING])  # the second microbatch is empty
 
     @plain.compiled
     def step(params, h):

@@ -142,12 +142,12 @@ def test_numpys_global_generator_is_neither_used_nor_moved():
 
 @patient
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=4), st.integers(1, 50))
-def test_pieces_hold_each_part_in_order_with_padding_at_the_end(sizes, batch_size):
+def test_batches_hold_each_part_in_order_with_padding_at_the_end(sizes, batch_size):
     parts = [1000 * i + np.arange(size) for i, size in enumerate(sizes)]
-    pieces = folds.pad_batches(parts, batch_size)
-    assert pieces.dtype == np.int32
-    assert pieces.shape == (len(parts), int(np.ceil(max(sizes) / batch_size)), batch_size)
-    for part, cut in zip(parts, pieces.reshape(len(parts), -1), strict=True):
+    batches = folds.pad_batches(parts, batch_size)
+    assert batches.dtype == np.int32
+    assert batches.shape == (len(parts), int(np.ceil(max(sizes) / batch_size)), batch_size)
+    for part, cut in zip(parts, batches.reshape(len(parts), -1), strict=True):
         np.testing.assert_array_equal(cut[: len(part)], part)
         assert np.all(cut[len(part) :] == PADDING)
 

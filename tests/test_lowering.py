@@ -24,7 +24,7 @@ from hw1jax.search.networks import padded
 
 TRIALS, FOLDS, SAMPLES = 10, 3, 900
 KERNELS = "dot_general|convolution|scatter|while|sort|reduce_window|select_and_scatter|custom_call"
-# The loops are three: over epochs, over steps and over pieces of the validation part.
+# The loops are three: over epochs, over steps and over batches of the validation part.
 # Products of a dense net's step: a forward and two backward a layer, but one for the first; validation's forward ones.
 EXPECTED = {
     "regression": {"while": 3, "dot_general": 4 + 7 + 4},

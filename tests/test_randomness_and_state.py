@@ -148,7 +148,7 @@ def test_an_accelerator_trains_all_members_at_once_whatever_they_draw_and_keep(p
         task, Plan(trials, 1, trials, chosen), TrainConfig(2, 6, (0,), 2), Data(X, Y), folds
     )
     text = population.lowered(members, hyperparameters, platform).as_text()
-    assert text.count("stablehlo.while") == 3  # over epochs, over steps, over pieces of the validation part
+    assert text.count("stablehlo.while") == 3  # over epochs, over steps, over batches of the validation part
     products = re.findall(r"dot_general.*-> tensor<([\dx]+)xf64>", text)
     assert len(products) == 2 + 3 + 2  # forward; backward, but for x; in evaluation
     for shape in products:

@@ -172,7 +172,7 @@ BAD_STUDIES = [
     ({"task": Unhashable()}, "task= must be hashable, which Unhashable is not: wrap it"),
     (
         {"task": lambda fixed: toy_task(fixed)._replace(metrics=tuple(METRICS.items()))},
-        "metrics= of a Task are for who trains it without a study: give them to the",
+        "metrics= belong in the Study, not in its Task",
     ),
     # data
     ({"data": (X, Y, X, Y)}, "data= must be a Dataset or a function that returns one, got tuple"),

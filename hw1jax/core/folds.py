@@ -101,12 +101,12 @@ def minibatches(
 
 
 def pad_batches(parts: Sequence[np.ndarray], batch_size: int) -> np.ndarray:
-    """Cuts each part's indices into batches: int32 [part, piece, batch_size], padded with `PADDING`."""
-    num_pieces = -(-max(map(len, parts)) // batch_size)
-    cut = np.full((len(parts), num_pieces * batch_size), PADDING, np.int32)
+    """Cuts each part's indices into batches: int32 [part, batch, batch_size], padded with `PADDING`."""
+    num_batches = -(-max(map(len, parts)) // batch_size)
+    cut = np.full((len(parts), num_batches * batch_size), PADDING, np.int32)
     for i, part in enumerate(parts):
         cut[i, : len(part)] = part
-    return cut.reshape(len(parts), num_pieces, batch_size)
+    return cut.reshape(len(parts), num_batches, batch_size)
 
 
 def make_folds(

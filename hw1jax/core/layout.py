@@ -44,9 +44,9 @@ def choose(
     activations = list(_activations(jaxpr, dict(zip(jaxpr.invars, sources, strict=False))))
     if any(primitive is conv_general_dilated_p for primitive, _ in activations):
         return Layout(None, EVAL_BATCH_SIZE, sequential=True)
-    num_chunks = max(1, -(-max((size for _, size in activations), default=0) // CACHED_BYTES))
-    microbatch_size = -(-batch_size // num_chunks)
-    if num_chunks > 1 and microbatch_size <= LARGEST_MICROBATCH:
+    num_microbatches = max(1, -(-max((size for _, size in activations), default=0) // CACHED_BYTES))
+    microbatch_size = -(-batch_size // num_microbatches)
+    if num_microbatches > 1 and microbatch_size <= LARGEST_MICROBATCH:
         return Layout(microbatch_size, microbatch_size, sequential=True)
     return Layout(None, EVAL_BATCH_SIZE)
 

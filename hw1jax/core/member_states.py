@@ -29,8 +29,8 @@ def new_members(
     size = sum(leaf.size for leaf in jax.tree.leaves((shapes.params, shapes.model_state)))
     at_once = max(1, min(NEW_AT_ONCE, NEW_PARAMETERS // max(1, size)))
     few = np.arange(-(-len(numbers) // at_once) * at_once).reshape(-1, at_once) % len(numbers)
-    pieces = [jax.tree.map(lambda a: a[index], members) for index in few]  # noqa: B023
-    made = [_init(task)(*programs.key_parts(key), num_steps, *piece) for piece in pieces]
+    batches = [jax.tree.map(lambda a: a[index], members) for index in few]  # noqa: B023
+    made = [_init(task)(*programs.key_parts(key), num_steps, *batch) for batch in batches]
 
     # On the host, since each shape would compile a program.
     return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(numbers)], *made)

@@ -66,7 +66,7 @@ class Population(NamedTuple):
     config: TrainConfig
     folds: list[Fold]
     data: Data
-    pieces: jax.Array | None  # int32 [fold, piece, example], indices of the held-out samples
+    val_batches: jax.Array | None  # int32 [fold, batch, example], indices of the held-out samples
 
     @property
     def num_steps(self) -> tuple[int, ...] | None:
@@ -115,17 +115,17 @@ def make_population(task: Task, plan: Plan, config: TrainConfig, data: Data, fol
     """Puts the data on the devices. A fold without validation samples is not evaluated."""
     everywhere = NamedSharding(_mesh(plan), P())
     parts = [fold.validation for fold in folds]
-    pieces = None
+    val_batches = None
     if all(map(len, parts)):
         size = min(plan.layout.eval_batch_size, max(map(len, parts)))
-        pieces = jax.device_put(folds_.pad_batches(parts, size), everywhere)
-    return Population(task, plan, config, folds, jax.device_put(data, everywhere), pieces)
+        val_batches = jax.device_put(folds_.pad_batches(parts, size), everywhere)
+    return Population(task, plan, config, folds, jax.device_put(data, everywhere), val_batches)
 
 
 def with_plan(population: Population, plan: Plan) -> Population:
     """Returns the same population with another plan; the data stay where they are if the devices do."""
-    data, pieces = jax.device_put((population.data, population.pieces), NamedSharding(_mesh(plan), P()))
-    return population._replace(plan=plan, data=data, pieces=pieces)
+    data, val_batches = jax.device_put((population.data, population.val_batches), NamedSharding(_mesh(plan), P()))
+    return population._replace(plan=plan, data=data, val_batches=val_batches)
 
 
 def init(population: Population, trials: Trials) -> State:
@@ -155,7 +155,7 @@ def resume(
     population: Population, state: State, trials: Trials, *, first_epoch: int, last_epoch: int | None = None
 ) -> Iterator[Progress]:
     """As `train`, from the state that was yielded after `first_epoch` epochs (0 with patience) up to `last_epoch`."""
-    task, plan, config, folds, data, pieces = population
+    task, plan, config, folds, data, val_batches = population
     hyperparameters = _over_devices(plan, trials.hyperparameters)
     keys = _training_keys(population, trials) if tasks.wants_key(task) else None
     best = None if config.patience is None else shard(population, _no_best(state))
@@ -172,7 +172,7 @@ def resume(
         numbers = None if keys is None and best is None else np.arange(done, done + batches.shape[1], dtype=np.int32)
         carry = state, best
         (state, best), train_loss, val = _fit(task)(
-            plan, static, carry, hyperparameters, keys, data, batches, pieces, numbers, steps
+            plan, static, carry, hyperparameters, keys, data, batches, val_batches, numbers, steps
         )
         train_loss, val = jax.tree.map(lambda values: np.asarray(values)[:, :, : len(epochs)], (train_loss, val))  # noqa: B023
         yield Progress(epochs.stop, state, train_loss, val, best)
@@ -204,7 +204,7 @@ def lowered(population: Population, hyperparameters: Hyperparameters, platform: 
 
     `platform`: "cuda", "rocm" or "tpu", of which no device is needed; None: this machine's.
     """
-    task, plan, config, folds, data, pieces = population
+    task, plan, config, folds, data, val_batches = population
     trials = Trials(jax.random.key(0), np.arange(plan.num_slots), hyperparameters)
     state = init(population, trials)
     keys = _training_keys(population, trials) if tasks.wants_key(task) else None
@@ -214,7 +214,7 @@ def lowered(population: Population, hyperparameters: Hyperparameters, platform: 
     static, carry = (population.num_steps, config.patience), (state, best)
     hyperparameters = _over_devices(plan, hyperparameters)
     steps = population.steps_of_folds
-    traced = _fit(task).trace(plan, static, carry, hyperparameters, keys, data, batches, pieces, numbers, steps)
+    traced = _fit(task).trace(plan, static, carry, hyperparameters, keys, data, batches, val_batches, numbers, steps)
     return traced.lower(lowering_platforms=None if platform is None else (platform,))
 
 
@@ -265,17 +265,17 @@ def _init_optimizer(task: Task, num_steps, params: Params, hyperparameters: Hype
 
 
 @programs.for_each_task(0, 1, donate_argnums=2)
-def _fit(task: Task, plan: Plan, static, carry, hyperparameters, keys, data: Data, batches, pieces, epochs, steps):
+def _fit(task: Task, plan: Plan, static, carry, hyperparameters, keys, data: Data, batches, val_batches, epochs, steps):
     """-> ((state, best), train_loss [trial, fold, epoch], validation loss and metrics by name).
 
     Args: static (num_steps, patience); carry (state, best) and keys [trial, fold, ...]; hyperparameters [trial, ...];
-    batches [fold, epoch, step, batch], pieces [fold, piece, example] and steps [fold], shared by trials; epochs
+    batches [fold, epoch, step, batch], val_batches [fold, batch, example] and steps [fold], shared by trials; epochs
     [epoch].
     """
     num_steps, patience = static
 
-    def on_one_device(carry, hyperparameters, keys, data: Data, batches, pieces, epochs, steps):
-        def member(carry, hyperparameters, key, batches, pieces, index):
+    def on_one_device(carry, hyperparameters, keys, data: Data, batches, val_batches, epochs, steps):
+        def member(carry, hyperparameters, key, batches, val_batches, index):
             state, best = carry
             return training.fit(
                 task,
@@ -283,7 +283,7 @@ def _fit(task: Task, plan: Plan, static, carry, hyperparameters, keys, data: Dat
                 state,
                 data,
                 batches,
-                pieces,
+                val_batches,
                 hyperparameters,
                 key=key,
                 epochs=epochs,
@@ -297,12 +297,12 @@ def _fit(task: Task, plan: Plan, static, carry, hyperparameters, keys, data: Dat
 
         def group(members):
             carry, hyperparameters, keys = members
-            return over_trials(carry, hyperparameters, keys, batches, pieces, steps)
+            return over_trials(carry, hyperparameters, keys, batches, val_batches, steps)
 
         return _in_groups(group, (carry, hyperparameters, keys), plan.trials_per_vmap)
 
     sharded, everywhere = P("trial"), P()
-    members, shared = (carry, hyperparameters, keys), (data, batches, pieces, epochs, steps)
+    members, shared = (carry, hyperparameters, keys), (data, batches, val_batches, epochs, steps)
     over_devices = jax.shard_map(
         _mapped_before_the_mesh(on_one_device, plan, members, shared),
         mesh=_mesh(plan),
@@ -347,11 +347,11 @@ def predict(
     """Outputs [example, ...] of one network, computed in batches of `batch_size`."""
     num_examples = len(jax.tree.leaves(x)[0])
     index = np.arange(-(-num_examples // batch_size) * batch_size).reshape(-1, batch_size) % num_examples
-    pieces = jax.tree.map(lambda a: np.asarray(a)[index], x)  # on the host: one program for any number of examples
-    outputs = _predict(task)(params, state, hyperparameters, pieces)
+    batches = jax.tree.map(lambda a: np.asarray(a)[index], x)  # on the host: one program for any number of examples
+    outputs = _predict(task)(params, state, hyperparameters, batches)
     return jax.tree.map(lambda a: np.asarray(a).reshape(-1, *a.shape[2:])[:num_examples], outputs)
 
 
 @programs.for_each_task()
-def _predict(task: Task, params: Params, state: Any, hyperparameters: Hyperparameters, pieces: Any):
-    return lax.map(lambda x: tasks.evaluated(task, params, state, x, hyperparameters), pieces)
+def _predict(task: Task, params: Params, state: Any, hyperparameters: Hyperparameters, batches: Any):
+    return lax.map(lambda x: tasks.evaluated(task, params, state, x, hyperparameters), batches)

@@ -54,10 +54,10 @@ class Data(NamedTuple):
 
 
 class Batch(NamedTuple):
-    x: Any  # a tree of arrays [chunk, ...], prepared
-    y: Any  # a tree of arrays [chunk, example, ...]
-    real: jax.Array  # bool [chunk, example]; False for padding
-    weights: jax.Array | None = None  # float [chunk, example]
+    x: Any  # a tree of arrays [microbatch, ...], prepared
+    y: Any  # a tree of arrays [microbatch, example, ...]
+    real: jax.Array  # bool [microbatch, example]; False for padding
+    weights: jax.Array | None = None  # float [microbatch, example]
 
 
 def init(task: Task, key: jax.Array, hyperparameters: Hyperparameters, *, num_steps: NumSteps | None = None) -> State:
@@ -87,10 +87,10 @@ def final_params(task: Task, state: State) -> Params:
 
 
 def gather(task: Task, data: Data, index: jax.Array, microbatch_size: int) -> Batch:
-    """Takes the samples at `index` (int [example], negative for padding) and prepares them, in chunks."""
+    """Takes the samples at `index` (int [example], negative for padding) and prepares them, in microbatches."""
     if len(index) % microbatch_size:
         index = jnp.pad(index, (0, -len(index) % microbatch_size), constant_values=-1)
-    index = index.reshape(-1, microbatch_size)  # [chunk, example]
+    index = index.reshape(-1, microbatch_size)  # [microbatch, example]
     real = index >= 0
     # Padding repeats the batch's first sample, not sample 0, which may belong to another fold.
     index = jnp.where(real, index, jnp.maximum(index[0, 0], 0))
@@ -109,7 +109,7 @@ def total_weight(real: jax.Array, weights: jax.Array | None) -> jax.Array:
 
 
 def weighted_sum(values: jax.Array, batch: Batch) -> jax.Array:
-    """Weighted sum of one value an example over a chunk's real examples, in float32 at least."""
+    """Weighted sum of one value an example over a microbatch's real examples, in float32 at least."""
     values = in_float32(values)
     return masked_sum(values if batch.weights is None else values * batch.weights, batch.real)
 
@@ -122,26 +122,26 @@ def loss_and_gradient(
     model_state: Any = None,
     key: jax.Array | None = None,
 ) -> tuple[tuple[jax.Array, Any], Params]:
-    """((sum of the losses of the real examples, new state), its gradient in `params`), accumulated over chunks."""
+    """((sum of the real examples' losses, new state), its gradient in `params`), accumulated over microbatches."""
 
-    def chunk_loss(params: Params, chunk: Batch) -> tuple[jax.Array, Any]:
+    def microbatch_loss(params: Params, microbatch: Batch) -> tuple[jax.Array, Any]:
         outputs, new_state = outputs_of(
-            task, params, model_state, chunk.x, hyperparameters, mask=chunk.real, key=key, train=True
+            task, params, model_state, microbatch.x, hyperparameters, mask=microbatch.real, key=key, train=True
         )
-        return weighted_sum(task.loss(outputs, chunk.y), chunk), new_state
+        return weighted_sum(task.loss(outputs, microbatch.y), microbatch), new_state
 
-    value_and_gradient = jax.value_and_grad(chunk_loss, has_aux=True)
+    value_and_gradient = jax.value_and_grad(microbatch_loss, has_aux=True)
     if len(batch.real) == 1:
         return value_and_gradient(params, jax.tree.map(lambda a: a[0], batch))
     if takes_whole_batches(task):
-        raise ValueError("a batch of this task may not be cut in chunks")
+        raise ValueError("a batch of this task must not be split")
 
-    def add_chunk(total, chunk: Batch):
-        (value, _), gradient = value_and_gradient(params, chunk)
+    def add_microbatch(total, microbatch: Batch):
+        (value, _), gradient = value_and_gradient(params, microbatch)
         return jax.tree.map(lambda total, new: total + new.astype(total.dtype), total, (value, gradient)), None
 
     zeros = jax.tree.map(lambda p: jnp.zeros_like(in_float32(p)), params)
-    value, gradient = lax.scan(add_chunk, (jnp.zeros((), jnp.result_type(float)), zeros), batch)[0]
+    value, gradient = lax.scan(add_microbatch, (jnp.zeros((), jnp.result_type(float)), zeros), batch)[0]
     return (value, model_state), jax.tree.map(lambda g, p: g.astype(p.dtype), gradient, params)
 
 
@@ -220,27 +220,27 @@ def epoch(
 
 
 def evaluate(
-    task: Task, layout: Layout, state: State, data: Data, pieces: jax.Array, hyperparameters: Hyperparameters
+    task: Task, layout: Layout, state: State, data: Data, val_batches: jax.Array, hyperparameters: Hyperparameters
 ) -> dict[str, jax.Array]:
-    """Mean "loss" and metrics, by name, over the samples of `pieces`: int [piece, example], negative for padding."""
+    """Mean "loss" and metrics, by name, over `val_batches`: int [batch, example], sample indices."""
     functions, params = (("loss", task.loss), *task.metrics), final_params(task, state)
 
-    def one(variables: tuple[Params, Any], piece: Batch, hyperparameters: Hyperparameters) -> tuple[jax.Array, ...]:
-        piece = jax.tree.map(lambda a: a[0], piece)
-        outputs, _ = outputs_of(task, *variables, piece.x, hyperparameters, mask=piece.real)
-        return tuple(weighted_sum(function(outputs, piece.y), piece) for _, function in functions)
+    def one(variables: tuple[Params, Any], batch: Batch, hyperparameters: Hyperparameters) -> tuple[jax.Array, ...]:
+        batch = jax.tree.map(lambda a: a[0], batch)
+        outputs, _ = outputs_of(task, *variables, batch.x, hyperparameters, mask=batch.real)
+        return tuple(weighted_sum(function(outputs, batch.y), batch) for _, function in functions)
 
     one = sequential_vmap(canonical_convolutions(one)) if layout.sequential else one
 
     def body(totals: tuple[jax.Array, ...], index: jax.Array):
-        piece = gather(task, data, index, len(index))
-        sums = one((params, state.model_state), piece, hyperparameters)
-        weight = None if piece.weights is None else jnp.sum(piece.weights)
+        batch = gather(task, data, index, len(index))
+        sums = one((params, state.model_state), batch, hyperparameters)
+        weight = None if batch.weights is None else jnp.sum(batch.weights)
         return jax.tree.map(lambda total, value: total + value, totals, sums), weight
 
     zero = jnp.zeros((), jnp.result_type(float))
-    totals, weights = lax.scan(body, (zero,) * len(functions), pieces)
-    weight = jnp.sum(pieces >= 0) if weights is None else jnp.sum(weights)
+    totals, weights = lax.scan(body, (zero,) * len(functions), val_batches)
+    weight = jnp.sum(val_batches >= 0) if weights is None else jnp.sum(weights)
     named = zip((name for name, _ in functions), totals, strict=True)
     return {name: total / weight.astype(total.dtype) for name, total in named}
 
@@ -251,7 +251,7 @@ def fit(
     state: State,
     data: Data,
     batches: jax.Array,
-    pieces: jax.Array | None,
+    val_batches: jax.Array | None,
     hyperparameters: Hyperparameters,
     *,
     key: jax.Array | None = None,
@@ -264,7 +264,7 @@ def fit(
 
     Args:
       batches: int [epoch, step, batch], sample indices.
-      pieces: int [piece, example], the held-out samples; None: no evaluation.
+      val_batches: int [batch, example], the held-out samples; None: no evaluation.
       key: PRNG key of the member's training, if it is random.
       epochs: int [epoch], the epochs' numbers; needed with `key` or `best`.
       num_steps: for an optimizer that takes it.
@@ -280,9 +280,9 @@ def fit(
         state, train_loss = epoch(
             task, layout, state, data, epoch_batches, hyperparameters, key=epoch_key, num_steps=num_steps
         )
-        if pieces is None:
+        if val_batches is None:
             return (state, best), (train_loss, None)
-        values = evaluate(task, layout, state, data, pieces, hyperparameters)
+        values = evaluate(task, layout, state, data, val_batches, hyperparameters)
         if best is not None:
             assert number is not None and patience is not None
             better = (values["loss"] < best.val_loss) & (number - best.epoch <= patience)

@@ -79,7 +79,7 @@ def _make_task(
     if not isinstance(task, Task):
         raise TypeError(f"task= must return a Task, got {type(task).__name__}")
     if task.metrics:
-        raise ValueError("metrics= of a Task are for who trains it without a study: give them to the Study")
+        raise ValueError("metrics= belong in the Study, not in its Task")
     return task._replace(metrics=metrics, averaging=task.averaging if averaging is None else averaging)
 
 

@@ -314,7 +314,7 @@ def importances(space: Space, params: Mapping[str, Sequence[Any] | np.ndarray], 
         except ImportError:
             raise ImportError("importances need scikit-learn: pip install scikit-learn") from None
         except RuntimeError as error:  # the forest has no split
-            raise ValueError("importances: these trials are too few or too equal to tell") from error
+            raise ValueError("importances: too few trials, or too similar ones") from error
 
 
 def _distribution(r: Range) -> BaseDistribution:
