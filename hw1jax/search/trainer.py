@@ -202,7 +202,7 @@ class Trainer:
         half = -(-len(job.numbers) // 2)
         self._note(f"out of memory with {len(job.numbers)} trials at once: going on with {half}")
         halves = []
-        for own in (slice(half), slice(half, None)):
+        for own in (slice(half), slice(half, len(job.numbers))):
             rung = replace(job.rung, plan=plan.narrower(job.rung.plan, half))
             name = f"{job.name}.{job.numbers[own][0]:06d}"  # of its own checkpoint
             part = job._replace(name=name, numbers=job.numbers[own], draws=job.draws[own], rung=rung)
