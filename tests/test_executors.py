@@ -535,6 +535,23 @@ def test_ray_has_the_same_bytes_and_a_killed_worker_costs_its_stretch(tmp_path, 
             assert lasting(out) == undisturbed(form)
 
 
+def test_a_search_that_was_begun_on_more_devices_than_a_worker_has_is_refused_in_one_line(monkeypatch, tmp_path):
+    asked, settings = FORMS["padded"]
+    stopped = {"num_trials": 4, "num_epochs": 4, "num_devices": 2} | settings | {"workers": 1}
+
+    class Stopping(Observer):
+        def epochs(self, *_):
+            stop.set()
+
+    stop = threading.Event()
+    config = study.run_config(asked, out=tmp_path, **stopped)
+    with pytest.raises(jobs.Stopped):
+        run.run(config, Stopping(), command="", started=0.0, stop=stop)
+    monkeypatch.setattr(jax, "devices", lambda: [jax.local_devices()[0]])
+    with pytest.raises(ValueError, match="^this search was begun on 2 devices, a worker has 1: [^\n]*$"):
+        run_study(asked, out=tmp_path, executor=Serial(), **stopped)
+
+
 def test_modules_in_the_scripts_folder_travel_with_the_study(tmp_path, monkeypatch):
     (tmp_path / "beside_the_script.py").write_text("def double(x):\n    return 2 * x\n")
     monkeypatch.syspath_prepend(tmp_path)

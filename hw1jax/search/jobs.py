@@ -117,6 +117,11 @@ def members_of(networks: Networks, job: Job, device: int) -> tuple[Population, T
     if job.rung.own_widths:
         # All threads of a CPU use its first device, so that each finds the program in the compilation cache.
         plan = Plan(1, layout=plan.layout, first_device=0 if jax.default_backend() == "cpu" else device)
+    if plan.num_devices > len(jax.devices()):
+        raise ValueError(
+            f"this search was begun on {plan.num_devices} devices, a worker has {len(jax.devices())}: give its workers "
+            "as many, or begin it anew with num_devices=1"
+        )
     index = slots(job)
     trials = networks.trials([job.numbers[i] for i in index], [job.draws[i] for i in index])
     return networks.population(plan, _network(networks, job).task), trials
