@@ -433,7 +433,7 @@ def test_classes_are_stratified_unless_told_otherwise():
 def test_arguments_without_effect_are_refused():
     groups, rule = np.arange(40) % 5, lambda h: optax.sgd(h["rate"])
     splitters = pytest.importorskip("sklearn.model_selection")
-    with pytest.raises(ValueError, match="groups= have no effect without folds="):
+    with pytest.raises(ValueError, match="groups= have no effect without a splitter"):
         cross_validate(rule, groups=groups)
     ignoring = type("KFold", (), {"split": lambda self, x, y=None, groups=None: splitters.KFold(5).split(x)})()
     with pytest.raises(ValueError, match="groups= have no effect on KFold"):

@@ -135,9 +135,7 @@ def make_folds(
             raise ValueError(f"num_folds={num_folds} has no effect on the {len(own)} folds= of your own: leave it out")
         return own
     if groups is not None:
-        raise ValueError(
-            "groups= have no effect without folds= that heed them: give a splitter, such as scikit-learn's GroupKFold"
-        )
+        raise ValueError("groups= have no effect without a splitter in folds=, such as scikit-learn's GroupKFold")
     num_samples = len(jax.tree.leaves(x)[0])
     if are_stratified(y, num_folds, folds, stratify):
         return stratified_k_fold(y, num_folds, seed)

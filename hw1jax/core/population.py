@@ -84,7 +84,7 @@ class Population(NamedTuple):
 
 def num_updates(task: Task, folds: Sequence[Fold], num_epochs: int, batch_size: int) -> tuple[int, ...] | None:
     """The distinct numbers of all updates of the folds, sorted, for an optimizer that takes `num_steps`; else None."""
-    if not tasks.wants_num_steps(task):
+    if not tasks.takes_num_steps(task):
         return None
     return tuple(sorted(set(_updates_of_folds(folds, num_epochs, batch_size))))
 
@@ -157,7 +157,7 @@ def resume(
     """As `train`, from the state that was yielded after `first_epoch` epochs (0 with patience) up to `last_epoch`."""
     task, plan, config, folds, data, val_batches = population
     hyperparameters = _over_devices(plan, trials.hyperparameters)
-    keys = _training_keys(population, trials) if tasks.wants_key(task) else None
+    keys = _training_keys(population, trials) if tasks.takes_key(task) else None
     best = None if config.patience is None else shard(population, _no_best(state))
     static, steps = (population.num_steps, config.patience), population.steps_of_folds
     last_epoch = last_epoch or config.num_epochs
@@ -207,7 +207,7 @@ def lowered(population: Population, hyperparameters: Hyperparameters, platform: 
     task, plan, config, folds, data, val_batches = population
     trials = Trials(jax.random.key(0), np.arange(plan.num_slots), hyperparameters)
     state = init(population, trials)
-    keys = _training_keys(population, trials) if tasks.wants_key(task) else None
+    keys = _training_keys(population, trials) if tasks.takes_key(task) else None
     best = None if config.patience is None else shard(population, _no_best(state))
     batches = folds_.minibatches(folds, range(config.epochs_per_call), batch_size=config.batch_size, seed=config.seed)
     numbers = None if keys is None and best is None else np.arange(config.epochs_per_call, dtype=np.int32)

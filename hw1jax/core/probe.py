@@ -77,7 +77,7 @@ def _try_out(task: Task, kind, key_data, params: Params, state, hyperparameters,
 
     def with_other_padding() -> Alike:
         # Random numbers may depend on the batch size, so a random task gets other padding, any other task none.
-        num_other = NUM_EMPTY if tasks.wants_key(task) else 0
+        num_other = NUM_EMPTY if tasks.takes_key(task) else 0
         first = jax.tree.map(lambda a: jnp.repeat(a[:1], NUM_EMPTY, axis=0), x)
         return Alike(in_training(first), in_training(jax.tree.map(lambda a: jnp.repeat(a[-1:], num_other, axis=0), x)))
 
@@ -164,7 +164,7 @@ def _same(wide: Any, narrow: Any) -> bool:
 def _first_step(task: Task, kind, num_steps, key_data, params: Params, state, hyperparameters, data: Data):
     """(outputs, gradient, update) of one training step; of evaluation if training is random."""
     key = jax.random.wrap_key_data(key_data, impl=kind)
-    is_random = tasks.wants_key(task)
+    is_random = tasks.takes_key(task)
     steps = None if num_steps is None else NumSteps(num_steps)
     mask = jnp.ones(len(jax.tree.leaves(data.y)[0]), bool)
 

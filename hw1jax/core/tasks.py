@@ -124,7 +124,7 @@ def has_state(task: Task) -> bool:
     return "state" in accepted(task.apply, 3, OPTIONAL)
 
 
-def wants_key(task: Task) -> bool:
+def takes_key(task: Task) -> bool:
     """True if `apply` takes a key: training is random."""
     return "key" in accepted(task.apply, 3, OPTIONAL)
 
@@ -134,7 +134,7 @@ def takes_whole_batches(task: Task) -> bool:
     return bool(accepted(task.apply, 3, OPTIONAL))
 
 
-def wants_num_steps(task: Task) -> bool:
+def takes_num_steps(task: Task) -> bool:
     """True if the optimizer takes the number of updates."""
     return bool(accepted(task.optimizer, 1, ("num_steps",)))
 
@@ -183,7 +183,7 @@ def optimizer_of(
     task: Task, hyperparameters: Hyperparameters, num_steps: NumSteps | None
 ) -> optax.GradientTransformationExtraArgs:
     """The member's optimizer: its `update` takes the loss as `value`, its state has no typed PRNG keys."""
-    if num_steps is None or not wants_num_steps(task):
+    if num_steps is None or not takes_num_steps(task):
         return _without_keys(_takes_value(task.optimizer(hyperparameters)))
     each = [
         _without_keys(_takes_value(task.optimizer(hyperparameters, num_steps=number))) for number in num_steps.numbers
