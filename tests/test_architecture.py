@@ -17,7 +17,7 @@ import hw1jax
 
 PACKAGE = Path(hw1jax.__file__).parent
 EXPERIMENTS = PACKAGE.parent / "experiments"
-LONGEST = 757  # lines of a module; to be lowered when the longest shrinks
+LONGEST = 400  # lines of a module; to be lowered when the longest shrinks
 
 
 def read(folder: Path, prefix: str) -> dict[str, ast.Module]:
