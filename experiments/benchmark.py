@@ -307,7 +307,7 @@ def stretches(executor: Executor, num_numbers: int, repeats: int) -> tuple[list[
     [job] = plan.jobs_of(networks, rung, {0: {"rate": 0.05}})
     advance, state, seconds = executors.on_executor(executor, networks, lambda: False), None, []
     for epoch in range(repeats + 1):  # the first also sends the networks to the worker
-        begin, until = time.perf_counter(), job._replace(rung=replace(rung, num_epochs=epoch + 1))
+        begin, until = time.perf_counter(), job._replace(rung=replace(rung, end_epoch=epoch + 1))
         stretch = advance(until, state, epoch, 0, lambda *_: None)
         seconds.append(time.perf_counter() - begin - stretch.seconds)
         state = stretch.state

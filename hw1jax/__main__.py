@@ -23,7 +23,14 @@ def main() -> None:
     if name.endswith(".py"):
         sys.path.insert(0, str(Path(name).parent))
         name = Path(name).stem
-    module = importlib.import_module(name)
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise  # the module imports another one that is missing
+        sys.exit(f"error: there is no module {name}")
+    if not hasattr(module, "STUDY"):
+        sys.exit(f"error: {name} has no STUDY: name the study so, or run the script itself")
     settings = {"beyond": module.BEYOND} if hasattr(module, "BEYOND") else {}
     cli.main(module.STUDY, module.__doc__, **settings)
 

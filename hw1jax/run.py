@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,6 +96,8 @@ def run(
       jobs.Stopped: `stop` was set; the same call resumes.
     """
     environment.check_devices()
+    if executor is not None and not hasattr(executor, "submit"):
+        raise TypeError(f"executor= must be a concurrent.futures.Executor, got {type(executor).__name__}")
     if executor is not None and config.program.num_devices is None:  # of a worker
         config = config._replace(program=replace(config.program, num_devices=1))
     with jax.default_matmul_precision(config.search.precision):
@@ -126,7 +129,8 @@ def load(config: RunConfig) -> Networks:
       ValueError, TypeError: invalid data or folds.
     """
     data = study.load_data(config.study, config.inputs)
-    return Networks(config.study, config.search, data, study.splits_of(config.study, config.search, data))
+    anew = replace(config.study, task=partial(config.study.task))  # what it uses may have changed since the last run
+    return Networks(anew, config.search, data, study.splits_of(config.study, config.search, data))
 
 
 class _Run(NamedTuple):

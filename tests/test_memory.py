@@ -24,7 +24,7 @@ import numpy as np
 from hw1jax.core import programs
 programs.KEPT_TASKS = programs.KEPT_PROGRAMS = int(sys.argv[1])
 import fashion_cnn, regression
-from hw1jax.core import folds, population
+from hw1jax.core import cost, folds, population
 from hw1jax.search import space
 from hw1jax.core.population import Data, Plan, TrainConfig, Trials
 from hw1jax.search.networks import own, padded

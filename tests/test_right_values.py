@@ -496,3 +496,41 @@ def test_a_kept_network_that_does_not_have_its_score_is_refused(tmp_path, monkey
         hw.run_study(sine(), out=tmp_path)
     monkeypatch.undo()
     assert hw.run_study(sine(), out=tmp_path).ensemble["loss"] is not None
+
+
+# Functions that use what changes.
+
+
+MARGIN = {"margin": 0.0}
+
+
+def sgd(h):
+    return optax.sgd(h["rate"])
+
+
+def with_margin(outputs, y):
+    return jnp.abs(outputs - y)[:, 0] + MARGIN["margin"]
+
+
+def test_a_global_that_has_changed_counts_in_the_next_call_with_the_same_functions(tmp_path, monkeypatch):
+    def losses():
+        rates = {"rate": np.float32([0.01, 0.1])}
+        given = {"key": jax.random.key(0), "num_epochs": 2, "batch_size": 4}
+        return hw.cross_validate(init, apply, with_margin, sgd, rates, X, Y, **given).val_loss
+
+    study = sine(loss=with_margin)
+    before, searched = losses(), hw.run_study(study, out=tmp_path / "before").trials.folds["loss"]
+    monkeypatch.setitem(MARGIN, "margin", 1.0)
+    np.testing.assert_allclose(losses(), before + 1, rtol=1e-5)
+    with pytest.raises(ValueError, match="another network, loss or optimizer"):
+        hw.run_study(study, out=tmp_path / "before")
+    np.testing.assert_allclose(
+        hw.run_study(study, out=tmp_path / "after").trials.folds["loss"], searched + 1, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("scale", [1e-36, 5e36])
+def test_weights_of_any_scale_give_the_same_losses(scale):
+    weights = np.random.default_rng(0).uniform(0.5, 2, len(X))
+    one, other = (cross_validate(lambda h: optax.sgd(h["rate"]), weights=weights * by).val_loss for by in (1.0, scale))
+    np.testing.assert_allclose(other, one, rtol=1e-5)

@@ -163,6 +163,18 @@ def check_calls(num_folds: Any, folds: Any, metrics: Any, progress: Any) -> None
         raise TypeError(f"progress= must be True, False or a function, got {type(progress).__name__}")
 
 
+def as_weights(weights: Any) -> np.ndarray:
+    """Weights as floating-point numbers, scaled if they are so large or small that float32 can't hold their sums.
+
+    The scale is a power of two, which changes no mean.
+    """
+    array = as_arrays(np.asanyarray(weights), "weights").astype(np.float64)
+    largest = np.max(array, where=np.isfinite(array), initial=0)
+    if largest > 0 and not 2**-20 < largest < 2**20:
+        array = np.ldexp(array, -int(np.frexp(largest)[1]))
+    return array.astype(jax.dtypes.canonicalize_dtype(float))
+
+
 def check_weights(weights: np.ndarray | None, folds: Sequence[Fold] = ()) -> None:
     """Raises a ValueError unless weights are at least 0, one a sample, and not all 0 in a part of a fold."""
     if weights is None:

@@ -36,7 +36,7 @@ def in_function(name: str, function: Callable[..., Any], **given: Any) -> Iterat
         yield
     except Exception as error:
         called = ", ".join(f"{key}: {_described(value)}" for key, value in given.items())
-        error.add_note(f"in {name}, called with ({called}){_hint(error, name, function, given)}")
+        error.add_note(f"in {name}, called with ({called}){_hint(error, name, tasks.original(function), given)}")
         raise
 
 
@@ -208,11 +208,11 @@ def _check_functions(task: Task) -> None:
 def check_hashable(function: Any, name: str) -> None:
     """Raises a TypeError if the function is not hashable: compiled programs are looked up by it."""
     try:
-        hash(function)
+        hash(tasks.original(function))
     except TypeError as error:
         raise TypeError(
-            f"{name}= must be hashable, which {type(function).__name__} is not: wrap it in a function, or make the "
-            "class a dataclass with eq=False"
+            f"{name}= must be hashable, which {type(tasks.original(function)).__name__} is not: wrap it in a function, or "
+            "make the class a dataclass with eq=False"
         ) from error
 
 

@@ -14,7 +14,7 @@ from hw1jax import formatting
 from hw1jax.core import array_checks, checks, cost, identity, population
 from hw1jax.core import folds as folds_
 from hw1jax.core.folds import Fold
-from hw1jax.core.tasks import Hyperparameters, Metric, Params, Task, with_keys
+from hw1jax.core.tasks import Hyperparameters, Metric, Params, Task, fresh_task, with_keys
 from hw1jax.core.training import Data
 
 Say = Callable[[int, int, np.ndarray], None]  # (epochs done, num_epochs, validation loss [trial, fold])
@@ -237,6 +237,7 @@ def cross_validate(
     array_checks.check_weights(data.weights, splits)
     named = tuple((metrics or {}).items())
     task = Task(init, apply, loss, optimizer, metrics=named, averaging=averaging, eval_params=eval_params)
+    task = fresh_task(task)
     batch_size = min(batch_size, max(len(fold.train) for fold in splits))
     config = population.TrainConfig(num_epochs, batch_size, seed, patience=early_stopping)
     members, trials = _laid_out(task, config, key, data, splits, hyperparameters)
@@ -249,7 +250,7 @@ def _checked(x: Any, y: Any, weights: Any, hyperparameters: Any, groups: Any) ->
     """(data, hyperparameters, groups) as arrays that fit each other."""
     x, y = array_checks.as_arrays(x, "x"), array_checks.as_arrays(y, "y")
     if weights is not None:
-        weights = array_checks.as_arrays(np.asanyarray(weights), "weights").astype(jax.dtypes.canonicalize_dtype(float))
+        weights = array_checks.as_weights(weights)
     hyperparameters = array_checks.check_hyperparameters(hyperparameters)
     array_checks.common_length((x, y), "x and y", "sample")
     groups = None if groups is None else array_checks.as_groups(groups)

@@ -138,7 +138,7 @@ def init(population: Population, trials: Trials) -> State:
     made = member_states.new_members(
         population.task, population.num_steps, trials.key, numbers, folds, hyperparameters, steps
     )
-    return shard(population, jax.tree.map(lambda a: a.reshape(-1, num_folds, *a.shape[1:]), made))
+    return shard(population, jax.tree.map(lambda a: a.reshape(len(trials.numbers), num_folds, *a.shape[1:]), made))
 
 
 def shard(population: Population, state: Any) -> Any:

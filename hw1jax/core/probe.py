@@ -57,6 +57,7 @@ def _try_out(task: Task, kind, key_data, params: Params, state, hyperparameters,
     key = jax.random.wrap_key_data(key_data, impl=kind)
     # Not the initial parameters: a last layer of zeros would hide the layers before it.
     params = jax.tree.map(lambda p: p + 0.01 * jnp.cos(jnp.arange(p.size, dtype=p.dtype)).reshape(p.shape), params)
+    params = lax.optimization_barrier(params)  # else XLA computes with more bits in one of two uses
     x, y = data.x, data.y
     num_examples = len(jax.tree.leaves(x)[0])
 

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -55,6 +56,29 @@ class Task(NamedTuple):
     metrics: tuple[tuple[str, Metric], ...] = ()
     averaging: float | None = None
     eval_params: Callable[[Any, Any], Any] | None = None
+
+
+def fresh(function: Any) -> Any:
+    """The function as a new object: JAX traces it again, since a global that it uses may have changed meanwhile.
+
+    `programs` finds what has been compiled before. Functions of this package have no such globals.
+    """
+    if not callable(function) or getattr(function, "__module__", "").partition(".")[0] == "hw1jax":
+        return function
+    return partial(function)
+
+
+def original(function: Any) -> Any:
+    """The function of which `fresh` made a new object."""
+    return function.func if isinstance(function, partial) and not (function.args or function.keywords) else function
+
+
+def fresh_task(task: Task) -> Task:
+    """The task with functions that are new objects."""
+    functions = {
+        name: fresh(getattr(task, name)) for name in ("init", "apply", "loss", "optimizer", "prepare", "eval_params")
+    }
+    return task._replace(metrics=tuple((name, fresh(metric)) for name, metric in task.metrics), **functions)
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,8 @@ def _make_task(
         raise TypeError(f"task= must return a Task, got {type(task).__name__}")
     if task.metrics:
         raise ValueError("metrics= belong in the Study, not in its Task")
-    return task._replace(metrics=metrics, averaging=task.averaging if averaging is None else averaging)
+    task = task._replace(metrics=metrics, averaging=task.averaging if averaging is None else averaging)
+    return tasks.fresh_task(task)
 
 
 class Networks:

@@ -152,7 +152,7 @@ def _repair(journal: Path) -> None:
         except ValueError:
             whole = False
         if not whole:
-            raise ValueError(f"{journal}, line {number} is damaged: take the line out, or give another out=")
+            raise ValueError(f"{journal}, line {number} is damaged: give another out=, or overwrite=True")
     if rest and (lines or rest.startswith(b"{")):
         os.truncate(journal, len(content) - len(rest))
     elif rest:

@@ -4,6 +4,7 @@ Messages name an argument as `name=`, which the command line turns into its flag
 """
 
 import os
+import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -310,7 +311,8 @@ def check_study(study: Study) -> None:
     if not callable(study.data) and not isinstance(study.data, Dataset):
         raise TypeError(f"data= must be a Dataset or a function that returns one, got {type(study.data).__name__}")
     reserved = {f.name for part in (SearchConfig, ProgramConfig, Output) for f in fields(part)} | {"num_trials", "loss"}
-    if taken := (reserved | COLUMNS) & set(study.space):
+    scores = {name for name in study.space if re.match(r"(mean|std|split\d+)_val_", str(name))}
+    if taken := (reserved | COLUMNS | scores) & set(study.space):
         what = "a setting" if taken & reserved else "a column of trials.csv"
         raise ValueError(f"space: {', '.join(sorted(taken))} is the name of {what}; give it another")
     if taken := (reserved | set(study.space)) & set(study.inputs):
@@ -318,7 +320,7 @@ def check_study(study: Study) -> None:
     if study.score not in ("loss", *study.metrics):
         way = "maximize" if study.maximize else "minimize"
         raise ValueError(f"{way}= must be one of {', '.join(('loss', *study.metrics))}, got {study.score!r}")
-    if bad := [name for name in study.metrics if not name.isidentifier() or name == "loss"]:
+    if bad := [name for name in study.metrics if not str(name).isidentifier() or name == "loss"]:
         raise ValueError(f"metrics: {bad[0]!r} is no name for a metric")
     if (count := space_.num_programs(study.space)) > MOST_PROGRAMS:
         raise ValueError(f"space: static hyperparameters with {count} values would need as many programs; at most "
@@ -346,7 +348,7 @@ def load_data(study: Study, inputs: Mapping[str, Path | None]) -> Dataset:
     )
     weights = None
     if data.weights is not None:
-        weights = array_checks.as_arrays(np.asanyarray(data.weights), "weights").astype(np.float32)
+        weights = array_checks.as_weights(data.weights)
     groups = None if data.groups is None else array_checks.as_groups(data.groups)
     for names, parts in (
         ("x_train and y_train", (x_train, y_train)),
