@@ -17,12 +17,18 @@ BOUND_MB = 2000
 KEPT = 4  # programs, instead of the usual number
 
 CODE = """
-import gc, json, re, sys
+import functools, gc, json, re, sys
 import jax
 jax.config.update("jax_num_cpu_devices", 2)
-import numpy as np
+import flax.linen, numpy as np, optax
+
+def few(maxsize=128, typed=False):  # programs.KEPT_TASKS and KEPT_PROGRAMS are looked up when hw1jax is imported
+    return usual(int(sys.argv[1]) if maxsize == 16 else maxsize, typed)
+
+usual, functools.lru_cache = functools.lru_cache, few
 from hw1jax.core import programs
-programs.KEPT_TASKS = programs.KEPT_PROGRAMS = int(sys.argv[1])
+functools.lru_cache = usual
+assert programs.KEPT_TASKS == programs.KEPT_PROGRAMS == 16
 import fashion_cnn, regression
 from hw1jax.core import cost, folds, population
 from hw1jax.search import space

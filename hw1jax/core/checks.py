@@ -211,8 +211,8 @@ def check_hashable(function: Any, name: str) -> None:
         hash(tasks.original(function))
     except TypeError as error:
         raise TypeError(
-            f"{name}= must be hashable, which {type(tasks.original(function)).__name__} is not: wrap it in a function, or "
-            "make the class a dataclass with eq=False"
+            f"{name}= must be hashable, which {type(tasks.original(function)).__name__} is not: wrap it in a function, "
+            "or make the class a dataclass with eq=False"
         ) from error
 
 
