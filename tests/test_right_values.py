@@ -534,3 +534,35 @@ def test_weights_of_any_scale_give_the_same_losses(scale):
     weights = np.random.default_rng(0).uniform(0.5, 2, len(X))
     one, other = (cross_validate(lambda h: optax.sgd(h["rate"]), weights=weights * by).val_loss for by in (1.0, scale))
     np.testing.assert_allclose(other, one, rtol=1e-5)
+
+
+def test_parameters_of_few_bits_in_a_network_that_computes_in_float32_are_not_taken_for_mixed_examples():
+    def narrow(key, h):
+        return jax.tree.map(lambda p: p.astype(jnp.bfloat16), init(key, h))
+
+    def wide(params, x, h):
+        return apply(jax.tree.map(lambda p: p.astype(jnp.float32), params), x, h)
+
+    rates = {"rate": np.float32([0.01, 0.1])}
+    given = {"key": jax.random.key(0), "num_epochs": 1, "batch_size": 4}
+    assert np.isfinite(hw.cross_validate(narrow, wide, hw.squared_error, sgd, rates, X, Y, **given).val_loss).all()
+
+
+def test_a_state_without_numbers_is_a_state():
+    def with_state(key, h):
+        return init(key, h), {"empty": jnp.zeros((0,))}
+
+    def kept(params, x, h, state):
+        return apply(params, x, h), state
+
+    rates = {"rate": np.float32([0.01, 0.1])}
+    given = {"key": jax.random.key(0), "num_epochs": 1, "batch_size": 4}
+    found = hw.cross_validate(with_state, kept, hw.squared_error, sgd, rates, X, Y, return_params=True, **given)
+    assert found.state["empty"].shape == (2, 3, 0)
+
+
+@pytest.mark.parametrize("name", ["mean_val_loss", "split0_val_loss", "std_val_far"])
+def test_a_hyperparameter_with_the_name_of_a_score_is_refused(name, tmp_path):
+    space = {"rate": hw.Float(1e-3, 1e-1, log=True), name: hw.Float(0, 1)}
+    with pytest.raises(ValueError, match=f"space: {name} is the name of a column of trials.csv"):
+        hw.run_study(sine(space=space), out=tmp_path / "out")
