@@ -555,7 +555,6 @@ def test_a_search_that_was_begun_on_more_devices_than_a_worker_has_is_refused_in
 def test_modules_in_the_scripts_folder_travel_with_the_study(tmp_path, monkeypatch):
     (tmp_path / "beside_the_script.py").write_text("def double(x):\n    return 2 * x\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(tmp_path / "script.py"), raising=False)
     double = importlib.import_module("beside_the_script").double
     with executors._modules_beside_the_script():
         packed = cloudpickle.dumps(double)

@@ -86,15 +86,11 @@ def on_executor(executor: Executor, networks: Networks, stop: Callable[[], bool]
 
 @contextmanager
 def _modules_beside_the_script() -> Iterator[None]:
-    """Within it, cloudpickle copies the modules in the script's folder, which workers can't import."""
-    folder = os.path.dirname(os.path.abspath(getattr(sys.modules["__main__"], "__file__", "")))
-    beside = [
-        module
-        for name, module in list(sys.modules.items())
-        if name not in ("__main__", "hw1jax")
-        and "site-packages" not in folder
-        and os.path.dirname(os.path.abspath(getattr(module, "__file__", None) or "/")) == folder
-    ]
+    """Within it, cloudpickle copies the modules in the folder of the script or notebook, which workers can't import."""
+    folder = os.path.abspath(sys.path[0])  # of `python -m hw1jax FILE`, that of the file
+    files = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
+    names = [name for name, file in files.items() if file and os.path.dirname(os.path.abspath(file)) == folder]
+    beside = [sys.modules[name] for name in names if name != "__main__"]
     for module in beside:
         cloudpickle.register_pickle_by_value(module)
     try:
