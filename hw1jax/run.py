@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -33,6 +32,7 @@ from hw1jax.search.space import Draw
 from hw1jax.search.study import RunConfig, Study
 from hw1jax.search.trainer import Trainer
 from hw1jax.search.trial_score import TrialScore
+from hw1jax.storage import Folder, Memory
 
 SCORED_AGAIN = 0.02  # relative tolerance between a network's loss in the search and alone, in any precision
 CURVE_POINTS = 400  # of the fitted curve of a scalar regression
@@ -152,9 +152,8 @@ class _Run(NamedTuple):
 
 def _execute(run: _Run, opened: Any, command: str, started: float) -> dict[str, Any]:
     """All steps of a run, under the folder's lock."""
-    jobs_folder = run.folder / "brackets" / _digest(run.identity)
     trainer = Brackets(
-        jobs_folder,
+        Folder(run.folder / "brackets" / _digest(run.identity)),
         run.networks,
         run.plan,
         run.observer,
@@ -259,8 +258,8 @@ def _scores(
 
 def refit(networks: Networks, draw: Draw, observer: Observer) -> tuple[Model, np.ndarray]:
     """Trains any hyperparameters on all training data, without leaving files -> (model, train_loss [epoch])."""
-    with jax.default_matmul_precision(networks.search.precision), tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(Path(folder), networks.for_refit())
+    with jax.default_matmul_precision(networks.search.precision):
+        trainer = Trainer(Memory(), networks.for_refit())
         params, state, train_loss = brackets.refit(trainer, "refit", draw, observer)
     return Model(networks.study, draw, params, state), train_loss
 

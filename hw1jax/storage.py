@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import fnmatch
 import io
 import json
 import os
@@ -109,6 +110,61 @@ def restored(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 def _is_foreign(dtype: np.dtype) -> bool:
     return dtype.isbuiltin == 2
+
+
+class Folder:
+    """Arrays in the files of a folder."""
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    def path(self, name: str) -> Path:
+        """The path of a file, which need not exist."""
+        return self._path / name
+
+    def exists(self, name: str) -> bool:
+        return self.path(name).exists()
+
+    def read(self, name: str) -> dict[str, np.ndarray]:
+        """As `read_arrays`; raises a FileNotFoundError without the file."""
+        return read_arrays(self.path(name))
+
+    def write(self, name: str, arrays: dict[str, np.ndarray], *, compressed: bool = True) -> None:
+        """As `write_arrays`."""
+        write_arrays(self.path(name), arrays, compressed=compressed)
+
+    def names(self, pattern: str) -> list[str]:
+        """The names that match a pattern such as `*.checkpoint`."""
+        return [path.name for path in self._path.glob(pattern)]
+
+    def remove(self, pattern: str) -> None:
+        """Removes what matches a pattern."""
+        for name in self.names(pattern):
+            self.path(name).unlink(missing_ok=True)
+
+
+class Memory(Folder):
+    """Arrays by name in memory, for a search without files."""
+
+    def __init__(self) -> None:
+        super().__init__(Path("memory"))
+        self._arrays: dict[str, dict[str, np.ndarray]] = {}
+
+    def exists(self, name: str) -> bool:
+        return name in self._arrays
+
+    def read(self, name: str) -> dict[str, np.ndarray]:
+        return dict(self._arrays[name])
+
+    def write(self, name: str, arrays: dict[str, np.ndarray], *, compressed: bool = True) -> None:
+        self._arrays[name] = dict(arrays)
+
+    def names(self, pattern: str) -> list[str]:
+        return fnmatch.filter(self._arrays, pattern)
+
+    def remove(self, pattern: str) -> None:
+        for name in self.names(pattern):
+            del self._arrays[name]
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def training_of(folder, study=ASKED, *, observer=None, stop=None, **settings):
     own, config = networks_of(study, **settings)
     planned = plan.make_plan(own, config.num_trials, config.program)
     observer, stop = observer or Observer(), stop or threading.Event()
-    return Brackets(folder, own, planned, observer, stop, num_trials=config.num_trials), planned
+    return Brackets(storage.Folder(folder), own, planned, observer, stop, num_trials=config.num_trials), planned
 
 
 def first(number):

@@ -7,7 +7,6 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,12 +25,13 @@ from hw1jax.search.rungs import num_kept
 from hw1jax.search.space import Draw
 from hw1jax.search.trainer import Gone, Trained, Trainer, scored
 from hw1jax.search.trial_score import TrialScore, Values
+from hw1jax.storage import Folder
 
 MOST_WAITING = 256  # threads that wait for workers of an executor
 
 
 class Brackets:
-    """Trains the brackets of a search, and refits its best trial, with files in `folder`.
+    """Trains the brackets of a search, and refits its best trial, with files kept in `files`.
 
     Training stops soon after `stop` is set. The workers of `executor` train; by default, threads of this process, one a
     device.
@@ -39,7 +39,7 @@ class Brackets:
 
     def __init__(
         self,
-        folder: Path,
+        files: Folder,
         networks: Networks,
         plan: SearchPlan,
         observer: Observer,
@@ -48,12 +48,12 @@ class Brackets:
         num_trials: int,
         executor: Executor | None = None,
     ):
-        self._folder, self._networks, self._study, self._plan = folder, networks, networks.study, plan
+        self._files, self._networks, self._study, self._plan = files, networks, networks.study, plan
         self._observer, self._executor, self._stop = observer, executor, stop
         self._brackets = plan.of(num_trials)
         self._failed = False  # whether a job of the rung has raised an error, so that the others stop
         self._trainer_of = lambda own: Trainer(
-            folder, own, executor=executor, note=observer.note, stop=lambda: self._failed or stop.is_set()
+            files, own, executor=executor, note=observer.note, stop=lambda: self._failed or stop.is_set()
         )
         self._trainer = self._trainer_of(networks)
         self._lock = threading.Lock()
@@ -141,9 +141,9 @@ class Brackets:
         It is fold k of the cross-validation, at its own widths, initialized as trial number 0.
         """
         name = f"refit-{number}"
-        for other in self._folder.glob("refit-*"):
-            if not other.name.startswith(f"{name}."):  # of a search of fewer trials
-                other.unlink()
+        for other in self._files.names("refit-*"):
+            if not other.startswith(f"{name}."):  # of a search of fewer trials
+                self._files.remove(other)
         return refit(self._trainer_of(self._networks.for_refit()), name, draw, self._observer)
 
     def _climb(self, bracket: Bracket, draws: dict[int, Draw]) -> list[tuple[Job, Trained]]:

@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +21,7 @@ from hw1jax.search.networks import Networks
 from hw1jax.search.plan import Job
 from hw1jax.search.space import Draw
 from hw1jax.search.trial_score import TrialScore
+from hw1jax.storage import Folder, Memory
 
 LOSSES, MEMBERS = "npz", "members.npz"  # kinds of a job's files
 
@@ -39,21 +39,22 @@ class Trained(NamedTuple):
 
 
 class Trainer:
-    """Trains the jobs of a search in a folder: on the workers of `executor`, by default in the calling thread.
+    """Trains the jobs of a search, and keeps their arrays in `files`.
 
-    `own` are the search's networks; `note` is called with notes for the user; `stop` returns True to stop soon.
+    The workers of `executor` train, by default the calling thread. `own` are the search's networks; `note` is called
+    with notes for the user; `stop` returns True to stop soon.
     """
 
     def __init__(
         self,
-        folder: Path,
+        files: Folder,
         own: Networks,
         *,
         executor: Executor | None = None,
         note: Callable[[str], None] = lambda text: None,
         stop: Callable[[], bool] = lambda: False,
     ):
-        self._folder, self.networks, self._note, self._stop = folder, own, note, stop
+        self._files, self.networks, self._note, self._stop = files, own, note, stop
         self._go_on = jobs.here(own, stop) if executor is None else executors.on_executor(executor, own, stop)
         self.read: set[str] = set()  # names of jobs whose files were there
         self.splits = 0  # how often a job was too large for the memory, and was trained in halves
@@ -74,7 +75,7 @@ class Trainer:
         Raises:
           jobs.Stopped: training was asked to stop.
         """
-        if self._path(job, LOSSES).exists() and (not self._is_last(job) or self._path(job, MEMBERS).exists()):
+        if self._has(job, LOSSES) and (not self._is_last(job) or self._has(job, MEMBERS)):
             trained = self._read(job)
             if len(trained.train_loss) >= len(job.numbers):
                 self.read.add(job.name)
@@ -83,12 +84,11 @@ class Trainer:
         train_loss, val = done.losses
         trained = Trained(train_loss, val, np.full(len(job.numbers), done.seconds / len(job.numbers)))
         members = self._best_of(job, trained, done.state) if self._is_last(job) else _by_index(done.state)
-        storage.write_arrays(self._path(job, MEMBERS), members, compressed=False)  # first, as they are needed
+        self._files.write(_name(job, MEMBERS), members, compressed=False)  # first, as they are needed
         named = {f"val_{name}": values for name, values in val.items()}
         kept = {"train_loss": train_loss, "seconds": trained.seconds, "draws": _draws_as_text(job)}
-        storage.write_arrays(self._path(job, LOSSES), kept | named)
-        for left_over in self._folder.glob(f"{job.name}.*.checkpoint"):
-            left_over.unlink(missing_ok=True)
+        self._files.write(_name(job, LOSSES), kept | named)
+        self._files.remove(f"{job.name}.*.checkpoint")
         return trained
 
     def states(self, job: Job) -> dict[int, list[np.ndarray]]:
@@ -98,20 +98,20 @@ class Trainer:
           Gone: the file is missing; the job will be trained again.
           ValueError: it is damaged.
         """
-        path = self._path(job, MEMBERS)
+        name = _name(job, MEMBERS)
         try:
-            arrays = storage.read_arrays(path)
+            arrays = self._files.read(name)
             leaves = [arrays[f"leaf_{i}"] for i in range(len(arrays))]
             return {number: [leaf[row] for leaf in leaves] for row, number in enumerate(job.numbers)}
         except FileNotFoundError:
-            self._path(job, LOSSES).unlink(missing_ok=True)
+            self._files.remove(_name(job, LOSSES))
             raise Gone from None
         except (KeyError, IndexError) as error:
-            raise damaged(path, "not the networks of its trials") from error
+            raise damaged(self._files.path(name), "not the networks of its trials") from error
 
     def forget_states(self, job: Job) -> None:
         """Removes the states of a job whose successors are done."""
-        self._path(job, MEMBERS).unlink(missing_ok=True)
+        self._files.remove(_name(job, MEMBERS))
 
     def networks_of(self, job: Job, number: int, draw: Draw) -> tuple[tuple[Any, Any], ...]:
         """(params, state) of each fold's network of a last job's best trial, at its own widths.
@@ -119,8 +119,7 @@ class Trainer:
         Raises:
           ValueError: the file is damaged, or of another trial.
         """
-        path = self._path(job, MEMBERS)
-        arrays = storage.read_arrays(path)
+        arrays = self._files.read(_name(job, MEMBERS))
         leaves, tree = jax.tree.flatten(networks.own(self.networks.study, draw).shapes)
         try:
             if int(arrays["number"]) != number:
@@ -128,19 +127,18 @@ class Trainer:
             wide = [storage.restored(arrays[f"leaf_{i}"], leaf.dtype) for i, leaf in enumerate(leaves)]
             narrow = [member_states.corner(a, leaf.shape, num_leading=1) for a, leaf in zip(wide, leaves, strict=True)]
         except (KeyError, TypeError, ValueError) as error:
-            raise damaged(path, error) from error
+            raise damaged(self._files.path(_name(job, MEMBERS)), error) from error
         each = [jax.tree.unflatten(tree, [np.array(a[i]) for a in narrow]) for i in range(len(self.networks.folds))]
         return tuple(tasks.with_keys(network) for network in each)
 
     def _is_last(self, job: Job) -> bool:
         return job.rung.end_epoch == self.networks.search.num_epochs
 
-    def _path(self, job: Job, kind: str) -> Path:
-        return self._folder / f"{job.name}.{kind}"
+    def _has(self, job: Job, kind: str) -> bool:
+        return self._files.exists(_name(job, kind))
 
     def _read(self, job: Job) -> Trained:
-        path = self._path(job, LOSSES)
-        arrays = storage.read_arrays(path)
+        path, arrays = self._files.path(_name(job, LOSSES)), self._files.read(_name(job, LOSSES))
         names = self._val_names()
         expected = {"train_loss", "seconds", "draws", *(f"val_{name}" for name in names)}
         if set(arrays) != expected or len({len(a) for a in arrays.values()}) != 1:
@@ -179,14 +177,14 @@ class Trainer:
     ) -> Stretch:
         """Trains in one program, or in halves if the device's memory is too small; one row a trial."""
         # Named by its trials: a job that more trials fill up must not go on with the dummies that held their slots.
-        checkpoint = self._path(job, f"{len(jobs.slots(job))}.{len(job.numbers)}.checkpoint")
-        begin = state() if state is not None and not checkpoint.exists() else None
+        checkpoint = _name(job, f"{len(jobs.slots(job))}.{len(job.numbers)}.checkpoint")
+        begin = state() if state is not None and not self._files.exists(checkpoint) else None
         try:
             done = jobs.train(
                 self.networks,
                 job,
                 begin,
-                checkpoint=checkpoint,
+                checkpoint=None if isinstance(self._files, Memory) else self._files.path(checkpoint),
                 device=device,
                 go_on=self._go_on,
                 show=show,
@@ -218,6 +216,10 @@ def scored(own: Networks, job: Job, trained: Trained) -> list[TrialScore]:
         trial_score.scored(number, draw, own.study, each, num_epochs)
         for number, draw, each in zip(job.numbers, job.draws, values, strict=True)
     ]
+
+
+def _name(job: Job, kind: str) -> str:
+    return f"{job.name}.{kind}"
 
 
 def _draws_as_text(job: Job) -> np.ndarray:
