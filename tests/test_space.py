@@ -2,8 +2,10 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
+import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -52,8 +54,8 @@ floats = st.floats(-1e6, 1e6)
 @st.composite
 def ints(draw):
     log, width = draw(st.booleans()), draw(st.booleans())
-    low = draw(st.integers(1 if log or width else -(10**6), 10**4))
-    return Int(low, low + draw(st.integers(0, 10**4 - max(low, 0))), log=log, width=width)
+    low, step = draw(st.integers(1 if log or width else -(10**6), 10**4)), 1 if log else draw(st.integers(1, 9))
+    return Int(low, low + draw(st.integers(0, 10**4 - max(low, 0))), log=log, width=width, step=step)
 
 
 @st.composite
@@ -66,7 +68,9 @@ def reals(draw):
 
 @st.composite
 def choices(draw):
-    kind = draw(st.sampled_from([names, floats, st.integers(-9, 9), st.booleans()]))
+    tuples = st.lists(st.integers(1, 9), max_size=3).map(tuple)
+    mixed = st.one_of(st.none(), names, st.integers(-9, 9), tuples, tuples.map(lambda t: (None, t)))
+    kind = draw(st.sampled_from([names, floats, st.integers(-9, 9), st.booleans(), tuples, mixed]))
     values = draw(st.lists(kind, min_size=1, max_size=4, unique=True))
     among = draw(st.lists(st.sampled_from(values), min_size=1, unique=True))
     return Choice(*values, among=among, static=draw(st.booleans()))
@@ -74,7 +78,7 @@ def choices(draw):
 
 one_range = st.one_of(ints(), reals(), choices())
 several = st.one_of(
-    st.lists(ints().map(lambda r: Int(r.low, r.high, log=r.log)), min_size=1, max_size=3),
+    st.lists(ints().map(lambda r: replace(r, width=False)), min_size=1, max_size=3),
     st.lists(reals(), min_size=1, max_size=3),
 )
 spaces = st.dictionaries(names, st.one_of(one_range, several.map(tuple), several), min_size=1, max_size=5)
@@ -106,7 +110,7 @@ def test_a_draw_depends_on_no_other_hyperparameter(space, seed, number):
     whole = space_.random_draw(space, seed, number)
     for name, r in space.items():
         assert space_.random_draw({name: r}, seed, number) == {name: whole[name]}
-        if isinstance(whole[name], tuple):  # nor on how many layers follow
+        if not isinstance(r, Choice) and isinstance(whole[name], tuple):  # nor on how many layers follow
             assert space_.random_draw({name: r[:1]}, seed, number) == {name: whole[name][:1]}
 
 
@@ -118,13 +122,13 @@ def test_spaces_are_accepted_and_come_back_from_json_as_their_draws_do_and_have_
     expected = {name: tuple(r) if isinstance(r, list) else r for name, r in space.items()}
     assert space_text.from_json(space, json.loads(text)) == expected
     draw = space_.random_draw(space, seed, 0)
-    flat = space_.flatten(draw)
+    flat = space_.flatten(draw, space)
     assert list(flat) == list(space_.columns(space))
     assert space_.unflatten(space, flat) == draw
     text = json.dumps(space_text.draw_to_json(draw), allow_nan=False)
     found = space_text.draw_from_json(space, json.loads(text))
     assert found == draw
-    assert list(map(type, space_.flatten(found).values())) == list(map(type, flat.values()))
+    assert list(map(type, space_.flatten(found, space).values())) == list(map(type, flat.values()))
 
 
 # Distributions.
@@ -221,6 +225,58 @@ def test_a_choice_among_names_is_its_index_in_the_declaration_and_one_among_numb
     np.testing.assert_array_equal(arrays["kinds"], np.int32([[2, 0]] * 3), strict=True)
 
 
+def test_steps_of_an_int_reach_the_values_that_optunas_reach():
+    for low, high, step in ((20, 60, 20), (1, 10, 4), (-7, 7, 5), (3, 4, 9)):
+        expected = optuna.distributions.IntDistribution(low, low + (high - low) // step * step, step=step)
+        r = Int(low, high, step=step)
+        assert r.high == expected.high
+        assert set(samples(r, 100).tolist()) == set(r.values)
+        assert list(r.values) == list(range(low, high + 1, step))
+    assert space_.num_programs({"a": Int(10, 50, step=20, static=True)}) == 3
+
+
+def test_widths_of_some_step_are_as_wide_as_the_widest_of_their_group():
+    space = {"units": Int(10, 50, step=10, width=True)}
+    found = [space_.widened(space, {"units": units}, [2])["units"] for units in space["units"].values]
+    assert found == [30, 30, 30, 50, 50]
+
+
+def test_scalars_of_numpy_become_pythons():
+    r = Choice(np.int64(1), np.float32(0.5), np.bool_(True), np.str_("b"), (np.int8(2), None), among=[np.int64(1)])
+    assert list(map(repr, r.values)) == ["1", "0.5", "True", "'b'", "(2, None)"]
+    assert list(map(type, [*r.values, *r.among])) == [int, float, bool, str, tuple, int]
+    whole, real = Int(np.int64(1), np.uint8(9), step=np.int32(2)), Float(np.float32(0.5), np.float64(1))
+    assert list(map(type, (whole.low, whole.high, whole.step, real.low, real.high))) == [int] * 3 + [float] * 2
+    space_.check({"whole": whole, "real": real})
+
+
+def test_a_choice_among_what_arrays_cannot_hold_is_its_index_and_whole_in_fixed():
+    space = {"layers": Choice((64,), (64, 32), static=True), "rate": Choice(None, 0.1), "sizes": Choice((1,), (2, 3))}
+    draws = [{"layers": (64, 32), "rate": rate, "sizes": sizes} for rate, sizes in ((0.1, (1,)), (None, (2, 3)))]
+    arrays = space_.as_arrays(space, draws)
+    np.testing.assert_array_equal(arrays["rate"], np.int32([1, 0]), strict=True)
+    np.testing.assert_array_equal(arrays["sizes"], np.int32([0, 1]), strict=True)
+    assert space_.fixed(space, draws[0], widest=True) == {"layers": (64, 32)}
+    assert [draw["layers"] for draw in space_.static_draws(space)] == [(64,), (64, 32)]
+    assert len({space_.key_of({"a": value}) for value in ((1,), (1.0,), (True,))}) == 3
+
+
+def test_texts_of_ranges_are_read_back():
+    for r in (
+        Int(20, 60, step=20, static=True),
+        Int(1, 9),
+        Float(0.5, 2.0),
+        Choice(None, (64,), (64, 32), True, "a b", static=True, among=[(64, 32), None, "a b"]),
+    ):
+        if not isinstance(r, Choice):
+            assert space_text.from_text(replace(r, low=r.low - 1, high=r.high + 40), str(r)) == r
+            continue
+        whole, texts = Choice(*r.values, static=True), list(map(str, r.among))
+        assert space_text.among(whole, texts) == space_text.from_text(whole, ",".join(texts)) == r
+        assert space_text.among(whole, ["(64,32)"]).among == ((64, 32),)
+    assert space_text.from_text(Int(0, 90, step=30), "10-30") == Int(10, 30, step=30) == Int(10, 10, step=30)
+
+
 def test_narrowing_keeps_what_is_declared():
     assert space_text.narrowed(Int(1, 9, log=True, width=True), 2, 3) == Int(2, 3, log=True, width=True)
     assert space_text.narrowed(Float(1, 9, log=True), 2, 3) == Float(2, 3, log=True)
@@ -290,7 +346,11 @@ def test_ranges_and_draws_are_told_in_a_few_words():
     assert space_text.in_words(draw) == "hidden_units 45 21, l2 0.0003123, optimizer adam"
 
 
-UP, KINDS = "a=: a range goes from a low number", "a= must be a choice among names, among numbers or among truth values"
+UP, KINDS = (
+    "a=: a range goes from a low number",
+    "a= must be a choice of names, numbers, truth values, None or tuples",
+)
+BOTH, STEP = "a= must be a choice among numbers or among truth values, got both", "a=: step= must be a whole number of"
 NAN, INFINITY = float("nan"), float("inf")
 BAD = [
     ([Int(1, 2)], "space= must be a dict of ranges by name, got list"),
@@ -316,9 +376,16 @@ BAD = [
     ({"a": Int(-(2**31), 0)}, "a=: whole numbers lie within"),
     ({"a": Choice()}, "a= needs at least one of , got none"),
     ({"a": Choice("b", "c", among=["d"])}, "a= needs at least one of b, c, got d"),
-    *[({"a": choice}, KINDS) for choice in (Choice("b", 1), Choice(True, 0), Choice(None), Choice(["b"]))],
+    *[({"a": choice}, KINDS) for choice in (Choice(["b"]), Choice(b"b"), Choice((1, ["b"])), Choice(np.float32))],
+    ({"a": Choice(True, 0)}, BOTH),
     ({"a": Choice(1, 1.0)}, "a= has a value twice: 1, 1.0"),
+    ({"a": Choice(None, (1,), (True,))}, "a= has a value twice: None, (1,), (True,)"),
+    ({"a": Choice(None, "None")}, "a= has two values with the same text: None, None"),
+    ({"a": Choice("(1, 2)", (1, 2))}, "a= has two values with the same text"),
     ({"a": Choice(1.0, NAN)}, "a=: numbers must be finite"),
+    ({"a": Choice(None, (1.0, NAN))}, "a=: numbers must be finite"),
+    *[({"a": Int(1, 9, step=step)}, STEP) for step in (0, -1, 1.5, True, None)],
+    ({"a": Int(1, 9, log=True, step=2)}, "a=: step= doesn't go with log=True"),
     ({"a": Choice(1, 2**31)}, "a=: numbers must be finite, whole ones within"),
 ]
 

@@ -99,9 +99,9 @@ def theirs(name: str, test: Mapping[str, float]) -> str:
 
 
 def hyperparameter(value: Any) -> Any:
-    """A hyperparameter's value; a dash if there is none."""
+    """A hyperparameter's value."""
     if value is None:
-        return "-"
+        return "None"
     return number(value, "{:.4g}") if isinstance(value, float) else value
 
 
@@ -109,7 +109,8 @@ def setting(value: Any) -> str:
     """A setting as a line: 10 - 50 for a range, names and values of a dict, the others as they are."""
     if isinstance(value, dict):
         if {"low", "high"} <= value.keys():
-            return f"{value['low']:g} - {value['high']:g}" + (", log scale" if value.get("log") else "")
+            step = f", step {value['step']}" if "step" in value else ""
+            return f"{value['low']:g} - {value['high']:g}" + (", log scale" if value.get("log") else step)
         return ", ".join(f"{words(str(name))} {setting(inner)}" for name, inner in value.items())
     if isinstance(value, list):
         return ", ".join(map(setting, value))

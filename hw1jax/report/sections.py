@@ -17,7 +17,7 @@ from hw1jax.report.trials import end_of_scale, scores_of
 from hw1jax.results import evaluation
 from hw1jax.results.results import Results
 from hw1jax.search import space as space_
-from hw1jax.search.space import Choice, Range
+from hw1jax.search.space import Choice, Int, Range
 
 NUM_MISTAKES = 12  # misclassified images that are shown
 MOST_CLASSES = 20  # whose pictures are shown
@@ -27,19 +27,21 @@ Gaps = Sequence[tuple[float, float]]  # intervals of the inputs without training
 
 def hyperparameters(results: Results) -> Markup:
     """A table of the ranges and the best values, beside those of the reference."""
-    reference, best = results.record["reference"], space_.flatten(results.best.params)
-    others = space_.flatten(reference["params"]) if reference else {}
+    reference, space = results.record["reference"], results.study.space
+    best = space_.flatten(results.best.params, space)
+    others = space_.flatten(reference["params"], space) if reference else {}
     rows = []
-    for name, r in space_.columns(results.study.space).items():
+    for name, r in space_.columns(space).items():
         scale = "" if isinstance(r, Choice) or not r.log else ", log scale"
-        values = [others.get(name), best[name]] if reference else [best[name]]
+        values = [others.get(name, "-"), best[name]] if reference else [best[name]]
         rows.append([words(name), _in_words(r) + scale, *map(html.hyperparameter, values)])
     theirs = [f"{reference['name']}'s best"] if reference else []
     return table(["hyperparameter", "range", *theirs, "best of this run"], rows)
 
 
 def _in_words(r: Range) -> str:
-    return str(r) if isinstance(r, Choice) else f"{r.low:g} - {r.high:g}"
+    step = f", step {r.step}" if isinstance(r, Int) and r.step != 1 else ""
+    return str(r) if isinstance(r, Choice) else f"{r.low:g} - {r.high:g}{step}"
 
 
 # The data

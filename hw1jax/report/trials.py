@@ -302,7 +302,7 @@ def _trials_table(results: Results) -> Markup:
         headings += [f"validation {shown}", "of each fold"]
     rows = []
     for i in np.argsort(trials["rank"], kind="stable"):
-        values = {name: trials.params[name][i].item() for name in trials.params}
+        values = {name: space_.plain(trials.params[name][i]) for name in trials.params}
         rank = "-" if np.isnan(trials["rank"][i]) else html.number(int(trials["rank"][i]), "{}")
         row: list[Any] = [rank, html.number(int(trials["number"][i]), "{}"), _state(results, i)]
         for value in space_.unflatten(study.space, values).values():

@@ -34,8 +34,9 @@ class Trials(dict[str, np.ndarray]):
     """All trials of a run, {column: [trial]}: `pandas.DataFrame(trials)`, `polars.DataFrame(trials)`.
 
     The columns are those of trials.csv, in its order: "number" and "epochs" (int), "state" (str), each hyperparameter
-    (int, float, bool or str), for the loss and each metric NAME "split0_val_NAME", .. (a fold each), "mean_val_NAME"
-    and "std_val_NAME" (float), "rank" and "diverged_epoch" (float, NaN if undefined).
+    (int, float, bool or str; Python objects for a choice of None, tuples or several kinds), for the loss and each
+    metric NAME "split0_val_NAME", .. (a fold each), "mean_val_NAME" and "std_val_NAME" (float), "rank" and
+    "diverged_epoch" (float, NaN if undefined).
 
     Attributes:
       rows: the rows of the file, as text.
@@ -101,7 +102,7 @@ def write_trials(
     rows = []
     for trial, rank, own in zip(trials, ranks(trials, study), np.all(finite, axis=1), strict=True):
         row = {"number": trial.number, "state": trial.state, "epochs": trial.epochs}
-        row |= {name: _cell(value) for name, value in space_.flatten(trial.draw).items()}
+        row |= {name: _cell(value) for name, value in space_.flatten(trial.draw, study.space).items()}
         for name, folds in trial.scores.items():
             row |= {f"split{i}_val_{name}": value for i, value in enumerate(folds)}
             row |= {f"mean_val_{name}": trial.mean(name), f"std_val_{name}": trial.std(name)}
@@ -115,6 +116,8 @@ def write_trials(
 
 def _cell(value: Any) -> Any:
     """A hyperparameter as a cell of trials.csv; with a quote before it, a spreadsheet takes a formula for text."""
+    if value is None or isinstance(value, tuple):
+        return str(value)
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r", "'")) else value
 
 
@@ -151,5 +154,10 @@ def read_trials(path: Path, study: Study) -> Trials:
 def _values(r: Range, texts: Sequence[str]) -> np.ndarray:
     if isinstance(r, Choice):
         by_text = {str(value): value for value in r.values}
-        return np.array([by_text[text] for text in texts])
+        values = [by_text[text] for text in texts]
+        if not r.is_named or all(isinstance(value, str) for value in r.values):
+            return np.array(values)
+        objects = np.empty(len(values), object)  # by itself, numpy would make an axis of tuples of equal lengths
+        objects[:] = values
+        return objects
     return np.array([int(text) for text in texts], np.int64) if isinstance(r, Int) else np.array(texts, float)

@@ -226,7 +226,7 @@ class Networks:
         hint = ""
         if isinstance(r, space.Choice) and r.is_named and not r.static:
             hint = (
-                f", the index of one of {', '.join(r.values)}, which never equals a name: choose by "
+                f", the index of one of {', '.join(map(str, r.values))}, which never equals a name: choose by "
                 f"jax.lax.switch({where}, ...) or hw1jax.chosen_l2, or declare Choice(..., static=True)"
             )
         raise ValueError(

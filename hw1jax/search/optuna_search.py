@@ -47,8 +47,8 @@ class PureRandomSampler(optuna.samplers.BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         match param_distribution:
-            case IntDistribution(low=low, high=high, log=log):
-                values: Range = Int(low, high, log)
+            case IntDistribution(low=low, high=high, log=log, step=step):
+                values: Range = Int(low, high, log, step=step)
             case FloatDistribution(low=low, high=high, log=log):
                 values = Float(low, high, log)
             case CategoricalDistribution(choices=choices):
@@ -208,10 +208,11 @@ def suggest(trial: Trial, study: Study) -> Draw:
 
     def choose(name: str, values: Range) -> Any:
         if isinstance(values, Int):
-            return trial.suggest_int(name, values.low, values.high, log=values.log)
+            return trial.suggest_int(name, values.low, values.high, log=values.log, step=values.step)
         if isinstance(values, Float):
             return trial.suggest_float(name, values.low, values.high, log=values.log)
-        return trial.suggest_categorical(name, values.among)
+        known = {_categorical(value): value for value in values.among}
+        return known[trial.suggest_categorical(name, list(known))]
 
     return space_.draw(study.space, choose)
 
@@ -306,7 +307,7 @@ def importances(space: Space, params: Mapping[str, Sequence[Any] | np.ndarray], 
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         opened = optuna.create_study()
         for i, score in enumerate(np.asarray(scores, np.float64).tolist()):
-            values = {name: _value(r, np.asarray(params[name])[i].item()) for name, r in ranges.items()}
+            values = {name: _value(r, space_.plain(params[name][i])) for name, r in ranges.items()}
             opened.add_trial(optuna.trial.create_trial(params=values, distributions=kinds, value=score))
         try:
             evaluator = optuna.importance.FanovaImportanceEvaluator(seed=FOREST_SEED)
@@ -320,7 +321,14 @@ def importances(space: Space, params: Mapping[str, Sequence[Any] | np.ndarray], 
 def _distribution(r: Range) -> BaseDistribution:
     if isinstance(r, Choice):
         return CategoricalDistribution([str(value) for value in r.values])
-    return IntDistribution(r.low, r.high, r.log) if isinstance(r, Int) else FloatDistribution(r.low, r.high, r.log)
+    if isinstance(r, Int):
+        return IntDistribution(r.low, r.high, r.log, r.step)
+    return FloatDistribution(r.low, r.high, r.log)
+
+
+def _categorical(value: Any) -> Any:
+    """A choice's value as Optuna's storages hold it: a tuple as text."""
+    return str(value) if isinstance(value, tuple) else value
 
 
 def _value(r: Range, value: Any) -> Any:

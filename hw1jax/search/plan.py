@@ -279,10 +279,11 @@ def _groups(networks: Networks, num_trials: int) -> tuple[int, ...] | None:
     """Numbers of groups of each width that minimize the time to compile and train; None: exact widths are faster."""
     space, widest = networks.study.space, networks.widest.draw
     ranges, num_programs = space_.width_columns(space), space_.num_programs(space)
-    sizes = [r.high - r.low + 1 for r in ranges.values()]
+    sizes = [len(r.values) for r in ranges.values()]
     flops = networks.flops_of_an_epoch(widest)
     seconds = flops / FLOPS_PER_SECOND * rungs.work_of_search(num_trials, networks.search)  # if all are the widest
-    narrow = [space_.unflatten(space, space_.flatten(widest) | {column: r.low}) for column, r in ranges.items()]
+    flat = space_.flatten(widest, space)
+    narrow = [space_.unflatten(space, flat | {column: r.low}) for column, r in ranges.items()]
     saved = [1 - networks.flops_of_an_epoch(draw) / flops for draw in narrow]  # by the lowest value of each width
 
     def total(groups: Sequence[int]) -> float:

@@ -24,12 +24,13 @@ class Int:
     """Integers from low to high, both included.
 
     Attributes:
-      low, high: the bounds.
+      low, high: the bounds; `high` is lowered to the last value that steps from `low` reach.
       log: drawn on a logarithmic scale.
       static: shapes the program (for example a depth): passed to `task` in `fixed`; each value is a program of its own.
       width: width of a layer that may be padded. `fixed` has the width to allocate, at least that of any trial in the
         program; `h` has each trial's own (see `hw1jax.models`). A network whose `apply` ignores `h`'s is never padded:
         each trial then has its own program.
+      step: the values are low, low + step, .., high; not with `log`.
     """
 
     low: int
@@ -37,9 +38,22 @@ class Int:
     log: bool = False
     static: bool = False
     width: bool = False
+    step: int = 1
+
+    def __post_init__(self):
+        for name in ("low", "high", "step"):
+            object.__setattr__(self, name, plain(getattr(self, name)))
+        numbers = (self.low, self.high, self.step)
+        if all(isinstance(n, int) for n in numbers) and self.step > 1 and self.low <= self.high:
+            object.__setattr__(self, "high", self.low + (self.high - self.low) // self.step * self.step)
 
     def __str__(self) -> str:
-        return f"{self.low}-{self.high}"
+        return f"{self.low}-{self.high}" + (f":{self.step}" if self.step != 1 else "")
+
+    @property
+    def values(self) -> range:
+        """All values."""
+        return range(self.low, self.high + 1, self.step)
 
 
 @dataclass(frozen=True)
@@ -50,15 +64,20 @@ class Float:
     high: float
     log: bool = False
 
+    def __post_init__(self):
+        for name in ("low", "high"):
+            object.__setattr__(self, name, plain(getattr(self, name)))
+
     def __str__(self) -> str:
         return f"{self.low:g}-{self.high:g}"
 
 
 @dataclass(frozen=True, init=False)
 class Choice:
-    """One of several names, numbers or booleans.
+    """One of several values: names, numbers, booleans, None, tuples of these.
 
-    In `h`, a number stands for itself and a name for its index in `values`, even if only `among` is searched.
+    In `h`, a choice among numbers, or among booleans, is the value itself; any other is the value's index in `values`,
+    even if only `among` is searched.
 
     Attributes:
       values: all values.
@@ -71,17 +90,24 @@ class Choice:
     among: tuple[Any, ...]
 
     def __init__(self, *values: Any, static: bool = False, among: Sequence[Any] | None = None):
-        object.__setattr__(self, "values", values)
+        object.__setattr__(self, "values", plain(values))
         object.__setattr__(self, "static", static)
-        object.__setattr__(self, "among", values if among is None else tuple(among))
+        object.__setattr__(self, "among", plain(values if among is None else tuple(among)))
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.among))
 
     @property
     def is_named(self) -> bool:
-        """True if a value is a string, which arrays can't hold."""
-        return any(isinstance(value, str) for value in self.values)
+        """True if a value is one that arrays can't hold: a string, None or a tuple."""
+        return not all(isinstance(value, int | float) for value in self.values)
+
+
+def plain(value: Any) -> Any:
+    """A scalar of NumPy as a Python value, also within tuples."""
+    if isinstance(value, tuple):
+        return tuple(map(plain, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 Range = Int | Float | Choice
@@ -99,11 +125,14 @@ def columns(space: Space) -> dict[str, Range]:
     return flatten({name: tuple(r) if isinstance(r, Sequence) else r for name, r in space.items()})
 
 
-def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
-    """{"hidden_units": (45, 21), "l2": .1} -> {"hidden_units_1": 45, "hidden_units_2": 21, "l2": .1}."""
+def flatten(values: Mapping[str, Any], space: Space | None = None) -> dict[str, Any]:
+    """{"hidden_units": (45, 21), "l2": .1} -> {"hidden_units_1": 45, "hidden_units_2": 21, "l2": .1}.
+
+    With `space`, a tuple that is one value of a `Choice` stays whole.
+    """
     flat = {}
     for name, value in values.items():
-        several = isinstance(value, tuple | list)
+        several = isinstance(value, tuple | list) and not (space and isinstance(space.get(name), Choice))
         flat |= {f"{name}_{i + 1}": one for i, one in enumerate(value)} if several else {name: value}
     return flat
 
@@ -135,7 +164,7 @@ def sample(values: Range, seed: int, number: int, name: str) -> Any:
     if values.log:
         drawn = math.floor(math.exp(rng.uniform(math.log(values.low), math.log(values.high + 1))))
         return int(np.clip(drawn, values.low, values.high))
-    return int(rng.integers(values.low, values.high, endpoint=True))
+    return values.low + values.step * int(rng.integers(0, len(values.values) - 1, endpoint=True))
 
 
 def random_draw(space: Space, seed: int, number: int) -> Draw:
@@ -230,7 +259,7 @@ def static_draws(space: Space) -> list[Draw]:
 
 def _static_values(r: Range) -> Sequence[Any]:
     assert not isinstance(r, Float)  # a Float is never static
-    return r.among if isinstance(r, Choice) else range(r.low, r.high + 1)
+    return r.among if isinstance(r, Choice) else r.values
 
 
 def width_columns(space: Space) -> dict[str, Int]:
@@ -240,9 +269,9 @@ def width_columns(space: Space) -> dict[str, Int]:
 
 def widened(space: Space, draw: Mapping[str, Any], num_groups: Sequence[int]) -> Draw:
     """The draw with each width raised to the highest of its group; `num_groups` as in `width_columns`."""
-    flat = flatten(draw)
+    flat = flatten(draw, space)
     for (column, r), n in zip(width_columns(space).items(), num_groups, strict=True):
-        flat[column] = r.low + int(_tops_of_groups(r.high - r.low + 1, n)[flat[column] - r.low])
+        flat[column] = r.values[_tops_of_groups(len(r.values), n)[r.values.index(flat[column])]]
     return unflatten(space, flat)
 
 
@@ -259,7 +288,8 @@ def _tops_of_groups(num_values: int, num_groups: int) -> np.ndarray:
 
 def key_of(fixed: Mapping[str, Any]) -> Hashable:
     """A hashable key: trials whose `fixed` have equal keys share a program."""
-    return tuple(sorted((name, type(value).__name__, value) for name, value in fixed.items()))
+    # The text tells equal values of other types apart: 1, 1.0, True and (1,), (1.0,).
+    return tuple(sorted((name, repr(value), value) for name, value in fixed.items()))
 
 
 def widest(space: Space) -> Draw:
@@ -307,18 +337,12 @@ def check(space: Space) -> None:
 
 def _check(name: str, r: Range) -> None:
     if isinstance(r, Choice):
-        if not r.among or not set(map(repr, r.among)) <= set(map(repr, r.values)):
-            raise ValueError(f"{name}= needs at least one of {', '.join(map(str, r.values))}, got {str(r) or 'none'}")
-        kinds = {str if isinstance(v, str) else bool if isinstance(v, bool) else float for v in r.values}
-        if len(kinds) > 1 or not all(isinstance(v, str | bool | int | float) for v in r.values):
-            raise ValueError(f"{name}= must be a choice among names, among numbers or among truth values, got {r}")
-        if len(set(r.values)) != len(r.values):
-            raise ValueError(f"{name}= has a value twice: {r}")
-        if not r.is_named and not all(abs(v) <= LARGEST_INT if isinstance(v, int) else isfinite(v) for v in r.values):
-            raise ValueError(f"{name}=: numbers must be finite, whole ones within +-{LARGEST_INT}, got {r}")
+        _check_choice(name, r)
         return
     if not isinstance(r, Int | Float):
         raise TypeError(f"{name}= must be an Int, a Float, a Choice or a tuple of them, got {type(r).__name__}")
+    if isinstance(r, Int) and (not isinstance(r.step, int) or isinstance(r.step, bool) or r.step < 1):
+        raise ValueError(f"{name}=: step= must be a whole number of at least 1, got {r.step!r}")
     numbers = (int,) if isinstance(r, Int) else (int, float)
     if not all(isinstance(v, numbers) and not isinstance(v, bool) for v in (r.low, r.high)):
         kind = "whole numbers" if isinstance(r, Int) else "numbers"
@@ -329,9 +353,32 @@ def _check(name: str, r: Range) -> None:
     if not (fits and r.low <= r.high < np.inf):
         least = " of at least 1" if is_count else " above 0" if is_positive else ""
         raise ValueError(f"{name}=: a range goes from a low number{least} up, got {r}")
+    if isinstance(r, Int) and r.log and r.step != 1:
+        raise ValueError(f"{name}=: step= doesn't go with log=True")
     if isinstance(r, Int) and r.width and r.static:
         raise ValueError(f"{name}= is static and a width: a static one has a program for each value, and is not padded")
     if isinstance(r, Int) and r.width and r.high > LARGEST_WIDTH:
         raise ValueError(f"{name}=: a layer has at most {LARGEST_WIDTH} units, got {r}")
     if isinstance(r, Int) and max(abs(r.low), abs(r.high)) > LARGEST_INT:
         raise ValueError(f"{name}=: whole numbers lie within +-{LARGEST_INT}, got {r}")
+
+
+def _check_choice(name: str, r: Choice) -> None:
+    if not r.among or not set(map(repr, r.among)) <= set(map(repr, r.values)):
+        raise ValueError(f"{name}= needs at least one of {', '.join(map(str, r.values))}, got {str(r) or 'none'}")
+    leaves = [leaf for value in r.values for leaf in _leaves(value)]
+    if not all(leaf is None or isinstance(leaf, str | bool | int | float) for leaf in leaves):
+        raise ValueError(f"{name}= must be a choice of names, numbers, truth values, None or tuples of these, got {r}")
+    if len(set(r.values)) != len(r.values):
+        raise ValueError(f"{name}= has a value twice: {r}")
+    numbers = [leaf for leaf in leaves if isinstance(leaf, int | float)]
+    if not all(abs(v) <= LARGEST_INT if isinstance(v, int) else isfinite(v) for v in numbers):
+        raise ValueError(f"{name}=: numbers must be finite, whole ones within +-{LARGEST_INT}, got {r}")
+    if not r.is_named and len({isinstance(v, bool) for v in r.values}) > 1:
+        raise ValueError(f"{name}= must be a choice among numbers or among truth values, got both: {r}")
+    if len(set(map(str, r.values))) != len(r.values):
+        raise ValueError(f"{name}= has two values with the same text: {r}")
+
+
+def _leaves(value: Any) -> list[Any]:
+    return [leaf for part in value for leaf in _leaves(part)] if isinstance(value, tuple) else [value]

@@ -12,31 +12,36 @@ from hw1jax.search.space import LARGEST_INT, Choice, Draw, Float, Int, Range, Sp
 NUMBER = r"-?[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?"
 
 
-def narrowed(declared: Range, low: Any = None, high: Any = None, among: Sequence[Any] | None = None) -> Range:
+def narrowed(
+    declared: Range, low: Any = None, high: Any = None, among: Sequence[Any] | None = None, step: int | None = None
+) -> Range:
     """The same hyperparameter with another range."""
     if isinstance(declared, Choice):
         return Choice(*declared.values, static=declared.static, among=among)
-    return replace(declared, low=low, high=high)
+    return replace(declared, low=low, high=high, **({} if step is None else {"step": step}))
 
 
 def from_text(declared: Range, text: str) -> Range:
-    """Parses LOW-HIGH, or VALUE,VALUE for a choice; raises a ValueError for other text."""
+    """Parses LOW-HIGH or LOW-HIGH:STEP, or VALUE,VALUE for a choice; raises a ValueError for other text."""
     if isinstance(declared, Choice):
-        return among(declared, text.split(","))
-    match = re.fullmatch(f"({NUMBER})-({NUMBER})", text)
+        return among(declared, re.split(r",(?![^(]*\))", text))  # not at a comma in parentheses
+    step = "(?::([0-9]+))?" if isinstance(declared, Int) else "()"
+    match = re.fullmatch(f"({NUMBER})-({NUMBER}){step}", text)
     try:
-        low, high = map(int if isinstance(declared, Int) else float, match.groups() if match else ())
+        low, high = map(int if isinstance(declared, Int) else float, match.groups()[:2] if match else ())
     except ValueError:
         raise ValueError(f"expected LOW-HIGH, got {text!r}") from None
-    return narrowed(declared, low, high)
+    return narrowed(declared, low, high, step=int(match[3]) if match and match[3] else None)
 
 
 def among(declared: Choice, texts: Sequence[str]) -> Range:
     """The choice among these values; raises a ValueError if one is unknown."""
     values = {str(value): value for value in declared.values}
-    if wrong := [text for text in texts if text not in values]:
+    without_spaces = {text.replace(" ", ""): value for text, value in values.items() if isinstance(value, tuple)}
+    known = without_spaces | values
+    if wrong := [text for text in texts if text not in known]:
         raise ValueError(f"expected values of {', '.join(values)}, got {wrong[0]!r}")
-    return narrowed(declared, among=[values[text] for text in texts])
+    return narrowed(declared, among=[known[text] for text in texts])
 
 
 def to_json(space: Space) -> dict[str, Any]:
@@ -48,7 +53,8 @@ def to_json(space: Space) -> dict[str, Any]:
 def _range_to_json(r: Range) -> dict[str, Any]:
     if isinstance(r, Choice):
         return {"among": list(r.among)}
-    return {"low": r.low, "high": r.high} | ({"log": True} if r.log else {})
+    step = {"step": r.step} if isinstance(r, Int) and r.step != 1 else {}
+    return {"low": r.low, "high": r.high} | ({"log": True} if r.log else {}) | step
 
 
 def from_json(declared: Space, values: Any) -> dict[str, Any]:
@@ -69,10 +75,10 @@ def _convert(space: Space, values: Any, function: Callable[[str, Range, Any], An
         raise ValueError(f"hyperparameters {found}, expected {sorted(space)}")
     converted = {}
     for name, ranges in space.items():
-        several = isinstance(ranges, Sequence)
-        if several != isinstance(values[name], list | tuple):
+        several, is_list = isinstance(ranges, Sequence), isinstance(values[name], list | tuple)
+        if several != is_list and not isinstance(ranges, Choice):  # its values may be tuples
             raise ValueError(f"{name} is {'no list' if several else 'a list'}")
-        if several:
+        if isinstance(ranges, Sequence):
             converted[name] = tuple(function(name, r, value) for r, value in each_layer(ranges, values[name]))
         else:
             converted[name] = function(name, ranges, values[name])
@@ -83,12 +89,23 @@ def _range_from_json(name: str, declared: Range, value: Any) -> Range:
     parts = ("among",) if isinstance(declared, Choice) else ("low", "high")
     if not isinstance(value, Mapping) or not set(parts) <= set(value):
         raise ValueError(f"{name} has no {' and '.join(parts)}")
-    return narrowed(declared, **{part: value[part] for part in parts})
+    if isinstance(declared, Choice):
+        return narrowed(declared, among=_tuples(value["among"]))
+    step = value.get("step", 1) if isinstance(declared, Int) else None
+    return narrowed(declared, value["low"], value["high"], step=step)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def _lists(value: Any) -> Any:
+    return list(map(_lists, value)) if isinstance(value, tuple) else value
 
 
 def draw_to_json(draw: Mapping[str, Any]) -> dict[str, Any]:
     """Converts a draw for JSON and MessagePack."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in draw.items()}
+    return {name: _lists(value) for name, value in draw.items()}
 
 
 def in_words(draw: Mapping[str, Any]) -> str:
@@ -111,7 +128,8 @@ def draw_from_json(space: Space, values: Any) -> Draw:
 
 def _plain(name: str, r: Range, value: Any) -> Any:
     if isinstance(r, Choice):
-        fits = any(type(value) is type(v) and value == v for v in r.values)
+        value = _tuples(value)
+        fits = repr(value) in set(map(repr, r.values))
     elif isinstance(r, Int):
         fits = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_INT
     else:
