@@ -150,7 +150,7 @@ def run_form(file: str, form: str, repeats: int, seconds: float) -> dict[str, An
 
 def search_ours(file: str, settings: dict[str, Any], seed: int, num_trials: int, started: float) -> dict[str, Any]:
     """As `peers.run_peer`, for the search of hw1jax."""
-    from hw1jax import cli, run_study  # the other forms don't need Optuna
+    from hw1jax import run_study  # the other forms don't need Optuna
 
     points = []
 
@@ -160,7 +160,7 @@ def search_ours(file: str, settings: dict[str, Any], seed: int, num_trials: int,
                 means = scores.mean(axis=1)  # not finite if not trained yet, or diverged
                 points.append((time.time() - started, float(np.min(means, initial=math.inf, where=np.isfinite(means)))))
 
-    cli.use_all_cores()
+    environment.use_all_cores()
     work = load_work(file)
     num_folds, num_epochs, _, batch_size = work.train_order.shape
     data = Dataset(work.x, work.y, work.x[:10], work.y[:10])  # the test set is not used

@@ -67,7 +67,7 @@ def reproduce(folder: Path, configs: Sequence[RunConfig], shown: cli.Flags, stop
 def main() -> None:
     def work() -> int:
         folder, configs, shown = parse(sys.argv[1:])  # reports mistakes before an hour of work, not after
-        cli.use_all_cores(configs[0].program.num_devices)
+        environment.use_all_cores(configs[0].program.num_devices)
         if configs[0].program.reproducible:
             environment.make_reproducible()
         return reproduce(folder, configs, shown, cli.stop_on_signals())

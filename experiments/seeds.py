@@ -15,7 +15,7 @@ from homework import HALVING, HALVING_TRIALS
 from reproduce import BEYOND, STUDIES
 
 import hw1jax as hw
-from hw1jax import cli, environment, run, storage
+from hw1jax import environment, run, storage
 from hw1jax.results import trained_model
 from hw1jax.search import study
 from hw1jax.search.observer import Observer
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small runs with seed 0 only")
     options = parser.parse_args()
     folder = options.out or Path("runs", *(["quick"] if options.quick else []), "seeds")
-    cli.use_all_cores()
+    environment.use_all_cores()
     path = folder / "seeds.json"
     everything: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     everything["environment"] = environment.describe()

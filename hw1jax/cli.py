@@ -16,7 +16,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, NoReturn, TypedDict, cast
 
-import jax
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
@@ -64,7 +63,7 @@ def main(study: Study, description: str | None = None, **settings: Study) -> NoR
         for each in (study, *settings.values()):
             study_.check_study(each)
         config, flags = parse(study, description, sys.argv[1:], settings)
-        use_all_cores(config.program.num_devices)
+        environment.use_all_cores(config.program.num_devices)
         if config.program.reproducible:
             environment.make_reproducible()
         return run_and_report(config, flags, STARTED, stop_on_signals())
@@ -201,23 +200,7 @@ def _texts(ranges: Any) -> list[str]:
     return [",".join(_texts(r)) for r in ranges]
 
 
-# Devices, signals and exit codes
-
-
-def use_all_cores(most: int | None = None) -> None:
-    """Configures JAX before its first use: one CPU device a core, at least `most`, and a compilation cache.
-
-    XLA makes better use of one device a core than of all cores for one device.
-    """
-    if "JAX_NUM_CPU_DEVICES" not in os.environ:
-        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-        jax.config.update("jax_num_cpu_devices", max(cores or 1, most or 1))
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = os.environ.get("XDG_CACHE_HOME", "")  # its specification ignores relative paths
-        with contextlib.suppress(RuntimeError):  # no cache for a user without a home
-            cache = Path(cache if os.path.isabs(cache) else "~/.cache").expanduser()
-            jax.config.update("jax_compilation_cache_dir", str(cache / "hw1jax" / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+# Signals and exit codes
 
 
 def stop_on_signals() -> threading.Event:

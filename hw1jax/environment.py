@@ -1,5 +1,6 @@
 """The environment of a result: versions, device, commit, and the time of each step."""
 
+import contextlib
 import os
 import platform
 import shlex
@@ -89,6 +90,26 @@ def _commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return commit.stdout.strip() + (" with changes" if changes.stdout.strip() else "")
+
+
+def use_all_cores(most: int | None = None) -> None:
+    """Configures JAX before its first use: one CPU device a core, at least `most`, and a compilation cache.
+
+    XLA makes better use of one device a core than of all cores for one device. What the user has configured stays, and
+    the devices stay if JAX has been used.
+    """
+    config: Any = jax.config  # its stubs lack the attributes
+    if config.jax_num_cpu_devices < 0 and "JAX_NUM_CPU_DEVICES" not in os.environ:
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+        with contextlib.suppress(RuntimeError):  # JAX has been used
+            jax.config.update("jax_num_cpu_devices", max(cores or 1, most or 1))
+    if config.jax_compilation_cache_dir is None:
+        cache = os.environ.get("XDG_CACHE_HOME", "")  # its specification ignores relative paths
+        with contextlib.suppress(RuntimeError):  # no cache for a user without a home
+            cache = Path(cache if os.path.isabs(cache) else "~/.cache").expanduser()
+            jax.config.update("jax_compilation_cache_dir", str(cache / "hw1jax" / "compiled"))
+    if config.jax_persistent_cache_min_compile_time_secs == 1:  # JAX's default
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def check_devices() -> None:

@@ -28,8 +28,8 @@ SECONDS_BETWEEN_UPDATES = 0.2  # of a notebook's cell: each is a message to a br
 
 
 def default_observer() -> Observer:
-    """The observer of a run that is given none: a notebook shows how the run goes, anything else shows nothing."""
-    return Progress() if _in_notebook() else Observer()
+    """The observer of a run that is given none: a terminal and a notebook show how it goes, a log or a file don't."""
+    return Progress() if _in_notebook() or sys.stderr.isatty() else Observer()
 
 
 def _in_notebook() -> bool:

@@ -49,11 +49,13 @@ def run_study(
 ) -> Results:
     """Searches a study, refits its best trial and tests it once; resumes the run in `out` if there is one.
 
+    If JAX hasn't been used yet, it uses all cores, and keeps compiled programs in a cache (`use_all_cores`).
+
     Args:
       study_: the study.
       quick: use the study's settings for a small run.
       inputs: paths of the study's optional data files, by name.
-      observer: receives the progress; default: a progress display in a notebook, nothing elsewhere.
+      observer: receives the progress; default: a progress display on a terminal and in a notebook, nothing elsewhere.
       executor: any `concurrent.futures.Executor`, such as Dask's `client.get_executor(pure=False)`, whose workers
         train; `workers=` splits the jobs for as many. Default: this process's devices.
       **settings: num_trials, and the fields of `study.SearchConfig`, `study.ProgramConfig` and `study.Output`; default:
@@ -68,6 +70,7 @@ def run_study(
       Exception: from a function of the study, with a note on its arguments.
     """
     config = study.run_config(study_, inputs=inputs, quick=quick, **settings)
+    environment.use_all_cores(config.program.num_devices)
     run(config, observer or default_observer(), command="hw1jax.run_study", started=time.time(), executor=executor)
     return results.load_results(config.folder, config.study)
 
@@ -120,6 +123,40 @@ def run(
             plan, stop = _plan_of(identity, executor), stop or threading.Event()
             begun = _Run(config, networks, identity, plan, observer, Clock(), executor, stop)
             return _execute(begun, opened, command, started)
+
+
+class Searched(NamedTuple):
+    """A search in memory."""
+
+    trials: list[TrialScore]
+    best: TrialScore
+    model: Model
+    networks: Networks
+
+
+def search(config: RunConfig, observer: Observer) -> Searched:
+    """Searches and refits as `run`, in memory: it writes no file, and evaluates no test set.
+
+    Raises:
+      ValueError, TypeError: an invalid study or data; or all trials diverged.
+    """
+    environment.check_devices()
+    with jax.default_matmul_precision(config.search.precision):
+        networks, asked = load(config), config.study
+        networks.check()
+        plan, num_epochs = make_plan(networks, config.num_trials, config.program), config.search.num_epochs
+        trainer = Brackets(Memory(), networks, plan, observer, threading.Event(), num_trials=config.num_trials)
+        opened = optuna_search.open_storage(None, asked, sampler=config.search.sampler, seed=config.search.seed)
+        observer.start(asked, config.num_trials, len(networks.folds), num_epochs, trainer.work)
+        numbers = [bracket.numbers for bracket in plan.of(config.num_trials)]
+        brackets = optuna_search.search(opened, asked, trainer.train, brackets=numbers, num_epochs=num_epochs)
+        trials = [trial for bracket in brackets for trial in bracket]
+        best = trials_.best(trials, asked)
+        if best is None:
+            raise ValueError("every trial diverged; search smaller learning rates")
+        params, state, _ = trainer.refit(best.number, best.draw)
+        model = Model(asked, best.draw, params, state, trainer.fold_models(best.number, best.draw))
+        return Searched(trials, best, model, networks)
 
 
 def load(config: RunConfig) -> Networks:

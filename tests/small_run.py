@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
 import regression
 import studies
 
-from hw1jax import cli, run
+from hw1jax import cli, environment, run
 from hw1jax.search import jobs, optuna_search
 from hw1jax.search.observer import Observer
 from hw1jax.search.space import Int
@@ -87,7 +87,7 @@ def main():
         resource.setrlimit(resource.RLIMIT_FSIZE, (options.largest_file, resource.RLIM_INFINITY))
     jobs.SECONDS = 0
     settings = options.settings | ONE_DEVICE
-    cli.use_all_cores()
+    environment.use_all_cores()
     stop = cli.stop_on_signals()
 
     def work():

@@ -8,6 +8,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import fashion_cnn
 import fashion_mlp
@@ -61,7 +62,7 @@ def elsewhere(tmp_path, monkeypatch):
 @pytest.fixture
 def call(elsewhere, monkeypatch, capsys):
     """Runs a study's main, or that of reproduce, in this process -> (exit code, standard output, standard error)."""
-    monkeypatch.setattr(cli, "use_all_cores", lambda *_: None)  # the tests have devices of their own
+    monkeypatch.setattr(environment, "use_all_cores", lambda *_: None)  # the tests have devices of their own
     monkeypatch.setattr(cli, "stop_on_signals", threading.Event)  # and their own way to end
 
     def call(asked, *args):
@@ -197,12 +198,16 @@ def test_the_recorded_command_repeats_the_run(monkeypatch, elsewhere):
 @pytest.mark.parametrize("cache", ["relative", None])
 def test_all_cores_are_used_and_compiled_programs_go_to_the_users_cache_or_nowhere(monkeypatch, cache):
     kept = {}
-    monkeypatch.setattr(cli.jax.config, "update", kept.__setitem__)
-    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_NUM_CPU_DEVICES"):
-        monkeypatch.delenv(name, raising=False)
+    defaults = {
+        "jax_num_cpu_devices": -1,
+        "jax_compilation_cache_dir": None,
+        "jax_persistent_cache_min_compile_time_secs": 1.0,
+    }
+    monkeypatch.setattr(environment.jax, "config", SimpleNamespace(update=kept.__setitem__, **defaults))
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", cache) if cache else monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", "/somewhere")
-    cli.use_all_cores()
+    environment.use_all_cores()
     assert kept["jax_compilation_cache_dir"] == "/somewhere/.cache/hw1jax/compiled"
     assert kept["jax_num_cpu_devices"] == len(os.sched_getaffinity(0))
     kept.clear()
@@ -211,9 +216,14 @@ def test_all_cores_are_used_and_compiled_programs_go_to_the_users_cache_or_nowhe
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "expanduser", homeless)
-    cli.use_all_cores(1000)
+    environment.use_all_cores(1000)
     assert kept["jax_num_cpu_devices"] == 1000, "more than there are, to try out a plan for another machine"
     assert "jax_compilation_cache_dir" not in kept
+    kept.clear()
+    own = {"jax_num_cpu_devices": 1, "jax_compilation_cache_dir": "/own", "jax_persistent_cache_min_compile_time_secs": 5}
+    monkeypatch.setattr(environment.jax, "config", SimpleNamespace(update=kept.__setitem__, **own))
+    environment.use_all_cores()
+    assert kept == {}, "what a script has configured stays"
 
 
 # Flags of any study.

@@ -13,7 +13,7 @@ import regression
 import reproduce
 
 import hw1jax as hw
-from hw1jax import cli
+from hw1jax import environment
 from hw1jax.search import networks, space, space_text, study
 
 HOMEWORK = pytest.mark.parametrize("asked", reproduce.STUDIES.values(), ids=reproduce.STUDIES)
@@ -90,7 +90,7 @@ def test_one_more_hyperparameter_is_a_flag_and_in_all_that_a_run_leaves(tmp_path
     path = tmp_path / "with_momentum.py"
     path.write_text(source)
     module = runpy.run_path(str(path))
-    monkeypatch.setattr(cli, "use_all_cores", lambda *_: None)  # the tests have devices of their own
+    monkeypatch.setattr(environment, "use_all_cores", lambda *_: None)  # the tests have devices of their own
     monkeypatch.setattr(cli, "stop_on_signals", threading.Event)
     out, other = tmp_path / "out", module["STUDY"]
     sizes = "--num-trials 3 --num-epochs 2 --num-folds 2 --num-devices 1 --hidden-units 2-5 2-5 --momentum 0.6-0.9"

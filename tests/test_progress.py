@@ -299,3 +299,5 @@ def test_a_kernels_runs_are_shown_and_others_are_not(monkeypatch, kernel, kind):
     assert type(default_observer()) is kind
     monkeypatch.delitem(progress.sys.modules, "IPython")
     assert type(default_observer()) is Observer
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True)
+    assert type(default_observer()) is Progress, "a script on a terminal"

@@ -101,8 +101,8 @@ class Journal(JournalFileBackend):
             file.write(lines.encode())
 
 
-def open_storage(journal: Path, study: Study, *, sampler: str, seed: int) -> optuna.Study:
-    """Opens the Optuna study in the journal file, or creates it (`optuna-dashboard` reads it too).
+def open_storage(journal: Path | None, study: Study, *, sampler: str, seed: int) -> optuna.Study:
+    """Opens the Optuna study in the journal file, or creates it (`optuna-dashboard` reads it too); None: in memory.
 
     Raises:
       ValueError: the file is damaged, is no journal, or holds another study.
@@ -114,7 +114,7 @@ def open_storage(journal: Path, study: Study, *, sampler: str, seed: int) -> opt
         if sampler == "tpe":
             chosen = BracketSampler(lambda seed: optuna.samplers.TPESampler(seed=seed), seed)
         return optuna.create_study(
-            storage=_open_journal(journal, study.name),
+            storage=None if journal is None else _open_journal(journal, study.name),
             study_name=study.name,
             sampler=chosen,
             direction="maximize" if study.maximize else "minimize",
