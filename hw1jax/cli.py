@@ -75,7 +75,7 @@ def run_and_report(config: RunConfig, flags: Flags, started: float, stop: thread
     """Carries out a run, then writes its figures and page -> the content of `results.json`.
 
     Raises:
-      ValueError: there is no test loss, since the refit diverged; everything else has been written.
+      ValueError: the refit diverged, or its test loss isn't finite; everything else has been written.
     """
     observer = Progress(quiet=flags.quiet, verbose=flags.verbose)
     try:
@@ -91,7 +91,7 @@ def run_and_report(config: RunConfig, flags: Flags, started: float, stop: thread
     except Exception as error:  # a full disk, or whatever a user's section raises: the search has ended well
         reason = formatting.plain(" ".join(f"{type(error).__name__}: {error}".split()))
         print(f"the report could not be written ({reason}); the results are in {config.folder}", file=sys.stderr)
-    if results["test"]["loss"] is None:
+    if results["refit"]["failure"]:
         raise ValueError(f"{config.study.shown}: {results['refit']['failure']}")
     return results
 

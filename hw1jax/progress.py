@@ -194,14 +194,17 @@ def print_summary(all_results: Sequence[dict[str, Any]], folder: Path) -> None:
 
     `all_results` are the studies' records, what their `results.json` hold.
     """
-    numbers = [name for r in all_results for name, value in r["test"].items() if isinstance(value, int | float)]
-    tested = list(dict.fromkeys(["loss", *numbers]))
+    on_test_sets = [test for r in all_results for test in (r["test"], r["ensemble"]) if test]
+    numbers = [name for test in on_test_sets for name, value in test.items() if isinstance(value, int | float)]
+    tested = list(dict.fromkeys(["loss", *numbers])) if on_test_sets else []
     validated = list(dict.fromkeys(["loss", *(r["config"]["score"] for r in all_results)]))
     references = {r["reference"]["name"] for r in all_results if r["reference"]}
     whose = "the reference" if len(references) > 1 else "".join(references)
     title = f"Results, {whose}'s in brackets" if whose else "Results"
     table = Table(title=Text(formatting.plain(title), "italic"), title_justify="left")
-    headings = [f"validation {name}" for name in validated] + ["test loss", *tested[1:], "trials", "time"]
+    headings = (
+        [f"validation {name}" for name in validated] + ["test loss"][: len(tested)] + [*tested[1:], "trials", "time"]
+    )
     for heading in ("study", *headings):
         table.add_column(Text(heading.replace("_", " ")), justify="left" if heading == "study" else "right")
     for r in all_results:
@@ -229,9 +232,10 @@ def _with_spread(best: dict[str, Any], name: str) -> str:
 
 
 def _compared(record: dict[str, Any], name: str) -> str:
-    """A loss or metric on the test set, a reference's in brackets."""
-    value, theirs = record["test"].get(name), (record["reference"] or {}).get("test", {}).get(name)
-    shown = _shown(value, name)
+    """A loss or metric on the test set, a reference's in brackets; a dash without a test."""
+    test = record["test"] or {}
+    value, theirs = test.get(name), (record["reference"] or {}).get("test", {}).get(name)
+    shown = _shown(value, name) if test else "-"
     if theirs is None or (value is None and name != "loss"):
         return shown
     return f"{shown} ({theirs:{'.0%' if name == 'accuracy' else '.2f'}})"

@@ -1,4 +1,4 @@
-"""The run of a study: search, refit of the best trial, one evaluation on the test set, results on disk."""
+"""The run of a study: search, refit of the best trial, one evaluation on a test set, results on disk."""
 
 import hashlib
 import json
@@ -50,6 +50,7 @@ def run_study(
     """Searches a study, refits its best trial and tests it once; resumes the run in `out` if there is one.
 
     If JAX hasn't been used yet, it uses all cores, and keeps compiled programs in a cache (`use_all_cores`).
+    `refit=False` omits the refit; a later call without it adds the refit alone. A study without a test set has no test.
 
     Args:
       study_: the study.
@@ -90,7 +91,7 @@ def run(
     `command` is recorded; `started` is `time.time()` at the start of the process.
 
     Returns:
-      The content of `results.json`; the test loss is None if the refit diverged.
+      The content of `results.json`.
 
     Raises:
       ValueError, TypeError: an invalid study or data, or another run uses the folder (nothing has been written then);
@@ -206,15 +207,8 @@ def _execute(run: _Run, opened: Any, command: str, started: float) -> dict[str, 
         trials_.write_trials(path, run.config.study, trials, history.train_loss, history.val)
         who = "every trial" + (" of the last rung" if any(trial.state == "pruned" for trial in trials) else "")
         raise ValueError(f"{who} diverged, see {path}; search smaller learning rates")
-    with run.clock.measure("refit_seconds"):
-        params, state, refit_train_loss = trainer.refit(best.number, best.draw)
-        model = Model(run.config.study, best.draw, params, state, trainer.fold_models(best.number, best.draw))
-        _check_fold_models(model, best, run.networks)
-    run.observer.stage("testing")
-    with run.clock.measure("test_seconds"):
-        test_outputs = model.predict(run.networks.data.x_test)
-    arrays = {"refit_number": np.array(best.number), "refit_train_loss": refit_train_loss}
-    arrays |= _outputs(model, run.networks.data, test_outputs)
+    model, arrays = _trained(run, trainer, best)
+    arrays |= _outputs(run, model)
     written = {
         "format": storage.FORMAT,
         "study": run.config.study.name,
@@ -230,8 +224,9 @@ def _execute(run: _Run, opened: Any, command: str, started: float) -> dict[str, 
         **_scores(run, model, best, arrays, history.train_loss[best.number, :, -1]),
         "timing": run.clock.seconds() | {"total_seconds": time.time() - started},
     }
-    study_, x_test = run.config.study, run.networks.data.x_test
-    run_folder.write(run.folder, study_, written, trials, history.train_loss, history.val, arrays, model, x_test)
+    study_, data = run.config.study, run.networks.data
+    some = data.x_test if data.has_test_set else data.x_train
+    run_folder.write(run.folder, study_, written, trials, history.train_loss, history.val, arrays, model, some)
     run.observer.finish(written, run.folder)
     return written
 
@@ -256,10 +251,28 @@ def _search(run: _Run, opened: Any, trainer: Brackets) -> list[TrialScore]:
     return trials
 
 
-def _outputs(model: Model, data: Dataset, test_outputs: Any) -> dict[str, Any]:
-    """The networks' outputs for histories.npz."""
-    arrays = {"test_outputs": test_outputs}
-    if len(curve_x := _curve_inputs(data, test_outputs)):
+def _trained(run: _Run, trainer: Brackets, best: TrialScore) -> tuple[Model, dict[str, Any]]:
+    """The best trial's model, and arrays of its refit for histories.npz."""
+    params, state, arrays = None, None, {}
+    with run.clock.measure("refit_seconds"):
+        if run.config.output.refit:
+            params, state, train_loss = trainer.refit(best.number, best.draw)
+            arrays = {"refit_number": np.array(best.number), "refit_train_loss": train_loss}
+        model = Model(run.config.study, best.draw, params, state, trainer.fold_models(best.number, best.draw))
+        _check_fold_models(model, best, run.networks)
+    return model, arrays
+
+
+def _outputs(run: _Run, model: Model) -> dict[str, Any]:
+    """The networks' outputs on the test set, if there is one, for histories.npz."""
+    data, arrays = run.networks.data, {}
+    if not data.has_test_set:
+        return arrays
+    run.observer.stage("testing")
+    with run.clock.measure("test_seconds"):
+        if model.has_refit:
+            arrays["test_outputs"] = model.predict(data.x_test)
+    if model.has_refit and len(curve_x := _curve_inputs(data, arrays["test_outputs"])):
         arrays |= {"curve_x": curve_x, "curve_outputs": model.predict(curve_x[:, None])[:, 0]}
         arrays["curve_fold_outputs"] = np.stack(model.fold_outputs(curve_x[:, None]))[:, :, 0]
     if model.is_finite and model.has_ensemble:
@@ -271,17 +284,19 @@ def _scores(
     run: _Run, model: Model, best: TrialScore, arrays: Mapping[str, Any], train_loss: np.ndarray
 ) -> dict[str, Any]:
     """The scores in results.json; `train_loss` [fold] is the best trial's last."""
-    y_test, refit_loss = run.networks.data.y_test, float(arrays["refit_train_loss"][-1])
-    test, ensemble, warning = trained_model.score(model, arrays["test_outputs"], y_test), None, None
+    y_test, test, ensemble, warning = run.networks.data.y_test, None, None, None
+    if "test_outputs" in arrays:
+        test = trained_model.score(model, arrays["test_outputs"], y_test)
     if "ensemble_outputs" in arrays:
         ensemble = trained_model.score(model, arrays["ensemble_outputs"], y_test)
-    if model.is_finite:
+    refit_loss = float(arrays["refit_train_loss"][-1]) if model.has_refit else np.nan
+    if model.has_refit and model.is_finite:
         warning = evaluation.refit_warning(refit_loss, train_loss)
-        warning = warning or evaluation.test_warning(test["loss"], best.scores["loss"])
+        warning = warning or evaluation.test_warning(test["loss"] if test else None, best.scores["loss"])
     return {
         "best": run_folder.summary(best),
         "refit": {
-            "state": "complete" if model.is_finite else "diverged",
+            "state": "skipped" if not model.has_refit else "complete" if model.is_finite else "diverged",
             "failure": _failure(model, test),
             "train_loss": run_folder.finite(refit_loss),
             "folds_train_loss": run_folder.finite(train_loss.mean()),
@@ -334,11 +349,12 @@ def _check_fold_models(model: Model, best: TrialScore, networks: Networks) -> No
             )
 
 
-def _failure(model: Model, test: dict[str, Any]) -> str | None:
-    """The reason why there is no test loss; None if there is one."""
+def _failure(model: Model, test: dict[str, Any] | None) -> str | None:
+    """The reason why there is no refitted model or its test loss isn't finite; None if nothing failed."""
     if not model.is_finite:
         return "the refit of the best trial diverged; search smaller learning rates"
-    return None if test["loss"] is not None else "the test loss is not finite: outputs or labels are too large"
+    finite = test is None or test["loss"] is not None
+    return None if finite else "the test loss is not finite: outputs or labels are too large"
 
 
 def _rungs(

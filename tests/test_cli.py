@@ -135,12 +135,13 @@ def test_every_flag_reaches_its_setting():
     line = (
         "--num-trials 3 --num-folds 4 --num-epochs 5 --batch-size 6 --seed 7 --sampler tpe --halving 2 --first-rung 3 "
         "--brackets --averaging 0.9 --precision bfloat16 --widths exact --members-per-program 8 --num-devices 9 "
-        "--workers 3 --reproducible --out some/where --overwrite --quick "
+        "--workers 3 --reproducible --out some/where --no-refit --overwrite --quick "
         "--hidden-units 10-50 20-60 3-3 --channels 4-10 10-15 2-3 --learning-rate 1e-3-1e-1 --l2 0.5-2 "
         "--optimizers sgd adam --data-dir data "
     )
     only_here = "--quiet --verbose --executor"
-    given = {flag.removeprefix("--") for flag in (line + only_here).split() if flag.startswith("--")}
+    flags = [flag.removeprefix("--") for flag in (line + only_here).split() if flag.startswith("--")]
+    given = {flag.removeprefix("no-") for flag in flags}
     assert given == set(cli.flag_names(FASHION_CNN).values())
     config = parse(FASHION_CNN, line)
     assert config.study.space == {
@@ -154,7 +155,7 @@ def test_every_flag_reaches_its_setting():
         3,
         SearchConfig(5, 6, 4, 7, "tpe", halving=2, first_rung=3, brackets=True, averaging=0.9, precision="bfloat16"),
         ProgramConfig("exact", members_per_program=8, workers=3, num_devices=9, reproducible=True),
-        Output(Path("some/where"), overwrite=True, quick=True),
+        Output(Path("some/where"), refit=False, overwrite=True, quick=True),
         {"data_dir": Path("data")},
     )
     assert cli.parse(REGRESSION, None, ["--quiet"])[1] == cli.Flags(quiet=True)

@@ -130,6 +130,7 @@ BAD_SETTINGS = [
     ({"num_devices": 0}, "num_devices= must be at least 1, got 0"),
     ({"members_per_program": 0}, "members_per_program= must be at least 1, got 0"),
     ({"members_per_program": 2}, "members_per_program= must be at least a trial's 3 folds"),
+    ({"refit": "accuracy"}, "refit= must be True or False, got 'accuracy'; maximize= of the study names a metric"),
     ({"num_trials": True}, "num_trials= must be a whole number, got True"),
     ({"num_epochs": None}, "num_epochs= must be a whole number, got None"),
     ({"batch_size": "20"}, "batch_size= must be a whole number, got '20'"),
@@ -181,6 +182,7 @@ BAD_STUDIES = [
     ({"data": DATA._replace(x_test=X * np.nan)}, "x_test= must be finite, got 10 of 10 values that are NaN or"),
     ({"data": DATA._replace(x_train={"a": X * np.nan})}, "x_train['a']= must be finite, got 10 of 10"),
     ({"data": DATA._replace(y_train=Y[:4])}, "x_train and y_train must have the same leading sample axis"),
+    ({"data": DATA._replace(y_test=None)}, "x_test= and y_test= go together: give both, or neither"),
     ({"data": DATA._replace(y_test=Y[:4])}, "x_test and y_test must have the same leading sample axis"),
     ({"data": Dataset(X[:0], Y[:0], X, Y)}, "x_train and y_train must have the same leading sample axis, at"),
     (

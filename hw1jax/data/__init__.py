@@ -8,21 +8,27 @@ import numpy as np
 
 
 class Dataset(NamedTuple):
-    """Training and test examples: arrays, or trees (dicts, tuples) of arrays, whose leading axis counts examples.
+    """Training examples, and test examples if there are any, as arrays or trees (dicts, tuples) of arrays.
+
+    The leading axis of each array counts examples.
 
     Attributes:
       x_train, y_train: training examples, split into folds.
-      x_test, y_test: test examples, evaluated once, by the refitted best trial.
+      x_test, y_test: test examples, evaluated once, by the refitted best trial; both None: no test set.
       weights: float [training example], at least 0: weights of the loss in training and validation; None: all equal.
       groups: [training example], for splitters that keep groups together.
     """
 
     x_train: Any
     y_train: Any
-    x_test: Any
-    y_test: Any
+    x_test: Any = None
+    y_test: Any = None
     weights: Any = None
     groups: Any = None
+
+    @property
+    def has_test_set(self) -> bool:
+        return self.x_test is not None
 
 
 def sha256(data: Dataset) -> str:

@@ -50,7 +50,7 @@ def sections(runs: Sequence[Run]) -> list[tuple[str, list[Item]]]:
 def headlines(
     runs: Sequence[tuple[str, dict[str, Any]]], *, with_title: bool = False, others: Sequence[tuple[str, str]] = ()
 ) -> Markup:
-    """The numbers that count, a row a run: in validation, and on the test set those of refit, reference and ensemble.
+    """The numbers that count, a row a run: in validation, and on a test set those of refit, reference and ensemble.
 
     Args:
       runs: of each its name, and what results.json holds.
@@ -65,13 +65,17 @@ def headlines(
         if name.startswith("mean_val_"):
             metric = name.removeprefix("mean_val_")
             columns[f"validation {words(metric)}"] = partial(_validated, name=metric)
-    for name in _names(record["test"] for record in every):
-        if name == "confusion" or all(record["test"].get(name) is None for record in every):
+    for name in _names(record[part] or {} for record in every for part in ("test", "ensemble")):
+        has_test, has_ensemble = (
+            any((record[part] or {}).get(name) is not None for record in every) for part in ("test", "ensemble")
+        )
+        if name == "confusion" or not (has_test or has_ensemble):
             continue
-        columns[f"test {words(name)}"] = partial(_tested, part="test", name=name)
+        if has_test:
+            columns[f"test {words(name)}"] = partial(_tested, part="test", name=name)
         if any(record["reference"] for record in every):
             columns[f"{whose}'s test {words(name)}"] = partial(_theirs, name=name)
-        if any(record["ensemble"] for record in every):
+        if has_ensemble:
             columns[f"ensemble's {words(name)}"] = partial(_tested, part="ensemble", name=name)
     columns["trials"] = lambda record: _counts(record["trials"])
     columns["time"] = lambda record: html.duration(record["timing"]["total_seconds"])

@@ -1,4 +1,4 @@
-"""Sections about the parameters and activations of the refitted best model; empty if its training diverged."""
+"""Sections about the parameters and activations of the refitted best model; empty without one."""
 
 import re
 from collections.abc import Sequence
@@ -20,22 +20,27 @@ LAYER = re.compile(r"conv\d+|dense\d+|output")  # of the networks in `hw1jax.mod
 
 def weights(results: Results) -> list[Item]:
     """Histograms of the weights of each layer; for a network that is not from `hw1jax.models`, of each array."""
-    if results.model is None:
+    model = _refitted(results)
+    if model is None:
         return []
-    if layers_of := weights_and_biases(results.model):
+    if layers_of := weights_and_biases(model):
         panels: list[Panel] = [
             _weight_histogram(in_words(name), values[1:], biases=values[0]) for name, values in layers_of.items()
         ]
         names = ", ".join(map(in_words, layers_of))
         caption = "Weights of each layer of the refitted best model; ticks below the axis are its biases."
         return _histograms(panels, names, caption)
-    arrays = {name: values for name, values in parameters(results.model).items() if values.size}
+    arrays = {name: values for name, values in parameters(model).items() if values.size}
     shown = list(arrays.items())[:MOST_ARRAYS]
     histogram = partial(plots.histogram, label="value")
     panels = [partial(histogram, values=v, title=f"{name}, {' x '.join(map(str, v.shape))}") for name, v in shown]
     which = f"the first {len(shown)} of {len(arrays)} arrays" if len(shown) < len(arrays) else "each array"
     caption = f"The parameters in {which} of the refitted best model."
     return _histograms(panels, ", ".join(name for name, _ in shown), caption)
+
+
+def _refitted(results: Results) -> Model | None:
+    return results.model if results.model and results.model.has_refit else None
 
 
 def _weight_histogram(layer: str, values: np.ndarray, biases: np.ndarray) -> Panel:
@@ -72,7 +77,7 @@ def weights_and_biases(model: Model) -> dict[str, np.ndarray]:
 
 def profiles(results: Results, inputs: Sequence[float]) -> list[Item]:
     """The activation of every hidden unit of a scalar regression for these inputs, from the study's `activations`."""
-    model, activations = results.model, results.study.activations
+    model, activations = _refitted(results), results.study.activations
     if model is None or activations is None:
         return []
     x = np.array(inputs, results.data.x_train.dtype)[:, None]
@@ -92,7 +97,8 @@ def profiles(results: Results, inputs: Sequence[float]) -> list[Item]:
 
 def receptive_fields(results: Results) -> list[Item]:
     """The kernels of each convolution of a `hw1jax.models.CNN`."""
-    found = {} if results.model is None else kernels(results.model, results.data.x_train)
+    model = _refitted(results)
+    found = {} if model is None else kernels(model, results.data.x_train)
     return [_receptive_fields(name, values) for name, values in found.items()]
 
 
@@ -118,14 +124,18 @@ def _receptive_fields(name: str, kernels: np.ndarray) -> Figure:
 
 
 def feature_maps(results: Results, example: int = 0) -> list[Item]:
-    """The outputs of each convolution for a test image, before pooling; from the study's `activations`."""
-    model, activations, (_, _, x, y, *_) = results.model, results.study.activations, results.data
+    """The outputs of each convolution for a test image, before pooling; from the study's `activations`.
+
+    A training image without a test set.
+    """
+    model, activations, data = _refitted(results), results.study.activations, results.data
     if model is None or activations is None:
         return []
+    x, y, kind = (data.x_test, data.y_test, "test") if data.has_test_set else (data.x_train, data.y_train, "training")
     found = activations(model.fixed)(model.params, x[example : example + 1], model.hyperparameters)
     maps = {name: np.asarray(v)[0] for name, v in found.items() if v.ndim == 4 and not name.startswith("pool")}
-    name = results.study.classes[y[example]] if results.study.classes else f"test image {example}"
-    shown = image(x, example, f"test image {example}:\n{name}") if has_images(results) else plots.nothing
+    name = results.study.classes[y[example]] if results.study.classes else f"{kind} image {example}"
+    shown = image(x, example, f"{kind} image {example}:\n{name}") if has_images(results) else plots.nothing
     panels: list[Panel] = []
     for layer, values in maps.items():
         title = f"{in_words(layer)}: {len(values)} channels of {' x '.join(map(str, values.shape[1:]))}"
@@ -133,7 +143,7 @@ def feature_maps(results: Results, example: int = 0) -> list[Item]:
         panels += [plots.nothing if panels else shown, tiles]
     heights = [0.4 + 0.95 * -(-len(values) // 5) for values in maps.values()]
     draw = grid(panels, 2, height=sum(heights), width_ratios=[1, 4.5], height_ratios=heights)
-    alt = f"Activations of every channel of the convolutions for a test image, {name}"
+    alt = f"Activations of every channel of the convolutions for a {kind} image, {name}"
     return [Figure("feature_maps", alt, f"{alt}: after ReLU and before pooling.", draw)]
 
 

@@ -162,6 +162,8 @@ def _sections(results: Results) -> list[Section]:
         makers |= {name: own for name, own in results.study.sections.items() if name not in last}
         makers |= {name: results.study.sections.get(name, default) for name, default in last.items()}
         found: list[Section] = []
+        if not (results.test or results.ensemble):
+            del makers["Test set"]
         for heading, functions in makers.items():
             empty = heading == "Test set" or (heading == "Inside the network" and results.model is None)
             found.append((heading, missing if missing and empty else _items(functions, results)))
@@ -206,15 +208,19 @@ def _cards(results: Results) -> Markup:
         return f"{escape(whose)}: {theirs(name, reference['test'])}"
 
     folds = results.trials.folds["loss"][results.row]
-    notes = [escape(results.study.loss_name), beside("loss")]
-    cards = [("test loss", number(test["loss"]), "; ".join(filter(None, notes)))]
-    names = ["accuracy"] * (test["accuracy"] is not None) + [n for n in results.study.metrics if n != "accuracy"]
-    cards += [(f"test {words(name)}", score(name, test[name]), beside(name)) for name in names]
+    notes, cards, names = [escape(results.study.loss_name), beside("loss")], [], []
+    if tested := test or results.ensemble:
+        has_accuracy = tested["accuracy"] is not None
+        names = ["accuracy"] * has_accuracy + [n for n in results.study.metrics if n != "accuracy"]
+    if test:
+        cards = [("test loss", number(test["loss"]), "; ".join(filter(None, notes)))]
+        cards += [(f"test {words(name)}", score(name, test[name]), beside(name)) for name in names]
     if results.ensemble:
         of = f"ensemble of the {results.num_folds} fold models"
-        ensemble = results.ensemble["loss"]
-        refit_fails = None not in (ensemble, test["loss"]) and ensemble < test["loss"]
-        refit_fails = refit_fails and evaluation.is_far_above(test["loss"], folds)
+        ensemble, loss = results.ensemble["loss"], test["loss"] if test else None
+        refit_fails = (
+            loss is not None and ensemble is not None and ensemble < loss and evaluation.is_far_above(loss, folds)
+        )
         of += ", better than the refit by more than its folds differ" if refit_fails else ""
         own = [(f"ensemble&rsquo;s test {words(n)}", score(n, results.ensemble[n]), of) for n in ("loss", *names)]
         cards = [*own, *cards] if refit_fails else [*cards, *own]
@@ -242,15 +248,18 @@ def _smaller(results: Results) -> str:
     return f"Not {study.reference.name}'s amount of work: {', '.join(other)}." if other and study.reference else ""
 
 
-def _introduction(references: Sequence[Reference]) -> Markup:
-    """A sentence on what a run is, and on who the references are."""
-    text = (
-        "A hyperparameter search with cross-validation; the best trial, trained again on all training data, has then "
-        "looked at the test set once."
-    )
+def _introduction(references: Sequence[Reference], results: Results | None = None) -> Markup:
+    """A sentence on what a run is, of several studies or of one, and on who the references are."""
+    text, then = "A hyperparameter search with cross-validation", "has then looked at the test set once"
+    if results is None or results.test:
+        text += f"; the best trial, trained again on all training data, {then}"
+    elif results.ensemble:
+        text += f"; the ensemble of the best trial's fold models {then}"
+    elif results.record["refit"]["state"] != "skipped":
+        text += "; then the best trial was trained again on all training data"
     about = {r.name: r.about for r in references if r.about}
     who = "".join(f" &ldquo;{escape(name[:1].upper() + name[1:])}&rdquo; is {escape(a)}." for name, a in about.items())
-    return Markup(f"<p>{text}{who}</p>")
+    return Markup(f"<p>{text}.{who}</p>")
 
 
 def _notes(references: Sequence[Reference]) -> Markup:
@@ -274,11 +283,12 @@ def _study_html(results: Results, content: Sequence[Section], pngs: dict[str, by
     links = "".join(f'<li><a href="#{anchor}">{escape(heading)}</a></li>' for heading, anchor in anchors.items())
     parts.append(f'<h{level} id="{name}">{escape(results.record["title"])}</h{level}>')
     if level == 1:
-        parts.append(_introduction(references))
+        parts.append(_introduction(references, results))
     if smaller := _smaller(results):
         parts.append(f'<p class="notice">{escape(smaller)}</p>')
     if results.failure:
-        parts.append(f'<p class="notice"><strong>No test loss:</strong> {escape(results.failure)}.</p>')
+        what = "No test loss" if results.test else "No model"
+        parts.append(f'<p class="notice"><strong>{what}:</strong> {escape(results.failure)}.</p>')
     if results.warning:
         notice = f"<strong>The model is not what its folds are:</strong> {escape(results.warning)}."
         parts.append(f'<p class="notice">{notice}</p>')

@@ -33,9 +33,15 @@ MOST_POINTS = 10_000  # of a cloud: more are ink alone, and placing a legend amo
 
 
 def regression_data(
-    ax: Axes, x_train: Array, y_train: Array, x_test: Array, y_test: Array, *, gaps: Sequence[tuple[float, float]] = ()
+    ax: Axes,
+    x_train: Array,
+    y_train: Array,
+    x_test: Array | None = None,
+    y_test: Array | None = None,
+    *,
+    gaps: Sequence[tuple[float, float]] = (),
 ) -> Axes:
-    """Training and test points ([example] each) in one plane, the gaps of the training inputs shaded."""
+    """Training points and test points, if any ([example] each), in one plane, the gaps of the inputs shaded."""
     shade_gaps(ax, gaps)
     ax.plot(
         _thinned(x_train),
@@ -46,9 +52,9 @@ def regression_data(
         markeredgewidth=0,
         label="training points",
     )
-    ax.plot(
-        _thinned(x_test), _thinned(y_test), "x", color=TEST, markersize=3.5, markeredgewidth=0.8, label="test points"
-    )
+    if x_test is not None and y_test is not None:
+        at, values = _thinned(x_test), _thinned(y_test)
+        ax.plot(at, values, "x", color=TEST, markersize=3.5, markeredgewidth=0.8, label="test points")
     ax.set(title="Data of the regression", xlabel="input x", ylabel="label y")
     ax.legend()
     return ax
@@ -127,7 +133,8 @@ def learning_profile(
       folds: of "training", "validation", or both, by name: [fold, epoch].
       title: of the panel.
       label: of the y axis.
-      refit: [epoch], the training loss of the refit; with it the y axis is that of a loss, perhaps logarithmic.
+      refit: [epoch], the training loss of the refit. With it, or with training losses of folds, the y axis is that
+        of a loss, perhaps logarithmic.
     """
     for name, values in folds.items():
         epochs, color = np.arange(1, values.shape[1] + 1), TRAINING if name == "training" else VALIDATION
@@ -136,10 +143,13 @@ def learning_profile(
         ax.plot(epochs, values.mean(axis=0), color=color, linewidth=1.8, label=mean, **dots(epochs))
         epoch_axis(ax, epochs)
     ax.set(title=title, xlabel="epoch", ylabel=label)
+    drawn = list(folds.values())
     if refit is not None:
         epochs = np.arange(1, len(refit) + 1)
         ax.plot(epochs, refit, color=REFIT, linestyle="--", label="refit on all training data", **dots(epochs))
-        log_axis(ax, np.concatenate([np.ravel(values) for values in (*folds.values(), refit)]))
+        drawn.append(refit)
+    if refit is not None or "training" in folds:
+        log_axis(ax, np.concatenate([np.ravel(values) for values in drawn]))
     ax.legend()
     return ax
 

@@ -53,7 +53,7 @@ def data(results: Results) -> list[Item]:
         return [_classes(results)]
     if results.has_curve:
         return [points(results)]
-    parts = {"training": results.data[:2], "test": results.data[2:4]}
+    parts = {"training": results.data[:2]} | ({"test": results.data[2:4]} if results.data.has_test_set else {})
     rows = [[name, f"{len(jax.tree.leaves(x)[0]):,}", _arrays(x), _arrays(y)] for name, (x, y) in parts.items()]
     return [table(["part", "examples", "an example's x", "its y"], rows)]
 
@@ -66,7 +66,7 @@ def _arrays(tree: Any) -> str:
 
 def has_images(results: Results) -> bool:
     """True if the inputs are images: uint8, grey or in colours."""
-    x = results.data.x_test
+    x = results.data.x_test if results.data.has_test_set else results.data.x_train
     return isinstance(x, np.ndarray) and x.dtype == np.uint8 and (x.ndim == 3 or x.shape[3:] in ((1,), (3,)))
 
 
@@ -94,15 +94,16 @@ def points(results: Results, gaps: Gaps = ()) -> Figure:
     """The points of a scalar regression. `gaps`: intervals of the usual data's inputs without training points."""
     gaps = _gaps(results, gaps)
     x_train, _, x_test, *_ = results.data
-    caption = f"{len(x_train)} training points and {len(x_test)} test points."
+    caption = f"{len(x_train)} training points" + ("." if x_test is None else f" and {len(x_test)} test points.")
     if gaps:
         caption += " The shaded intervals hold no training input: there the fit has to guess."
-    alt = "Training and test points of the regression in one plane"
+    alt = f"Training {'points' if x_test is None else 'and test points'} of the regression in one plane"
     return Figure("data", alt, caption, grid([_draw_points(results, gaps)], 1, height=3.2))
 
 
 def _draw_points(results: Results, gaps: Gaps) -> Panel:
-    flat = {name: getattr(results.data, name)[:, 0] for name in ("x_train", "y_train", "x_test", "y_test")}
+    names = ("x_train", "y_train", "x_test", "y_test")[: 4 if results.data.has_test_set else 2]
+    flat = {name: getattr(results.data, name)[:, 0] for name in names}
     return partial(plots.regression_data, gaps=gaps, **flat)
 
 
@@ -123,6 +124,7 @@ def inside_gaps(x: np.ndarray, gaps: Gaps) -> np.ndarray:
 def learning(results: Results) -> list[Item]:
     """Losses and metrics by epoch, of the best trial and of all."""
     profile, every = learning_panels(results)
+    refit = ", and its refit on all training data" if "refit_train_loss" in results.histories else ""
     num_trials, limit = len(results.trials.rows), end_of_scale(results, "loss")[1]
     last = float(results.histories["val_loss"][results.row].mean(axis=0)[-1])
     ends = " A ring ends the line of a pruned one." if results.trials.pruned.any() else ""
@@ -131,8 +133,8 @@ def learning(results: Results) -> list[Item]:
         Figure(
             "learning_profile",
             f"Loss by epoch of the best trial, training and validation; validation ends at {last:.4g}",
-            f"The best trial (number {results.best.number}): each fold thin, their mean bold, and its refit "
-            "on all training data. Training losses are means over an epoch while the network changes.",
+            f"The best trial (number {results.best.number}): each fold thin, their mean bold{refit}. "
+            "Training losses are means over an epoch while the network changes.",
             grid([profile], 1, height=3.2),
         ),
         Figure(
@@ -149,7 +151,7 @@ def learning_panels(results: Results) -> list[Panel]:
     """Losses by epoch, of the best trial and of all."""
     folds = {part: results.histories[f"{key}_loss"][results.row] for part, key in PARTS.items()}
     title, label = "Learning profile of the best trial", results.study.loss_name
-    refit = results.histories["refit_train_loss"]
+    refit = results.histories.get("refit_train_loss")
     profile = partial(plots.learning_profile, folds=folds, refit=refit, title=title, label=label)
     return [profile, _curves(results, "loss", "Validation loss of all trials, mean over the folds", label)]
 
@@ -178,7 +180,7 @@ def _metric_by_epoch(results: Results, name: str) -> Figure:
 
 
 def test_set(results: Results) -> list[Item]:
-    """The refitted best model and the ensemble of its fold models on the test set."""
+    """The refitted best model and the ensemble of its fold models on the test set, or the one of them that there is."""
     if results.has_classes:
         return [scores(results), *_classification(results), _classes_table(results)]
     return fit(results) if results.has_curve else [scores(results)]
@@ -187,11 +189,10 @@ def test_set(results: Results) -> list[Item]:
 def scores(results: Results) -> Markup:
     """Loss and metrics on the test set, of the refit, of the ensemble and of the reference."""
     reference, names = results.record["reference"], {"loss": results.study.loss_name}
-    names |= {"accuracy": "accuracy"} if results.test["accuracy"] is not None else {}
+    both = {"refit": results.test, _ensemble(results): results.ensemble}
+    tested = {name: test for name, test in both.items() if test}
+    names |= {"accuracy": "accuracy"} if any(test["accuracy"] is not None for test in tested.values()) else {}
     names |= {name: words(name) for name in results.study.metrics}
-    tested = {"refit": results.test}
-    if results.ensemble:
-        tested[_ensemble(results)] = results.ensemble
     rows = [[shown, *(html.score(name, test[name]) for test in tested.values())] for name, shown in names.items()]
     if reference:
         rows = [[*row, html.theirs(name, reference["test"])] for row, name in zip(rows, names, strict=True)]
@@ -215,7 +216,12 @@ def errors_by_part(results: Results, gaps: Gaps, outputs: str = "test_outputs") 
 
 
 def fit(results: Results, gaps: Gaps = ()) -> list[Item]:
-    """The curve that a scalar regression has learned, and its errors; `gaps` as of `points`."""
+    """The curve that a scalar regression has learned, and its errors; `gaps` as of `points`.
+
+    The scores alone without a refit.
+    """
+    if not results.has_curve:
+        return [scores(results)]
     gaps = _gaps(results, gaps)
     h, loss_name = results.histories, results.study.loss_name
     folds = h["curve_fold_outputs"]  # [fold, point]

@@ -40,7 +40,7 @@ class Results(NamedTuple):
     record: dict[str, Any]  # results.json
     trials: Trials
     histories: dict[str, np.ndarray]  # histories.npz
-    model: Model | None  # None if the refit diverged
+    model: Model | None  # None if the refit diverged; with refit=False it has the fold models alone
     data: Dataset
 
     @property
@@ -56,18 +56,18 @@ class Results(NamedTuple):
         return networks.own(self.study, self.best.params).task
 
     @property
-    def test(self) -> dict[str, Any]:
-        """ "loss" and metrics, by name, of the refitted best trial on the test set."""
+    def test(self) -> dict[str, Any] | None:
+        """ "loss" and metrics, by name, of the refitted best trial on the test set; None without either of them."""
         return self.record["test"]
 
     @property
     def ensemble(self) -> dict[str, Any] | None:
-        """As `test`, of the ensemble of the best trial's fold networks; None without them."""
+        """As `test`, of the ensemble of the best trial's fold networks."""
         return self.record["ensemble"]
 
     @property
     def failure(self) -> str | None:
-        """The reason why there is no test loss; None if there is one."""
+        """The reason why there is no refitted model or its test loss isn't finite; None if nothing failed."""
         return self.record["refit"]["failure"]
 
     @property
@@ -110,9 +110,13 @@ class Results(NamedTuple):
             f"Results({self.study.name}: {', '.join(counts)}, {len(self.trials.rows) - pruned - complete} failed",
             f"best: trial {best.number}, {space_text.in_words(best.params)}",
             f"validation {name}: {best.mean:.4g} ± {best.std:.4g} over {self.num_folds} folds",
-            f"test: {_in_words(self.test) or self.failure}",
-            *([f"ensemble of the folds: {_in_words(self.ensemble)}"] if self.ensemble else []),
         ]
+        if self.test:
+            lines.append(f"test: {_in_words(self.test) or self.failure}")
+        elif self.failure:
+            lines.append(self.failure)
+        if self.ensemble:
+            lines.append(f"ensemble of the folds: {_in_words(self.ensemble)}")
         shown = [textwrap.shorten(line, 98, placeholder=" ..") for line in lines]
         shown += textwrap.wrap(f"warning: {self.warning}", 98) if self.warning else []
         return "\n  ".join([*shown, f"folder: {self.folder})"])
@@ -137,10 +141,10 @@ class Results(NamedTuple):
         (bfloat16 becomes float32), without padding.
 
         Raises:
-          ValueError: there is no model, since the refit diverged.
+          ValueError: there is no refitted model.
         """
-        if self.model is None:
-            raise ValueError(f"no parameters to export: {self.failure}")
+        if self.model is None or not self.model.has_refit:
+            raise ValueError(f"no parameters to export: {self.failure or 'there is no refit (refit=False)'}")
         storage.write_arrays(Path(path), self.model.named_parameters())
         return Path(path)
 
@@ -171,7 +175,8 @@ def _read(folder: Path, study: Study) -> Results:
         trials = read_trials(folder / "trials.csv", study)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder} was run with another study {study.name} than it is now ({error})") from None
-    model = None if record["refit"]["state"] == "diverged" else load_model(folder / "model.msgpack", study)
+    path = folder / "model.msgpack"
+    model = load_model(path, study) if record["refit"]["state"] != "diverged" and path.exists() else None
     inputs = record["inputs"]
     named = {name: Path(inputs[name]) for name in study.inputs if inputs.get(name)}
     data = study_.load_data(study, {name: named.get(name) for name in study.inputs})

@@ -1,7 +1,7 @@
 """The files of a run's folder: written here alone, and compared with their digests before they are read.
 
 trials.csv      a row a trial
-histories.npz   losses and metrics by epoch, NaN after a trial's last; outputs on the test set
+histories.npz   losses and metrics by epoch, NaN after a trial's last; outputs on the test set, if there is one
 model.msgpack   the refitted best trial and its fold networks; missing if the refit diverged
 results.json    the record: settings, best trial, test scores, environment, timing
 results.sha256  digests of these files in `sha256sum`'s format; written last
@@ -81,8 +81,8 @@ def write(
     with storage.write_lock(folder):
         write_trials(folder / "trials.csv", study, trials, train_loss, val)
         storage.write_arrays(folder / "histories.npz", histories)
-        if model.is_finite:
-            folds = model.folds if model.has_ensemble else ()
+        folds = model.folds if model.has_ensemble else ()
+        if model.is_finite and (model.has_refit or folds):
             save_model(folder / "model.msgpack", model._replace(folds=folds), x)
         else:
             (folder / "model.msgpack").unlink(missing_ok=True)  # the best model of fewer trials

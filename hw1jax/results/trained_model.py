@@ -27,7 +27,7 @@ class Model(NamedTuple):
 
     study: Study
     draw: Draw
-    params: Any  # a tree of arrays, as from the task's `init`
+    params: Any  # of the refit: a tree of arrays, as from the task's `init`; None without a refit
     state: Any = None  # the same of untrained arrays; with typed PRNG keys
     folds: tuple[tuple[Any, Any], ...] = ()  # (params, state) of the cross-validation's networks
 
@@ -51,8 +51,13 @@ class Model(NamedTuple):
         return networks.own(self.study, self.draw)
 
     @property
+    def has_refit(self) -> bool:
+        """False if only the fold networks were trained (refit=False)."""
+        return self.params is not None
+
+    @property
     def is_finite(self) -> bool:
-        """False if training diverged: `load_model` refuses such a model."""
+        """False if the refit diverged: `load_model` refuses such a model."""
         return _all_finite((self.params, self.state))
 
     @property
@@ -67,8 +72,12 @@ class Model(NamedTuple):
         probabilities if the loss is `hw1jax.cross_entropy`, else the mean of their outputs.
 
         Raises:
-          ValueError: an ensemble of a model without fold networks.
+          ValueError: an ensemble of a model without fold networks, or a prediction without a refit.
         """
+        if not ensemble and not self.has_refit:
+            raise ValueError(
+                "ensemble=False: there is no refit (refit=False); give ensemble=True, or run the search with refit=True"
+            )
         if not ensemble:
             return self._outputs([(self.params, self.state)], x)[0]
         if not self.folds:
@@ -96,8 +105,10 @@ class Model(NamedTuple):
         return found
 
     def __repr__(self) -> str:
-        size = sum(np.size(leaf) for leaf in jax.tree.leaves(self.params))
+        params = self.params if self.has_refit else self.folds[0][0]
+        size = sum(np.size(leaf) for leaf in jax.tree.leaves(params))
         folds = f"; {len(self.folds)} fold models" if self.folds else ""
+        folds += "" if self.has_refit else " without a refit"
         return f"Model({self.study.name}: {size:,} parameters, {space_text.in_words(self.draw)}{folds})"
 
 
@@ -140,18 +151,18 @@ def save_model(path: Path, model: Model, x: Any = None) -> None:
     """Writes a model as MessagePack; the file appears whole or not at all.
 
     The first few of the examples `x` are stored with their outputs if both are plain arrays: `load_model` refuses a
-    network that computes others.
+    network that computes others. Without a refit they are the ensemble's.
     """
     outputs = None
     if isinstance(x, np.ndarray):
         x = x[:NUM_EXAMPLES]
-        outputs = model.predict(x)
+        outputs = model.predict(x, ensemble=not model.has_refit)
     kept = isinstance(outputs, np.ndarray) and not any(a.dtype.isbuiltin == 2 for a in (x, outputs))
     content = {
         "format": storage.FORMAT,
         "study": model.study.name,
         "hyperparameters": space_text.draw_to_json(model.draw),
-        **_network_to_file(model.params, model.state),
+        **(_network_to_file(model.params, model.state) if model.has_refit else {"refit": False}),
         "folds": [_network_to_file(*network) for network in model.folds],
         "examples": {"x": x, "outputs": outputs} if kept else {},
     }
@@ -176,13 +187,17 @@ def load_model(path: Path | str, study: Study) -> Model:
         shapes = networks.own(model.study, draw).shapes
         if not isinstance(content["folds"], list):
             raise ValueError("fold models that are no list")
-        params, state = _network_from_file(content, shapes)
+        params, state = _network_from_file(content, shapes) if content.get("refit", True) else (None, None)
         folds = tuple(_network_from_file(network, shapes) for network in content["folds"])
         model = model._replace(params=params, state=state, folds=folds)
         if not _all_finite((params, state, folds)):
             raise ValueError("parameters that are not finite")
-        if (examples := content["examples"]) and not are_close(model.predict(examples["x"]), examples["outputs"]):
-            raise ValueError("of another network than the study's is now")
+        if not model.has_refit and not folds:
+            raise ValueError("neither a refit nor fold models")
+        if examples := content["examples"]:
+            outputs = model.predict(examples["x"], ensemble=not model.has_refit)
+            if not are_close(outputs, examples["outputs"]):
+                raise ValueError("of another network than the study's is now")
     except OSError:
         raise
     except Exception as error:  # any error of MessagePack or the checks: the file is no model

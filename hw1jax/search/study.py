@@ -183,10 +183,12 @@ class ProgramConfig:
 
 @dataclass(frozen=True)
 class Output:
-    """The destination of the results."""
+    """What is left of a search, and where."""
 
     out: Path | None = None
     """Folder of the results; default: runs/STUDY, or runs/quick/STUDY with --quick."""
+    refit: bool = True
+    """Train the best trial's network on all training data after the search; a later run can add it."""
     overwrite: bool = False
     """Start over: remove the folder's search and results."""
     quick: bool = False
@@ -280,6 +282,8 @@ def check(config: RunConfig) -> None:
         array_checks.check_averaging(search.averaging)
     if search.first_rung is not None and search.first_rung > search.num_epochs:
         raise ValueError(f"first_rung={search.first_rung} is more than the {search.num_epochs} epochs of a trial")
+    if not isinstance(output.refit, bool):
+        raise ValueError(f"refit= must be True or False, got {output.refit!r}; maximize= of the study names a metric")
     if search.seed > LARGEST_SEED:
         raise ValueError(f"seed= must be at most {LARGEST_SEED}, got {search.seed}")
     for part, name in ((search, "sampler"), (search, "precision"), (program, "widths")):
@@ -343,23 +347,25 @@ def load_data(study: Study, inputs: Mapping[str, Path | None]) -> Dataset:
     data = study.data if isinstance(study.data, Dataset) else study.data(**inputs)
     if not isinstance(data, Dataset):
         raise TypeError(f"data= must be a Dataset or a function that returns one, got {type(data).__name__}")
-    x_train, y_train, x_test, y_test = (
-        array_checks.as_arrays(part, name) for name, part in zip(data._fields, data[:4], strict=False)
-    )
+    if (data.x_test is None) != (data.y_test is None):
+        raise ValueError("x_test= and y_test= go together: give both, or neither for a study without a test set")
+    named = zip(data._fields, data[: 4 if data.has_test_set else 2], strict=False)
+    x_train, y_train, *test_set = (array_checks.as_arrays(part, name) for name, part in named)
+    x_test, y_test = test_set or (None, None)
     weights = None
     if data.weights is not None:
         weights = array_checks.as_weights(data.weights)
     groups = None if data.groups is None else array_checks.as_groups(data.groups)
     for names, parts in (
         ("x_train and y_train", (x_train, y_train)),
-        ("x_test and y_test", (x_test, y_test)),
+        *([("x_test and y_test", (x_test, y_test))] if test_set else []),
         ("x_train and weights", (x_train, weights)),
         ("x_train and groups", (x_train, groups)),
     ):
         array_checks.common_length(parts, names, "sample")
     for names, parts in (("x_train and x_test", (x_train, x_test)), ("y_train and y_test", (y_train, y_test))):
         shapes = [jax.tree.map(lambda leaf: leaf.shape[1:], part) for part in parts]
-        if shapes[0] != shapes[1]:
+        if test_set and shapes[0] != shapes[1]:
             raise ValueError(f"{names} must have examples of the same shape, got {shapes[0]} and {shapes[1]}")
     array_checks.check_weights(weights)
     return Dataset(x_train, y_train, x_test, y_test, weights, groups)
