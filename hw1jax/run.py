@@ -60,7 +60,8 @@ def run_study(
       executor: any `concurrent.futures.Executor`, such as Dask's `client.get_executor(pure=False)`, whose workers
         train; `workers=` splits the jobs for as many. Default: this process's devices.
       **settings: num_trials, and the fields of `study.SearchConfig`, `study.ProgramConfig` and `study.Output`; default:
-        the study's own. `out` is the folder of the results.
+        the study's own. `out` is the folder of the results. `sampler` may also be a sampler of Optuna's, or a function
+        seed -> sampler.
 
     Returns:
       The results, read from the folder.
@@ -113,7 +114,7 @@ def run(
             if config.output.overwrite:
                 run_folder.remove(config.folder)
             opened = optuna_search.open_storage(
-                config.folder / "journal.log", config.study, sampler=config.search.sampler, seed=config.search.seed
+                config.folder / "journal.log", config.study, config.search.sampler, config.search.seed, config.given
             )
             identity = optuna_search.begin(
                 opened,
@@ -147,7 +148,7 @@ def search(config: RunConfig, observer: Observer) -> Searched:
         networks.check()
         plan, num_epochs = make_plan(networks, config.num_trials, config.program), config.search.num_epochs
         trainer = Brackets(Memory(), networks, plan, observer, threading.Event(), num_trials=config.num_trials)
-        opened = optuna_search.open_storage(None, asked, sampler=config.search.sampler, seed=config.search.seed)
+        opened = optuna_search.open_storage(None, asked, config.search.sampler, config.search.seed, config.given)
         observer.start(asked, config.num_trials, len(networks.folds), num_epochs, trainer.work)
         numbers = [bracket.numbers for bracket in plan.of(config.num_trials)]
         brackets = optuna_search.search(opened, asked, trainer.train, brackets=numbers, num_epochs=num_epochs)

@@ -221,7 +221,11 @@ def test_all_cores_are_used_and_compiled_programs_go_to_the_users_cache_or_nowhe
     assert kept["jax_num_cpu_devices"] == 1000, "more than there are, to try out a plan for another machine"
     assert "jax_compilation_cache_dir" not in kept
     kept.clear()
-    own = {"jax_num_cpu_devices": 1, "jax_compilation_cache_dir": "/own", "jax_persistent_cache_min_compile_time_secs": 5}
+    own = {
+        "jax_num_cpu_devices": 1,
+        "jax_compilation_cache_dir": "/own",
+        "jax_persistent_cache_min_compile_time_secs": 5,
+    }
     monkeypatch.setattr(environment.jax, "config", SimpleNamespace(update=kept.__setitem__, **own))
     environment.use_all_cores()
     assert kept == {}, "what a script has configured stays"

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from hw1jax.search.optuna_search import importances
+from hw1jax.search.importances import importances
 from hw1jax.search.space import Choice, Float, Int, random_draw
 
 SPACE = {

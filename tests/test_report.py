@@ -381,7 +381,7 @@ def test_what_matters_is_shown_where_there_are_trials_enough(runs, monkeypatch):
     def missing(*_, **__):
         raise ImportError("importances need scikit-learn: pip install scikit-learn")
 
-    monkeypatch.setattr("hw1jax.search.optuna_search.importances", missing)
+    monkeypatch.setattr("hw1jax.search.importances.importances", missing)
     _, said = trials.what_matters(repeated(few, 4))
     assert said == "No importances of hyperparameters: importances need scikit-learn: pip install scikit-learn."
 

@@ -14,9 +14,9 @@ from studies import TOY
 from hw1jax import storage
 from hw1jax.core import losses
 from hw1jax.results import trials as trials_
-from hw1jax.search import optuna_search, space_text
+from hw1jax.search import optuna_search, samplers, space_text
 from hw1jax.search import space as space_
-from hw1jax.search.optuna_search import PureRandomSampler
+from hw1jax.search.samplers import PureRandomSampler
 from hw1jax.search.space import Choice, Float, Int
 from hw1jax.search.trial_score import scored
 
@@ -112,7 +112,7 @@ def test_the_order_of_asking_does_not_matter():
     opened = optuna.create_study(sampler=PureRandomSampler(0))
     for trial in reversed([opened.ask() for _ in range(5)]):
         trial.suggest_float("something_else", 1, 2, log=True)
-        assert optuna_search.suggest(trial, STUDY) == space_.random_draw(SPACE, 0, trial.number)
+        assert samplers.suggest(trial, STUDY) == space_.random_draw(SPACE, 0, trial.number)
     with pytest.raises(ValueError, match="no way to draw something"):
         PureRandomSampler(0).sample_independent(None, SimpleNamespace(number=0), "something", None)
 
@@ -222,7 +222,7 @@ def test_a_search_stopped_between_two_tellings_tells_the_rest(tmp_path):
     first = run(open_storage(tmp_path), num_trials=3)
     opened = open_storage(tmp_path)
     asked = [opened.ask() for _ in range(3)]
-    scores = scores_of([optuna_search.suggest(trial, STUDY) for trial in asked][0])
+    scores = scores_of([samplers.suggest(trial, STUDY) for trial in asked][0])
     asked[0].set_user_attr("scores_loss", list(scores))
     asked[0].set_user_attr("epochs", 1)
     opened.tell(asked[0], float(np.mean(scores)))

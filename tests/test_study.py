@@ -48,7 +48,7 @@ def test_settings_go_to_the_room_that_they_belong_to():
     output = {"out": "runs/here", "overwrite": True}
     inputs = {"data_csv": "here.csv"}
     config = study_.run_config(STUDY, inputs=inputs, num_trials=7, quick=True, **search, **program, **output)
-    assert config[1:] == (
+    assert config[1:6] == (
         7,
         SearchConfig(**search),
         ProgramConfig(**program),

@@ -223,9 +223,9 @@ def importances(results: Results) -> Figure:
     """The share of the score's variance that each hyperparameter explains, of the complete trials on the scale.
 
     Raises:
-      ImportError, ValueError: as of `optuna_search.importances`.
+      ImportError, ValueError: as of `search.importances`.
     """
-    from hw1jax.search.optuna_search import (
+    from hw1jax.search.importances import (
         importances as shares_of,  # late: it brings Optuna, without which a study's file is read
     )
 

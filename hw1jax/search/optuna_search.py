@@ -1,90 +1,31 @@
-"""Hyperparameter search: draws brackets of trials from Optuna, trains and reports them. The only module with Optuna."""
+"""Hyperparameter search: draws brackets of trials from Optuna, trains and reports them."""
 
 import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from hw1jax import storage
-from hw1jax.search import space as space_
-from hw1jax.search.space import Choice, Draw, Float, Int, Range, Space
+from hw1jax.search.given import Given
+from hw1jax.search.samplers import BracketSampler, PureRandomSampler, StoppableStudy, suggest
+from hw1jax.search.space import Draw
 from hw1jax.search.study import Study
 from hw1jax.search.trial_score import TrialScore, Values, scored
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "IProgress not found")  # in a notebook without ipywidgets
     import optuna
-    from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
     from optuna.storages import BaseStorage, JournalStorage
     from optuna.storages.journal import JournalFileBackend
-    from optuna.trial import FrozenTrial, Trial, TrialState
+    from optuna.trial import Trial, TrialState
 
-FOREST_SEED = 0  # importances are a function of the trials alone
+NOTHING_GIVEN = Given()
 MOST_REPORTS = 20  # intermediate values of a trial, for Optuna's plots
-
-
-class PureRandomSampler(optuna.samplers.BaseSampler):
-    """Random search in which a draw is a pure function of (seed, trial number, parameter name).
-
-    Optuna's `RandomSampler` has a generator: after a resume it repeats its first draws.
-    """
-
-    def __init__(self, seed: int):
-        self._seed = seed
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return {}
-
-    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict) -> dict[str, Any]:
-        return {}
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        match param_distribution:
-            case IntDistribution(low=low, high=high, log=log, step=step):
-                values: Range = Int(low, high, log, step=step)
-            case FloatDistribution(low=low, high=high, log=log):
-                values = Float(low, high, log)
-            case CategoricalDistribution(choices=choices):
-                values = Choice(*choices)
-            case _:
-                raise ValueError(f"no way to draw {param_name} from {param_distribution}")
-        return space_.sample(values, self._seed, trial.number, param_name)
-
-
-class BracketSampler(PureRandomSampler):
-    """Any Optuna sampler, with draws that depend on (seed, scores of earlier brackets) alone.
-
-    Samplers have a generator and other state that a resumed search has lost. So before each bracket a new sampler,
-    seeded by the bracket's first trial number, draws all of its trials in a copy of the study that has only the trials
-    before them. Searches that were killed, extended or left alone give the same trials.
-    """
-
-    def __init__(self, make: Callable[[int], optuna.samplers.BaseSampler], seed: int):
-        super().__init__(seed)
-        self._make, self._drawn = make, {}
-
-    def prepare(self, opened: optuna.Study, study: Study, numbers: range) -> None:
-        """Draws the trials of a bracket; all trials before it have scores."""
-        words = hashlib.sha256(f"{self._seed} {numbers.start}".encode()).digest()
-        sampler = self._make(int.from_bytes(words[:4]))
-        copy = optuna.create_study(sampler=sampler, direction=opened.direction)
-        copy.add_trials(opened.get_trials(deepcopy=False)[: numbers.start])
-        for number in numbers:
-            trial = copy.ask()
-            suggest(trial, study)
-            self._drawn[number] = trial.params
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        return self._drawn[trial.number][param_name]
 
 
 class Journal(JournalFileBackend):
@@ -101,25 +42,25 @@ class Journal(JournalFileBackend):
             file.write(lines.encode())
 
 
-def open_storage(journal: Path | None, study: Study, *, sampler: str, seed: int) -> optuna.Study:
+def open_storage(
+    journal: Path | None, study: Study, sampler: str, seed: int, given: Given = NOTHING_GIVEN
+) -> StoppableStudy:
     """Opens the Optuna study in the journal file, or creates it (`optuna-dashboard` reads it too); None: in memory.
+
+    `sampler` is "random", "tpe", or the name of the given one.
 
     Raises:
       ValueError: the file is damaged, is no journal, or holds another study.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    direction = "maximize" if study.maximize else "minimize"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        chosen = PureRandomSampler(seed)
-        if sampler == "tpe":
-            chosen = BracketSampler(lambda seed: optuna.samplers.TPESampler(seed=seed), seed)
-        return optuna.create_study(
-            storage=None if journal is None else _open_journal(journal, study.name),
-            study_name=study.name,
-            sampler=chosen,
-            direction="maximize" if study.maximize else "minimize",
-            load_if_exists=True,
-        )
+        kept = optuna.storages.InMemoryStorage() if journal is None else _open_journal(journal, study.name)
+        optuna.create_study(storage=kept, study_name=study.name, direction=direction, load_if_exists=True)
+        is_random, first = sampler == "random", given.enqueued
+        chosen = PureRandomSampler(seed, first) if is_random else BracketSampler(seed, direction, given.sampler, first)
+        return StoppableStudy(study.name, kept, chosen)
 
 
 def _open_journal(journal: Path, name: str) -> BaseStorage:
@@ -203,20 +144,6 @@ def _another_task(folder: Path, before: Mapping[str, str], now: Mapping[str, str
     )
 
 
-def suggest(trial: Trial, study: Study) -> Draw:
-    """Draws a trial's hyperparameters; for a known trial, reads them back."""
-
-    def choose(name: str, values: Range) -> Any:
-        if isinstance(values, Int):
-            return trial.suggest_int(name, values.low, values.high, log=values.log, step=values.step)
-        if isinstance(values, Float):
-            return trial.suggest_float(name, values.low, values.high, log=values.log)
-        known = {_categorical(value): value for value in values.among}
-        return known[trial.suggest_categorical(name, list(known))]
-
-    return space_.draw(study.space, choose)
-
-
 STATES: dict[TrialState, Literal["complete", "pruned", "failed"]] = {
     TrialState.COMPLETE: "complete",
     TrialState.PRUNED: "pruned",
@@ -225,7 +152,7 @@ STATES: dict[TrialState, Literal["complete", "pruned", "failed"]] = {
 
 
 def search(
-    opened: optuna.Study,
+    opened: StoppableStudy,
     study: Study,
     train: Callable[[dict[int, Draw]], Mapping[int, Values]],
     *,
@@ -241,6 +168,8 @@ def search(
     for numbers in brackets:
         if isinstance(opened.sampler, BracketSampler):
             opened.sampler.prepare(opened, study, numbers)
+        if opened.stopped:
+            return
         draws = {number: suggest(_ask(opened, number, study), study) for number in numbers}
         finished = _finished(opened, study, draws)
         values = train(draws)
@@ -286,53 +215,3 @@ def _tell(opened: optuna.Study, study: Study, trial: Trial, values: Values, done
         opened.tell(trial, done.mean(study.score))
     else:  # Optuna scores a pruned trial by its last report
         opened.tell(trial, state=TrialState.PRUNED if done.state == "pruned" else TrialState.FAIL)
-
-
-def importances(space: Space, params: Mapping[str, Sequence[Any] | np.ndarray], scores: np.ndarray) -> dict[str, float]:
-    """Share of the variance of scores (float [trial]) that each hyperparameter alone explains, the largest first.
-
-    Functional ANOVA on a random forest (Hutter, Hoos and Leyton-Brown 2014); rough for a few dozen trials. `params` has
-    the columns of the space, [trial] each; the shares {column: share} sum to 1.
-
-    Raises:
-      ImportError: scikit-learn is not installed.
-      ValueError: fewer than two trials, or all scores are equal.
-    """
-    if len(scores) < 2 or np.ptp(scores) == 0:
-        raise ValueError("importances need at least two trials with different scores")
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    ranges = space_.columns(space)
-    kinds = {name: _distribution(r) for name, r in ranges.items()}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        opened = optuna.create_study()
-        for i, score in enumerate(np.asarray(scores, np.float64).tolist()):
-            values = {name: _value(r, space_.plain(params[name][i])) for name, r in ranges.items()}
-            opened.add_trial(optuna.trial.create_trial(params=values, distributions=kinds, value=score))
-        try:
-            evaluator = optuna.importance.FanovaImportanceEvaluator(seed=FOREST_SEED)
-            return optuna.importance.get_param_importances(opened, evaluator=evaluator)
-        except ImportError:
-            raise ImportError("importances need scikit-learn: pip install scikit-learn") from None
-        except RuntimeError as error:  # the forest has no split
-            raise ValueError("importances: too few trials, or too similar ones") from error
-
-
-def _distribution(r: Range) -> BaseDistribution:
-    if isinstance(r, Choice):
-        return CategoricalDistribution([str(value) for value in r.values])
-    if isinstance(r, Int):
-        return IntDistribution(r.low, r.high, r.log, r.step)
-    return FloatDistribution(r.low, r.high, r.log)
-
-
-def _categorical(value: Any) -> Any:
-    """A choice's value as Optuna's storages hold it: a tuple as text."""
-    return str(value) if isinstance(value, tuple) else value
-
-
-def _value(r: Range, value: Any) -> Any:
-    """Returns the value for `_distribution`: numbers of a choice may have another type, as 1.0 for 1."""
-    if not isinstance(r, Choice):
-        return value
-    return next(str(known) for known in r.values if known == value and isinstance(known, str) == isinstance(value, str))

@@ -175,8 +175,8 @@ class _Planner:
     def without_halving(self) -> SearchPlan:
         search = self.networks.search
         wanted = min(self.num_trials, self.most)
-        if search.sampler == "tpe":  # it learns from one bracket for the next, so there must be several
-            wanted = min(wanted, TPE_TRIALS)
+        if search.sampler != "random":  # it learns from one bracket for the next, so there must be several
+            wanted = min(TPE_TRIALS, self.most)
         if self.own_widths:
             return SearchPlan(_in_a_row([(wanted, (self._alone(wanted, search.num_epochs),))]))
         wanted, plan = self._fit(wanted)

@@ -81,7 +81,7 @@ def brackets(num_trials: int, search: SearchConfig) -> list[tuple[int, list[int]
     if search.halving is None:
         return [(num_trials, [search.num_epochs])]
     kinds = _kinds(search)
-    if search.sampler == "tpe" and not search.brackets:  # TPE learns between brackets
+    if search.sampler != "random" and not search.brackets:  # samplers learn between brackets
         kinds = kinds * min(TPE_BRACKETS, num_trials)
     # Hyperband (Li et al. 2018): brackets cost the same, so one with a longer first rung has fewer trials.
     costs = [sum(step / search.halving**i for i, step in enumerate(np.diff([0, *kind]))) for kind in kinds]

@@ -20,6 +20,7 @@ from hw1jax.core.folds import Fold
 from hw1jax.core.tasks import Metric, Task
 from hw1jax.data import Dataset
 from hw1jax.search import space as space_
+from hw1jax.search.given import Given, taken
 from hw1jax.search.space import Space
 
 LARGEST_SEED = 2**32 - 1  # JAX's keys use 32 bits
@@ -152,7 +153,7 @@ class SearchConfig:
     seed: int = 0
     """Seed of folds, minibatches, draws and initial parameters."""
     sampler: Literal["random", "tpe"] = "random"
-    """Sampler of hyperparameters."""
+    """How hyperparameters are drawn."""
     halving: int | None = None
     """Successive halving: the best one in FACTOR of a rung's trials goes on, the others are pruned."""
     first_rung: int | None = None
@@ -204,6 +205,7 @@ class RunConfig(NamedTuple):
     program: ProgramConfig
     output: Output
     inputs: dict[str, Path | None]
+    given: Given = Given()
 
     @property
     def folder(self) -> Path:
@@ -235,6 +237,7 @@ def unchecked_run_config(
     parts: dict[type, dict[str, Any]] = {SearchConfig: {}, ProgramConfig: {}, Output: {"quick": quick}}
     num_trials = chosen.pop("num_trials")
     chosen = halving_settings(chosen.pop("halving", study.halving)) | chosen
+    given = taken(chosen)
     for name, value in chosen.items():
         part = next((part for part in parts if name in {f.name for f in fields(part)}), None)
         if part is None:
@@ -245,7 +248,7 @@ def unchecked_run_config(
     parts[Output]["out"] = None if out is None else Path(os.path.expanduser(out))
     if unknown := sorted(set(inputs or {}) - set(study.inputs)):
         raise TypeError(f"inputs= has no {', '.join(unknown)}; there are {', '.join(study.inputs) or 'none'}")
-    given = dict.fromkeys(study.inputs) | {
+    paths = dict.fromkeys(study.inputs) | {
         name: Path(os.path.expanduser(path)) for name, path in (inputs or {}).items() if path
     }
     if study.folds is not None and "num_folds" in settings:
@@ -253,7 +256,7 @@ def unchecked_run_config(
     if study.averaging != (averaging := parts[SearchConfig]["averaging"]):
         study = replace(study, averaging=averaging)
     search, program = SearchConfig(**parts[SearchConfig]), ProgramConfig(**parts[ProgramConfig])
-    return RunConfig(study, num_trials, search, program, Output(**parts[Output]), given)
+    return RunConfig(study, num_trials, search, program, Output(**parts[Output]), paths, given)
 
 
 def halving_settings(halving: Halving | int | None) -> dict[str, Any]:
@@ -265,7 +268,7 @@ def halving_settings(halving: Halving | int | None) -> dict[str, Any]:
 
 def check(config: RunConfig) -> None:
     """Raises a ValueError of one line if settings or study are invalid; reads and writes nothing."""
-    study, num_trials, search, program, output, _ = config
+    study, num_trials, search, program, output = config[:5]
     optional = ("num_devices", "members_per_program", "halving", "first_rung")
     values = {"num_trials": num_trials, **vars(search), **vars(program)}
     for name in ("num_trials", "num_epochs", "batch_size", "num_folds", "seed", "workers", *optional):
@@ -288,7 +291,7 @@ def check(config: RunConfig) -> None:
         raise ValueError(f"seed= must be at most {LARGEST_SEED}, got {search.seed}")
     for part, name in ((search, "sampler"), (search, "precision"), (program, "widths")):
         words = get_args({f.name: f.type for f in fields(part)}[name])
-        if getattr(part, name) not in words:
+        if getattr(part, name) not in words and not (name == "sampler" and config.given.sampler):
             raise ValueError(f"{name}= must be one of {', '.join(words)}, got {getattr(part, name)!r}")
     num_members, num_folds = program.members_per_program, search.num_folds if study.folds is None else 1
     if num_members is not None and num_members < num_folds:  # `make_plan` checks a study's own folds

@@ -1,0 +1,69 @@
+"""Arguments of Optuna's kinds, and checks of hyperparameters that the user or a sampler gives."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from hw1jax.search import seeding
+from hw1jax.search import space as space_
+from hw1jax.search.space import Choice, Float, Range, Space
+
+
+class Given(NamedTuple):
+    """Arguments that only Python can give."""
+
+    sampler: Any = None  # of Optuna; None: `SearchConfig.sampler` says all
+    enqueued: Sequence[Mapping[str, Any]] = ()  # hyperparameters of the first trials, by column
+
+
+def taken(settings: dict[str, Any]) -> Given:
+    """Takes the arguments of Optuna's kinds out of a run's settings; a sampler leaves its name.
+
+    Raises:
+      ValueError, TypeError: an invalid argument; one line that names it.
+    """
+    sampler, seed = settings.get("sampler", ""), settings.get("seed", 0)
+    made = None
+    if not isinstance(sampler, str):
+        settings["sampler"], made = seeding.seeded(sampler, seed)
+    return Given(made)
+
+
+def enqueued(space: Space, enqueue: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Converts hyperparameters of trials (as in `results.best.params`, some may be missing) to columns.
+
+    Raises:
+      ValueError, TypeError: a name or value that the space doesn't have; one line that names both.
+    """
+    if isinstance(enqueue, Mapping | str) or not all(isinstance(draw, Mapping) for draw in enqueue):
+        raise TypeError("enqueue= must be a list of dicts, each with the hyperparameters of a trial by name")
+    found = []
+    for draw in enqueue:
+        for name, value in draw.items():
+            if name not in space:
+                raise ValueError(f"enqueue= has {name!r}, which is no hyperparameter; there are {', '.join(space)}")
+            ranges = space[name]
+            if isinstance(ranges, Sequence) and (not isinstance(value, tuple | list) or len(value) != len(ranges)):
+                raise ValueError(f"enqueue= has {name} = {value!r}, which must be a tuple of {len(ranges)}")
+        found.append(check_columns(space, space_.flatten(draw, space), "enqueue= has"))
+    return found
+
+
+def check_columns(space: Space, params: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """The values by column, as Python's; raises a ValueError that begins with `what` if one is outside of its range."""
+    ranges = space_.columns(space)
+    for column in params.keys() - ranges.keys():  # several values for one range
+        raise ValueError(f"{what} {column} = {params[column]!r}, which is no hyperparameter")
+    return {column: _fitting(column, ranges[column], space_.plain(value), what) for column, value in params.items()}
+
+
+def _fitting(column: str, r: Range, value: Any, what: str) -> Any:
+    if isinstance(r, Choice):
+        fits = [v for v in r.among if v == value and isinstance(v, bool) == isinstance(value, bool)]
+    elif isinstance(r, Float):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        fits = [float(value)] if is_number and r.low <= value <= r.high else []
+    else:
+        fits = [value] if isinstance(value, int) and not isinstance(value, bool) and value in r.values else []
+    if not fits:
+        raise ValueError(f"{what} {column} = {value!r}, which is not in {r}")
+    return fits[0]

@@ -1,0 +1,212 @@
+"""Any sampler of Optuna's draws the same trials however often the search is stopped, extended or repeated."""
+
+import math
+import warnings
+from importlib.util import find_spec
+
+import numpy as np
+import optuna
+import pytest
+from optuna import samplers as those
+from optuna.trial import TrialState
+from studies import LINE, TOY
+
+import hw1jax as hw
+from hw1jax.search import optuna_search, seeding
+from hw1jax.search.given import Given
+from hw1jax.search.samplers import suggest
+
+BRACKET = 4
+
+# Some without a seed: it is derived from seed=.
+SAMPLERS = {
+    "tpe": lambda: those.TPESampler(multivariate=True, n_startup_trials=3),
+    "tpe, a group": lambda: those.TPESampler(multivariate=True, group=True, constant_liar=True, seed=1),
+    "random": lambda: those.RandomSampler(),
+    "quasi-random": lambda: those.QMCSampler(),
+    "scrambled": lambda: those.QMCSampler(scramble=True, qmc_type="halton", warn_asynchronous_seeding=False),
+    "genetic": lambda: those.NSGAIISampler(population_size=BRACKET),
+    "evolution": lambda: those.CmaEsSampler(n_startup_trials=2, popsize=5, warn_independent_sampling=False),
+    "process": lambda: those.GPSampler(n_startup_trials=3),
+    "part": lambda: those.PartialFixedSampler({"l2": 0.01}, those.TPESampler(n_startup_trials=2, seed=2)),
+    "function": lambda: lambda seed: those.TPESampler(n_startup_trials=2, seed=seed),
+}
+NEEDS = {"evolution": "cmaes", "process": "torch"}
+EACH = [
+    pytest.param(
+        make,
+        id=name,
+        marks=pytest.mark.skipif(
+            name in NEEDS and find_spec(NEEDS[name]) is None, reason=f"Optuna's sampler needs {NEEDS.get(name)}"
+        ),
+    )
+    for name, make in SAMPLERS.items()
+]
+
+
+def seeded(sampler, seed=0):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return seeding.seeded(sampler() if not hasattr(sampler, "sample_relative") else sampler, seed)
+
+
+def loss_of(draw):
+    return abs(math.log10(draw["learning_rate"]) + 2) + 0.1 * draw["hidden_units"][0]
+
+
+def full(draws):
+    return {number: {"loss": np.full((1, 4), loss_of(draw))} for number, draw in draws.items()}
+
+
+def halved(draws):
+    """As training with halving: the better half of a bracket has four epochs, the others two; number 2 diverges."""
+    in_order = sorted(draws, key=lambda number: loss_of(draws[number]))
+    lengths = {number: 4 if place < len(draws) / 2 else 2 for place, number in enumerate(in_order)}
+    losses = {number: np.nan if number == 2 else loss_of(draws[number]) for number in draws}
+    return {n: {"loss": losses[n] + 0.01 * np.arange(4.0)[None, ::-1][:, : lengths[n]]} for n in draws}
+
+
+def search(folder, sampler, num_trials=14, study=TOY, train=full, **more):
+    """The draws of a search, from where its folder is."""
+    folder.mkdir(exist_ok=True)
+    name, made = seeded(sampler)
+    opened = optuna_search.open_storage(folder / "journal.log", study, name, 0, Given(made, **more))
+    brackets = [range(first, min(first + BRACKET, num_trials)) for first in range(0, num_trials, BRACKET)]
+    found = list(optuna_search.search(opened, study, train, brackets=brackets, num_epochs=4))
+    return [trial.draw for bracket in found for trial in bracket]
+
+
+@pytest.mark.parametrize("sampler", EACH)
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_a_stopped_and_an_extended_search_have_the_trials_of_one_that_was_left_alone(tmp_path, sampler):
+    whole = search(tmp_path / "whole", sampler)
+    assert len({str(draw) for draw in whole}) == 14
+    first = search(tmp_path / "longer", sampler, num_trials=6)
+    assert search(tmp_path / "longer", sampler) == whole and first == whole[:6]
+
+    def stopped(draws):
+        if 9 in draws:
+            raise KeyboardInterrupt
+        return full(draws)
+
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path / "stopped", sampler, train=stopped)
+    assert search(tmp_path / "stopped", sampler) == whole
+
+
+@pytest.mark.parametrize("sampler", EACH)
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_trials_are_those_of_optunas_own_ask_and_tell(tmp_path, sampler):
+    """Scores, pruned and failed trials all count, and so does the state that a sampler keeps in its study."""
+    study = optuna.create_study(sampler=seeded(sampler)[1])
+    expected = []
+    for _ in range(4):
+        trials = [study.ask() for _ in range(BRACKET)]
+        draws = {trial.number: suggest(trial, TOY) for trial in trials}
+        expected += draws.values()
+        for trial, values in zip(trials, halved(draws).values(), strict=True):
+            mean = values["loss"][0]
+            for i, value in enumerate(mean if np.isfinite(mean).all() else []):
+                trial.report(value, i + 1)
+            state = TrialState.PRUNED if len(mean) == 2 else TrialState.COMPLETE
+            state = state if np.isfinite(mean).all() else TrialState.FAIL
+            study.tell(trial, mean[-1] if state == TrialState.COMPLETE else None, state)
+    assert search(tmp_path, sampler, num_trials=16, train=halved) == expected
+
+
+def test_a_sampler_without_a_seed_follows_that_of_the_search_and_one_with_a_seed_its_own():
+    for name in ("tpe", "random", "scrambled", "genetic", "function"):
+        assert seeded(SAMPLERS[name])[0] == seeded(SAMPLERS[name])[0] != seeded(SAMPLERS[name], 1)[0]
+    fixed = those.TPESampler(seed=3)
+    assert seeded(fixed)[0] == seeded(fixed, 1)[0] != seeded(those.TPESampler(seed=4))[0]
+    assert seeded(those.TPESampler(seed=3, n_startup_trials=2))[0].startswith("TPESampler(n_startup_trials=2) ")
+    own = those.RandomSampler()
+    assert seeded(own)[1] is not own and own._rng._rng is None, "the given one is left as it is"
+
+
+def test_a_grid_is_gone_through_and_ends_the_search(tmp_path):
+    space = {"units": [1, 2, 3], "learning_rate": [0.01, 0.1]}
+    flat = {"loss": np.ones((1, 4))}
+    for num_trials in (4, 20):
+        draws = search(
+            tmp_path,
+            lambda: those.GridSampler(space),
+            num_trials,
+            study=LINE,
+            train=lambda draws: dict.fromkeys(draws, flat),
+        )
+        assert len(draws) == min(num_trials, 8), "whole brackets, until all six have been tried"
+    assert {(draw["units"], draw["learning_rate"]) for draw in draws} == {
+        (units, rate) for units in space["units"] for rate in space["learning_rate"]
+    }
+
+
+def test_a_grid_that_leaves_the_ranges_is_refused(tmp_path):
+    grid = those.GridSampler({"units": [1, 4], "learning_rate": [0.01]})
+    with pytest.warns(UserWarning, match="out of range"), pytest.raises(ValueError) as caught:
+        search(tmp_path, grid, study=LINE)
+    assert str(caught.value) == "sampler= draws units = 4, which is not in 1-3"
+
+
+class Forgetful(those.BaseSampler):
+    """Draws something else in each process."""
+
+    def infer_relative_search_space(self, study, trial):
+        return {}
+
+    def sample_relative(self, study, trial, search_space):
+        return {}
+
+    def sample_independent(self, study, trial, param_name, param_distribution):
+        return those.RandomSampler().sample_independent(study, trial, param_name, param_distribution)
+
+
+def test_a_sampler_that_draws_others_than_before_is_refused_in_one_line(tmp_path):
+    search(tmp_path, Forgetful(), num_trials=4)
+    with pytest.raises(ValueError, match=r"^sampler= draws \{[^\n]*as trial 0, where the search has \{[^\n]*out=$"):
+        search(tmp_path, Forgetful(), num_trials=8)
+
+
+# Studies.
+
+SETTINGS = {"num_epochs": 2, "widths": "padded", "num_devices": 1}
+
+
+def test_a_study_takes_a_sampler_and_its_folder_belongs_to_it(tmp_path):
+    def searched(name, sampler, num_trials):
+        return hw.run_study(LINE, out=tmp_path / name, sampler=sampler, num_trials=num_trials, **SETTINGS)
+
+    whole = searched("whole", those.TPESampler(seed=0, n_startup_trials=3), 10)
+    searched("longer", those.TPESampler(seed=0, n_startup_trials=3), 3)
+    longer = searched("longer", those.TPESampler(seed=0, n_startup_trials=3), 10)
+    assert (longer.folder / "trials.csv").read_bytes() == (whole.folder / "trials.csv").read_bytes()
+    name = longer.record["config"]["sampler"]
+    assert name.startswith("TPESampler(n_startup_trials=3) ")
+    assert [bracket["num_trials"] for bracket in longer.record["config"]["plan"]["brackets"]] == [4]
+    for other in (
+        those.TPESampler(seed=1, n_startup_trials=3),
+        those.TPESampler(seed=0),
+        those.RandomSampler(seed=0),
+        "random",
+    ):
+        with pytest.raises(ValueError) as caught:
+            searched("longer", other, 10)
+        assert f"holds a search with sampler = {name}, not {other if other == 'random' else ''}" in str(caught.value)
+        assert "give the old settings" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "sampler, got",
+    [(3, "int"), (those.TPESampler, "the class TPESampler"), (None, "NoneType"), (lambda seed: "tpe", "str")],
+)
+def test_what_is_no_sampler_is_refused_in_one_line(tmp_path, sampler, got):
+    with pytest.raises(TypeError) as caught:
+        hw.run_study(LINE, out=tmp_path / "out", sampler=sampler, **SETTINGS)
+    message = "sampler= must be random, tpe, a sampler of Optuna's or a function seed -> sampler, got "
+    assert str(caught.value) == message + got
+    assert not (tmp_path / "out").exists()
+
+
+def test_several_objectives_are_refused_in_one_line(tmp_path):
+    with pytest.raises(ValueError, match=r"^maximize= must be one of loss, got \('loss', 'accuracy'\)$"):
+        hw.run_study(hw.Study(**(vars(LINE) | {"maximize": ("loss", "accuracy")})), out=tmp_path / "out")
