@@ -102,7 +102,8 @@ def train(form: str, work: Work, *, endless: bool = False) -> Iterator[tuple[int
     [rung] = plan.make_plan(whole, len(draws), program).rungs
     waiting = plan.jobs_of(networks, rung, draws)
     val_loss, calls = np.full((len(draws), num_folds), np.nan), {}
-    per_call, num_threads = networks.train_config.epochs_per_call, rung.plan.num_devices if rung.own_widths else 1
+    per_call = networks.train_config(networks.widest).epochs_per_call
+    num_threads = rung.plan.num_devices if rung.own_widths else 1
     num_epochs = 10**9 if endless else num_epochs
 
     def advance(number: int, device: int) -> None:

@@ -9,8 +9,8 @@ import sysconfig
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, make_dataclass, replace
 from itertools import chain, repeat
 from pathlib import Path
 from types import MappingProxyType
@@ -115,7 +115,8 @@ def parse(
     study = chosen_setting(study, settings, args)
     quick = [arg for arg in args if arg in ("--quick", "--no-quick")][-1:] == ["--quick"]  # the last one counts
     default = study_.unchecked_run_config(study, quick=quick)
-    groups = {"search": default.search, "program": default.program, "output": default.output, "other": Flags()}
+    search = _without(default.search, set(study.space) & set(study_.SETTINGS_IN_SPACE))
+    groups = {"search": search, "program": default.program, "output": default.output, "other": Flags()}
     names, own = flag_names(study), {"help", *groups, *(field.name for field in fields(Flags))}
     for name in (*study.space, *study.inputs):
         if name in own or name.removeprefix("no_") in set(names) - {name}:
@@ -141,9 +142,18 @@ def parse(
     asked = vars(chosen["search"]) | vars(chosen["program"]) | vars(chosen["output"])
     if study.folds is not None and asked["num_folds"] == default.search.num_folds:
         del asked["num_folds"]
+    asked = {name: value for name, value in asked.items() if name not in study.space}
     narrowed = replace(study, space={name: chosen[name] for name in study.space})
     inputs = {name: chosen[name] for name in study.inputs}
     return study_.run_config(narrowed, inputs=inputs, num_trials=chosen["num_trials"], **asked), chosen["other"]
+
+
+def _without(settings: SearchConfig, names: Collection[str]) -> SearchConfig:
+    """The same settings with a type of which tyro shows no flags of these names."""
+    hidden = [(name, tyro.conf.Suppress[tyro.conf.Fixed[int]]) for name in names]
+    kind = make_dataclass("SearchConfig", hidden, bases=(SearchConfig,), frozen=True)
+    kind.__doc__ = SearchConfig.__doc__
+    return kind(**vars(settings)) if names else settings
 
 
 def chosen_setting(study: Study, settings: Mapping[str, Study], args: Sequence[str]) -> Study:
@@ -161,7 +171,7 @@ def flag_names(study: Study) -> dict[str, str]:
     settings = [field.name for part in (SearchConfig, ProgramConfig, Output, Flags) for field in fields(part)]
     names = ["num_trials", *settings, *study.space, *study.inputs]
     several = [name for name, r in study.space.items() if isinstance(r, Choice) and not name.endswith("s")]
-    plurals = {name: f"{name}s" for name in several if f"{name}s" not in names}
+    plurals = {name: f"{name}s" for name in several if f"{name}s" not in names and name not in settings}
     return {name: plurals.get(name, name).replace("_", "-") for name in names}
 
 

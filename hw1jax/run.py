@@ -222,7 +222,7 @@ def _execute(run: _Run, opened: Any, command: str, started: float) -> dict[str, 
         "inputs": {name: path and str(path) for name, path in run.config.inputs.items()},
         "trials": {state: sum(t.state == state for t in trials) for state in ("complete", "pruned", "failed")},
         "rungs": _rungs(trials, run.plan.of(run.config.num_trials), trainer.seconds),
-        **_scores(run, model, best, arrays, history.train_loss[best.number, :, -1]),
+        **_scores(run, model, best, arrays, history.train_loss[best.number, :, best.epochs - 1]),
         "timing": run.clock.seconds() | {"total_seconds": time.time() - started},
     }
     study_, data = run.config.study, run.networks.data
@@ -368,11 +368,12 @@ def _rungs(
     found: dict[int, dict[str, Any]] = {}
     for bracket in brackets:
         for end in bracket.ends:
-            on_it = [trial for trial in trials if trial.number in bracket.numbers and trial.epochs >= end]
+            own = [trial for trial in trials if trial.number in bracket.numbers]
+            on_it = [trial for trial in own if trial.epochs >= min(end, trial.draw.get("num_epochs", end))]
             counted = {
                 "num_trials": len(on_it),
                 "went_on": sum(trial.epochs > end for trial in on_it),
-                "failed": sum(trial.epochs == end and trial.state == "failed" for trial in on_it),
+                "failed": sum(trial.epochs <= end and trial.state == "failed" for trial in on_it),
             }
             rung = found.setdefault(end, dict.fromkeys(counted, 0))
             rung |= {name: rung[name] + count for name, count in counted.items()}

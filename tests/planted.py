@@ -152,8 +152,8 @@ FAULTS = [
     Fault(
         "All trials of a search are trained with the first value of a static hyperparameter",
         "search/jobs.py",
-        "return networks.population(plan, _network(networks, job).task), trials",
-        "return networks.population(plan, networks.widest.task), trials",
+        "return networks.population(plan, network), trials",
+        "return networks.population(plan, networks.widest), trials",
         ("test_brackets.py", "test_run.py", "test_halving.py"),
     ),
     Fault(

@@ -135,7 +135,7 @@ def test_a_trial_is_what_its_network_is_that_is_trained_alone(nine):
     """The same key, folds and batches; to rounding, as it is another program. Its static value is not the largest."""
     number = next(n for n in range(8, -1, -1) if DRAWS[n]["depth"] == 1)
     own, _ = networks_of()
-    members = own.population(population.Plan(1), networks.own(ASKED, DRAWS[number]).task)
+    members = own.population(population.Plan(1), networks.own(ASKED, DRAWS[number]))
     first_call = next(population.train(members, own.trials([number], [DRAWS[number]])))
     for name, found in first_call.val.items():
         np.testing.assert_allclose(nine.values[number][name][:, : first_call.num_epochs], found[0], rtol=1e-4)
@@ -280,7 +280,7 @@ def test_a_users_net_at_its_own_width_begins_as_it_does_alone(tmp_path):
     assert {draw["units"] for draw in draws.values()} == {2, 3}
     own, _ = networks_of(NET)
     for number in (next(n for n in draws if draws[n]["units"] == units) for units in (2, 3)):
-        members = own.population(population.Plan(1), networks.own(NET, draws[number]).task)
+        members = own.population(population.Plan(1), networks.own(NET, draws[number]))
         *_, last = population.train(members, own.trials([number], [draws[number]]))
         np.testing.assert_allclose(values[number]["loss"][:, -1], last.val["loss"][0, :, -1], rtol=1e-5)
 

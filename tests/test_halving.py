@@ -349,7 +349,7 @@ def test_compacted_into_smaller_programs_state_is_carried_over_exactly_and_histo
 def test_the_fold_models_of_the_best_trial_are_its_networks_trained_alone(usual):
     data, config, draw = TOY_DATA, study.run_config(STUDY), usual.best.params
     made = Networks(STUDY, config.search, data, study.splits_of(STUDY, config.search, data))
-    members = made.population(Plan(1), networks.own(STUDY, draw).task)
+    members = made.population(Plan(1), networks.own(STUDY, draw))
     *_, last = population.train(members, made.trials([usual.best.number], [draw]))
     assert len(usual.model.folds) == 3
     for fold, (params, state) in enumerate(usual.model.folds):

@@ -79,7 +79,7 @@ def test_members_of_a_program_are_as_many_as_the_devices_memory_holds(monkeypatc
     assert everything.num_slots == 8, "a CPU doesn't say what is free"
     networks, _ = networks_of(WIDE, **asked)
     widest = space_.widest(WIDE.space)
-    members = networks.population(everything, networks.widest.task)
+    members = networks.population(everything, networks.widest)
     needed = cost.bytes_needed(members, space_.as_arrays(WIDE.space, [widest] * 8))
     assert needed > 8 * 3 * 4 * own(WIDE, widest).num_parameters / everything.num_devices
 

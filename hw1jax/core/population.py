@@ -113,18 +113,23 @@ class Progress(NamedTuple):
 
 def make_population(task: Task, plan: Plan, config: TrainConfig, data: Data, folds: list[Fold]) -> Population:
     """Puts the data on the devices. A fold without validation samples is not evaluated."""
-    everywhere = NamedSharding(_mesh(plan), P())
+    data, val_batches = jax.device_put((data, _val_batches(plan, folds)), NamedSharding(_mesh(plan), P()))
+    return Population(task, plan, config, folds, data, val_batches)
+
+
+def _val_batches(plan: Plan, folds: list[Fold]) -> np.ndarray | None:
     parts = [fold.validation for fold in folds]
-    val_batches = None
-    if all(map(len, parts)):
-        size = min(plan.layout.eval_batch_size, max(map(len, parts)))
-        val_batches = jax.device_put(folds_.pad_batches(parts, size), everywhere)
-    return Population(task, plan, config, folds, jax.device_put(data, everywhere), val_batches)
+    if not all(map(len, parts)):
+        return None
+    return folds_.pad_batches(parts, min(plan.layout.eval_batch_size, max(map(len, parts))))
 
 
 def with_plan(population: Population, plan: Plan) -> Population:
     """Returns the same population with another plan; the data stay where they are if the devices do."""
-    data, val_batches = jax.device_put((population.data, population.val_batches), NamedSharding(_mesh(plan), P()))
+    val_batches = population.val_batches
+    if plan.layout != population.plan.layout:
+        val_batches = _val_batches(plan, population.folds)
+    data, val_batches = jax.device_put((population.data, val_batches), NamedSharding(_mesh(plan), P()))
     return population._replace(plan=plan, data=data, val_batches=val_batches)
 
 

@@ -125,7 +125,8 @@ def _shown_settings(record: dict[str, Any]) -> dict[str, str]:
     config = {name: value for name, value in record["config"].items() if name not in HIDDEN}
     where = {name: record["environment"].get(name) for name in ("device", "num_devices", "git_commit")}
     digest = {"study": record["study"], "digest of the data": record["config"]["data_sha256"][:12]}
-    return {name: html.setting(value) for name, value in (digest | record["config"]["space"] | config | where).items()}
+    space = record["config"]["space"]  # whose batch_size and num_epochs replace the settings
+    return {name: html.setting(value) for name, value in (digest | space | config | space | where).items()}
 
 
 def _best(runs: Sequence[Run]) -> Markup:

@@ -243,7 +243,7 @@ def _smaller(results: Results) -> str:
     other = [
         f"{words(n)} {config[n] or 'none'} instead of {value or 'none'}"
         for n, value in own.items()
-        if config[n] != value
+        if config[n] != value and n not in study.space
     ]
     return f"Not {study.reference.name}'s amount of work: {', '.join(other)}." if other and study.reference else ""
 

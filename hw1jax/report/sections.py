@@ -126,7 +126,7 @@ def learning(results: Results) -> list[Item]:
     profile, every = learning_panels(results)
     refit = ", and its refit on all training data" if "refit_train_loss" in results.histories else ""
     num_trials, limit = len(results.trials.rows), end_of_scale(results, "loss")[1]
-    last = float(results.histories["val_loss"][results.row].mean(axis=0)[-1])
+    last = float(best_curves(results, "val_loss").mean(axis=0)[-1])
     ends = " A ring ends the line of a pruned one." if results.trials.pruned.any() else ""
     beyond = f", and those that ended beyond {limit}," if limit else ""
     return [
@@ -147,9 +147,14 @@ def learning(results: Results) -> list[Item]:
     ]
 
 
+def best_curves(results: Results, name: str) -> np.ndarray:
+    """A history of the best trial up to its last epoch, [fold, epoch]."""
+    return results.histories[name][results.row][:, : results.trials["epochs"][results.row]]
+
+
 def learning_panels(results: Results) -> list[Panel]:
     """Losses by epoch, of the best trial and of all."""
-    folds = {part: results.histories[f"{key}_loss"][results.row] for part, key in PARTS.items()}
+    folds = {part: best_curves(results, f"{key}_loss") for part, key in PARTS.items()}
     title, label = "Learning profile of the best trial", results.study.loss_name
     refit = results.histories.get("refit_train_loss")
     profile = partial(plots.learning_profile, folds=folds, refit=refit, title=title, label=label)
@@ -163,7 +168,7 @@ def _curves(results: Results, name: str, title: str, label: str) -> Panel:
 
 
 def _metric_by_epoch(results: Results, name: str) -> Figure:
-    values, label = results.histories[f"val_{name}"][results.row], words(name)  # [fold, epoch]
+    values, label = best_curves(results, f"val_{name}"), words(name)
     panels = [
         partial(plots.learning_profile, folds={"validation": values}, title="Best trial", label=label),
         _curves(results, name, "All trials, mean over the folds", label),
@@ -357,7 +362,7 @@ def repeat(results: Results) -> Markup:
     del config["space"]
     ranges = {name: ", ".join(map(_in_words, r)) for name, r in space_.ranges_of(results.study.space).items()}
     given = {name: value for name, value in record["inputs"].items() if value}
-    settings = [[words(name), html.setting(value)] for name, value in (ranges | config | given).items()]
+    settings = [[words(name), html.setting(value)] for name, value in (ranges | config | ranges | given).items()]
     environment = [[words(name), html.setting(value)] for name, value in record["environment"].items()]
     return Markup(
         f"<p>The command:</p><pre><code>{html.escape(record['command'])}</code></pre>"

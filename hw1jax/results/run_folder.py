@@ -141,6 +141,7 @@ def read_curves(folder: Path | str) -> tuple[dict[str, Any], dict[str, np.ndarra
         record = read_record(folder)
         arrays = storage.read_arrays(folder / "histories.npz")
         with (folder / "trials.csv").open(encoding="utf-8", newline="") as file:
-            row = [row["number"] for row in csv.DictReader(file)].index(str(record["best"]["number"]))
+            rows = list(csv.DictReader(file))
+    row = [row["number"] for row in rows].index(str(record["best"]["number"]))
     names = ["train_loss", *(name for name in arrays if name.startswith("val_"))]
-    return record, {name: arrays[name][row] for name in names}
+    return record, {name: arrays[name][row, :, : int(rows[row]["epochs"])] for name in names}

@@ -113,7 +113,8 @@ class Brackets:
         }
         trained_now = {number for job, _ in done if job.name not in self._trainer.read for number in job.numbers}
         for number in draws.keys() - trained_now:
-            self._kept[number] = trial_score.scored(number, {}, self._study, values[number], num_epochs)
+            scored = trial_score.scored(number, draws[number], self._study, values[number], num_epochs)
+            self._kept[number] = scored._replace(draw={})
         return values
 
     def check(self, trials: Sequence[TrialScore]) -> None:
@@ -214,17 +215,22 @@ class Brackets:
         return {number: left[number] for number in best}
 
     def _count(self, job: Job, trained: Trained) -> None:
-        end = job.rung.end_epoch
+        end = self._end_of_rung(job)
         self.programs.add(space_.key_of(job.fixed))
         side_by_side = job.rung.plan.num_devices if job.rung.own_widths else 1
         self.seconds[end] = self.seconds.get(end, 0) + float(trained.seconds.sum()) / side_by_side
-        if end == self._networks.search.num_epochs:
+        if job.rung.end_epoch == self._networks.num_epochs(job.fixed):
             self._last_jobs |= dict.fromkeys(job.numbers, job)
+
+    def _end_of_rung(self, job: Job) -> int:
+        """The last epoch of the rung; a job ends before it if its trials have fewer epochs in the space."""
+        return job.rung.end_epoch if self._plan.factor is not None else self._networks.search.num_epochs
 
     def _show(self, job: Job, num_epochs: int, val: dict[str, np.ndarray]) -> None:
         with self._lock:
+            end = self._end_of_rung(job)
             for i, number in enumerate(job.numbers):
-                self._epochs[number] = num_epochs, val[self._study.score][i, :, -1]
+                self._epochs[number] = num_epochs * end // job.rung.end_epoch, val[self._study.score][i, :, -1]
             epochs, scores = zip(*(self._epochs[number] for number in self._left), strict=True)
             bracket = next(bracket for bracket in self._brackets if job.numbers[0] in bracket.numbers)
             what = f"trials {min(self._epochs)}-{max(self._epochs)}"
@@ -232,7 +238,7 @@ class Brackets:
                 what += f", rung {bracket.ends.index(job.rung.end_epoch) + 1} of {len(bracket.rungs)}"
             before = [self._plan.work(b) for b in self._brackets if b.numbers.stop <= bracket.numbers.start]
             done = sum(before) + sum(epochs for epochs, _ in self._epochs.values())
-            mean, end = sum(epochs) / len(epochs), job.rung.end_epoch
+            mean = sum(epochs) / len(epochs)
             self._observer.epochs(what, mean, end, np.array(scores), min(1, done / self.work))
 
 
@@ -243,9 +249,10 @@ def refit(trainer: Trainer, name: str, draw: Draw, observer: Observer) -> tuple[
     `trainer` is that of `Networks.for_refit()`, `name` that of the files.
     """
     networks = trainer.networks
-    num_epochs = networks.search.num_epochs
+    fixed = networks_.own(networks.study, draw).fixed
+    num_epochs = networks.num_epochs(fixed)
     rung = Rung(num_epochs, Plan(1, layout=networks.layout), own_widths=True)
-    job = Job(name, networks_.own(networks.study, draw).fixed, [0], [draw], rung, 0)
+    job = Job(name, fixed, [0], [draw], rung, 0)
 
     trained = trainer.train(
         job, show=lambda job, done, val: observer.epochs("refit of the best trial", done, num_epochs, None)

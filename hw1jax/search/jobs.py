@@ -7,6 +7,7 @@ and workers share no folder.
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -113,7 +114,9 @@ def _network(networks: Networks, job: Job) -> Network:
 
 def members_of(networks: Networks, job: Job, device: int) -> tuple[Population, Trials]:
     """The population of the job's program, and its trials, one a slot."""
-    plan = job.rung.plan
+    plan, network = job.rung.plan, _network(networks, job)
+    if "batch_size" in job.fixed:
+        plan = replace(plan, layout=networks.layout_of(job.fixed["batch_size"]))
     if job.rung.own_widths:
         # All threads of a CPU use its first device, so that each finds the program in the compilation cache.
         plan = Plan(1, layout=plan.layout, first_device=0 if jax.default_backend() == "cpu" else device)
@@ -124,7 +127,7 @@ def members_of(networks: Networks, job: Job, device: int) -> tuple[Population, T
         )
     index = slots(job)
     trials = networks.trials([job.numbers[i] for i in index], [job.draws[i] for i in index])
-    return networks.population(plan, _network(networks, job).task), trials
+    return networks.population(plan, network), trials
 
 
 def new_state(networks: Networks, job: Job, members: Population, trials: Trials) -> State:

@@ -1,7 +1,7 @@
 """Networks of a study: the one module that makes trainable tasks from hyperparameters."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -19,7 +19,7 @@ from hw1jax.core.training import Data, State
 from hw1jax.data import Dataset
 from hw1jax.search import rungs, space
 from hw1jax.search.space import Draw
-from hw1jax.search.study import SearchConfig, Study
+from hw1jax.search.study import SETTINGS_IN_SPACE, SearchConfig, Study
 
 NUM_EXAMPLES = 8  # for comparing a padded network with the unpadded one
 
@@ -91,6 +91,7 @@ class Networks:
         """`first_fold`: the number of the first fold, on which keys depend."""
         self.study, self.search, self.data, self.folds, self.first_fold = study, search, data, list(folds), first_fold
         self._populations: dict[Plan, Population] = {}
+        self._layouts: dict[int, Layout] = {}  # by batch size
 
     def __reduce__(self) -> Any:
         """Pickles the arguments alone: another process makes its own programs and device arrays."""
@@ -120,15 +121,29 @@ class Networks:
     @cached_property
     def layout(self) -> Layout:
         """The layout of a step of the widest network on this machine's devices."""
-        params, state = self.widest.shapes
-        return cost.choose_layout(
-            self.widest.task,
-            params,
-            state,
-            self.data.x_train,
-            self.widest.hyperparameters,
-            batch_size=self.search.batch_size,
-        )
+        return self.layout_of(self.batch_size(self.widest.fixed))
+
+    def layout_of(self, batch_size: int) -> Layout:
+        """The same for one of the batch sizes in the space."""
+        if batch_size not in self._layouts:
+            params, state = self.widest.shapes
+            self._layouts[batch_size] = cost.choose_layout(
+                self.widest.task,
+                params,
+                state,
+                self.data.x_train,
+                self.widest.hyperparameters,
+                batch_size=batch_size,
+            )
+        return self._layouts[batch_size]
+
+    def num_epochs(self, fixed: Mapping[str, Any]) -> int:
+        """The epochs of a network's training, which the space may have as a static hyperparameter."""
+        return fixed.get("num_epochs", self.search.num_epochs)
+
+    def batch_size(self, fixed: Mapping[str, Any]) -> int:
+        """The samples of a network's step, which the space may have as a static hyperparameter."""
+        return fixed.get("batch_size", self.search.batch_size)
 
     @cached_property
     def changed_by_padding(self) -> str | None:
@@ -139,7 +154,7 @@ class Networks:
         for network in self.of_each_program:
             draw = space.narrowest(self.study.space, network.draw)
             wide, narrow = padded(self.study, draw), own(self.study, draw)
-            steps = self._num_steps(wide.task)
+            steps = self._num_steps(wide)
             changed = probe.padding_changes(wide.task, narrow.task, steps, self.key, wide.hyperparameters, few)
             if changed:
                 return changed
@@ -164,37 +179,41 @@ class Networks:
         search = replace(self.search, halving=None, first_rung=None, brackets=False)
         made = Networks(self.study, search, self.data, [everything], first_fold=len(self.folds))
         made.__dict__ |= {"layout": self.layout, "starts_in_corners": self.starts_in_corners}
+        made._layouts = self._layouts
         return made
 
-    def population(self, plan: Plan, task: Task) -> Population:
+    def population(self, plan: Plan, network: Network) -> Population:
         """The population of a program; the data are put on each plan's devices once."""
+        task, config = network.task, self.train_config(network)
         if plan not in self._populations:
             if self._populations:
                 other = next(iter(self._populations.values()))
                 self._populations[plan] = population.with_plan(other, plan)
             else:
                 data = Data(self.data.x_train, self.data.y_train, self.data.weights)
-                self._populations[plan] = population.make_population(task, plan, self.train_config, data, self.folds)
-        return self._populations[plan]._replace(task=task)
+                self._populations[plan] = population.make_population(task, plan, config, data, self.folds)
+        return self._populations[plan]._replace(task=task, config=config)
 
     def member_shapes(self, network: Network) -> State:
         task = network.task
-        return member_states.member_shapes(task, self._num_steps(task), network.hyperparameters)
+        return member_states.member_shapes(task, self._num_steps(network), network.hyperparameters)
 
     def trials(self, numbers: Sequence[int], draws: Sequence[Draw]) -> Trials:
         """Converts trials for a population, one a slot."""
         return Trials(self.key, np.array(numbers), space.as_arrays(self.study.space, draws))
 
-    @cached_property
-    def train_config(self) -> TrainConfig:
+    def train_config(self, network: Network) -> TrainConfig:
+        """The settings of a network's training."""
+        search = replace(self.search, num_epochs=self.num_epochs(network.fixed))
         longest = max(len(fold.train) for fold in self.folds)
         most = self.study.epochs_per_call or cost.enough_epochs(len(self.folds) * longest)
-        per_call = cost.epochs_of_a_call(rungs.lengths(self.search), most)
-        batch_size = min(self.search.batch_size, longest)  # as cross_validate does
-        return TrainConfig(self.search.num_epochs, batch_size, (self.search.seed,), per_call, self.first_fold)
+        per_call = cost.epochs_of_a_call(rungs.lengths(search), most)
+        batch_size = min(self.batch_size(network.fixed), longest)  # as cross_validate does
+        return TrainConfig(search.num_epochs, batch_size, (search.seed,), per_call, self.first_fold)
 
-    def _num_steps(self, task: Task) -> tuple[int, ...] | None:
-        return population.num_updates(task, self.folds, self.search.num_epochs, self.search.batch_size)
+    def _num_steps(self, network: Network) -> tuple[int, ...] | None:
+        fixed = network.fixed
+        return population.num_updates(network.task, self.folds, self.num_epochs(fixed), self.batch_size(fixed))
 
     def check(self) -> str:
         """Checks the networks on the data -> sha256 of all that they compute, which identifies the task of a folder.
@@ -206,13 +225,13 @@ class Networks:
         samples = Data(self.data.x_train, self.data.y_train)
         programs = []
         for network in self.of_each_program:
-            task, h, steps = network.task, network.hyperparameters, self._num_steps(network.task)
+            task, h, steps = network.task, network.hyperparameters, self._num_steps(network)
             checks.check_task(task, h, samples, steps)
             weighted = samples._replace(weights=self.data.weights)
-            programs.append(identity.traced(task, h, weighted, self.search.batch_size, steps))
+            programs.append(identity.traced(task, h, weighted, self.batch_size(network.fixed), steps))
         digests = list(map(identity.digest, programs))
         task = self.widest.task  # one of them, as it is compiled
-        checks.check_examples(task, self.key, self.widest.hyperparameters, samples, self._num_steps(task))
+        checks.check_examples(task, self.key, self.widest.hyperparameters, samples, self._num_steps(self.widest))
         self._check_used(programs, digests)
         return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
@@ -255,7 +274,7 @@ class Networks:
         statics = space.statics(self.study.space)
         draws = [network.draw for network in self.of_each_program]
         names = []
-        for name in statics:
+        for name in (name for name in statics if name not in SETTINGS_IN_SPACE):
             others = [space.key_of({other: draw[other] for other in statics if other != name}) for draw in draws]
             several = len({repr(draw[name]) for draw in draws}) > 1
             if several and len(set(zip(others, digests, strict=True))) == len(set(others)):

@@ -119,7 +119,8 @@ def begin(
     if _digest(stored.get("plan")) != stored.get("plan_sha256"):
         raise ValueError(f"{folder / 'journal.log'} is damaged: the plan of its search has another digest than its own")
     wanted = json.loads(json.dumps(config))
-    flat, flat_wanted = ({**c.pop("space", {}), **c} for c in (dict(stored), dict(wanted)))
+    # The space's batch_size and num_epochs replace the settings.
+    flat, flat_wanted = ({**c.get("space", {}), **c, **c.get("space", {}), "space": None} for c in (stored, wanted))
     for name in [*flat_wanted, *(name for name in flat if name not in flat_wanted)]:
         if name not in ("plan", "plan_sha256", "format", "task_versions") and flat_wanted.get(name) != flat.get(name):
             if name == "task_sha256":

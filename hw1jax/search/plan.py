@@ -237,9 +237,10 @@ class _Planner:
                 wanted -= 1
                 plan = self._plan_for(wanted)
             return wanted, plan
-        widest = self.networks.widest
+        each = [self.networks.widest, *self.networks.of_each_program]
+        widest = max(each, key=lambda network: self.networks.batch_size(network.fixed))  # takes the most memory
         while (free := _free_bytes()) and wanted > 1:
-            members = self.networks.population(plan, widest.task)
+            members = self.networks.population(plan, widest)
             everyone = space_.as_arrays(self.networks.study.space, [widest.draw] * plan.num_slots)
             if cost.bytes_needed(members, everyone) < SHARE_OF_MEMORY * free:
                 break
@@ -312,6 +313,10 @@ def narrower(plan: Plan, num_trials: int) -> Plan:
 def jobs_of(networks: Networks, rung: Rung, draws: Mapping[int, Draw], first_epoch: int = 0) -> list[Job]:
     """Groups trials, by number, into jobs on a rung; with programs of their own, the longest first."""
     study, groups = networks.study, {}
+
+    def end(fixed: dict[str, Any]) -> int:
+        return min(rung.end_epoch, networks.num_epochs(fixed))
+
     for number in sorted(draws):
         fixed = space_.fixed(study.space, rung.widths(study.space, draws[number]), widest=False)
         key = number if rung.own_widths else space_.key_of(fixed)
@@ -321,7 +326,7 @@ def jobs_of(networks: Networks, rung: Rung, draws: Mapping[int, Draw], first_epo
         for number, (fixed, _) in groups.items():
             if (key := space_.key_of(fixed)) not in sizes:
                 sizes[key] = networks_.own(study, draws[number] | fixed).num_parameters
-        parts = sorted(groups.values(), key=lambda group: -sizes[space_.key_of(group[0])])
+        parts = sorted(groups.values(), key=lambda group: -sizes[space_.key_of(group[0])] * end(group[0]))
     else:
         size = rung.plan.num_slots
         parts = [
@@ -330,6 +335,13 @@ def jobs_of(networks: Networks, rung: Rung, draws: Mapping[int, Draw], first_epo
             for first in range(0, len(numbers), size)
         ]
     return [
-        Job(f"{numbers[0]:06d}-{rung.end_epoch}", fixed, numbers, [draws[n] for n in numbers], rung, first_epoch)
+        Job(
+            f"{numbers[0]:06d}-{end(fixed)}",
+            fixed,
+            numbers,
+            [draws[n] for n in numbers],
+            replace(rung, end_epoch=end(fixed)),
+            first_epoch,
+        )
         for fixed, numbers in parts
     ]

@@ -257,6 +257,14 @@ def static_draws(space: Space) -> list[Draw]:
     return [widest(space) | dict(zip(choices, chosen, strict=True)) for chosen in product(*choices.values())]
 
 
+def static_values(space: Space, name: str) -> Sequence[Any]:
+    """The values of a static hyperparameter; none if the space doesn't have it, (None,) if it isn't static."""
+    if not isinstance(space, Mapping) or name not in space:
+        return ()
+    r = space[name]
+    return _static_values(r) if isinstance(r, Int | Choice) and r.static else (None,)
+
+
 def _static_values(r: Range) -> Sequence[Any]:
     assert not isinstance(r, Float)  # a Float is never static
     return r.among if isinstance(r, Choice) else r.values

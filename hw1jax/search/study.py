@@ -25,6 +25,7 @@ from hw1jax.search.space import Space
 
 LARGEST_SEED = 2**32 - 1  # JAX's keys use 32 bits
 COLUMNS = frozenset({"number", "state", "epochs", "rank", "diverged_epoch"})  # of trials.csv, for any space
+SETTINGS_IN_SPACE = ("num_epochs", "batch_size")  # that a space may have, as static hyperparameters
 MOST_PROGRAMS = 16  # combinations of static hyperparameters: each is compiled and cached
 
 
@@ -73,7 +74,8 @@ class Study:
       task: fixed -> Task; `fixed` has the static hyperparameters and the widths, by name (see `space`). Called once for
         each program.
       data: the data, or a function that reads them from the files in `inputs` (by name, each a Path or None).
-      space: by name an `Int`, `Float` or `Choice`, or a tuple of them, a range a layer.
+      space: by name an `Int`, `Float` or `Choice`, or a tuple of them, a range a layer. A static `num_epochs` or
+        `batch_size` replaces the setting: each trial has its own.
       metrics: by name a function (outputs, y) -> [batch], one value an example; its mean is reported beside the loss.
       minimize: "loss" or a metric, whose mean over the folds ranks the trials.
       maximize: a metric to maximize instead.
@@ -84,7 +86,7 @@ class Study:
       folds: list of (training indices, validation indices), or a splitter as in scikit-learn (with the data's
         `groups`), instead of shuffled `num_folds`.
       stratify: True: equal shares of each class in all shuffled folds; None: if y are classes (`folds.are_classes`).
-      quick: smaller values of these settings, by name, for a small run.
+      quick: smaller values of these settings, by name, for a small run; those in the space stay.
       title: for display; default: the name.
       loss_name: for tables and axes, with its unit.
       classes: names of the classes, if y is a class index.
@@ -235,6 +237,11 @@ def unchecked_run_config(
     settings = {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}
     chosen = {name: getattr(study, name) for name in names} | (dict(study.quick) if quick else {}) | settings
     parts: dict[type, dict[str, Any]] = {SearchConfig: {}, ProgramConfig: {}, Output: {"quick": quick}}
+    for name in SETTINGS_IN_SPACE:
+        if values := space_.static_values(study.space, name):
+            if name in settings:
+                raise ValueError(f"{name}={settings[name]} doesn't go with {name} in the space: narrow its range there")
+            chosen[name] = max((value for value in values if type(value) is int), default=1)
     num_trials = chosen.pop("num_trials")
     chosen = halving_settings(chosen.pop("halving", study.halving)) | chosen
     given = taken(chosen)
@@ -279,6 +286,8 @@ def check(config: RunConfig) -> None:
             raise ValueError(f"{name}= must be a whole number, got {value!r}")
         if value < least:
             raise ValueError(f"{name}= must be at least {least}, got {value}")
+    if search.halving is not None and "num_epochs" in study.space:
+        raise ValueError("halving= doesn't go with num_epochs in the space: its rungs are numbers of epochs")
     if search.halving is None and (search.first_rung is not None or search.brackets):
         raise ValueError("first_rung= and brackets= go with halving=")
     if search.averaging is not None:
@@ -319,7 +328,10 @@ def check_study(study: Study) -> None:
         raise TypeError(f"data= must be a Dataset or a function that returns one, got {type(study.data).__name__}")
     reserved = {f.name for part in (SearchConfig, ProgramConfig, Output) for f in fields(part)} | {"num_trials", "loss"}
     scores = {name for name in study.space if re.match(r"(mean|std|split\d+)_val_", str(name))}
-    if taken := (reserved | COLUMNS | scores) & set(study.space):
+    for name in SETTINGS_IN_SPACE:
+        if not all(type(value) is int and value > 0 for value in space_.static_values(study.space, name)):
+            raise ValueError(f"space: {name} must be static, a Choice or an Int of whole numbers of at least 1")
+    if taken := (reserved.difference(SETTINGS_IN_SPACE) | COLUMNS | scores) & set(study.space):
         what = "a setting" if taken & reserved else "a column of trials.csv"
         raise ValueError(f"space: {', '.join(sorted(taken))} is the name of {what}; give it another")
     if taken := (reserved | set(study.space)) & set(study.inputs):

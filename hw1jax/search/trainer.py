@@ -132,7 +132,7 @@ class Trainer:
         return tuple(tasks.with_keys(network) for network in each)
 
     def _is_last(self, job: Job) -> bool:
-        return job.rung.end_epoch == self.networks.search.num_epochs
+        return job.rung.end_epoch == self.networks.num_epochs(job.fixed)
 
     def _has(self, job: Job, kind: str) -> bool:
         return self._files.exists(_name(job, kind))

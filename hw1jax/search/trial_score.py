@@ -33,7 +33,11 @@ Values = Mapping[str, np.ndarray]  # a trial's "loss" and metrics by name, [fold
 
 
 def scored(number: int, draw: Draw, study: Study, values: Values, num_epochs: int) -> TrialScore:
-    """Scores a trial by its values after the last epoch; it was pruned if it has fewer than `num_epochs`."""
+    """Scores a trial by its values after the last epoch; it was pruned if it has fewer than `num_epochs`.
+
+    A space that has `num_epochs` gives each trial its own.
+    """
+    num_epochs = draw.get("num_epochs", num_epochs)
     last = {name: tuple(map(float, values[name][:, -1])) for name in ("loss", *study.metrics)}
     finite = np.isfinite(last["loss"]).all() and np.isfinite(last[study.score]).all()
     epochs = values["loss"].shape[1]
@@ -45,8 +49,8 @@ def scored(number: int, draw: Draw, study: Study, values: Values, num_epochs: in
 def sort_key(trial: TrialScore, study: Study) -> tuple[bool, int, float]:
     """Sort key of a trial that has not failed; lower is better.
 
-    Scores after different numbers of epochs can't be compared, so complete trials come first, then pruned ones in order
-    of decreasing epochs; the mean score decides among equals.
+    Scores after different rungs can't be compared, so complete trials come first, then pruned ones in order of
+    decreasing epochs; the mean score decides among equals.
     """
-    mean = trial.mean(study.score)
-    return trial.state != "complete", -trial.epochs, -mean if study.maximize else mean
+    mean, is_pruned = trial.mean(study.score), trial.state != "complete"
+    return is_pruned, -trial.epochs if is_pruned else 0, -mean if study.maximize else mean
