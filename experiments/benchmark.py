@@ -43,7 +43,8 @@ from hw1jax.report import drawing, plots
 from hw1jax.search import brackets, executors, jobs, plan, space, space_text
 from hw1jax.search.networks import Networks
 from hw1jax.search.observer import Observer
-from hw1jax.search.study import ProgramConfig, SearchConfig, Study, load_data
+from hw1jax.search.study import ProgramConfig, SearchConfig, Study
+from hw1jax.search.study_data import load_data
 
 SEED = 0
 ALL, MANY, SEARCH = "folds x trials in parallel", "folds x 1,000 trials in parallel", "as a search trains them"

@@ -22,7 +22,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from hw1jax import environment, formatting, report, run
 from hw1jax.core import checks
 from hw1jax.progress import Progress
-from hw1jax.search import executors, networks, space_text
+from hw1jax.search import executors, networks, space_text, study_data
 from hw1jax.search import space as space_
 from hw1jax.search import study as study_
 from hw1jax.search.jobs import Stopped
@@ -32,7 +32,8 @@ from hw1jax.search.study import Output, ProgramConfig, RunConfig, SearchConfig, 
 # So far the process has only imported modules, so its CPU time is its wall time.
 STARTED = time.time() - time.process_time()
 
-CHECKS = tuple(module.__name__ for module in (study_, space_, checks, networks))  # their TypeErrors are user errors
+# Modules whose TypeErrors are user errors.
+CHECKS = tuple(module.__name__ for module in (study_, study_data, space_, checks, networks))
 SECONDS_TO_STOP = 2.5  # from a signal to the end of the process
 heard: list[int] = []  # numbers of the received signals
 

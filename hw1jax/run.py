@@ -23,7 +23,7 @@ from hw1jax.results import evaluation, results, run_folder, trained_model
 from hw1jax.results import trials as trials_
 from hw1jax.results.results import Results
 from hw1jax.results.trained_model import Model
-from hw1jax.search import brackets, optuna_search, space_text, study
+from hw1jax.search import brackets, optuna_search, space_text, study, study_data
 from hw1jax.search.brackets import Brackets
 from hw1jax.search.networks import Networks
 from hw1jax.search.observer import Observer
@@ -167,9 +167,9 @@ def load(config: RunConfig) -> Networks:
     Raises:
       ValueError, TypeError: invalid data or folds.
     """
-    data = study.load_data(config.study, config.inputs)
+    data = study_data.load_data(config.study, config.inputs)
     anew = replace(config.study, task=partial(config.study.task))  # what it uses may have changed since the last run
-    return Networks(anew, config.search, data, study.splits_of(config.study, config.search, data))
+    return Networks(anew, config.search, data, study_data.splits_of(config.study, config.search, data))
 
 
 class _Run(NamedTuple):

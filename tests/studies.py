@@ -26,7 +26,7 @@ from hw1jax.data import Dataset, sha256
 from hw1jax.results import run_folder, trained_model
 from hw1jax.results import trials as trials_
 from hw1jax.results.trained_model import Model
-from hw1jax.search import space, space_text, study
+from hw1jax.search import space, space_text, study, study_data
 from hw1jax.search.networks import own
 from hw1jax.search.space import Choice, Float, Int
 from hw1jax.search.study import Halving, Study
@@ -261,7 +261,7 @@ def write_run(folder: Path, asked: Study, states=STATES, epochs=EPOCHS, *, with_
     """What trials in these states would have left in the folder."""
     rng, data, num_folds = (
         np.random.default_rng(2),
-        study.load_data(asked, dict.fromkeys(asked.inputs)),
+        study_data.load_data(asked, dict.fromkeys(asked.inputs)),
         asked.num_folds,
     )
     shape, names = (len(states), num_folds, max(epochs)), ("loss", *asked.metrics)

@@ -18,7 +18,7 @@ from hw1jax import models, storage
 from hw1jax.core import population, programs
 from hw1jax.core.losses import squared_error
 from hw1jax.core.tasks import Task
-from hw1jax.search import jobs, networks, plan
+from hw1jax.search import jobs, networks, plan, study_data
 from hw1jax.search import space as space_
 from hw1jax.search import study as study_
 from hw1jax.search.brackets import Brackets
@@ -38,8 +38,8 @@ DRAWS = {number: space_.random_draw(ASKED.space, 0, number) for number in range(
 def networks_of(study=ASKED, **settings):
     """(networks, config) of a search."""
     config = study_.run_config(study, **USUAL | settings)
-    data = study_.load_data(study, config.inputs)
-    return Networks(study, config.search, data, study_.splits_of(study, config.search, data)), config
+    data = study_data.load_data(study, config.inputs)
+    return Networks(study, config.search, data, study_data.splits_of(study, config.search, data)), config
 
 
 def training_of(folder, study=ASKED, *, observer=None, stop=None, **settings):

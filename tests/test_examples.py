@@ -14,7 +14,7 @@ import pytest
 
 import hw1jax as hw
 from hw1jax import cli, report
-from hw1jax.search import networks, space, study
+from hw1jax.search import networks, space, study_data
 
 EXAMPLES = Path(__file__).parents[1] / "experiments" / "examples"
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
@@ -48,7 +48,7 @@ def test_help_shows_an_examples_space(name, monkeypatch, capsys):
 @pytest.mark.parametrize("name", sorted({*NAMES} - {*TRAINED, WHOLE}))
 def test_an_example_is_trained(name):
     asked, (draw,) = load(name), draws(load(name), 1)
-    task, data = networks.padded(asked, draw).task, study.load_data(asked, {})
+    task, data = networks.padded(asked, draw).task, study_data.load_data(asked, {})
     functions = task.init, task.apply, task.loss, task.optimizer
     h = space.as_arrays(asked.space, [draw | {"learning_rate": 0.002}])
     found = hw.cross_validate(*functions, h, data.x_train[:200], data.y_train[:200], key=jax.random.key(0),
@@ -86,7 +86,7 @@ def test_a_member_of_an_example_equals_the_network_trained_alone(name):
     asked, (first, second) = load(name), draws(load(name), 2)
     task = networks.padded(asked, first).task
     drawn = [draw | {"learning_rate": min(draw["learning_rate"], 0.01)} for draw in (first, second)]
-    data = study.load_data(asked, {})
+    data = study_data.load_data(asked, {})
     x, y = np.float64(data.x_train[:100]), data.y_train[:100]
     weights = None if data.weights is None else np.float64(data.weights[:100])
     settings = {"key": jax.random.key(0), "num_epochs": 2, "batch_size": 16, "weights": weights}

@@ -29,7 +29,7 @@ from hw1jax.core.tasks import Task
 from hw1jax.results import evaluation
 from hw1jax.results.trained_model import load_model
 from hw1jax.run import run_study
-from hw1jax.search import jobs, networks, optuna_search, rungs, study
+from hw1jax.search import jobs, networks, optuna_search, rungs, study, study_data
 from hw1jax.search import space as space_
 from hw1jax.search.networks import Networks
 from hw1jax.search.observer import Observer
@@ -348,7 +348,7 @@ def test_compacted_into_smaller_programs_state_is_carried_over_exactly_and_histo
 
 def test_the_fold_models_of_the_best_trial_are_its_networks_trained_alone(usual):
     data, config, draw = TOY_DATA, study.run_config(STUDY), usual.best.params
-    made = Networks(STUDY, config.search, data, study.splits_of(STUDY, config.search, data))
+    made = Networks(STUDY, config.search, data, study_data.splits_of(STUDY, config.search, data))
     members = made.population(Plan(1), networks.own(STUDY, draw))
     *_, last = population.train(members, made.trials([usual.best.number], [draw]))
     assert len(usual.model.folds) == 3

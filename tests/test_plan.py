@@ -22,7 +22,8 @@ from hw1jax.search import space as space_
 from hw1jax.search.networks import Networks, own
 from hw1jax.search.plan import Bracket, Rung, SearchPlan
 from hw1jax.search.space import Choice, Float, Int
-from hw1jax.search.study import SearchConfig, load_data, narrow, run_config, splits_of
+from hw1jax.search.study import SearchConfig, narrow, run_config
+from hw1jax.search.study_data import load_data, splits_of
 
 
 def soon_traced(fixed):

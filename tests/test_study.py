@@ -15,7 +15,7 @@ from hw1jax.core import checks
 from hw1jax.core.folds import k_fold, stratified_k_fold
 from hw1jax.core.losses import accuracy
 from hw1jax.data import Dataset
-from hw1jax.search import networks, trial_score
+from hw1jax.search import networks, study_data, trial_score
 from hw1jax.search import study as study_
 from hw1jax.search.networks import Network
 from hw1jax.search.space import Choice, Float, Int
@@ -296,7 +296,7 @@ def test_data_come_as_they_are_or_from_a_function_of_the_inputs():
     asked = []
     read = replace(STUDY, data=lambda data_csv: asked.append(data_csv) or TOY_DATA)
     for study, path in ((STUDY, None), (read, Path("x"))):
-        for found, given in zip(study_.load_data(study, {"data_csv": path})[:4], TOY_DATA[:4], strict=True):
+        for found, given in zip(study_data.load_data(study, {"data_csv": path})[:4], TOY_DATA[:4], strict=True):
             np.testing.assert_array_equal(found, given, strict=True)
     assert asked == [Path("x")]
 
@@ -304,7 +304,7 @@ def test_data_come_as_they_are_or_from_a_function_of_the_inputs():
 def test_data_may_be_trees_and_weights_and_groups_anything_that_numpy_takes():
     x = {"a": np.zeros((4, 2)), "b": (np.zeros(4, np.int32), jnp.ones((4, 3)))}
     groups = np.array(["a", "b", "b", "a"], object)
-    data = study_.load_data(replace(STUDY, data=Dataset(x, np.zeros(4), x, np.zeros(4), [1, 2, 0, 3], groups)), {})
+    data = study_data.load_data(replace(STUDY, data=Dataset(x, np.zeros(4), x, np.zeros(4), [1, 2, 0, 3], groups)), {})
     assert jax.tree.structure(data.x_train) == jax.tree.structure(x)
     np.testing.assert_array_equal(data.weights, np.float32([1, 2, 0, 3]), strict=True)
     assert data.groups.tolist() == ["a", "b", "b", "a"]
@@ -315,21 +315,21 @@ def test_pandas_tables_are_taken_as_arrays_and_names_in_them_are_told():
     pandas = pytest.importorskip("pandas")
     x, y = pandas.DataFrame({"a": [1.0, 2.0], "b": [3.0, 4.0]}), pandas.Series([0.0, 1.0])
     given = Dataset(x, y, x, y, weights=y, groups=pandas.Series(["a", "b"]))
-    data = study_.load_data(replace(STUDY, data=given), {})
+    data = study_data.load_data(replace(STUDY, data=given), {})
     np.testing.assert_array_equal(data.x_train, [[1, 3], [2, 4]])
     np.testing.assert_array_equal(data.y_test, [0, 1])
     assert data.groups.tolist() == ["a", "b"]
     named = given._replace(x_train=x.assign(b=["red", "blue"]))
     with pytest.raises(TypeError, match=r"^x_train\['b'\] must be numbers, got an array of .*$"):
-        study_.load_data(replace(STUDY, data=named), {})
+        study_data.load_data(replace(STUDY, data=named), {})
 
 
 # Folds.
 
 
 def assert_folds(study, expected, **settings):
-    data = study_.load_data(study, {"data_csv": None})
-    for a, b in zip(study_.splits_of(study, SearchConfig(1, 1, **settings), data), expected, strict=True):
+    data = study_data.load_data(study, {"data_csv": None})
+    for a, b in zip(study_data.splits_of(study, SearchConfig(1, 1, **settings), data), expected, strict=True):
         for index, own in zip(a, b, strict=True):
             np.testing.assert_array_equal(index, own)
 

@@ -15,7 +15,7 @@ from hw1jax.data import Dataset, sha256
 from hw1jax.results import evaluation, run_folder
 from hw1jax.results.trained_model import Model, are_close, load_model
 from hw1jax.results.trials import Trials, read_trials
-from hw1jax.search import networks, space_text
+from hw1jax.search import networks, space_text, study_data
 from hw1jax.search import study as study_
 from hw1jax.search.space import Draw
 from hw1jax.search.study import Study
@@ -179,7 +179,7 @@ def _read(folder: Path, study: Study) -> Results:
     model = load_model(path, study) if record["refit"]["state"] != "diverged" and path.exists() else None
     inputs = record["inputs"]
     named = {name: Path(inputs[name]) for name in study.inputs if inputs.get(name)}
-    data = study_.load_data(study, {name: named.get(name) for name in study.inputs})
+    data = study_data.load_data(study, {name: named.get(name) for name in study.inputs})
     if sha256(data) != record["config"]["data_sha256"]:
         what = ", ".join(map(str, named.values())) or "the usual data"
         raise ValueError(f"{folder} was run with other data than {what} is now: restore the data, or repeat the run")

@@ -1,0 +1,58 @@
+"""The data of a study as arrays, and its folds."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+
+from hw1jax.core import array_checks
+from hw1jax.core import folds as folds_
+from hw1jax.core.folds import Fold
+from hw1jax.data import Dataset
+from hw1jax.search.study import SearchConfig, Study
+
+
+def load_data(study: Study, inputs: Mapping[str, Path | None]) -> Dataset:
+    """Loads the study's data, converted to arrays.
+
+    Raises:
+      TypeError, ValueError: invalid data; one line.
+    """
+    data = study.data if isinstance(study.data, Dataset) else study.data(**inputs)
+    if not isinstance(data, Dataset):
+        raise TypeError(f"data= must be a Dataset or a function that returns one, got {type(data).__name__}")
+    if (data.x_test is None) != (data.y_test is None):
+        raise ValueError("x_test= and y_test= go together: give both, or neither for a study without a test set")
+    named = zip(data._fields, data[: 4 if data.has_test_set else 2], strict=False)
+    x_train, y_train, *test_set = (array_checks.as_arrays(part, name) for name, part in named)
+    x_test, y_test = test_set or (None, None)
+    weights = None
+    if data.weights is not None:
+        weights = array_checks.as_weights(data.weights)
+    groups = None if data.groups is None else array_checks.as_groups(data.groups)
+    for names, parts in (
+        ("x_train and y_train", (x_train, y_train)),
+        *([("x_test and y_test", (x_test, y_test))] if test_set else []),
+        ("x_train and weights", (x_train, weights)),
+        ("x_train and groups", (x_train, groups)),
+    ):
+        array_checks.common_length(parts, names, "sample")
+    for names, parts in (("x_train and x_test", (x_train, x_test)), ("y_train and y_test", (y_train, y_test))):
+        shapes = [jax.tree.map(lambda leaf: leaf.shape[1:], part) for part in parts]
+        if test_set and shapes[0] != shapes[1]:
+            raise ValueError(f"{names} must have examples of the same shape, got {shapes[0]} and {shapes[1]}")
+    array_checks.check_weights(weights)
+    return Dataset(x_train, y_train, x_test, y_test, weights, groups)
+
+
+def splits_of(study: Study, search: SearchConfig, data: Dataset) -> list[Fold]:
+    """The study's own folds, or `num_folds` shuffled ones."""
+    return folds_.make_folds(
+        data.x_train,
+        data.y_train,
+        num_folds=search.num_folds if study.folds is None else study.num_folds,
+        seed=(search.seed,),
+        folds=study.folds,
+        groups=data.groups,
+        stratify=study.stratify,
+    )
