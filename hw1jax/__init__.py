@@ -15,6 +15,17 @@ from hw1jax.core.folds import stratified_k_fold as stratified_k_fold
 from hw1jax.core.losses import accuracy as accuracy
 from hw1jax.core.losses import cross_entropy as cross_entropy
 from hw1jax.core.losses import squared_error as squared_error
+from hw1jax.core.metrics import average_precision as average_precision
+from hw1jax.core.metrics import balanced_accuracy as balanced_accuracy
+from hw1jax.core.metrics import f1 as f1
+from hw1jax.core.metrics import f1_macro as f1_macro
+from hw1jax.core.metrics import f1_micro as f1_micro
+from hw1jax.core.metrics import f1_weighted as f1_weighted
+from hw1jax.core.metrics import r2 as r2
+from hw1jax.core.metrics import rmse as rmse
+from hw1jax.core.metrics import roc_auc as roc_auc
+from hw1jax.core.metrics import spearman as spearman
+from hw1jax.core.metrics import whole as whole
 from hw1jax.core.optimizers import adam_l2 as adam_l2
 from hw1jax.core.optimizers import chosen_l2 as chosen_l2
 from hw1jax.core.optimizers import rmsprop_l2 as rmsprop_l2

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from hw1jax import environment, storage
-from hw1jax.core import folds, population
+from hw1jax.core import folds, metric_checks, population
 from hw1jax.data import Dataset, sha256
 from hw1jax.environment import Clock
 from hw1jax.progress import default_observer
@@ -237,6 +237,8 @@ def _search(run: _Run, opened: Any, trainer: Brackets) -> list[TrialScore]:
     asked, num_epochs = run.config.study, run.config.search.num_epochs
     if rare := folds.rare_classes(run.networks.data.y_train, run.networks.folds):
         run.observer.note(rare)
+    if missing := metric_checks.in_words(run.networks.undefined):
+        run.observer.note(missing)
     run.observer.start(asked, run.config.num_trials, len(run.networks.folds), num_epochs, trainer.work)
     if run.config.program.reproducible and jax.default_backend() != "cpu" and not environment.is_reproducible():
         run.observer.note("not reproducible: XLA_FLAGS must say so before JAX starts (environment.make_reproducible)")
@@ -293,7 +295,7 @@ def _scores(
     refit_loss = float(arrays["refit_train_loss"][-1]) if model.has_refit else np.nan
     if model.has_refit and model.is_finite:
         warning = evaluation.refit_warning(refit_loss, train_loss)
-        warning = warning or evaluation.test_warning(test["loss"] if test else None, best.scores["loss"])
+        warning = warning or evaluation.test_warning(test["loss"] if test else None, best.defined("loss"))
     return {
         "best": run_folder.summary(best),
         "refit": {
@@ -338,14 +340,14 @@ def _check_fold_models(model: Model, best: TrialScore, networks: Networks) -> No
 
     They may be cut out of wider networks, and are evaluated in another program.
     """
-    data = networks.data
+    data, losses = networks.data, best.defined("loss")
     for i, (fold, (params, state)) in enumerate(zip(networks.folds, model.folds, strict=True)):
         x, y, weights = jax.tree.map(lambda a: a[fold.validation], (data.x_train, data.y_train, data.weights))  # noqa: B023
         outputs = population.predict(model.task, params, model.hyperparameters, x, state=state)
         loss = float(np.average(np.asarray(model.task.loss(outputs, y), np.float64), weights=weights))
-        if np.isfinite(loss) and not np.isclose(loss, best.scores["loss"][i], rtol=SCORED_AGAIN, atol=1e-5):
+        if np.isfinite(loss) and not np.isclose(loss, losses[i], rtol=SCORED_AGAIN, atol=1e-5):
             raise ValueError(
-                f"trial {best.number} has a validation loss of {best.scores['loss'][i]:.6g} in fold {i}, and the "
+                f"trial {best.number} has a validation loss of {losses[i]:.6g} in fold {i}, and the "
                 f"network that is kept of it {loss:.6g}: it depends on more than parameters, state and inputs"
             )
 

@@ -247,8 +247,8 @@ FAULTS = [
     Fault(
         "A trial of which one fold diverged is complete",
         "search/trial_score.py",
-        'np.isfinite(last["loss"]).all() and np.isfinite(last[study.score]).all()',
-        'np.isfinite(last["loss"]).any() and np.isfinite(last[study.score]).any()',
+        'np.isfinite(trial.defined("loss")).all() and np.isfinite(trial.defined(study.score)).all()',
+        'np.isfinite(trial.defined("loss")).any() and np.isfinite(trial.defined(study.score)).any()',
         ("test_search.py", "test_halving.py", "test_run.py"),
     ),
     # The refit and the test set.

@@ -60,7 +60,7 @@ def _hint(error: Exception, name: str, function: Any, given: Mapping[str, Any]) 
             "Study, declare it static=True, or a size as width=True with the layers of hw1jax.models"
         )
     if "outputs" in given:
-        return of_shapes(None, **given)
+        return of_shapes(None, given["outputs"], given.get("y"))
     if all(hasattr(getattr(function, "__self__", None), part) for part in ("init", "apply")):  # a method of a network
         own = {"init": "lambda key, h: net.init(key, x[:1])", "apply": "lambda params, x, h: net.apply(params, x)"}
         return f": give {own[name]}" if name in own else ""
@@ -155,7 +155,7 @@ def _check_apply(task: Task, params: Params, state: Any, x: Any, hyperparameters
 
 def _check_values(task: Task, outputs: Any, y: Any) -> None:
     num_examples = len(jax.tree.leaves(y)[0])
-    for name, function in (("loss", task.loss), *((f"metric {name}", function) for name, function in task.metrics)):
+    for name, function in (("loss", task.loss), *((f"metric {name}", function) for name, function in task.each)):
         with in_function(name, function, outputs=outputs, y=y):
             made = jax.eval_shape(function, outputs, y)
         shape = getattr(made, "shape", None)
@@ -166,6 +166,13 @@ def _check_values(task: Task, outputs: Any, y: Any) -> None:
             )
         if name == "loss" and not jnp.issubdtype(made.dtype, jnp.floating):
             raise TypeError(f"loss must return floating-point numbers, got {made.dtype}")
+    weights = jax.ShapeDtypeStruct((num_examples,), jnp.result_type(float))
+    for name, whole in task.wholes:
+        with in_function(f"metrics[{name!r}]", whole, outputs=outputs, y=y, weights=weights):
+            made = jax.eval_shape(whole, outputs, y, weights)
+        if getattr(made, "shape", None) != ():
+            got = f"shape {made.shape}" if hasattr(made, "shape") else type(made).__name__
+            raise ValueError(f"metrics[{name!r}] must return one number for the whole held-out part, got {got}")
 
 
 def _checked_arrays(made: Any, name: str) -> Any:

@@ -1,164 +1,23 @@
 """Cross-validation of any network: all folds of all trials at once, in one compiled program."""
 
-import textwrap
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
 
 import jax
 import numpy as np
 import optax
 
 from hw1jax import formatting
-from hw1jax.core import array_checks, checks, cost, identity, population
+from hw1jax.core import array_checks, checks, cost, identity, metric_checks, population
 from hw1jax.core import folds as folds_
+from hw1jax.core.cv_result import CrossValidation
 from hw1jax.core.folds import Fold
-from hw1jax.core.tasks import Hyperparameters, Metric, Params, Task, fresh_task, with_keys
+from hw1jax.core.tasks import Hyperparameters, Metric, Task, fresh_task, with_keys
 from hw1jax.core.training import Data
 
 Say = Callable[[int, int, np.ndarray], None]  # (epochs done, num_epochs, validation loss [trial, fold])
-
-
-class Scores(NamedTuple):
-    """Mean and standard deviation over a trial's folds, each float [trial]; NaN if the trial failed."""
-
-    mean: np.ndarray
-    std: np.ndarray  # ddof=0, as in scikit-learn
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class CrossValidation:
-    """The result of `cross_validate`.
-
-    Attributes:
-      train_loss: float [trial, fold, epoch], mean over the epoch of each example's loss just before its step.
-      val_loss: float [trial, fold, epoch], mean loss on the fold's held-out samples after the epoch. With early
-        stopping, NaN after a member's last epoch.
-      params: the trained parameters with leading axes [trial, fold]; None without `return_params`.
-      metrics: by name, like `val_loss`.
-      state: untrained arrays such as batch statistics, with leading axes [trial, fold], along with `params`.
-      best_epoch: int [trial, fold], with early stopping: the epoch of the lowest validation loss (-1: none was finite),
-        to which `params`, `state` and all scores belong; None: they belong to the last epoch.
-      hyperparameters: [trial, ...].
-      folds: training and validation samples of each fold.
-      task: the trained task; its lambdas can't be pickled, `dataclasses.replace(result, task=None)` can.
-      x: the inputs it was trained on.
-    """
-
-    train_loss: np.ndarray
-    val_loss: np.ndarray
-    params: Params | None = None
-    metrics: Mapping[str, np.ndarray] = field(default_factory=dict)
-    state: Any = None
-    best_epoch: np.ndarray | None = None
-    hyperparameters: Hyperparameters = None
-    folds: Sequence[Fold] = ()
-    task: Task | None = None
-    x: Any = None
-
-    @property
-    def scores(self) -> Scores:
-        """Mean and standard deviation over the folds; both NaN if a fold is not finite."""
-        return _over_folds(self._scored(self.val_loss))
-
-    @property
-    def best(self) -> int:
-        """The trial with the lowest mean; raises a ValueError if all trials failed."""
-        mean = self.scores.mean
-        if np.isnan(mean).all():
-            raise ValueError(f"no trial is the best: the validation loss of all {len(mean)} is not finite")
-        return int(np.nanargmin(mean))
-
-    def table(self) -> dict[str, np.ndarray]:
-        """Columns [trial] by name, as in scikit-learn, for example for pandas' `DataFrame`.
-
-        They are the hyperparameters; split0_val_loss, .., mean_val_loss and std_val_loss; the same of each metric; and
-        rank: 1 for the lowest mean_val_loss, equal for ties, NaN for a failed trial.
-
-        Raises:
-          ValueError: a hyperparameter has the name of another column.
-        """
-        columns = _columns(self.hyperparameters)
-        values = {}
-        for name, each in {"loss": self.val_loss, **self.metrics}.items():
-            scored = self._scored(each)
-            values |= {f"split{i}_val_{name}": scored[:, i] for i in range(scored.shape[1])}
-            values |= {f"{part}_val_{name}": array for part, array in _over_folds(scored)._asdict().items()}
-        mean = values["mean_val_loss"]
-        values["rank"] = np.where(np.isnan(mean), np.nan, 1 + np.sum(mean[None] < mean[:, None], axis=1))
-        if taken := columns.keys() & values:
-            raise ValueError(f"the table has a column {min(taken)} of its own: give that hyperparameter another name")
-        return columns | values
-
-    def predict(self, x: Any, trial: int | None = None) -> Any:
-        """Mean over the folds of their networks' outputs (of logits, not of probabilities) on `x`, [example, ...].
-
-        `trial`: whose networks; None: the best trial's.
-
-        Raises:
-          ValueError: without `return_params`, or there is no such trial.
-        """
-        x = array_checks.as_arrays(x, "x")
-        each = [self._outputs(trial, fold, x) for fold in range(self.val_loss.shape[1])]
-        return jax.tree.map(lambda *outputs: np.mean(outputs, axis=0), *each)
-
-    def out_of_fold(self, trial: int | None = None) -> Any:
-        """Outputs [sample, ...] on the training samples, each by the network of the fold that held it out.
-
-        NaN if no fold did; the mean if several did. `trial`: whose networks; None: the best trial's.
-
-        Raises:
-          ValueError: without `return_params`, or there is no such trial.
-        """
-        num_samples = len(jax.tree.leaves(self.x)[0])
-        held_out = [fold.validation for fold in self.folds]
-        longest = max(map(len, held_out))  # all are padded to it, so that one program serves
-        each = [
-            self._outputs(trial, i, jax.tree.map(lambda a: a[np.resize(index, longest)], self.x))  # noqa: B023
-            for i, index in enumerate(held_out)
-        ]
-        count = np.bincount(np.concatenate(held_out), minlength=num_samples)
-
-        def put_together(*outputs: np.ndarray) -> np.ndarray:
-            total = np.zeros((num_samples, *outputs[0].shape[1:]), np.result_type(outputs[0], np.float32))
-            for index, values in zip(held_out, outputs, strict=True):
-                np.add.at(total, index, values[: len(index)])
-            times = count.reshape(-1, *[1] * (total.ndim - 1))
-            return np.where(times > 0, total / np.maximum(times, 1), np.nan).astype(total.dtype)
-
-        return jax.tree.map(put_together, *each)
-
-    def __repr__(self) -> str:
-        num_trials, num_folds, num_epochs = self.val_loss.shape
-        mean, std = self.scores
-        num_failed = np.count_nonzero(np.isnan(mean))
-        text = f"CrossValidation({num_trials} trials x {num_folds} folds x {num_epochs} epochs"
-        text += f", {num_failed} failed" if num_failed else ""
-        if num_failed < num_trials:
-            text += f"; the best is trial {self.best}, validation loss {mean[self.best]:.4g} +- {std[self.best]:.2g}"
-            for name, values in self.metrics.items():
-                text += f", {name} {_over_folds(self._scored(values)).mean[self.best]:.4g}"
-            text += "".join(f", {name}={c[self.best]:.4g}" for name, c in _columns(self.hyperparameters).items())
-        return textwrap.shorten(text, 400, placeholder=" ...") + ")"
-
-    def _scored(self, values: np.ndarray) -> np.ndarray:
-        """Takes the values [trial, fold] of the epoch that counts."""
-        if self.best_epoch is None:
-            return values[:, :, -1]
-        return np.take_along_axis(values, self.best_epoch[:, :, None], axis=2)[:, :, 0]
-
-    def _outputs(self, trial: int | None, fold: int, x: Any) -> Any:
-        if self.params is None or self.task is None:
-            raise ValueError(
-                "predicting needs the task and its parameters: call cross_validate with return_params=True"
-            )
-        trial = self.best if trial is None else trial
-        if not 0 <= trial < len(self.val_loss):
-            raise ValueError(f"trial={trial}: there are trials 0 to {len(self.val_loss) - 1}")
-        params, state = jax.tree.map(lambda a: a[trial, fold], (self.params, self.state))
-        own = jax.tree.map(lambda a: a[trial], self.hyperparameters)
-        return population.predict(self.task, params, own, x, state=state)
 
 
 def cross_validate(
@@ -207,7 +66,8 @@ def cross_validate(
       groups: [sample], for a splitter that keeps groups together.
       stratify: True if each fold has as many samples of each class, False if not; None: if `y` are classes.
       weights: [sample], at least 0: how much each sample counts in losses and metrics.
-      metrics: by name (outputs, y) -> [batch], one value an example.
+      metrics: by name (outputs, y) -> [batch], one value an example; or a metric of the whole held-out part, such as
+        `hw1jax.roc_auc` or `hw1jax.whole(f)`.
       early_stopping: a member stops after so many epochs without a lower validation loss; its best epoch counts.
       averaging: decay of an exponential moving average of the parameters, which is evaluated and returned instead.
       eval_params: (optimizer's state, params) -> the parameters that are evaluated and returned, as
@@ -241,9 +101,16 @@ def cross_validate(
     batch_size = min(batch_size, max(len(fold.train) for fold in splits))
     config = population.TrainConfig(num_epochs, batch_size, seed, patience=early_stopping)
     members, trials = _laid_out(task, config, key, data, splits, hyperparameters)
+    first = jax.tree.map(lambda a: a[0], hyperparameters)
+    undefined = metric_checks.undefined(task, first, data, splits)
+    if said := metric_checks.in_words(undefined):
+        warnings.warn(said, stacklevel=2)
     say = formatting.progress_printer("cross_validate") if progress is True else progress or None
     train_loss, values, last = _train(members, trials, len(jax.tree.leaves(hyperparameters)[0]), say)
-    return _result(task, early_stopping, return_params, train_loss, values, last, hyperparameters, splits, data.x)
+    for name, missing in undefined.items():
+        values[name][:, list(missing)] = np.nan
+    found = _result(task, early_stopping, return_params, train_loss, values, last, hyperparameters, splits, data.x)
+    return replace(found, undefined=undefined)
 
 
 def _checked(x: Any, y: Any, weights: Any, hyperparameters: Any, groups: Any) -> tuple[Data, Hyperparameters, Any]:
@@ -349,18 +216,3 @@ def _num_slots(num_trials: int) -> int:
     """
     step = 1 if num_trials <= 4 else 2 if num_trials <= 8 else max(4, 2 ** ((num_trials - 1).bit_length() - 3))
     return -(-num_trials // step) * step
-
-
-def _over_folds(values: np.ndarray) -> Scores:
-    values = np.where(np.isfinite(values).all(axis=1, keepdims=True), values, np.nan)
-    return Scores(values.mean(axis=1), values.std(axis=1))
-
-
-def _columns(hyperparameters: Hyperparameters) -> dict[str, np.ndarray]:
-    """Arrays [trial] by name; those of an array with more axes are numbered from 1, as `hidden_units_1`."""
-    columns = {}
-    for path, leaf in jax.tree.leaves_with_path(hyperparameters):
-        name = jax.tree_util.keystr(path, simple=True, separator="_") or "hyperparameters"
-        flat = leaf.reshape(len(leaf), -1).T
-        columns |= {name: leaf} if leaf.ndim == 1 else {f"{name}_{i + 1}": column for i, column in enumerate(flat)}
-    return columns

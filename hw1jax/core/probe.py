@@ -88,7 +88,7 @@ def _try_out(task: Task, kind, key_data, params: Params, state, hyperparameters,
     of_labels = lax.map(lambda label: task.loss(two, jax.tree.map(lambda a: jnp.stack([a, a]), label)), labels)
     values = {
         name: Alike(function(outputs, y), one_by_one(function, outputs, y))
-        for name, function in (("loss", task.loss), *task.metrics)
+        for name, function in (("loss", task.loss), *task.each)
     }
     losses = values.pop("loss")
     padding = with_other_padding() if tasks.takes_whole_batches(task) else None

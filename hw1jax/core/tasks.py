@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, update_wrapper
 from typing import Any, NamedTuple
 
 import jax
@@ -13,8 +13,36 @@ from jax import lax
 
 Params = Any  # a tree of arrays
 Hyperparameters = Any  # a tree of arrays, one trial's: traced, and different from trial to trial
-Metric = Callable[[Any, Any], Any]  # (outputs, y) -> [batch], one value an example
+Metric = Callable[[Any, Any], Any]  # (outputs, y) -> [batch], one value an example; or a `Whole`
 OPTIONAL = ("key", "train", "state", "mask")  # optional parameters of `apply`, after its first three
+
+
+class Whole:
+    """A metric of a whole held-out part, such as the area under the ROC curve: no mean of values of the examples.
+
+    Attributes:
+      function: (outputs [n, ...], y [n, ...], weights float [n]) -> scalar. Examples of weight 0 must not change it.
+    """
+
+    def __init__(self, function: Callable[[Any, Any, Any], Any]):
+        self.function = function
+        update_wrapper(self, function)  # type: ignore[arg-type]
+
+    def __call__(self, outputs: Any, y: Any, weights: Any = None) -> jax.Array:
+        """The metric; without weights, each example counts 1."""
+        if weights is None:
+            weights = jnp.ones(len(jax.tree.leaves(y)[0]), jnp.result_type(float))
+        return self.function(outputs, y, weights)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Whole) and self.function == other.function
+
+    def __hash__(self) -> int:
+        return hash(self.function)
+
+    def __reduce__(self) -> Any:
+        """Pickles those of this package by name: a name there is the metric, not the function."""
+        return self.function.__qualname__ if self.__module__.startswith("hw1jax.") else (Whole, (self.function,))
 
 
 def unchanged(x: Any) -> Any:
@@ -41,7 +69,7 @@ class Task(NamedTuple):
       optimizer: (hyperparameters) -> optax transformation. It may take `num_steps`, an int: the number of all updates
         of the member's fold, for a schedule. A transformation whose `update` takes `value` gets the loss.
       prepare: x -> x, applied to a batch before `apply`; once for all trials of a fold that share a program.
-      metrics: pairs (name, (outputs, y) -> [batch]), evaluated beside the loss.
+      metrics: pairs (name, (outputs, y) -> [batch]), evaluated beside the loss; or (name, `hw1jax.whole(..)`).
       averaging: decay, in (0, 1), of an exponential moving average of the parameters, which is then evaluated and kept
         (Polyak and Juditsky 1992); None: no averaging.
       eval_params: (opt_state, params) -> params to evaluate and keep, such as
@@ -57,6 +85,16 @@ class Task(NamedTuple):
     averaging: float | None = None
     eval_params: Callable[[Any, Any], Any] | None = None
 
+    @property
+    def each(self) -> tuple[tuple[str, Metric], ...]:
+        """The metrics of one value an example."""
+        return tuple(pair for pair in self.metrics if not isinstance(pair[1], Whole))
+
+    @property
+    def wholes(self) -> tuple[tuple[str, Whole], ...]:
+        """The metrics of a whole held-out part."""
+        return tuple((name, metric) for name, metric in self.metrics if isinstance(metric, Whole))
+
 
 def fresh(function: Any) -> Any:
     """The function as a new object: JAX traces it again, since a global that it uses may have changed meanwhile.
@@ -65,7 +103,7 @@ def fresh(function: Any) -> Any:
     """
     if not callable(function) or getattr(function, "__module__", "").partition(".")[0] == "hw1jax":
         return function
-    return partial(function)
+    return Whole(fresh(function.function)) if isinstance(function, Whole) else partial(function)
 
 
 def original(function: Any) -> Any:

@@ -222,27 +222,39 @@ def epoch(
 def evaluate(
     task: Task, layout: Layout, state: State, data: Data, val_batches: jax.Array, hyperparameters: Hyperparameters
 ) -> dict[str, jax.Array]:
-    """Mean "loss" and metrics, by name, over `val_batches`: int [batch, example], sample indices."""
-    functions, params = (("loss", task.loss), *task.metrics), final_params(task, state)
+    """Mean "loss" and metrics, and metrics of the whole, by name; `val_batches`: int [batch, example], sample indices.
 
-    def one(variables: tuple[Params, Any], batch: Batch, hyperparameters: Hyperparameters) -> tuple[jax.Array, ...]:
+    The whole has the padding too, with weight 0.
+    """
+    functions, params = (("loss", task.loss), *task.each), final_params(task, state)
+
+    def one(variables: tuple[Params, Any], batch: Batch, hyperparameters: Hyperparameters) -> tuple[Any, Any]:
         batch = jax.tree.map(lambda a: a[0], batch)
         outputs, _ = outputs_of(task, *variables, batch.x, hyperparameters, mask=batch.real)
-        return tuple(weighted_sum(function(outputs, batch.y), batch) for _, function in functions)
+        sums = tuple(weighted_sum(function(outputs, batch.y), batch) for _, function in functions)
+        return sums, outputs if task.wholes else None
 
     one = sequential_vmap(canonical_convolutions(one)) if layout.sequential else one
 
     def body(totals: tuple[jax.Array, ...], index: jax.Array):
         batch = gather(task, data, index, len(index))
-        sums = one((params, state.model_state), batch, hyperparameters)
+        sums, outputs = one((params, state.model_state), batch, hyperparameters)
         weight = None if batch.weights is None else jnp.sum(batch.weights)
-        return jax.tree.map(lambda total, value: total + value, totals, sums), weight
+        whole = (outputs, batch.y, batch.real, batch.weights) if task.wholes else None
+        return jax.tree.map(lambda total, value: total + value, totals, sums), (weight, whole)
 
     zero = jnp.zeros((), jnp.result_type(float))
-    totals, weights = lax.scan(body, (zero,) * len(functions), val_batches)
+    totals, (weights, whole) = lax.scan(body, (zero,) * len(functions), val_batches)
     weight = jnp.sum(val_batches >= 0) if weights is None else jnp.sum(weights)
     named = zip((name for name, _ in functions), totals, strict=True)
-    return {name: total / weight.astype(total.dtype) for name, total in named}
+    found = {name: total / weight.astype(total.dtype) for name, total in named}
+    if whole is not None:
+        outputs, y, real, weights = whole
+        outputs = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), outputs)  # [batch, example, ..] -> [example, ..]
+        y = jax.tree.map(lambda a: a.reshape(-1, *a.shape[3:]), y)  # [batch, microbatch, example, ..]
+        weights = (real if weights is None else weights).astype(zero.dtype).reshape(-1)
+        found |= {name: jnp.asarray(metric(outputs, y, weights), zero.dtype) for name, metric in task.wholes}
+    return found
 
 
 def fit(

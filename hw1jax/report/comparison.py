@@ -14,6 +14,7 @@ import numpy as np
 from hw1jax.report import html, plots
 from hw1jax.report.html import Figure, Item, Markup, grid, table, words
 from hw1jax.results import run_folder
+from hw1jax.results.trials import where_defined
 
 RESULTS, SETTINGS, CURVES = "What they found", "What differs", "How they learned"
 HIDDEN = ("format", "data_sha256", "plan", "own_folds", "space", "num_programs")  # not as they stand
@@ -147,7 +148,7 @@ def _curves(runs: Sequence[Run]) -> list[Item]:
     """Losses and metrics by epoch of the runs' best trials, together."""
     figures: list[Item] = []
     for name in _names(run.curves for run in runs):
-        means = {run.name: run.curves[name].mean(axis=0) for run in runs if name in run.curves}
+        means = {run.name: where_defined(run.curves[name][None])[0].mean(axis=0) for run in runs if name in run.curves}
         shown = words(name.replace("train_", "training ").replace("val_", "validation "))
         title = f"{shown[:1].upper()}{shown[1:]} of the best trials, mean over the folds"
         drawn = partial(plots.compared_curves, curves=means, title=title, label=shown, log=name.endswith("loss"))

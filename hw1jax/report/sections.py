@@ -16,6 +16,7 @@ from hw1jax.report.html import Figure, Item, Markup, Panel, grid, table, words
 from hw1jax.report.trials import end_of_scale, scores_of
 from hw1jax.results import evaluation
 from hw1jax.results.results import Results
+from hw1jax.results.trials import where_defined
 from hw1jax.search import space as space_
 from hw1jax.search.space import Choice, Int, Range
 
@@ -162,13 +163,13 @@ def learning_panels(results: Results) -> list[Panel]:
 
 
 def _curves(results: Results, name: str, title: str, label: str) -> Panel:
-    curves = results.histories[f"val_{name}"].mean(axis=1)  # [trial, epoch]
+    curves = where_defined(results.histories[f"val_{name}"]).mean(axis=1)  # [trial, epoch]
     look = {"title": title, "label": label, "is_loss": name == "loss"}
     return partial(trial_plots.trial_curves, curves=curves, scores=scores_of(results, name), **look)
 
 
 def _metric_by_epoch(results: Results, name: str) -> Figure:
-    values, label = best_curves(results, f"val_{name}"), words(name)
+    values, label = where_defined(best_curves(results, f"val_{name}")[None])[0], words(name)
     panels = [
         partial(plots.learning_profile, folds={"validation": values}, title="Best trial", label=label),
         _curves(results, name, "All trials, mean over the folds", label),

@@ -12,6 +12,7 @@ from hw1jax.report.html import Figure, Item, Markup, Panel, grid, table, words
 from hw1jax.report.trial_plots import Scores
 from hw1jax.results import evaluation
 from hw1jax.results.results import Results
+from hw1jax.results.trials import where_defined
 from hw1jax.search import space as space_
 from hw1jax.search.space import Choice, Float, Range
 
@@ -37,7 +38,7 @@ def all_trials(results: Results) -> list[Item]:
         trial_plots.trial_scores,
         scores=scores,
         order=np.argsort(trials["rank"], kind="stable"),  # failed ones, of rank NaN, come last
-        folds=trials.folds[study.score],
+        folds=where_defined(trials.folds[study.score]),
         numbers=trials["number"],
         epochs=trials["epochs"],
         constant=constant,
@@ -309,8 +310,9 @@ def _trials_table(results: Results) -> Markup:
             row.append(_together([html.hyperparameter(v) for v in (value if isinstance(value, tuple) else [value])]))
         for name in names:
             mean, folds = float(trials.means[name][i]), trials.folds[name][i].tolist()
-            row.append(html.spread(mean, float(np.std(folds)) if np.isfinite(mean) else np.nan, name))
-            row.append(_together([html.score(name, value) for value in folds]))
+            row.append(html.spread(mean, float(trials[f"std_val_{name}"][i]), name))
+            missing = np.isfinite(mean) & np.isnan(folds)  # the metric is undefined in these folds
+            row.append(_together(["-" if m else html.score(name, v) for m, v in zip(missing, folds, strict=True)]))
         bold = [Markup(f"<strong>{html.cell(value)}</strong>") for value in row]
         rows.append(bold if i == results.row else row)
     return table(headings, rows, caption="All trials, the best first")

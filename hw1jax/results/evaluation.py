@@ -142,7 +142,7 @@ def refit_warning(refit_train_loss: float, folds_train_loss: Sequence[float] | n
     )
 
 
-def test_warning(test_loss: float | None, folds_val_loss: Sequence[float]) -> str | None:
+def test_warning(test_loss: float | None, folds_val_loss: Sequence[float] | np.ndarray) -> str | None:
     """A warning if the refit's test loss is far above its folds' validation losses (`is_far_above`), else None.
 
     A refit of few epochs can end at chance with a training loss like the folds', since that is a mean over an epoch.

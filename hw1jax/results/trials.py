@@ -89,6 +89,12 @@ class Trials(dict[str, np.ndarray]):
         return f"Trials({len(self.rows)}, of which {self.complete.sum()} are complete{pruned}: {names})"
 
 
+def where_defined(values: np.ndarray) -> np.ndarray:
+    """Values [trial, fold, ...] without the folds in which no trial has one: the metric is undefined there."""
+    missing = np.isnan(np.moveaxis(values, 1, 0).reshape(values.shape[1], -1)).all(axis=1)
+    return values if missing.all() else values[:, ~missing]
+
+
 def write_trials(
     path: Path, study: Study, trials: Sequence[TrialScore], train_loss: np.ndarray, val: Mapping[str, np.ndarray]
 ) -> None:
@@ -98,7 +104,8 @@ def write_trials(
     are ignored.
     """
     text = io.StringIO()
-    finite = np.isfinite(train_loss) & np.isfinite(val["loss"]) & np.isfinite(val[study.score])
+    missing = np.array([value is None for value in trials[0].scores[study.score]])[None, :, None]  # undefined there
+    finite = np.isfinite(train_loss) & np.isfinite(val["loss"]) & (np.isfinite(val[study.score]) | missing)
     rows = []
     for trial, rank, own in zip(trials, ranks(trials, study), np.all(finite, axis=1), strict=True):
         row = {"number": trial.number, "state": trial.state, "epochs": trial.epochs}

@@ -58,6 +58,7 @@ class Brackets:
         self._trainer = self._trainer_of(networks)
         self._lock = threading.Lock()
         self._epochs: dict[int, tuple[int, np.ndarray]] = {}  # of a bracket {trial: (epochs done, scores [fold])}
+        self._undefined = list(networks.undefined.get(self._study.score, ()))  # folds without a score
         self._left: list[int] = []  # its trials that train on the current rung
         self._states: dict[int, list[np.ndarray]] = {}  # {trial: leaves of its state} that were read and not used yet
         self._last_jobs: dict[int, Job] = {}  # {trial: its job on the last rung}
@@ -100,17 +101,17 @@ class Brackets:
         train_loss, val = jax.tree.map(lambda a: np.full(shape, np.nan, a.dtype), (first.train_loss, first.val))
         whole = Trained(train_loss, val, np.zeros(len(draws)))
         for job, trained in done:
-            own = [rows[number] for number in job.numbers]
+            places = [rows[number] for number in job.numbers]
             for to, new in zip(jax.tree.leaves(whole[:2]), jax.tree.leaves(trained[:2]), strict=True):
-                to[own, :, job.first_epoch : job.rung.end_epoch] = new
-            whole.seconds[own] += trained.seconds
+                to[places, :, job.first_epoch : job.rung.end_epoch] = new
+            whole.seconds[places] += trained.seconds
             last |= dict.fromkeys(job.numbers, job.rung.end_epoch)
             self._count(job, trained)
         self.histories[numbers[0]] = whole
-        values: dict[int, Values] = {
-            number: {name: each[rows[number], :, : last[number]] for name, each in whole.val.items()}
-            for number in draws
-        }
+        values: dict[int, Values] = {}
+        for number in draws:
+            own = {name: each[rows[number], :, : last[number]] for name, each in whole.val.items()}
+            values[number] = self._networks.masked(own)
         trained_now = {number for job, _ in done if job.name not in self._trainer.read for number in job.numbers}
         for number in draws.keys() - trained_now:
             scored = trial_score.scored(number, draws[number], self._study, values[number], num_epochs)
@@ -153,7 +154,8 @@ class Brackets:
         Raises:
           Gone: the states of a finished job are missing; the next call trains them again.
         """
-        self._epochs = {number: (0, np.full(len(self._networks.folds), np.nan)) for number in draws}
+        num_scores = len(self._networks.folds) - len(self._undefined)
+        self._epochs = {number: (0, np.full(num_scores, np.nan)) for number in draws}
         done: list[tuple[Job, Trained]] = []
         before: list[Job] = []
         left = draws
@@ -208,7 +210,7 @@ class Brackets:
         """The trials that go on after a rung: the best mean scores (the first among equals), none that diverged."""
         trials = [trial for job, trained in ended for trial in scored(self._networks, job, trained)]
         end = ended[0][0].rung.end_epoch
-        self._epochs |= {trial.number: (end, np.array(trial.scores[self._study.score])) for trial in trials}
+        self._epochs |= {trial.number: (end, trial.defined(self._study.score)) for trial in trials}
         finite = [trial for trial in trials if trial.state != "failed"]
         in_order = sorted(finite, key=lambda trial: (trial_score.sort_key(trial, self._study), trial.number))
         best = sorted(trial.number for trial in in_order[: num_kept(len(left), self._plan.factor)])
@@ -230,7 +232,8 @@ class Brackets:
         with self._lock:
             end = self._end_of_rung(job)
             for i, number in enumerate(job.numbers):
-                self._epochs[number] = num_epochs * end // job.rung.end_epoch, val[self._study.score][i, :, -1]
+                scores = np.delete(val[self._study.score][i, :, -1], self._undefined)
+                self._epochs[number] = num_epochs * end // job.rung.end_epoch, scores
             epochs, scores = zip(*(self._epochs[number] for number in self._left), strict=True)
             bracket = next(bracket for bracket in self._brackets if job.numbers[0] in bracket.numbers)
             what = f"trials {min(self._epochs)}-{max(self._epochs)}"

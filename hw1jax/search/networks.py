@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.stages import Traced
 
-from hw1jax.core import array_checks, checks, cost, identity, member_states, population, probe, tasks
+from hw1jax.core import array_checks, checks, cost, identity, member_states, metric_checks, population, probe, tasks
 from hw1jax.core.folds import Fold
 from hw1jax.core.layout import Layout
 from hw1jax.core.population import Plan, Population, TrainConfig, Trials
@@ -20,6 +20,7 @@ from hw1jax.data import Dataset
 from hw1jax.search import rungs, space
 from hw1jax.search.space import Draw
 from hw1jax.search.study import SETTINGS_IN_SPACE, SearchConfig, Study
+from hw1jax.search.trial_score import Values
 
 NUM_EXAMPLES = 8  # for comparing a padded network with the unpadded one
 
@@ -202,6 +203,19 @@ class Networks:
         """Converts trials for a population, one a slot."""
         return Trials(self.key, np.array(numbers), space.as_arrays(self.study.space, draws))
 
+    @cached_property
+    def undefined(self) -> metric_checks.Undefined:
+        """The folds in which a metric is undefined, by its name; checks the metrics of a whole held-out part."""
+        data = Data(self.data.x_train, self.data.y_train, self.data.weights)
+        return metric_checks.undefined(self.widest.task, self.widest.hyperparameters, data, self.folds)
+
+    def masked(self, values: Values) -> Values:
+        """A trial's values with a mask over the folds in which a metric is undefined."""
+        masked = {name: np.ma.array(values[name]) for name in self.undefined}
+        for name, folds in self.undefined.items():
+            masked[name][list(folds)] = np.ma.masked
+        return {**values, **masked}
+
     def train_config(self, network: Network) -> TrainConfig:
         """The settings of a network's training."""
         search = replace(self.search, num_epochs=self.num_epochs(network.fixed))
@@ -232,6 +246,7 @@ class Networks:
         digests = list(map(identity.digest, programs))
         task = self.widest.task  # one of them, as it is compiled
         checks.check_examples(task, self.key, self.widest.hyperparameters, samples, self._num_steps(self.widest))
+        _ = self.undefined
         self._check_used(programs, digests)
         return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 

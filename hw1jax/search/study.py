@@ -73,7 +73,8 @@ class Study:
       data: the data, or a function that reads them from the files in `inputs` (by name, each a Path or None).
       space: by name an `Int`, `Float` or `Choice`, or a tuple of them, a range a layer. A static `num_epochs` or
         `batch_size` replaces the setting: each trial has its own.
-      metrics: by name a function (outputs, y) -> [batch], one value an example; its mean is reported beside the loss.
+      metrics: by name a function (outputs, y) -> [batch], one value an example, whose mean is reported beside the loss;
+        or a metric of a whole held-out part, such as `hw1jax.roc_auc` or `hw1jax.whole(f)`.
       minimize: "loss" or a metric, whose mean over the folds ranks the trials.
       maximize: a metric to maximize instead.
       num_trials, num_folds, num_epochs, batch_size: default settings. An epoch is a pass over a fold's training part, a

@@ -213,7 +213,7 @@ def scored(own: Networks, job: Job, trained: Trained) -> list[TrialScore]:
     num_epochs = job.rung.end_epoch - job.first_epoch
     values = [{name: folds[i] for name, folds in trained.val.items()} for i in range(len(job.numbers))]
     return [
-        trial_score.scored(number, draw, own.study, each, num_epochs)
+        trial_score.scored(number, draw, own.study, own.masked(each), num_epochs)
         for number, draw, each in zip(job.numbers, job.draws, values, strict=True)
     ]
 

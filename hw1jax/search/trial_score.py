@@ -15,21 +15,26 @@ class TrialScore(NamedTuple):
     number: int
     draw: Draw
     state: Literal["complete", "pruned", "failed"]  # failed: a loss or the score is not finite
-    scores: dict[str, tuple[float, ...]]  # "loss" and metrics by name: each fold's value after the last epoch
+    scores: dict[str, tuple[float | None, ...]]  # "loss" and metrics by name, each fold's last; None: undefined there
     epochs: int = 0
 
+    def defined(self, name: str) -> np.ndarray:
+        """The values in the folds where it is defined, float [fold]."""
+        return np.array([value for value in self.scores[name] if value is not None])
+
     def mean(self, name: str) -> float:
-        """Mean over the folds."""
+        """Mean over the folds where it is defined."""
         with np.errstate(invalid="ignore"):  # inf - inf, in a failed trial
-            return float(np.mean(self.scores[name]))
+            return float(np.mean(self.defined(name)))
 
     def std(self, name: str) -> float:
-        """Standard deviation over the folds with ddof=0, as scikit-learn's `std_test_score`."""
-        values = self.scores[name]
+        """Standard deviation over these folds with ddof=0, as scikit-learn's `std_test_score`."""
+        values = self.defined(name)
         return float(np.std(values)) if np.isfinite(values).all() else float("nan")
 
 
-Values = Mapping[str, np.ndarray]  # a trial's "loss" and metrics by name, [fold, epoch]
+# A trial's "loss" and metrics by name, [fold, epoch]; masked in folds in which a metric is undefined.
+Values = Mapping[str, np.ndarray]
 
 
 def scored(number: int, draw: Draw, study: Study, values: Values, num_epochs: int) -> TrialScore:
@@ -38,12 +43,14 @@ def scored(number: int, draw: Draw, study: Study, values: Values, num_epochs: in
     A space that has `num_epochs` gives each trial its own.
     """
     num_epochs = draw.get("num_epochs", num_epochs)
-    last = {name: tuple(map(float, values[name][:, -1])) for name in ("loss", *study.metrics)}
-    finite = np.isfinite(last["loss"]).all() and np.isfinite(last[study.score]).all()
     epochs = values["loss"].shape[1]
-    return TrialScore(
-        number, draw, "failed" if not finite else "complete" if epochs == num_epochs else "pruned", last, epochs
-    )
+    last = {
+        name: tuple(None if value is np.ma.masked else float(value) for value in values[name][:, -1])
+        for name in ("loss", *study.metrics)
+    }
+    trial = TrialScore(number, draw, "complete" if epochs == num_epochs else "pruned", last, epochs)
+    finite = np.isfinite(trial.defined("loss")).all() and np.isfinite(trial.defined(study.score)).all()
+    return trial if finite else trial._replace(state="failed")
 
 
 def sort_key(trial: TrialScore, study: Study) -> tuple[bool, int, float]:
