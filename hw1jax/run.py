@@ -61,7 +61,7 @@ def run_study(
         train; `workers=` splits the jobs for as many. Default: this process's devices.
       **settings: num_trials, and the fields of `study.SearchConfig`, `study.ProgramConfig` and `study.Output`; default:
         the study's own. `out` is the folder of the results. `sampler` may also be a sampler of Optuna's, or a function
-        seed -> sampler.
+        seed -> sampler; `enqueue` is a list of hyperparameters, as in `results.best.params`, of the first trials.
 
     Returns:
       The results, read from the folder.
@@ -390,19 +390,23 @@ def _identity(config: RunConfig, networks: Networks) -> dict[str, Any]:
     """
     asked, data, splits = config.study, networks.data, networks.folds
     own_folds = None if asked.folds is None else _digest([[part.tolist() for part in fold] for fold in splits])
-    return asdict(config.search) | {
-        "num_folds": len(splits),
-        "own_folds": own_folds,
-        "space": space_text.to_json(asked.space),
-        "metrics": sorted(asked.metrics),
-        "score": asked.score,
-        "direction": "maximize" if asked.maximize else "minimize",
-        "data_sha256": sha256(data),
-        "stratify": folds.are_stratified(data.y_train, config.search.num_folds, asked.folds, asked.stratify),
-        "task_sha256": networks.check(),
-        "task_versions": {name: environment.version_of(name) for name in ("jax", "flax", "optax")},
-        "format": storage.FORMAT,
-    }
+    return (
+        asdict(config.search)
+        | config.given.identity
+        | {
+            "num_folds": len(splits),
+            "own_folds": own_folds,
+            "space": space_text.to_json(asked.space),
+            "metrics": sorted(asked.metrics),
+            "score": asked.score,
+            "direction": "maximize" if asked.maximize else "minimize",
+            "data_sha256": sha256(data),
+            "stratify": folds.are_stratified(data.y_train, config.search.num_folds, asked.folds, asked.stratify),
+            "task_sha256": networks.check(),
+            "task_versions": {name: environment.version_of(name) for name in ("jax", "flax", "optax")},
+            "format": storage.FORMAT,
+        }
+    )
 
 
 def _digest(content: Any) -> str:

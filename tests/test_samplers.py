@@ -12,7 +12,8 @@ from optuna.trial import TrialState
 from studies import LINE, TOY
 
 import hw1jax as hw
-from hw1jax.search import optuna_search, seeding
+from hw1jax.search import given, optuna_search, seeding
+from hw1jax.search import space as space_
 from hw1jax.search.given import Given
 from hw1jax.search.samplers import suggest
 
@@ -36,9 +37,12 @@ EACH = [
     pytest.param(
         make,
         id=name,
-        marks=pytest.mark.skipif(
-            name in NEEDS and find_spec(NEEDS[name]) is None, reason=f"Optuna's sampler needs {NEEDS.get(name)}"
-        ),
+        marks=[
+            pytest.mark.skipif(
+                name in NEEDS and find_spec(NEEDS[name]) is None, reason=f"Optuna's sampler needs {NEEDS.get(name)}"
+            ),
+            *([pytest.mark.slow] if name == "process" else []),  # which takes a second to draw a trial
+        ],
     )
     for name, make in SAMPLERS.items()
 ]
@@ -167,6 +171,71 @@ def test_a_sampler_that_draws_others_than_before_is_refused_in_one_line(tmp_path
         search(tmp_path, Forgetful(), num_trials=8)
 
 
+# Trials that are given.
+
+FIRST = {"hidden_units": (5, 3), "learning_rate": np.float64(0.01), "l2": 1e-3, "optimizer": "sgd"}
+PART = {"optimizer": "adam", "learning_rate": 0.1}
+
+
+def test_given_trials_are_the_first_ones_and_the_sampler_draws_what_they_lack(tmp_path):
+    opened = optuna_search.open_storage(
+        tmp_path / "journal.log", TOY, "random", 7, Given(None, given.enqueued(TOY.space, [FIRST, PART, {}]))
+    )
+    (bracket,) = optuna_search.search(opened, TOY, full, brackets=[range(5)], num_epochs=4)
+    expected = [space_.random_draw(TOY.space, 7, number) for number in range(5)]
+    expected[0] = {**FIRST, "learning_rate": 0.01}
+    expected[1] |= PART
+    assert repr([trial.draw for trial in bracket]) == repr(expected), "the types as well"
+
+
+@pytest.mark.parametrize("name", ["tpe", "genetic", "quasi-random", "part"])
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_searches_with_given_trials_are_resumed_exactly(tmp_path, name):
+    first = {"enqueued": given.enqueued(TOY.space, [FIRST] * 3 + [PART] * 3)}  # more than a bracket
+    whole = search(tmp_path / "whole", SAMPLERS[name], **first)
+    assert whole[:3] == [FIRST] * 3 and all(draw.items() >= PART.items() for draw in whole[3:6])
+    assert len({draw["hidden_units"] + (draw["l2"],) for draw in whole[3:]}) > 5, "the rest is drawn"
+    search(tmp_path / "longer", SAMPLERS[name], num_trials=5, **first)
+    assert search(tmp_path / "longer", SAMPLERS[name], **first) == whole
+    assert search(tmp_path / "without", SAMPLERS[name])[6:] != whole[6:], "the sampler has learned from them"
+
+
+@pytest.mark.parametrize(
+    "enqueue, message",
+    [
+        ([{"rate": 0.1}], "enqueue= has 'rate', which is no hyperparameter; there are hidden_units, learning_rate"),
+        ([FIRST, {"l2": 1.0}], "enqueue= has l2 = 1.0, which is not in 0.0001-0.1"),
+        ([{"l2": float("nan")}], "enqueue= has l2 = nan, which is not in 0.0001-0.1"),
+        ([{"l2": True}], "enqueue= has l2 = True, which is not in 0.0001-0.1"),
+        ([{"l2": (1e-3, 1e-3)}], "enqueue= has l2 = (0.001, 0.001), which must be one value"),
+        ([{"hidden_units": 3}], "enqueue= has hidden_units = 3, which must be a tuple of 2"),
+        ([{"hidden_units": (3,)}], "enqueue= has hidden_units = (3,), which must be a tuple of 2"),
+        ([{"hidden_units": (3, 7)}], "enqueue= has hidden_units_2 = 7, which is not in 2-4"),
+        ([{"hidden_units": (3.0, 3)}], "enqueue= has hidden_units_1 = 3.0, which is not in 2-6"),
+        ([{"optimizer": "adamw"}], "enqueue= has optimizer = 'adamw', which is not in adam, sgd, rmsprop"),
+        (FIRST, "enqueue= must be a list of dicts"),
+        ([3], "enqueue= must be a list of dicts"),
+        (3, "enqueue= must be a list of dicts"),
+    ],
+)
+def test_given_values_outside_of_the_ranges_are_told_in_one_line(tmp_path, enqueue, message):
+    with pytest.raises((TypeError, ValueError)) as caught:
+        hw.run_study(TOY, out=tmp_path / "out", enqueue=enqueue)
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_choice_of_tuples_steps_and_numbers_of_another_type_are_found():
+    space = {"kernel": hw.Choice((3, 3), None, 2), "units": hw.Int(2, 8, step=3), "flag": hw.Choice(True, False)}
+    draw = {"kernel": (3, 3), "units": np.int64(5), "flag": np.bool_(True)}
+    assert repr(given.enqueued(space, [draw, {"kernel": None}, {"kernel": 2.0}])) == repr(
+        [{"kernel": (3, 3), "units": 5, "flag": True}, {"kernel": None}, {"kernel": 2}]
+    )
+    for wrong in ({"units": 6}, {"flag": 1}, {"kernel": True}):
+        with pytest.raises(ValueError, match="which is not in"):
+            given.enqueued(space, [wrong])
+
+
 # Studies.
 
 SETTINGS = {"num_epochs": 2, "widths": "padded", "num_devices": 1}
@@ -210,3 +279,18 @@ def test_what_is_no_sampler_is_refused_in_one_line(tmp_path, sampler, got):
 def test_several_objectives_are_refused_in_one_line(tmp_path):
     with pytest.raises(ValueError, match=r"^maximize= must be one of loss, got \('loss', 'accuracy'\)$"):
         hw.run_study(hw.Study(**(vars(LINE) | {"maximize": ("loss", "accuracy")})), out=tmp_path / "out")
+
+
+def test_a_studys_given_trials_come_first_and_belong_to_its_folder(tmp_path):
+    best = {"units": 2, "learning_rate": 0.1}
+    results = hw.run_study(LINE, out=tmp_path, enqueue=[best, {"units": 1}], **SETTINGS)
+    assert results.trials["units"][:2].tolist() == [2, 1] and results.trials["learning_rate"][0] == 0.1
+    drawn = space_.random_draw(LINE.space, 0, 1)["learning_rate"], space_.random_draw(LINE.space, 0, 2)["learning_rate"]
+    assert tuple(results.trials["learning_rate"][1:]) == drawn
+    table = (tmp_path / "trials.csv").read_bytes()
+    same = [best, {"units": np.int32(1)}]
+    again = hw.run_study(LINE, out=tmp_path, enqueue=same, **SETTINGS)
+    assert (again.folder / "trials.csv").read_bytes() == table
+    for other in ([best], []):
+        with pytest.raises(ValueError, match=r"holds a search with enqueue = \[[^\n]*give the old settings[^\n]*out=$"):
+            hw.run_study(LINE, out=tmp_path, enqueue=other, **SETTINGS)

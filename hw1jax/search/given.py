@@ -5,7 +5,9 @@ from typing import Any, NamedTuple
 
 from hw1jax.search import seeding
 from hw1jax.search import space as space_
-from hw1jax.search.space import Choice, Float, Range, Space
+from hw1jax.search.space import Choice, Float, Int, Range, Space
+
+NAMES = ("enqueue",)
 
 
 class Given(NamedTuple):
@@ -14,8 +16,13 @@ class Given(NamedTuple):
     sampler: Any = None  # of Optuna; None: `SearchConfig.sampler` says all
     enqueued: Sequence[Mapping[str, Any]] = ()  # hyperparameters of the first trials, by column
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the results depend on, besides the name of the sampler."""
+        return {"enqueue": list(self.enqueued)} if self.enqueued else {}
 
-def taken(settings: dict[str, Any]) -> Given:
+
+def taken(settings: dict[str, Any], space: Space) -> Given:
     """Takes the arguments of Optuna's kinds out of a run's settings; a sampler leaves its name.
 
     Raises:
@@ -25,7 +32,7 @@ def taken(settings: dict[str, Any]) -> Given:
     made = None
     if not isinstance(sampler, str):
         settings["sampler"], made = seeding.seeded(sampler, seed)
-    return Given(made)
+    return Given(made, tuple(enqueued(space, settings.pop("enqueue", ()))))
 
 
 def enqueued(space: Space, enqueue: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -34,16 +41,20 @@ def enqueued(space: Space, enqueue: Sequence[Mapping[str, Any]]) -> list[dict[st
     Raises:
       ValueError, TypeError: a name or value that the space doesn't have; one line that names both.
     """
-    if isinstance(enqueue, Mapping | str) or not all(isinstance(draw, Mapping) for draw in enqueue):
+    if not isinstance(enqueue, list | tuple) or not all(isinstance(draw, Mapping) for draw in enqueue):
         raise TypeError("enqueue= must be a list of dicts, each with the hyperparameters of a trial by name")
     found = []
+    if enqueue:
+        space_.check(space)
     for draw in enqueue:
         for name, value in draw.items():
             if name not in space:
                 raise ValueError(f"enqueue= has {name!r}, which is no hyperparameter; there are {', '.join(space)}")
-            ranges = space[name]
-            if isinstance(ranges, Sequence) and (not isinstance(value, tuple | list) or len(value) != len(ranges)):
+            ranges, num_values = space[name], len(value) if isinstance(value, tuple | list) else None
+            if isinstance(ranges, Sequence) and num_values != len(ranges):
                 raise ValueError(f"enqueue= has {name} = {value!r}, which must be a tuple of {len(ranges)}")
+            if isinstance(ranges, Int | Float) and num_values is not None:
+                raise ValueError(f"enqueue= has {name} = {value!r}, which must be one value")
         found.append(check_columns(space, space_.flatten(draw, space), "enqueue= has"))
     return found
 
@@ -51,8 +62,6 @@ def enqueued(space: Space, enqueue: Sequence[Mapping[str, Any]]) -> list[dict[st
 def check_columns(space: Space, params: Mapping[str, Any], what: str) -> dict[str, Any]:
     """The values by column, as Python's; raises a ValueError that begins with `what` if one is outside of its range."""
     ranges = space_.columns(space)
-    for column in params.keys() - ranges.keys():  # several values for one range
-        raise ValueError(f"{what} {column} = {params[column]!r}, which is no hyperparameter")
     return {column: _fitting(column, ranges[column], space_.plain(value), what) for column, value in params.items()}
 
 

@@ -17,7 +17,7 @@ from hw1jax.core import array_checks, checks
 from hw1jax.core.tasks import Metric, Task
 from hw1jax.data import Dataset
 from hw1jax.search import space as space_
-from hw1jax.search.given import Given, taken
+from hw1jax.search.given import NAMES, Given, taken
 from hw1jax.search.space import Space
 
 LARGEST_SEED = 2**32 - 1  # JAX's keys use 32 bits
@@ -218,6 +218,8 @@ def run_config(
 ) -> RunConfig:
     """Combines the study's settings with the given ones, by the names of `SearchConfig`, `ProgramConfig` and `Output`.
 
+    Settings that only Python can give are those of `given.taken`.
+
     Raises:
       TypeError: unknown settings or inputs.
       ValueError: invalid settings or an invalid study; one line that names the argument.
@@ -242,11 +244,11 @@ def unchecked_run_config(
             chosen[name] = max((value for value in values if type(value) is int), default=1)
     num_trials = chosen.pop("num_trials")
     chosen = halving_settings(chosen.pop("halving", study.halving)) | chosen
-    given = taken(chosen)
+    given = taken(chosen, study.space)
     for name, value in chosen.items():
         part = next((part for part in parts if name in {f.name for f in fields(part)}), None)
         if part is None:
-            known = sorted({f.name for part in parts for f in fields(part)} | {"num_trials"})
+            known = sorted({f.name for part in parts for f in fields(part)} | {"num_trials", *NAMES})
             raise TypeError(f"there is no setting {name}; there are {', '.join(known)}")
         parts[part][name] = value
     out = parts[Output].get("out")
