@@ -4,7 +4,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import asdict, replace
 from functools import partial
@@ -16,10 +16,10 @@ import numpy as np
 
 from hw1jax import environment, storage
 from hw1jax.core import folds, metric_checks, population
-from hw1jax.data import Dataset, sha256
+from hw1jax.data import sha256
 from hw1jax.environment import Clock
 from hw1jax.progress import default_observer
-from hw1jax.results import evaluation, results, run_folder, trained_model
+from hw1jax.results import results, run_folder, testing
 from hw1jax.results import trials as trials_
 from hw1jax.results.results import Results
 from hw1jax.results.trained_model import Model
@@ -27,15 +27,14 @@ from hw1jax.search import brackets, optuna_search, space_text, study, study_data
 from hw1jax.search.brackets import Brackets
 from hw1jax.search.networks import Networks
 from hw1jax.search.observer import Observer
-from hw1jax.search.plan import Bracket, SearchPlan, make_plan
+from hw1jax.search.plan import SearchPlan, make_plan
 from hw1jax.search.space import Draw
 from hw1jax.search.study import RunConfig, Study
-from hw1jax.search.trainer import Trainer
+from hw1jax.search.trainer import Trained, Trainer
 from hw1jax.search.trial_score import TrialScore
 from hw1jax.storage import Folder, Memory
 
 SCORED_AGAIN = 0.02  # relative tolerance between a network's loss in the search and alone, in any precision
-CURVE_POINTS = 400  # of the fitted curve of a scalar regression
 
 
 def run_study(
@@ -100,6 +99,50 @@ def run(
       ConnectionError: the executor has lost its workers; the same call resumes.
       jobs.Stopped: `stop` was set; the same call resumes.
     """
+    return _in_folder(config, observer, command, started, stop or threading.Event(), executor)[0]
+
+
+class Searched(NamedTuple):
+    """The outcome of a search."""
+
+    networks: Networks
+    trials: list[TrialScore]
+    history: Trained
+    best: TrialScore
+    model: Model
+    arrays: dict[str, np.ndarray]  # of the refit, for histories.npz
+
+
+def search(config: RunConfig, observer: Observer, *, check: bool = True) -> Searched:
+    """Searches and refits without a test set; without `out`, in memory: it writes no file.
+
+    `check=False` leaves out the checks of the task on the data, for a network that is known to pass them.
+
+    Raises:
+      ValueError, TypeError: an invalid study or data; or all trials diverged.
+    """
+    if config.output.out is not None:
+        return _in_folder(config, observer, "hw1jax.run.search", time.time(), threading.Event(), None)[1]
+    environment.check_devices()
+    with jax.default_matmul_precision(config.search.precision):
+        networks = load(config)
+        if check:
+            networks.check()
+        plan = make_plan(networks, config.num_trials, config.program)
+        opened = optuna_search.open_storage(None, config.study, config.search.sampler, config.search.seed, config.given)
+        begun = _Run(config, networks, {}, plan, observer, Clock(), None, threading.Event())
+        return _searched(begun, opened, _trainer(begun, Memory()))
+
+
+def _in_folder(
+    config: RunConfig,
+    observer: Observer,
+    command: str,
+    started: float,
+    stop: threading.Event,
+    executor: Executor | None,
+) -> tuple[dict[str, Any], Searched]:
+    """`run` -> (the content of results.json, the search)."""
     environment.check_devices()
     if executor is not None and not hasattr(executor, "submit"):
         raise TypeError(f"executor= must be a concurrent.futures.Executor, got {type(executor).__name__}")
@@ -122,43 +165,10 @@ def run(
                 config.folder,
                 new_plan=lambda: (made or make_plan(networks, config.num_trials, config.program)).to_json(),
             )
-            plan, stop = _plan_of(identity, executor), stop or threading.Event()
-            begun = _Run(config, networks, identity, plan, observer, Clock(), executor, stop)
-            return _execute(begun, opened, command, started)
-
-
-class Searched(NamedTuple):
-    """A search in memory."""
-
-    trials: list[TrialScore]
-    best: TrialScore
-    model: Model
-    networks: Networks
-
-
-def search(config: RunConfig, observer: Observer) -> Searched:
-    """Searches and refits as `run`, in memory: it writes no file, and evaluates no test set.
-
-    Raises:
-      ValueError, TypeError: an invalid study or data; or all trials diverged.
-    """
-    environment.check_devices()
-    with jax.default_matmul_precision(config.search.precision):
-        networks, asked = load(config), config.study
-        networks.check()
-        plan, num_epochs = make_plan(networks, config.num_trials, config.program), config.search.num_epochs
-        trainer = Brackets(Memory(), networks, plan, observer, threading.Event(), num_trials=config.num_trials)
-        opened = optuna_search.open_storage(None, asked, config.search.sampler, config.search.seed, config.given)
-        observer.start(asked, config.num_trials, len(networks.folds), num_epochs, trainer.work)
-        numbers = [bracket.numbers for bracket in plan.of(config.num_trials)]
-        brackets = optuna_search.search(opened, asked, trainer.train, brackets=numbers, num_epochs=num_epochs)
-        trials = [trial for bracket in brackets for trial in bracket]
-        best = trials_.best(trials, asked)
-        if best is None:
-            raise ValueError("every trial diverged; search smaller learning rates")
-        params, state, _ = trainer.refit(best.number, best.draw)
-        model = Model(asked, best.draw, params, state, trainer.fold_models(best.number, best.draw))
-        return Searched(trials, best, model, networks)
+            begun = _Run(config, networks, identity, _plan_of(identity, executor), observer, Clock(), executor, stop)
+            trainer = _trainer(begun, Folder(config.folder / "brackets" / _digest(identity)))
+            searched = _searched(begun, opened, trainer)
+            return _write(begun, trainer, searched, command, started), searched
 
 
 def load(config: RunConfig) -> Networks:
@@ -177,7 +187,7 @@ class _Run(NamedTuple):
 
     config: RunConfig
     networks: Networks
-    identity: dict[str, Any]
+    identity: dict[str, Any]  # empty for a search in memory
     plan: SearchPlan
     observer: Observer
     clock: Clock
@@ -189,31 +199,38 @@ class _Run(NamedTuple):
         return self.config.folder
 
 
-def _execute(run: _Run, opened: Any, command: str, started: float) -> dict[str, Any]:
-    """All steps of a run, under the folder's lock."""
-    trainer = Brackets(
-        Folder(run.folder / "brackets" / _digest(run.identity)),
-        run.networks,
-        run.plan,
-        run.observer,
-        run.stop,
-        num_trials=run.config.num_trials,
-        executor=run.executor,
-    )
-    trials = _search(run, opened, trainer)
-    history = trainer.history()
-    best = trials_.best(trials, run.config.study)
+def _trainer(run: _Run, files: Folder) -> Brackets:
+    num_trials = run.config.num_trials
+    return Brackets(files, run.networks, run.plan, run.observer, run.stop, num_trials=num_trials, executor=run.executor)
+
+
+def _searched(run: _Run, opened: Any, trainer: Brackets) -> Searched:
+    """Trains all trials, and refits the best one."""
+    trials, asked = _search(run, opened, trainer), run.config.study
+    history, best = trainer.history(), trials_.best(trials, asked)
     if best is None:
-        path = run.folder / "trials.csv"
-        trials_.write_trials(path, run.config.study, trials, history.train_loss, history.val)
+        where = ""
+        if run.identity:  # there is a folder
+            path = run.folder / "trials.csv"
+            trials_.write_trials(path, asked, trials, history.train_loss, history.val)
+            where = f", see {path}"
         who = "every trial" + (" of the last rung" if any(trial.state == "pruned" for trial in trials) else "")
-        raise ValueError(f"{who} diverged, see {path}; search smaller learning rates")
-    model, arrays = _trained(run, trainer, best)
-    arrays |= _outputs(run, model)
+        raise ValueError(f"{who} diverged{where}; search smaller learning rates")
+    return Searched(run.networks, trials, history, best, *_trained(run, trainer, best))
+
+
+def _write(run: _Run, trainer: Brackets, searched: Searched, command: str, started: float) -> dict[str, Any]:
+    """Evaluates the test set and writes all files of the folder -> the content of results.json."""
+    _, trials, history, best, model, _ = searched
+    study_, data, arrays = run.config.study, run.networks.data, searched.arrays
+    if data.has_test_set:
+        run.observer.stage("testing")
+        with run.clock.measure("test_seconds"):
+            arrays = arrays | testing.outputs(model, data)
     written = {
         "format": storage.FORMAT,
-        "study": run.config.study.name,
-        "title": run.config.study.shown,
+        "study": study_.name,
+        "title": study_.shown,
         "command": command,
         "config": run.identity | {"num_trials": run.config.num_trials},
         "num_programs": len(trainer.programs),
@@ -221,11 +238,12 @@ def _execute(run: _Run, opened: Any, command: str, started: float) -> dict[str, 
         "environment": environment.describe() | environment.numerics(),
         "inputs": {name: path and str(path) for name, path in run.config.inputs.items()},
         "trials": {state: sum(t.state == state for t in trials) for state in ("complete", "pruned", "failed")},
-        "rungs": _rungs(trials, run.plan.of(run.config.num_trials), trainer.seconds),
-        **_scores(run, model, best, arrays, history.train_loss[best.number, :, best.epochs - 1]),
+        "rungs": run_folder.rungs(trials, run.plan.of(run.config.num_trials), trainer.seconds),
+        "best": run_folder.summary(best),
+        **testing.scores(model, data.y_test, best, arrays, history.train_loss[best.number, :, best.epochs - 1]),
+        "reference": run_folder.reference(study_),
         "timing": run.clock.seconds() | {"total_seconds": time.time() - started},
     }
-    study_, data = run.config.study, run.networks.data
     some = data.x_test if data.has_test_set else data.x_train
     run_folder.write(run.folder, study_, written, trials, history.train_loss, history.val, arrays, model, some)
     run.observer.finish(written, run.folder)
@@ -247,7 +265,8 @@ def _search(run: _Run, opened: Any, trainer: Brackets) -> list[TrialScore]:
     trials: list[TrialScore] = []
     with run.clock.measure("train_seconds", threads=threads):
         for bracket in optuna_search.search(opened, asked, trainer.train, brackets=numbers, num_epochs=num_epochs):
-            storage.sync(run.folder / "journal.log")
+            if run.identity:
+                storage.sync(run.folder / "journal.log")
             trainer.check(bracket)
             trials += bracket
             run.observer.trials(trials, asked)
@@ -264,51 +283,6 @@ def _trained(run: _Run, trainer: Brackets, best: TrialScore) -> tuple[Model, dic
         model = Model(run.config.study, best.draw, params, state, trainer.fold_models(best.number, best.draw))
         _check_fold_models(model, best, run.networks)
     return model, arrays
-
-
-def _outputs(run: _Run, model: Model) -> dict[str, Any]:
-    """The networks' outputs on the test set, if there is one, for histories.npz."""
-    data, arrays = run.networks.data, {}
-    if not data.has_test_set:
-        return arrays
-    run.observer.stage("testing")
-    with run.clock.measure("test_seconds"):
-        if model.has_refit:
-            arrays["test_outputs"] = model.predict(data.x_test)
-    if model.has_refit and len(curve_x := _curve_inputs(data, arrays["test_outputs"])):
-        arrays |= {"curve_x": curve_x, "curve_outputs": model.predict(curve_x[:, None])[:, 0]}
-        arrays["curve_fold_outputs"] = np.stack(model.fold_outputs(curve_x[:, None]))[:, :, 0]
-    if model.is_finite and model.has_ensemble:
-        arrays["ensemble_outputs"] = model.predict(data.x_test, ensemble=True)
-    return arrays
-
-
-def _scores(
-    run: _Run, model: Model, best: TrialScore, arrays: Mapping[str, Any], train_loss: np.ndarray
-) -> dict[str, Any]:
-    """The scores in results.json; `train_loss` [fold] is the best trial's last."""
-    y_test, test, ensemble, warning = run.networks.data.y_test, None, None, None
-    if "test_outputs" in arrays:
-        test = trained_model.score(model, arrays["test_outputs"], y_test)
-    if "ensemble_outputs" in arrays:
-        ensemble = trained_model.score(model, arrays["ensemble_outputs"], y_test)
-    refit_loss = float(arrays["refit_train_loss"][-1]) if model.has_refit else np.nan
-    if model.has_refit and model.is_finite:
-        warning = evaluation.refit_warning(refit_loss, train_loss)
-        warning = warning or evaluation.test_warning(test["loss"] if test else None, best.defined("loss"))
-    return {
-        "best": run_folder.summary(best),
-        "refit": {
-            "state": "skipped" if not model.has_refit else "complete" if model.is_finite else "diverged",
-            "failure": _failure(model, test),
-            "train_loss": run_folder.finite(refit_loss),
-            "folds_train_loss": run_folder.finite(train_loss.mean()),
-            "warning": warning,
-        },
-        "test": test,
-        "ensemble": ensemble,
-        "reference": run_folder.reference(run.config.study),
-    }
 
 
 def refit(networks: Networks, draw: Draw, observer: Observer) -> tuple[Model, np.ndarray]:
@@ -352,36 +326,6 @@ def _check_fold_models(model: Model, best: TrialScore, networks: Networks) -> No
             )
 
 
-def _failure(model: Model, test: dict[str, Any] | None) -> str | None:
-    """The reason why there is no refitted model or its test loss isn't finite; None if nothing failed."""
-    if not model.is_finite:
-        return "the refit of the best trial diverged; search smaller learning rates"
-    finite = test is None or test["loss"] is not None
-    return None if finite else "the test loss is not finite: outputs or labels are too large"
-
-
-def _rungs(
-    trials: Sequence[TrialScore], brackets: Sequence[Bracket], seconds: Mapping[int, float]
-) -> list[dict[str, Any]]:
-    """Counts of trials on each rung, by its last epoch, over all brackets.
-
-    `seconds`: duration of the rungs, by the same epochs.
-    """
-    found: dict[int, dict[str, Any]] = {}
-    for bracket in brackets:
-        for end in bracket.ends:
-            own = [trial for trial in trials if trial.number in bracket.numbers]
-            on_it = [trial for trial in own if trial.epochs >= min(end, trial.draw.get("num_epochs", end))]
-            counted = {
-                "num_trials": len(on_it),
-                "went_on": sum(trial.epochs > end for trial in on_it),
-                "failed": sum(trial.epochs <= end and trial.state == "failed" for trial in on_it),
-            }
-            rung = found.setdefault(end, dict.fromkeys(counted, 0))
-            rung |= {name: rung[name] + count for name, count in counted.items()}
-    return [{"num_epochs": end, **found[end], "seconds": seconds.get(end, 0.0)} for end in sorted(found)]
-
-
 def _identity(config: RunConfig, networks: Networks) -> dict[str, Any]:
     """All that the results depend on, except the plan and the number of trials; a folder has one.
 
@@ -412,12 +356,3 @@ def _identity(config: RunConfig, networks: Networks) -> dict[str, Any]:
 def _digest(content: Any) -> str:
     """A short digest that keeps files of different configurations apart."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _curve_inputs(data: Dataset, outputs: Any) -> np.ndarray:
-    """Inputs [point] of the curve of a scalar regression; empty for other data or outputs."""
-    parts = (data.x_train, data.y_train, data.x_test, outputs)
-    if not all(isinstance(a, np.ndarray) and a.shape[1:] == (1,) and a.dtype.kind == "f" for a in parts):
-        return np.zeros(0, np.float32)
-    both = np.concatenate([data.x_train, data.x_test])
-    return np.linspace(both.min(), both.max(), CURVE_POINTS, dtype=np.float32)

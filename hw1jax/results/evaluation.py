@@ -7,7 +7,9 @@ import jax
 import numpy as np
 
 from hw1jax.core import losses
+from hw1jax.data import Dataset
 
+CURVE_POINTS = 400  # of the fitted curve of a scalar regression
 REFIT_MARGIN = 0.1  # of the folds' highest loss: a refit less far above it is like them, however close they are
 
 
@@ -169,3 +171,12 @@ def is_far_above(loss: float, folds_loss: Sequence[float] | np.ndarray) -> bool:
     spread = float(folds.std(ddof=1)) if len(folds) > 1 else np.inf
     beyond = max(highest + REFIT_MARGIN * abs(highest), float(folds.mean()) + 5 * spread)
     return not loss <= min(beyond, highest + abs(highest))
+
+
+def curve_inputs(data: Dataset, outputs: Any) -> np.ndarray:
+    """Inputs [point] of the curve of a scalar regression; empty for other data or outputs."""
+    parts = (data.x_train, data.y_train, data.x_test, outputs)
+    if not all(isinstance(a, np.ndarray) and a.shape[1:] == (1,) and a.dtype.kind == "f" for a in parts):
+        return np.zeros(0, np.float32)
+    both = np.concatenate([data.x_train, data.x_test])
+    return np.linspace(both.min(), both.max(), CURVE_POINTS, dtype=np.float32)

@@ -24,6 +24,7 @@ from hw1jax import storage
 from hw1jax.results.trained_model import Model, by_path, save_model
 from hw1jax.results.trials import write_trials
 from hw1jax.search import space_text
+from hw1jax.search.plan import Bracket
 from hw1jax.search.study import Study
 from hw1jax.search.trial_score import TrialScore
 
@@ -47,6 +48,28 @@ def summary(trial: TrialScore) -> dict[str, Any]:
     return {"number": trial.number, "params": space_text.draw_to_json(trial.draw)} | {
         name: value for pair in zip(means.items(), stds.items(), strict=True) for name, value in pair
     }
+
+
+def rungs(
+    trials: Sequence[TrialScore], brackets: Sequence[Bracket], seconds: Mapping[int, float]
+) -> list[dict[str, Any]]:
+    """Counts of trials on each rung, by its last epoch, over all brackets.
+
+    `seconds`: duration of the rungs, by the same epochs.
+    """
+    found: dict[int, dict[str, Any]] = {}
+    for bracket in brackets:
+        for end in bracket.ends:
+            own = [trial for trial in trials if trial.number in bracket.numbers]
+            on_it = [trial for trial in own if trial.epochs >= min(end, trial.draw.get("num_epochs", end))]
+            counted = {
+                "num_trials": len(on_it),
+                "went_on": sum(trial.epochs > end for trial in on_it),
+                "failed": sum(trial.epochs <= end and trial.state == "failed" for trial in on_it),
+            }
+            rung = found.setdefault(end, dict.fromkeys(counted, 0))
+            rung |= {name: rung[name] + count for name, count in counted.items()}
+    return [{"num_epochs": end, **found[end], "seconds": seconds.get(end, 0.0)} for end in sorted(found)]
 
 
 def reference(study: Study) -> dict[str, Any] | None:
