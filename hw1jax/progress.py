@@ -212,7 +212,8 @@ def print_summary(all_results: Sequence[dict[str, Any]], folder: Path) -> None:
         counts = [formatting.counts(r["trials"]), formatting.duration(r["timing"]["total_seconds"])]
         table.add_row(*(Text(formatting.plain(cell)) for cell in (r["title"], *values, *counts)))
         if r["ensemble"]:
-            name, theirs = f"  ensemble of its {r['config']['num_folds']} folds", r["ensemble"]
+            num_networks = r["config"]["num_folds"] * r["config"].get("repeats", 1)
+            name, theirs = f"  ensemble of its {num_networks} folds", r["ensemble"]
             table.add_row(name, *[""] * len(validated), *(_shown(theirs.get(name), name) for name in tested))
     console = Console(width=None if sys.stdout.isatty() else 110)
     console.print(table)

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import Executor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -335,10 +335,10 @@ def _identity(config: RunConfig, networks: Networks) -> dict[str, Any]:
     asked, data, splits = config.study, networks.data, networks.folds
     own_folds = None if asked.folds is None else _digest([[part.tolist() for part in fold] for fold in splits])
     return (
-        asdict(config.search)
+        config.search.recorded()
         | config.given.identity
         | {
-            "num_folds": len(splits),
+            "num_folds": len(splits) // config.search.repeats,
             "own_folds": own_folds,
             "space": space_text.to_json(asked.space),
             "metrics": sorted(asked.metrics),

@@ -40,6 +40,19 @@ def hyperparameters(results: Results) -> Markup:
     return table(["hyperparameter", "range", *theirs, "best of this run"], rows)
 
 
+def repeats(results: Results) -> list[Item]:
+    """How far the best trial's scores differ between folds and between repeats; nothing without repeats."""
+    if results.repeats == 1:
+        return []
+    rows = []
+    for name, values in results.trials.folds.items():
+        each = values[results.row].reshape(results.repeats, -1)  # [repeat, fold]
+        spreads = [html.spread(float(each.mean()), float(np.std(each.mean(axis=axis))), name) for axis in (0, 1)]
+        rows.append([results.study.loss_name if name == "loss" else words(name), *spreads])
+    between = ["between folds (means of the repeats)", "between repeats (means of the folds)"]
+    return [table(["validation of the best trial", *between], rows)]
+
+
 def _in_words(r: Range) -> str:
     step = f", step {r.step}" if isinstance(r, Int) and r.step != 1 else ""
     return str(r) if isinstance(r, Choice) else f"{r.low:g} - {r.high:g}{step}"

@@ -82,7 +82,13 @@ class Results(NamedTuple):
 
     @property
     def num_folds(self) -> int:
+        """The networks of a trial: folds, times repeats."""
         return self.trials.folds["loss"].shape[1]
+
+    @property
+    def repeats(self) -> int:
+        """The trainings on each fold."""
+        return self.record["config"].get("repeats", 1)
 
     @property
     def has_usual_data(self) -> bool:
@@ -105,11 +111,12 @@ class Results(NamedTuple):
     def __repr__(self) -> str:
         best, name = self.best, self.study.score
         pruned, complete = int(self.trials.pruned.sum()), int(self.trials.complete.sum())
+        repeats = f" x {self.repeats} repeats" if self.repeats > 1 else ""
         counts = [f"{len(self.trials.rows)} trials", *([f"{pruned} pruned"] if pruned else [])]
         lines = [
             f"Results({self.study.name}: {', '.join(counts)}, {len(self.trials.rows) - pruned - complete} failed",
             f"best: trial {best.number}, {space_text.in_words(best.params)}",
-            f"validation {name}: {best.mean:.4g} ± {best.std:.4g} over {self.num_folds} folds",
+            f"validation {name}: {best.mean:.4g} ± {best.std:.4g} over {self.num_folds // self.repeats} folds{repeats}",
         ]
         if self.test:
             lines.append(f"test: {_in_words(self.test) or self.failure}")

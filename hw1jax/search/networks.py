@@ -172,7 +172,7 @@ class Networks:
         network = own(self.study, draw)
         flops = cost.flops(network.task, Data(x, y), network.hyperparameters)
         num_samples = len(jax.tree.leaves(self.data.x_train)[0])
-        return flops / len(jax.tree.leaves(x)[0]) * (len(self.folds) - 1) * num_samples
+        return flops / len(jax.tree.leaves(x)[0]) * (len(self.folds) - self.search.repeats) * num_samples
 
     def for_refit(self) -> "Networks":
         """The same networks with one more fold, which trains on all training data."""

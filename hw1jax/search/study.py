@@ -7,7 +7,7 @@ import os
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -164,6 +164,15 @@ class SearchConfig:
     """Decay, such as 0.99, of an exponential moving average of the parameters, which is then evaluated and kept."""
     precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
     """Precision of matrix products on a GPU or TPU; a CPU computes in float32."""
+    repeats: int = 1
+    """Trainings on each fold, with different initial parameters and minibatches."""
+
+    def recorded(self) -> dict[str, Any]:
+        """The settings as results.json and the journal have them: those that came later only if they are used."""
+        return {name: value for name, value in asdict(self).items() if (name, value) not in UNUSED.items()}
+
+
+UNUSED = {"repeats": 1}  # defaults that are not recorded, as in folders of earlier versions
 
 
 @dataclass(frozen=True)
@@ -278,7 +287,7 @@ def check(config: RunConfig) -> None:
     study, num_trials, search, program, output = config[:5]
     optional = ("num_devices", "members_per_program", "halving", "first_rung")
     values = {"num_trials": num_trials, **vars(search), **vars(program)}
-    for name in ("num_trials", "num_epochs", "batch_size", "num_folds", "seed", "workers", *optional):
+    for name in ("num_trials", "num_epochs", "batch_size", "num_folds", "repeats", "seed", "workers", *optional):
         value, least = values[name], {"num_folds": 2, "seed": 0, "halving": 2}.get(name, 1)
         if value is None and name in optional:
             continue
@@ -302,7 +311,8 @@ def check(config: RunConfig) -> None:
         words = get_args({f.name: f.type for f in fields(part)}[name])
         if getattr(part, name) not in words and not (name == "sampler" and config.given.sampler):
             raise ValueError(f"{name}= must be one of {', '.join(words)}, got {getattr(part, name)!r}")
-    num_members, num_folds = program.members_per_program, search.num_folds if study.folds is None else 1
+    num_folds = search.repeats * (search.num_folds if study.folds is None else 1)
+    num_members = program.members_per_program
     if num_members is not None and num_members < num_folds:  # `make_plan` checks a study's own folds
         raise ValueError(f"members_per_program= must be at least a trial's {num_folds} folds")
     check_study(study)

@@ -46,8 +46,11 @@ def load_data(study: Study, inputs: Mapping[str, Path | None]) -> Dataset:
 
 
 def splits_of(study: Study, search: SearchConfig, data: Dataset) -> list[Fold]:
-    """The study's own folds, or `num_folds` shuffled ones."""
-    return folds_.make_folds(
+    """The study's own folds, or `num_folds` shuffled ones; `repeats` times, one repeat after the other.
+
+    Initial parameters and minibatches depend on a fold's number, which goes on from one repeat to the next.
+    """
+    splits = folds_.make_folds(
         data.x_train,
         data.y_train,
         num_folds=search.num_folds if study.folds is None else study.num_folds,
@@ -56,3 +59,4 @@ def splits_of(study: Study, search: SearchConfig, data: Dataset) -> list[Fold]:
         groups=data.groups,
         stratify=study.stratify,
     )
+    return splits * search.repeats
