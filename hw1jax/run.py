@@ -1,7 +1,5 @@
 """The run of a study: search, refit of the best trial, one evaluation on a test set, results on disk."""
 
-import hashlib
-import json
 import threading
 import time
 from collections.abc import Mapping
@@ -15,7 +13,7 @@ import jax
 import numpy as np
 
 from hw1jax import environment, storage
-from hw1jax.core import folds, metric_checks, population
+from hw1jax.core import folds, metric_checks
 from hw1jax.data import sha256
 from hw1jax.environment import Clock
 from hw1jax.progress import default_observer
@@ -33,8 +31,6 @@ from hw1jax.search.study import RunConfig, Study
 from hw1jax.search.trainer import Trained, Trainer
 from hw1jax.search.trial_score import TrialScore
 from hw1jax.storage import Folder, Memory
-
-SCORED_AGAIN = 0.02  # relative tolerance between a network's loss in the search and alone, in any precision
 
 
 def run_study(
@@ -166,7 +162,7 @@ def _in_folder(
                 new_plan=lambda: (made or make_plan(networks, config.num_trials, config.program)).to_json(),
             )
             begun = _Run(config, networks, identity, _plan_of(identity, executor), observer, Clock(), executor, stop)
-            trainer = _trainer(begun, Folder(config.folder / "brackets" / _digest(identity)))
+            trainer = _trainer(begun, Folder(config.folder / "brackets" / storage.digest(identity)))
             searched = _searched(begun, opened, trainer)
             return _write(begun, trainer, searched, command, started), searched
 
@@ -274,14 +270,14 @@ def _search(run: _Run, opened: Any, trainer: Brackets) -> list[TrialScore]:
 
 
 def _trained(run: _Run, trainer: Brackets, best: TrialScore) -> tuple[Model, dict[str, Any]]:
-    """The best trial's model, and arrays of its refit for histories.npz."""
+    """The best trial's model, and arrays of its refit and of its fold models for histories.npz."""
     params, state, arrays = None, None, {}
     with run.clock.measure("refit_seconds"):
         if run.config.output.refit:
             params, state, train_loss = trainer.refit(best.number, best.draw)
             arrays = {"refit_number": np.array(best.number), "refit_train_loss": train_loss}
         model = Model(run.config.study, best.draw, params, state, trainer.fold_models(best.number, best.draw))
-        _check_fold_models(model, best, run.networks)
+        arrays |= testing.out_of_fold(model, best, run.networks)
     return model, arrays
 
 
@@ -309,23 +305,6 @@ def _plan_of(identity: dict[str, Any], executor: Executor | None) -> SearchPlan:
     return planned
 
 
-def _check_fold_models(model: Model, best: TrialScore, networks: Networks) -> None:
-    """Raises a ValueError unless the best trial's fold networks have the losses of the search.
-
-    They may be cut out of wider networks, and are evaluated in another program.
-    """
-    data, losses = networks.data, best.defined("loss")
-    for i, (fold, (params, state)) in enumerate(zip(networks.folds, model.folds, strict=True)):
-        x, y, weights = jax.tree.map(lambda a: a[fold.validation], (data.x_train, data.y_train, data.weights))  # noqa: B023
-        outputs = population.predict(model.task, params, model.hyperparameters, x, state=state)
-        loss = float(np.average(np.asarray(model.task.loss(outputs, y), np.float64), weights=weights))
-        if np.isfinite(loss) and not np.isclose(loss, losses[i], rtol=SCORED_AGAIN, atol=1e-5):
-            raise ValueError(
-                f"trial {best.number} has a validation loss of {losses[i]:.6g} in fold {i}, and the "
-                f"network that is kept of it {loss:.6g}: it depends on more than parameters, state and inputs"
-            )
-
-
 def _identity(config: RunConfig, networks: Networks) -> dict[str, Any]:
     """All that the results depend on, except the plan and the number of trials; a folder has one.
 
@@ -333,7 +312,7 @@ def _identity(config: RunConfig, networks: Networks) -> dict[str, Any]:
       ValueError, TypeError: the networks can't be trained on the data.
     """
     asked, data, splits = config.study, networks.data, networks.folds
-    own_folds = None if asked.folds is None else _digest([[part.tolist() for part in fold] for fold in splits])
+    own_folds = None if asked.folds is None else run_folder.digest_of_folds(splits)
     return (
         config.search.recorded()
         | config.given.identity
@@ -351,8 +330,3 @@ def _identity(config: RunConfig, networks: Networks) -> dict[str, Any]:
             "format": storage.FORMAT,
         }
     )
-
-
-def _digest(content: Any) -> str:
-    """A short digest that keeps files of different configurations apart."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import fnmatch
+import hashlib
 import io
 import json
 import os
@@ -37,6 +38,11 @@ def check_format(content: Mapping[str, Any], name: object) -> None:
             f"{name} has the format {str(found)[:20]}, this version of hw1jax reads {FORMAT}: go on with the version "
             "that wrote it, or give another out="
         )
+
+
+def digest(content: Any) -> str:
+    """A short digest of what JSON can hold, which keeps files of different configurations apart."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -268,7 +268,7 @@ FAULTS = [
     ),
     Fault(
         "The ensemble's loss and accuracy on the test set are the refit's",
-        "run.py",
+        "results/testing.py",
         'trained_model.score(model, arrays["ensemble_outputs"], y_test)',
         'trained_model.score(model, arrays["test_outputs"], y_test)',
         ("test_halving.py", "test_run.py", "test_results.py"),

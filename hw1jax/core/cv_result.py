@@ -3,12 +3,14 @@
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from hw1jax.core import array_checks, population
+from hw1jax.core import folds as folds_
 from hw1jax.core.folds import Fold
 from hw1jax.core.tasks import Hyperparameters, Params, Task
 
@@ -106,23 +108,8 @@ class CrossValidation:
         Raises:
           ValueError: without `return_params`, or there is no such trial.
         """
-        num_samples = len(jax.tree.leaves(self.x)[0])
-        held_out = [fold.validation for fold in self.folds]
-        longest = max(map(len, held_out))  # all are padded to it, so that one program serves
-        each = [
-            self._outputs(trial, i, jax.tree.map(lambda a: a[np.resize(index, longest)], self.x))  # noqa: B023
-            for i, index in enumerate(held_out)
-        ]
-        count = np.bincount(np.concatenate(held_out), minlength=num_samples)
-
-        def put_together(*outputs: np.ndarray) -> np.ndarray:
-            total = np.zeros((num_samples, *outputs[0].shape[1:]), np.result_type(outputs[0], np.float32))
-            for index, values in zip(held_out, outputs, strict=True):
-                np.add.at(total, index, values[: len(index)])
-            times = count.reshape(-1, *[1] * (total.ndim - 1))
-            return np.where(times > 0, total / np.maximum(times, 1), np.nan).astype(total.dtype)
-
-        return jax.tree.map(put_together, *each)
+        outputs = folds_.held_out(partial(self._outputs, trial), self.folds, self.x)
+        return folds_.out_of_fold(self.folds, outputs, len(jax.tree.leaves(self.x)[0]))
 
     def __repr__(self) -> str:
         num_trials, num_folds, num_epochs = self.val_loss.shape

@@ -5,7 +5,7 @@ The order depends on (seed, fold, epoch) alone, so every trial of a fold sees th
 comparison between trials, and lets them share the gathered batch.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -165,6 +165,31 @@ def rare_classes(y: Any, splits: Sequence[Fold]) -> str | None:
         return None
     names = ", ".join(f"{value} ({np.count_nonzero(y == value)} samples)" for value in missing[:5])
     return f"some folds hold out no sample of class {names}: their scores say nothing about it"
+
+
+def held_out(predict: Callable[[int, Any], Any], splits: Sequence[Fold], x: Any) -> list[Any]:
+    """Outputs [sample, ...] of predict(fold's number, x) on the validation part of each fold."""
+    longest = max(len(fold.validation) for fold in splits)  # all parts are padded to it, so that one program serves
+    found = []
+    for i, (_, index) in enumerate(splits):
+        outputs = predict(i, jax.tree.map(lambda a: a[np.resize(index, longest)], x))  # noqa: B023
+        found.append(jax.tree.map(lambda a: a[: len(index)], outputs))  # noqa: B023
+    return found
+
+
+def out_of_fold(splits: Sequence[Fold], outputs: Sequence[Any], num_samples: int) -> Any:
+    """Puts the outputs of `held_out` together: [sample, ...], NaN if no fold held it out, the mean if several did."""
+    indices = [fold.validation for fold in splits]
+    count = np.bincount(np.concatenate(indices), minlength=num_samples)
+
+    def put_together(*outputs: np.ndarray) -> np.ndarray:
+        total = np.zeros((num_samples, *outputs[0].shape[1:]), np.result_type(outputs[0], np.float32))
+        for index, values in zip(indices, outputs, strict=True):
+            np.add.at(total, index, values)
+        times = count.reshape(-1, *[1] * (total.ndim - 1))
+        return np.where(times > 0, total / np.maximum(times, 1), np.nan).astype(total.dtype)
+
+    return jax.tree.map(put_together, *outputs)
 
 
 def check_cv(folds: Any, x: Any, y: Any, groups: Any = None) -> list[Fold]:

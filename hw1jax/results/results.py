@@ -3,13 +3,17 @@
 import html
 import textwrap
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from hw1jax import storage
+from hw1jax.core import folds as folds_
+from hw1jax.core import losses
+from hw1jax.core.folds import Fold
 from hw1jax.core.tasks import Task
 from hw1jax.data import Dataset, sha256
 from hw1jax.results import evaluation, run_folder
@@ -18,7 +22,7 @@ from hw1jax.results.trials import Trials, read_trials
 from hw1jax.search import networks, space_text, study_data
 from hw1jax.search import study as study_
 from hw1jax.search.space import Draw
-from hw1jax.search.study import Study
+from hw1jax.search.study import SearchConfig, Study
 
 MOST_ROWS = 8  # trials shown in a notebook
 
@@ -64,6 +68,51 @@ class Results(NamedTuple):
     def ensemble(self) -> dict[str, Any] | None:
         """As `test`, of the ensemble of the best trial's fold networks."""
         return self.record["ensemble"]
+
+    @property
+    def folds(self) -> list[Fold]:
+        """Training and validation samples of each fold.
+
+        Raises:
+          ValueError: the study's own `folds` are others than those of the run.
+        """
+        config = self.record["config"]
+        search = SearchConfig(**{field.name: config[field.name] for field in fields(SearchConfig)})
+        found = study_data.splits_of(replace(self.study, stratify=config["stratify"]), search, self.data)
+        if config["own_folds"] not in (None, run_folder.digest_of_folds(found)):
+            raise ValueError(
+                "folds= are others than those of the run: restore them, or give the splitter a random_state"
+            )
+        return found
+
+    @property
+    def out_of_fold(self) -> Any:
+        """Outputs [sample, ...] on the training samples, each by the best trial's fold network that held it out.
+
+        NaN if no fold did; the mean if several did. Outputs that histories.npz lacks are computed on each access.
+
+        Raises:
+          ValueError: the run has kept neither these outputs nor the fold networks; or as of `folds`.
+        """
+        if "out_of_fold_outputs" in self.histories:
+            return self.histories["out_of_fold_outputs"]
+        if self.model is None or not self.model.folds:
+            raise ValueError(f"out_of_fold: {self.folder} has no fold models")
+        splits, x = self.folds, self.data.x_train
+        with jax.default_matmul_precision(self.record["config"]["precision"]):
+            outputs = self.model.held_out(splits, x)
+        return folds_.out_of_fold(splits, outputs, len(jax.tree.leaves(x)[0]))
+
+    @property
+    def out_of_fold_probabilities(self) -> np.ndarray:
+        """Class probabilities, float64 [sample, class]: the softmax of `out_of_fold`.
+
+        Raises:
+          ValueError: the loss is not `hw1jax.cross_entropy`; or as of `out_of_fold`.
+        """
+        if self.task.loss is not losses.cross_entropy:
+            raise ValueError("out_of_fold_probabilities: the loss is not hw1jax.cross_entropy; use out_of_fold")
+        return evaluation.softmax(self.out_of_fold)
 
     @property
     def failure(self) -> str | None:

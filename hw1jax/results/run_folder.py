@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from hw1jax import storage
+from hw1jax.core.folds import Fold
 from hw1jax.results.trained_model import Model, by_path, save_model
 from hw1jax.results.trials import write_trials
 from hw1jax.search import space_text
@@ -70,6 +71,11 @@ def rungs(
             rung = found.setdefault(end, dict.fromkeys(counted, 0))
             rung |= {name: rung[name] + count for name, count in counted.items()}
     return [{"num_epochs": end, **found[end], "seconds": seconds.get(end, 0.0)} for end in sorted(found)]
+
+
+def digest_of_folds(splits: Sequence[Fold]) -> str:
+    """A digest of all indices, for the record's entry `own_folds`."""
+    return storage.digest([[part.tolist() for part in fold] for fold in splits])
 
 
 def reference(study: Study) -> dict[str, Any] | None:

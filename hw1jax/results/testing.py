@@ -1,14 +1,34 @@
-"""The test of a run's networks: their outputs on the test set, and the scores in its record."""
+"""The test of a run's networks: outputs on what the folds held out and on the test set, and scores in the record."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
+from hw1jax.core import folds
 from hw1jax.data import Dataset
 from hw1jax.results import evaluation, run_folder, trained_model
 from hw1jax.results.trained_model import Model
+from hw1jax.search.networks import Networks
 from hw1jax.search.trial_score import TrialScore
+
+SCORED_AGAIN = 0.02  # relative tolerance between a network's loss in the search and alone, in any precision
+LARGEST_KEPT = 2**26  # bytes of out-of-fold outputs in histories.npz; larger ones are computed where they are needed
+
+
+def out_of_fold(model: Model, best: TrialScore, networks: Networks) -> dict[str, Any]:
+    """The fold networks' outputs on what they held out, for histories.npz; nothing for trees and large arrays.
+
+    Raises:
+      ValueError: the losses of these outputs aren't those of the search.
+    """
+    x = networks.data.x_train
+    outputs = model.held_out(networks.folds, x)
+    _check(model, best, networks, outputs)
+    together = folds.out_of_fold(networks.folds, outputs, len(jax.tree.leaves(x)[0]))
+    small = isinstance(together, np.ndarray) and together.nbytes <= LARGEST_KEPT
+    return {"out_of_fold_outputs": together} if small else {}
 
 
 def outputs(model: Model, data: Dataset) -> dict[str, Any]:
@@ -48,6 +68,22 @@ def scores(
         "warning": warning,
     }
     return {"refit": refit, "test": test, "ensemble": ensemble}
+
+
+def _check(model: Model, best: TrialScore, networks: Networks, outputs: Sequence[Any]) -> None:
+    """Raises a ValueError unless the best trial's fold networks have the losses of the search.
+
+    They may be cut out of wider networks, and are evaluated in another program. `outputs`: of each on what it held out.
+    """
+    data, losses = networks.data, best.defined("loss")
+    for i, (fold, own) in enumerate(zip(networks.folds, outputs, strict=True)):
+        y, weights = jax.tree.map(lambda a: a[fold.validation], (data.y_train, data.weights))  # noqa: B023
+        loss = float(np.average(np.asarray(model.task.loss(own, y), np.float64), weights=weights))
+        if np.isfinite(loss) and not np.isclose(loss, losses[i], rtol=SCORED_AGAIN, atol=1e-5):
+            raise ValueError(
+                f"trial {best.number} has a validation loss of {losses[i]:.6g} in fold {i}, and the "
+                f"network that is kept of it {loss:.6g}: it depends on more than parameters, state and inputs"
+            )
 
 
 def _failure(model: Model, test: dict[str, Any] | None) -> str | None:

@@ -9,7 +9,9 @@ import jax
 import numpy as np
 
 from hw1jax import storage
+from hw1jax.core import folds as folds_
 from hw1jax.core import population
+from hw1jax.core.folds import Fold
 from hw1jax.core.tasks import Task, with_keys, without_keys
 from hw1jax.results import evaluation
 from hw1jax.search import networks, space_text
@@ -87,6 +89,10 @@ class Model(NamedTuple):
     def fold_outputs(self, x: Any) -> list[Any]:
         """Outputs [example, ...] of each fold's network."""
         return self._outputs(self.folds, x)
+
+    def held_out(self, folds: Sequence[Fold], x: Any) -> list[Any]:
+        """Outputs [sample, ...] of each fold's network on the validation part of its fold."""
+        return folds_.held_out(lambda i, x: self._outputs([self.folds[i]], x)[0], folds, x)
 
     def _outputs(self, networks: Sequence[tuple[Any, Any]], x: Any) -> list[Any]:
         task, h = self.task, self.hyperparameters
