@@ -77,6 +77,16 @@ def test_a_sample_that_no_fold_holds_out_is_nan_and_one_of_several_their_mean(tm
     assert not np.allclose(first, second)
 
 
+def test_repeats_of_a_fold_are_averaged_and_listed(tmp_path):
+    found = run_study(LINE, out=tmp_path, repeats=2, **ONE)
+    assert [fold.validation.tolist() for fold in found.folds] == 2 * [
+        f.validation.tolist() for f in k_fold(61, 3, (0,))
+    ]
+    mean = [(outputs_of(found, i) + outputs_of(found, i + 3)) / 2 for i in range(3)]
+    for fold, expected in zip(found.folds, mean, strict=False):
+        np.testing.assert_allclose(found.out_of_fold[fold.validation], expected[fold.validation], rtol=1e-6)
+
+
 def test_outputs_that_are_not_kept_are_computed_and_the_same(line, tmp_path, monkeypatch):
     monkeypatch.setattr(testing, "LARGEST_KEPT", X.nbytes - 1)
     found = run_study(LINE, out=tmp_path, **ONE)

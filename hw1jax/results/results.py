@@ -77,7 +77,9 @@ class Results(NamedTuple):
           ValueError: the study's own `folds` are others than those of the run.
         """
         config = self.record["config"]
-        search = SearchConfig(**{field.name: config[field.name] for field in fields(SearchConfig)})
+        search = SearchConfig(
+            **{field.name: config[field.name] for field in fields(SearchConfig) if field.name in config}
+        )
         found = study_data.splits_of(replace(self.study, stratify=config["stratify"]), search, self.data)
         if config["own_folds"] not in (None, run_folder.digest_of_folds(found)):
             raise ValueError(
