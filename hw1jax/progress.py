@@ -220,6 +220,8 @@ def print_summary(all_results: Sequence[dict[str, Any]], folder: Path) -> None:
     for r in all_results:
         if r["reference"] and r["reference"]["data"]:
             _print(console, f"{r['title']}: {r['reference']['name']}'s numbers are on {r['reference']['data']}")
+        if stopped := r.get("stopped"):
+            _print(console, f"{r['title']}: {stopped}")
         if wrong := r["refit"]["failure"] or r["refit"]["warning"]:
             _print(console, f"{r['title']}: {wrong}")
     _print(console, f"Files: {folder}")

@@ -1,5 +1,6 @@
 """The run of a study: search, refit of the best trial, one evaluation on a test set, results on disk."""
 
+import math
 import threading
 import time
 from collections.abc import Mapping
@@ -56,7 +57,8 @@ def run_study(
         train; `workers=` splits the jobs for as many. Default: this process's devices.
       **settings: num_trials, and the fields of `study.SearchConfig`, `study.ProgramConfig` and `study.Output`; default:
         the study's own. `out` is the folder of the results. `sampler` may also be a sampler of Optuna's, or a function
-        seed -> sampler; `enqueue` is a list of hyperparameters, as in `results.best.params`, of the first trials.
+        seed -> sampler; `enqueue` is a list of hyperparameters, as in `results.best.params`, of the first trials;
+        `callbacks` are functions (study, trial) as of Optuna's `optimize`, called after each trial.
 
     Returns:
       The results, read from the folder.
@@ -164,7 +166,7 @@ def _in_folder(
             begun = _Run(config, networks, identity, _plan_of(identity, executor), observer, Clock(), executor, stop)
             trainer = _trainer(begun, Folder(config.folder / "brackets" / storage.digest(identity)))
             searched = _searched(begun, opened, trainer)
-            return _write(begun, trainer, searched, command, started), searched
+            return _write(begun, opened, trainer, searched, command, started), searched
 
 
 def load(config: RunConfig) -> Networks:
@@ -215,7 +217,9 @@ def _searched(run: _Run, opened: Any, trainer: Brackets) -> Searched:
     return Searched(run.networks, trials, history, best, *_trained(run, trainer, best))
 
 
-def _write(run: _Run, trainer: Brackets, searched: Searched, command: str, started: float) -> dict[str, Any]:
+def _write(
+    run: _Run, opened: Any, trainer: Brackets, searched: Searched, command: str, started: float
+) -> dict[str, Any]:
     """Evaluates the test set and writes all files of the folder -> the content of results.json."""
     _, trials, history, best, model, _ = searched
     study_, data, arrays = run.config.study, run.networks.data, searched.arrays
@@ -228,13 +232,14 @@ def _write(run: _Run, trainer: Brackets, searched: Searched, command: str, start
         "study": study_.name,
         "title": study_.shown,
         "command": command,
-        "config": run.identity | {"num_trials": run.config.num_trials},
+        "config": run.identity | {"num_trials": len(trials)},
+        "stopped": optuna_search.stopped(opened, len(trials), run.config.num_trials),
         "num_programs": len(trainer.programs),
         "splits": trainer.splits,
         "environment": environment.describe() | environment.numerics(),
         "inputs": {name: path and str(path) for name, path in run.config.inputs.items()},
         "trials": {state: sum(t.state == state for t in trials) for state in ("complete", "pruned", "failed")},
-        "rungs": run_folder.rungs(trials, run.plan.of(run.config.num_trials), trainer.seconds),
+        "rungs": run_folder.rungs(trials, run.plan.of(len(trials)), trainer.seconds),
         "best": run_folder.summary(best),
         **testing.scores(model, data.y_test, best, arrays, history.train_loss[best.number, :, best.epochs - 1]),
         "reference": run_folder.reference(study_),
@@ -259,13 +264,17 @@ def _search(run: _Run, opened: Any, trainer: Brackets) -> list[TrialScore]:
     numbers = [bracket.numbers for bracket in run.plan.of(run.config.num_trials)]
     threads = max(rung.plan.num_devices if rung.own_widths else 1 for rung in run.plan.rungs)
     trials: list[TrialScore] = []
+    num_known, end = optuna_search.num_finished(opened), time.monotonic() + (run.config.program.timeout or math.inf)
+    more = {"num_epochs": num_epochs, "callbacks": run.config.given.callbacks}
     with run.clock.measure("train_seconds", threads=threads):
-        for bracket in optuna_search.search(opened, asked, trainer.train, brackets=numbers, num_epochs=num_epochs):
+        for bracket in optuna_search.search(opened, asked, trainer.train, brackets=numbers, **more):
             if run.identity:
                 storage.sync(run.folder / "journal.log")
             trainer.check(bracket)
             trials += bracket
             run.observer.trials(trials, asked)
+            if len(trials) > num_known and time.monotonic() > end:  # each call adds trials
+                opened.stop("timeout=")
     return trials
 
 

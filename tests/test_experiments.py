@@ -13,7 +13,7 @@ import regression
 import reproduce
 
 import hw1jax as hw
-from hw1jax import environment
+from hw1jax import cli, environment
 from hw1jax.search import networks, space, space_text, study
 
 HOMEWORK = pytest.mark.parametrize("asked", reproduce.STUDIES.values(), ids=reproduce.STUDIES)

@@ -111,6 +111,15 @@ def test_all_trials_are_in_one_bracket_unless_the_sampler_learns_from_one_for_th
     assert not only_rung(planned).own_widths
 
 
+def test_with_a_timeout_a_random_search_has_brackets_of_a_few_trials_a_device():
+    for num_devices in (1, 2):
+        asked = {"num_trials": 40, "num_devices": num_devices, "timeout": 60}
+        assert sizes(laid_out(NET, **asked)) == [4 * num_devices]
+        assert sizes(laid_out(WIDE, widths="exact", **asked)) == [num_devices]
+        assert sizes(laid_out(NET, sampler="tpe", **asked)) == [4]
+    assert sizes(laid_out(NET, num_trials=3, num_devices=1, timeout=60)) == [3]
+
+
 def test_a_bracket_is_shared_by_the_programs_of_static_hyperparameters_and_without_widths_there_are_no_own_ones():
     for num_devices, slots in ((1, 3), (2, 4)):  # a third of them, and as many on each device
         planned = laid_out(DEEP, num_trials=9, num_devices=num_devices, widths="exact")

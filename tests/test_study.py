@@ -121,7 +121,10 @@ class Unhashable:
 
 
 BAD_SETTINGS = [
-    ({"epochs": 3}, "there is no setting epochs; there are averaging, batch_size, brackets, enqueue, first_rung, "),
+    (
+        {"epochs": 3},
+        "there is no setting epochs; there are averaging, batch_size, brackets, callbacks, enqueue, first_rung, ",
+    ),
     ({"inputs": {"data_dir": "x"}}, "inputs= has no data_dir; there are data_csv"),
     ({"num_trials": 0}, "num_trials= must be at least 1, got 0"),
     ({"num_epochs": -1}, "num_epochs= must be at least 1, got -1"),

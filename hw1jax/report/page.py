@@ -286,6 +286,8 @@ def _study_html(results: Results, content: Sequence[Section], pngs: dict[str, by
         parts.append(_introduction(references, results))
     if smaller := _smaller(results):
         parts.append(f'<p class="notice">{escape(smaller)}</p>')
+    if results.stopped:
+        parts.append(f'<p class="notice">The search was {escape(results.stopped)}.</p>')
     if results.failure:
         what = "No test loss" if results.test else "No model"
         parts.append(f'<p class="notice"><strong>{what}:</strong> {escape(results.failure)}.</p>')

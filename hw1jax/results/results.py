@@ -127,6 +127,11 @@ class Results(NamedTuple):
         return self.record["refit"]["warning"]
 
     @property
+    def stopped(self) -> str | None:
+        """Why the search has fewer trials than it was asked for, or None."""
+        return self.record.get("stopped")
+
+    @property
     def row(self) -> int:
         """The best trial's row in `trials`."""
         return int(np.flatnonzero(self.trials["number"] == self.record["best"]["number"])[0])
@@ -176,7 +181,8 @@ class Results(NamedTuple):
         if self.ensemble:
             lines.append(f"ensemble of the folds: {_in_words(self.ensemble)}")
         shown = [textwrap.shorten(line, 98, placeholder=" ..") for line in lines]
-        shown += textwrap.wrap(f"warning: {self.warning}", 98) if self.warning else []
+        notes = [self.stopped, self.warning and f"warning: {self.warning}"]
+        shown += [line for note in filter(None, notes) for line in textwrap.wrap(note, 98)]
         return "\n  ".join([*shown, f"folder: {self.folder})"])
 
     def _repr_html_(self) -> str:

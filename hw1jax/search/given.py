@@ -1,13 +1,13 @@
 """Arguments of Optuna's kinds, and checks of hyperparameters that the user or a sampler gives."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from hw1jax.search import seeding
 from hw1jax.search import space as space_
 from hw1jax.search.space import Choice, Float, Int, Range, Space
 
-NAMES = ("enqueue",)
+NAMES = ("callbacks", "enqueue")
 
 
 class Given(NamedTuple):
@@ -15,6 +15,7 @@ class Given(NamedTuple):
 
     sampler: Any = None  # of Optuna; None: `SearchConfig.sampler` says all
     enqueued: Sequence[Mapping[str, Any]] = ()  # hyperparameters of the first trials, by column
+    callbacks: Sequence[Callable[..., Any]] = ()  # (study, trial), as of Optuna's `optimize`
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -32,7 +33,10 @@ def taken(settings: dict[str, Any], space: Space) -> Given:
     made = None
     if not isinstance(sampler, str):
         settings["sampler"], made = seeding.seeded(sampler, seed)
-    return Given(made, tuple(enqueued(space, settings.pop("enqueue", ()))))
+    callbacks = settings.pop("callbacks", ())
+    if not isinstance(callbacks, list | tuple) or not all(map(callable, callbacks)):
+        raise TypeError("callbacks= must be a list of functions (study, trial)")
+    return Given(made, tuple(enqueued(space, settings.pop("enqueue", ()))), tuple(callbacks))
 
 
 def enqueued(space: Space, enqueue: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

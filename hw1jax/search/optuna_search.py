@@ -4,13 +4,14 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from hw1jax import storage
+from hw1jax.core import checks
 from hw1jax.search.given import Given
 from hw1jax.search.samplers import BracketSampler, PureRandomSampler, StoppableStudy, suggest
 from hw1jax.search.space import Draw
@@ -22,7 +23,7 @@ with warnings.catch_warnings():
     import optuna
     from optuna.storages import BaseStorage, JournalStorage
     from optuna.storages.journal import JournalFileBackend
-    from optuna.trial import Trial, TrialState
+    from optuna.trial import FrozenTrial, Trial, TrialState
 
 NOTHING_GIVEN = Given()
 MOST_REPORTS = 20  # intermediate values of a trial, for Optuna's plots
@@ -42,9 +43,18 @@ class Journal(JournalFileBackend):
             file.write(lines.encode())
 
 
+class SearchStudy(StoppableStudy):
+    """The study of a search, which callbacks receive."""
+
+    def enqueue_trial(self, *_: Any, **__: Any) -> None:
+        raise ValueError(
+            "a callback can't enqueue trials, since a resumed search must have the same ones: see enqueue="
+        )
+
+
 def open_storage(
     journal: Path | None, study: Study, sampler: str, seed: int, given: Given = NOTHING_GIVEN
-) -> StoppableStudy:
+) -> SearchStudy:
     """Opens the Optuna study in the journal file, or creates it (`optuna-dashboard` reads it too); None: in memory.
 
     `sampler` is "random", "tpe", or the name of the given one.
@@ -60,7 +70,7 @@ def open_storage(
         optuna.create_study(storage=kept, study_name=study.name, direction=direction, load_if_exists=True)
         is_random, first = sampler == "random", given.enqueued
         chosen = PureRandomSampler(seed, first) if is_random else BracketSampler(seed, direction, given.sampler, first)
-        return StoppableStudy(study.name, kept, chosen)
+        return SearchStudy(study.name, kept, chosen)
 
 
 def _open_journal(journal: Path, name: str) -> BaseStorage:
@@ -153,23 +163,24 @@ STATES: dict[TrialState, Literal["complete", "pruned", "failed"]] = {
 
 
 def search(
-    opened: StoppableStudy,
+    opened: SearchStudy,
     study: Study,
     train: Callable[[dict[int, Draw]], Mapping[int, Values]],
     *,
     brackets: Iterable[range],
     num_epochs: int,
+    callbacks: Sequence[Callable[..., Any]] = (),
 ) -> Iterator[list[TrialScore]]:
-    """Draws brackets of trials, trains and reports them; yields the scores of each bracket.
+    """Draws brackets of trials, trains and reports them; yields the scores of each bracket, until `opened` is stopped.
 
     `train` maps {number: draw} to {number: values}, whose last epoch are the scores. `brackets` are the trial numbers
     of each bracket, from 0, so that a resumed search has the same brackets. Finished trials are trained as well (or
-    read from their files), for their losses.
+    read from their files), for their losses. Each of `callbacks` is called with (study, trial) after a trial is told.
     """
     for numbers in brackets:
-        if isinstance(opened.sampler, BracketSampler):
+        if isinstance(opened.sampler, BracketSampler) and not opened.stopped_by:
             opened.sampler.prepare(opened, study, numbers)
-        if opened.stopped:
+        if opened.stopped_by:
             return
         draws = {number: suggest(_ask(opened, number, study), study) for number in numbers}
         finished = _finished(opened, study, draws)
@@ -177,8 +188,22 @@ def search(
         for number, draw in draws.items():
             if number not in finished:
                 finished[number] = scored(number, draw, study, values[number], num_epochs)
-                _tell(opened, study, _ask(opened, number, study), values[number], finished[number], num_epochs)
+                trial = _ask(opened, number, study)
+                told = _tell(opened, study, trial, values[number], finished[number], num_epochs)
+                for function in callbacks:
+                    with checks.in_function("callbacks", function, study=opened, trial=told):
+                        function(opened, told)
         yield [finished[number] for number in numbers]
+
+
+def num_finished(opened: optuna.Study) -> int:
+    """The number of trials that have a score, or have failed."""
+    return sum(trial.state.is_finished() for trial in opened.get_trials(deepcopy=False))
+
+
+def stopped(opened: SearchStudy, num_trials: int, wanted: int) -> str | None:
+    """Why a search has fewer trials than were wanted, else None."""
+    return f"stopped by {opened.stopped_by} after {num_trials} of {wanted} trials" if num_trials < wanted else None
 
 
 def _ask(opened: optuna.Study, number: int, study: Study) -> Trial:
@@ -199,7 +224,9 @@ def _finished(opened: optuna.Study, study: Study, draws: Mapping[int, Draw]) -> 
     return found
 
 
-def _tell(opened: optuna.Study, study: Study, trial: Trial, values: Values, done: TrialScore, num_epochs: int) -> None:
+def _tell(
+    opened: optuna.Study, study: Study, trial: Trial, values: Values, done: TrialScore, num_epochs: int
+) -> FrozenTrial:
     with np.errstate(invalid="ignore"):  # inf - inf, in a diverged trial
         means = values[study.score].mean(axis=0)
     reported = opened.get_trials(deepcopy=False)[trial.number].intermediate_values  # before an interruption
@@ -213,6 +240,6 @@ def _tell(opened: optuna.Study, study: Study, trial: Trial, values: Values, done
         trial.set_user_attr(f"scores_{name}", list(folds))
     trial.set_user_attr("epochs", done.epochs)
     if done.state == "complete":
-        opened.tell(trial, done.mean(study.score))
-    else:  # Optuna scores a pruned trial by its last report
-        opened.tell(trial, state=TrialState.PRUNED if done.state == "pruned" else TrialState.FAIL)
+        return opened.tell(trial, done.mean(study.score))
+    # Optuna scores a pruned trial by its last report.
+    return opened.tell(trial, state=TrialState.PRUNED if done.state == "pruned" else TrialState.FAIL)

@@ -28,6 +28,7 @@ from hw1jax.search.study import ProgramConfig
 SHARE_OF_MEMORY = 0.9  # of the free memory that a program may take
 MOST_SLOTS = 100  # trials of a program on a CPU: bounds the memory, and the work that a stopped search loses
 TPE_TRIALS = 4  # trials of a TPE bracket, whatever num_trials is: extending a search must not change its trials
+TRIALS_OF_A_CORE, TRIALS_OF_AN_ACCELERATOR = 4, 64  # of a bracket with timeout=
 # Measured on two CPU cores:
 FLOPS_PER_SECOND = 8e10  # of one large network
 SMALL_FLOPS_PER_SECOND = 1e10  # of small networks that share a program
@@ -177,6 +178,8 @@ class _Planner:
         wanted = min(self.num_trials, self.most)
         if search.sampler != "random":  # it learns from one bracket for the next, so there must be several
             wanted = min(TPE_TRIALS, self.most)
+        elif self.program.timeout is not None:  # it is asked for between brackets
+            wanted = min(wanted, self._few())
         if self.own_widths:
             return SearchPlan(_in_a_row([(wanted, (self._alone(wanted, search.num_epochs),))]))
         wanted, plan = self._fit(wanted)
@@ -207,6 +210,13 @@ class _Planner:
         if not most:
             raise ValueError(f"members_per_program= must be at least a trial's {self.num_folds} folds")
         return most
+
+    def _few(self) -> int:
+        """Trials that train in about the shortest time without leaving devices idle."""
+        each = (
+            TRIALS_OF_AN_ACCELERATOR if jax.default_backend() != "cpu" else 1 if self.own_widths else TRIALS_OF_A_CORE
+        )
+        return each * (self.program.num_devices or len(jax.devices())) * self.program.workers
 
     def _trains_best_alone(self) -> bool:
         """True if sharing a program gains nothing, so that each trial can have about its own widths.

@@ -25,10 +25,11 @@ Direction = Literal["minimize", "maximize"]
 class StoppableStudy(optuna.Study):
     """A study that anyone may stop: Optuna's raises an error outside of `optimize`."""
 
-    stopped = False
+    stopped_by = ""
 
-    def stop(self) -> None:
-        self.stopped = True
+    def stop(self, by: str = "callbacks=") -> None:
+        """No more trials are drawn; `by` names the argument that asks for it."""
+        self.stopped_by = self.stopped_by or by
 
 
 class PureRandomSampler(BaseSampler):
@@ -98,8 +99,8 @@ class BracketSampler(PureRandomSampler):
         for number in range(self._num_told, numbers.start):
             _tell_again(self._study, self._trials[number], known[number])
         self._num_told = numbers.start
-        if self._study.stopped:
-            opened.stop()
+        if self._study.stopped_by:
+            opened.stop("sampler=")
             return
         if self._is_tpe:
             words = hashlib.sha256(f"{self._seed} {numbers.start}".encode()).digest()

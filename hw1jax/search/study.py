@@ -189,6 +189,8 @@ class ProgramConfig:
     """Devices to use (on a CPU, cores); default: all."""
     reproducible: bool = False
     """The same bits each time on a GPU; slower, since XLA may neither reorder sums nor autotune kernels."""
+    timeout: float | None = None
+    """Seconds after which no more trials are drawn; those in training are finished. The same command goes on."""
 
 
 @dataclass(frozen=True)
@@ -297,6 +299,8 @@ def check(config: RunConfig) -> None:
             raise ValueError(f"{name}= must be at least {least}, got {value}")
     if search.halving is not None and "num_epochs" in study.space:
         raise ValueError("halving= doesn't go with num_epochs in the space: its rungs are numbers of epochs")
+    if (seconds := program.timeout) is not None and not (isinstance(seconds, int | float) and seconds > 0):
+        raise ValueError(f"timeout= must be a number of seconds above 0, got {seconds!r}")
     if search.halving is None and (search.first_rung is not None or search.brackets):
         raise ValueError("first_rung= and brackets= go with halving=")
     if search.averaging is not None:
