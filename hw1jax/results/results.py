@@ -164,6 +164,17 @@ class Results(NamedTuple):
             return False
         return np.shape(x) == np.shape(y) == outputs.shape == (len(outputs), 1)
 
+    @property
+    def optuna_study(self) -> Any:
+        """The search as an `optuna.Study`, for `optuna.visualization` and the like: a copy in memory.
+
+        Raises:
+          ValueError: journal.log is missing or damaged.
+        """
+        from hw1jax.search import optuna_search  # late: results are read without Optuna
+
+        return optuna_search.read_study(self.folder / "journal.log", self.study.name, len(self.trials.rows))
+
     def __repr__(self) -> str:
         best, name = self.best, self.study.score
         pruned, complete = int(self.trials.pruned.sum()), int(self.trials.complete.sum())

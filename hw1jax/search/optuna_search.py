@@ -73,8 +73,31 @@ def open_storage(
         return SearchStudy(study.name, kept, chosen)
 
 
+def read_study(journal: Path, name: str, num_trials: int) -> optuna.Study:
+    """Reads the first trials of a study into an Optuna study in memory; the journal isn't changed, whatever is done.
+
+    Raises:
+      ValueError: the file is missing or damaged, or holds another study.
+    """
+    if not journal.is_file():
+        raise ValueError(f"{journal} is missing: the Optuna study is read from it")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        kept = optuna.load_study(study_name=name, storage=_journal_storage(journal, name))
+    copied = optuna.create_study(study_name=name, direction=kept.direction)
+    for key, value in kept.user_attrs.items():
+        copied.set_user_attr(key, value)
+    copied.add_trials(kept.get_trials(deepcopy=False)[:num_trials])
+    return copied
+
+
 def _open_journal(journal: Path, name: str) -> BaseStorage:
     _repair(journal)
+    return _journal_storage(journal, name)
+
+
+def _journal_storage(journal: Path, name: str) -> BaseStorage:
     try:
         kept = JournalStorage(Journal(str(journal)))
         others = [other for other in optuna.get_all_study_names(kept) if other != name]
