@@ -18,7 +18,7 @@ import regression
 from studies import DRAWS, HALVING, LINE, SMALL, STATES, TOY_DATA, TOY_X, change_record, fake_images, write_run
 
 from hw1jax import report, storage
-from hw1jax.report import drawing, sections, trials, write_comparison, write_overview, write_report
+from hw1jax.report import classes, drawing, sections, trials, write_comparison, write_overview, write_report
 from hw1jax.report.html import Figure, Markup, grid
 from hw1jax.results import evaluation
 from hw1jax.results.results import load_results
@@ -253,7 +253,7 @@ def test_inside_gaps_are_the_open_intervals_and_classes_without_examples_have_no
     x = np.array([-3, -2, -1, 0, 2, 5.0])
     np.testing.assert_array_equal(sections.inside_gaps(x, ((-3, -1), (1, 3))), [0, 1, 0, 0, 1, 0])
     assert not sections.inside_gaps(x, ()).any()
-    assert sections.first_of_each_class(np.array([2, 0, 2, 0]), 4) == {0: 1, 2: 0}
+    assert classes.first_of_each_class(np.array([2, 0, 2, 0]), 4) == {0: 1, 2: 0}
 
 
 def test_text_from_outside_shows_as_text(copied, runs, blank):
@@ -528,7 +528,7 @@ def test_the_pages_figures_are_drawn_alone_and_say_where_they_cannot(runs):
     assert len(report.learning_curves(regressed).axes) == 2
     with pytest.raises(ValueError, match="fitted_curve: only where one number"):
         report.fitted_curve(classified)
-    with pytest.raises(ValueError, match="confusion_matrix: only of a study with classes="):
+    with pytest.raises(ValueError, match="confusion_matrix: only where y are class indices"):
         report.confusion_matrix(regressed)
 
 
@@ -550,9 +550,9 @@ def test_a_notebook_shows_results_as_numbers_and_a_table(runs):
 def test_images_may_have_colours_and_floats_are_none(runs, shape, are_images):
     results, x = load_results(runs / "fashion_cnn", CNN), np.zeros((20, *shape), np.uint8)
     floats = results._replace(data=results.data._replace(x_test=x.astype(np.float32)))
-    assert not sections.has_images(floats)
+    assert not classes.has_images(floats)
     found = results._replace(data=results.data._replace(x_train=x, x_test=x))
-    assert sections.has_images(found) == are_images
+    assert classes.has_images(found) == are_images
     if are_images:
         assert named(sections.data(found), "classes").draw().axes
     else:

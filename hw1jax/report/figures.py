@@ -3,7 +3,7 @@
 Each is a matplotlib Figure that pyplot does not know: a notebook shows it, `figure.savefig(path)` writes it.
 """
 
-from hw1jax.report import drawing, sections, trials
+from hw1jax.report import classes, drawing, sections, trials
 from hw1jax.report.html import Figure, Item, grid
 from hw1jax.results.results import Results
 
@@ -41,10 +41,10 @@ def fitted_curve(results: Results) -> drawing.Drawing:
 
 
 def confusion_matrix(results: Results) -> drawing.Drawing:
-    """The confusion matrix on the test set; a ValueError for anything but a classifier."""
+    """The confusion matrix on the test set, or without one out of fold; a ValueError for anything but a classifier."""
     if not results.has_classes:
-        raise ValueError("confusion_matrix: only of a study with classes= and an output for each class")
-    return _drawn(_named(sections.test_set(results), "confusion"))
+        raise ValueError("confusion_matrix: only where y are class indices, with an output for each class")
+    return _drawn(_named(classes.classification(results), "confusion"))
 
 
 def _test_set(results: Results) -> list[Item]:

@@ -9,8 +9,8 @@ import numpy as np
 
 from hw1jax import layers
 from hw1jax.report import plots
+from hw1jax.report.classes import has_images, image
 from hw1jax.report.html import Figure, Item, Panel, grid
-from hw1jax.report.sections import has_images, image
 from hw1jax.results.results import Results
 from hw1jax.results.trained_model import Model
 

@@ -17,6 +17,7 @@ from hw1jax.results.results import Results, load_results, study_of
 from hw1jax.search.study import Reference, Study, halving_settings
 
 Section = tuple[str, Sequence[Item]]  # heading, content
+OUT_OF_FOLD = "Confusion matrix, out of fold"
 BEFORE = "Where the time went"  # what a study adds comes before this heading
 
 
@@ -154,6 +155,7 @@ def _sections(results: Results) -> list[Section]:
             "Data": [sections.data],
             "Learning": [sections.learning],
             "Test set": [sections.test_set],
+            OUT_OF_FOLD: [] if results.data.has_test_set else [sections.classification],
             "All trials": [trials.all_trials],
             "What matters": [trials.what_matters],
             "Inside the network": [network.weights],
@@ -224,6 +226,9 @@ def _cards(results: Results) -> Markup:
         of += ", better than the refit by more than its folds differ" if refit_fails else ""
         own = [(f"ensemble&rsquo;s test {words(n)}", score(n, results.ensemble[n]), of) for n in ("loss", *names)]
         cards = [*own, *cards] if refit_fails else [*cards, *own]
+    elif results.classified and not test:
+        right = evaluation.accuracy(results.classified.outputs, results.classified.y)
+        cards.append(("accuracy out of fold", score("accuracy", right), f"trial {number(best['number'], '{}')}"))
     for name in ("loss", *results.study.metrics):
         std = f"± {score(name, best[f'std_val_{name}'])} over the folds, trial {number(best['number'], '{}')}"
         cards.append((f"validation {words(name)}", score(name, best[f"mean_val_{name}"]), std))

@@ -262,7 +262,7 @@ def _tiled(tiles: Array, num_columns: int) -> np.ndarray:
 # The classifiers
 
 
-def confusion_matrix(ax: Axes, shares: Array, names: Sequence[str]) -> Axes:
+def confusion_matrix(ax: Axes, shares: Array, names: Sequence[str], *, where: str = "on the test set") -> Axes:
     """Shares [true class, predicted class] of each true class, as percentages with class names."""
     ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (true, predicted), share in np.ndenumerate(shares if len(names) <= MOST_NUMBERS else np.zeros((0, 0))):
@@ -272,7 +272,7 @@ def confusion_matrix(ax: Axes, shares: Array, names: Sequence[str]) -> Axes:
     ax.set_yticks(range(len(names)), names)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    ax.set(title="Confusion on the test set: % of each true class", xlabel="predicted class", ylabel="true class")
+    ax.set(title=f"Confusion {where}: % of each true class", xlabel="predicted class", ylabel="true class")
     return ax
 
 

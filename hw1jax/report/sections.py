@@ -12,16 +12,14 @@ import numpy as np
 
 from hw1jax import formatting
 from hw1jax.report import html, plots, trial_plots
+from hw1jax.report.classes import classification, has_images, pictures
 from hw1jax.report.html import Figure, Item, Markup, Panel, grid, table, words
 from hw1jax.report.trials import end_of_scale, scores_of
-from hw1jax.results import evaluation
 from hw1jax.results.results import Results
 from hw1jax.results.trials import where_defined
 from hw1jax.search import space as space_
 from hw1jax.search.space import Choice, Int, Range
 
-NUM_MISTAKES = 12  # misclassified images that are shown
-MOST_CLASSES = 20  # whose pictures are shown
 PARTS = {"training": "train", "validation": "val"}  # of a fold, with their names in histories.npz
 Gaps = Sequence[tuple[float, float]]  # intervals of the inputs without training points
 
@@ -63,8 +61,9 @@ def _in_words(r: Range) -> str:
 
 def data(results: Results) -> list[Item]:
     """The training and test data."""
-    if results.has_classes and has_images(results):
-        return [_classes(results)]
+    classified = results.classified
+    if classified and has_images(results):
+        return [pictures(results, classified)]
     if results.has_curve:
         return [points(results)]
     parts = {"training": results.data[:2]} | ({"test": results.data[2:4]} if results.data.has_test_set else {})
@@ -76,32 +75,6 @@ def _arrays(tree: Any) -> str:
     """{"image": uint8 [28, 28], ..} in words, without the axis that counts examples."""
     named = [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree.leaves_with_path(tree)]
     return ", ".join(f"{name} {leaf.dtype} {list(leaf.shape[1:]) or ''}".strip() for name, leaf in named)
-
-
-def has_images(results: Results) -> bool:
-    """True if the inputs are images: uint8, grey or in colours."""
-    x = results.data.x_test if results.data.has_test_set else results.data.x_train
-    return isinstance(x, np.ndarray) and x.dtype == np.uint8 and (x.ndim == 3 or x.shape[3:] in ((1,), (3,)))
-
-
-def image(x: np.ndarray, i: int, title: str) -> Panel:
-    """The i-th of images."""
-    return partial(plots.image, pixels=x[i, :, :, 0] if x.shape[3:] == (1,) else x[i], title=title)
-
-
-def first_of_each_class(y: np.ndarray, num_classes: int) -> dict[int, int]:
-    """{class: index of its first example}, without the classes that `y` (int [example]) does not have."""
-    return {c: int(np.flatnonzero(y == c)[0]) for c in range(num_classes) if np.any(y == c)}
-
-
-def _classes(results: Results) -> Figure:
-    names, (x, y, x_test, *_) = results.study.classes or (), results.data
-    firsts = first_of_each_class(y, min(len(names), MOST_CLASSES))
-    panels = [image(x, i, names[c]) for c, i in firsts.items()]
-    counts = f"{len(x):,} training and {len(x_test):,} test images of {x.shape[1]} x {x.shape[2]} pixels"
-    alt = f"A picture of each class: {', '.join(names[c] for c in firsts)}"
-    draw = grid(panels, 5, height=1.5 * -(-len(panels) // 5))
-    return Figure("classes", alt, f"The first training image of each class: {counts}.", draw)
 
 
 def points(results: Results, gaps: Gaps = ()) -> Figure:
@@ -200,9 +173,7 @@ def _metric_by_epoch(results: Results, name: str) -> Figure:
 
 def test_set(results: Results) -> list[Item]:
     """The refitted best model and the ensemble of its fold models on the test set, or the one of them that there is."""
-    if results.has_classes:
-        return [scores(results), *_classification(results), _classes_table(results)]
-    return fit(results) if results.has_curve else [scores(results)]
+    return fit(results) if results.has_curve else [scores(results), *classification(results)]
 
 
 def scores(results: Results) -> Markup:
@@ -285,67 +256,6 @@ def fit(results: Results, gaps: Gaps = ()) -> list[Item]:
         scores(results),
         *by_part,
     ]
-
-
-def _classification(results: Results) -> list[Item]:
-    names, outputs, y = results.study.classes or (), results.histories["test_outputs"], results.data.y_test
-    what = "images" if has_images(results) else "examples"
-    confusion = evaluation.confusion_matrix(outputs, y)
-    precision, recall = evaluation.precision_and_recall(confusion)
-    true, predicted = evaluation.most_confused_pair(confusion)
-    pair = f"{names[true]} that were taken for {names[predicted]}"
-    count = f"{confusion[true, predicted]} of {confusion[true].sum()}"
-    found = evaluation.calibration(outputs, y)
-    error = f"expected calibration error ({len(found.right)} bins): {found.expected_error:.3f}"
-    shares = partial(plots.confusion_matrix, shares=evaluation.normalise_rows(confusion), names=names)
-    by_class = partial(plots.precision_and_recall, precision=precision, recall=recall, names=names)
-    histogram = partial(plots.confidence_histogram, edges=found.edges, right=found.right, wrong=found.wrong)
-    calibration = [
-        partial(plots.reliability, confidence=found.confidence, accuracy=found.accuracy),
-        partial(histogram, what=f"test {what}"),
-    ]
-    return [
-        Figure(
-            "confusion",
-            f"Confusion matrix, a row a true class; the most frequent mistake: {pair}, {count}",
-            f"Rows add up to 100 %. The most frequent mistake: {pair}, {count} {what}.",
-            grid([shares], 1, height=5.2),
-        ),
-        Figure(
-            "precision_recall",
-            "Precision and recall of each class; the numbers are in the table below",
-            f"Precision: the share of the {what} called so that are so. Recall: the share of the class that was found.",
-            grid([by_class], 1, height=0.4 + 0.3 * len(names)),
-        ),
-        Figure(
-            "calibration",
-            f"Accuracy against confidence, and a histogram of confidences; {error}",
-            f"Confidence is the probability of the predicted class; {error}.",
-            grid(calibration, 2, height=3),
-        ),
-        *(_mistakes(results, true, predicted, pair) if has_images(results) else []),
-    ]
-
-
-def _mistakes(results: Results, true: int, predicted: int, pair: str) -> list[Item]:
-    outputs, x, y = results.histories["test_outputs"], results.data.x_test, results.data.y_test
-    mistakes = evaluation.misclassified(outputs, y, true, predicted)[:NUM_MISTAKES]
-    if not len(mistakes):
-        return []
-    sure = evaluation.softmax(outputs[mistakes])[:, predicted]
-    panels = [image(x, i, f"{share:.0%} sure") for i, share in zip(mistakes, sure, strict=True)]
-    caption = f"The most confused pair, {pair}: the {len(panels)} mistakes that the network was surest of."
-    draw = grid(panels, 6, height=0.2 + 1.3 * -(-len(panels) // 6), title=f"Test images of {pair}")
-    return [Figure("mistakes", f"{len(panels)} test images of {pair}", caption, draw)]
-
-
-def _classes_table(results: Results) -> Markup:
-    confusion = evaluation.confusion_matrix(results.histories["test_outputs"], results.data.y_test)
-    counts, (precision, recall) = confusion.sum(axis=1), evaluation.precision_and_recall(confusion)
-    numbers = zip(results.study.classes or (), counts.tolist(), precision.tolist(), recall.tolist(), strict=True)
-    rows = [[name, count, html.number(p), html.number(r)] for name, count, p, r in numbers]
-    what = "images" if has_images(results) else "examples"
-    return table(["class", f"test {what}", "precision", "recall"], rows)
 
 
 # How it came about

@@ -10,6 +10,7 @@ from hw1jax.core import losses
 from hw1jax.data import Dataset
 
 CURVE_POINTS = 400  # of the fitted curve of a scalar regression
+MOST_CLASSES = 100  # of a confusion matrix, unless they have names: it has their square of numbers
 REFIT_MARGIN = 0.1  # of the folds' highest loss: a refit less far above it is like them, however close they are
 
 
@@ -125,12 +126,20 @@ def constant_loss(loss: Callable[..., Any], y: Any) -> float | None:
 
 
 def are_classes(classes: Sequence[str] | None, outputs: Any, y: Any) -> bool:
-    """True if y are indices of these classes, and there is an output for each class."""
-    if not classes or not (isinstance(outputs, np.ndarray) and isinstance(y, np.ndarray)):
+    """True if y are class indices, and there is an output for each class (of these, if they have names)."""
+    if not (isinstance(outputs, np.ndarray) and isinstance(y, np.ndarray)):
         return False
-    if outputs.shape != (len(y), len(classes)) or y.ndim != 1 or y.dtype.kind not in "iu":
+    if outputs.ndim != 2 or len(outputs) != len(y) or y.ndim != 1 or y.dtype.kind not in "iu":
         return False
-    return bool(np.all((y >= 0) & (y < len(classes))))
+    num_classes = outputs.shape[1]
+    fits = num_classes == len(classes) if classes else num_classes > 1
+    return fits and bool(np.all((y >= 0) & (y < num_classes)))
+
+
+def class_names(classes: Sequence[str] | None, outputs: np.ndarray) -> Sequence[str]:
+    """The classes' names, by default their indices; none if they are too many for a confusion matrix."""
+    num_classes = outputs.shape[1]
+    return classes or (tuple(map(str, range(num_classes))) if num_classes <= MOST_CLASSES else ())
 
 
 def refit_warning(refit_train_loss: float, folds_train_loss: Sequence[float] | np.ndarray) -> str | None:

@@ -2,7 +2,7 @@
 
 import html
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +34,18 @@ class Best(NamedTuple):
     params: Draw
     mean: float  # mean and standard deviation of the score over the folds
     std: float
+
+
+class Classified(NamedTuple):
+    """Outputs of a classifier and what they are of."""
+
+    outputs: Any  # float [example, class]
+    x: Any
+    y: Any  # int [example]
+    names: Sequence[str]  # of the classes
+    part: str  # of the data: "test" or "training"
+    where: str  # the same in words
+    whose: str  # a sentence on the networks, unless they are the refit
 
 
 class Results(NamedTuple):
@@ -153,8 +165,28 @@ class Results(NamedTuple):
 
     @property
     def has_classes(self) -> bool:
-        """True if the test labels are indices of the study's classes, each of which has an output."""
-        return evaluation.are_classes(self.study.classes, self.histories.get("test_outputs"), self.data.y_test)
+        """True if y are class indices, each class has an output, and there are names or few classes (`classified`)."""
+        return self.classified is not None
+
+    @property
+    def classified(self) -> Classified | None:
+        """A classification on the test set, or without one out of fold; None for anything else."""
+        h, data = self.histories, self.data
+        if data.has_test_set:
+            outputs = h.get("test_outputs", h.get("ensemble_outputs"))
+            whose = "" if "test_outputs" in h else "The ensemble of the fold models. "
+            found = Classified(outputs, data.x_test, data.y_test, (), "test", "on the test set", whose)
+        else:
+            whose = "Each training sample as classified by the best trial's fold model that held it out. "
+            outputs, x, y = h.get("out_of_fold_outputs"), data.x_train, data.y_train
+            if outputs is not None and np.isnan(outputs).any():  # some were never held out
+                rows = np.flatnonzero(np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1))
+                outputs, x, y = jax.tree.map(lambda a: a[rows], (outputs, x, y))
+            found = Classified(outputs, x, y, (), "training", "out of fold", whose)
+        if outputs is None or not evaluation.are_classes(self.study.classes, outputs, found.y):
+            return None
+        names = evaluation.class_names(self.study.classes, outputs)
+        return found._replace(names=names) if names else None
 
     @property
     def has_curve(self) -> bool:

@@ -121,8 +121,8 @@ class Model(NamedTuple):
 def score(model: Model, outputs: Any, y: Any) -> dict[str, Any]:
     """Mean loss and metrics, by name, of a model's outputs [example, ...] on y.
 
-    For class indices also "accuracy" and "confusion", counts [true class][predicted class]. All are None if the loss is
-    not finite; a metric that isn't is None alone.
+    For class indices also "accuracy" and, unless there are many, "confusion", counts [true class][predicted class]. All
+    are None if the loss is not finite; a metric that isn't is None alone.
     """
     functions = {"loss": model.task.loss, **model.study.metrics}
     found: dict[str, Any] = {name: _mean(function(outputs, y)) for name, function in functions.items()}
@@ -131,7 +131,8 @@ def score(model: Model, outputs: Any, y: Any) -> dict[str, Any]:
         found = dict.fromkeys(found)
     elif evaluation.are_classes(model.study.classes, outputs, y):
         found.setdefault("accuracy", evaluation.accuracy(outputs, y))
-        found["confusion"] = evaluation.confusion_matrix(outputs, y).tolist()
+        if evaluation.class_names(model.study.classes, outputs):
+            found["confusion"] = evaluation.confusion_matrix(outputs, y).tolist()
     return {"loss": found["loss"], "accuracy": None, "confusion": None} | found
 
 
