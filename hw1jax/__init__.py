@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from hw1jax.results.results import load_results as load_results
     from hw1jax.results.trained_model import load_model as load_model
     from hw1jax.run import run_study as run_study
+    from hw1jax.tabular import mlp as mlp
 
 __version__ = "0.1.0"
 
@@ -62,6 +63,7 @@ _LATER = {  # {name: module that is imported on first use; "" for a module}
     "load_results": "results.results",
     "run_study": "run",
     "load_model": "results.trained_model",
+    "mlp": "tabular",
 }
 
 if not TYPE_CHECKING:  # or a checker would let any name pass

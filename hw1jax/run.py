@@ -196,6 +196,11 @@ class _Run(NamedTuple):
     def folder(self) -> Path:
         return self.config.folder
 
+    @property
+    def in_memory(self) -> bool:
+        """True for a search without a folder. There may be many in a process, whose refits then share a program."""
+        return not self.identity
+
 
 def _trainer(run: _Run, files: Folder) -> Brackets:
     num_trials = run.config.num_trials
@@ -208,7 +213,7 @@ def _searched(run: _Run, opened: Any, trainer: Brackets) -> Searched:
     history, best = trainer.history(), trials_.best(trials, asked)
     if best is None:
         where = ""
-        if run.identity:  # there is a folder
+        if not run.in_memory:
             path = run.folder / "trials.csv"
             trials_.write_trials(path, asked, trials, history.train_loss, history.val)
             where = f", see {path}"
@@ -268,7 +273,7 @@ def _search(run: _Run, opened: Any, trainer: Brackets) -> list[TrialScore]:
     more = {"num_epochs": num_epochs, "callbacks": run.config.given.callbacks}
     with run.clock.measure("train_seconds", threads=threads):
         for bracket in optuna_search.search(opened, asked, trainer.train, brackets=numbers, **more):
-            if run.identity:
+            if not run.in_memory:
                 storage.sync(run.folder / "journal.log")
             trainer.check(bracket)
             trials += bracket
@@ -283,10 +288,12 @@ def _trained(run: _Run, trainer: Brackets, best: TrialScore) -> tuple[Model, dic
     params, state, arrays = None, None, {}
     with run.clock.measure("refit_seconds"):
         if run.config.output.refit:
-            params, state, train_loss = trainer.refit(best.number, best.draw)
+            padded = run.in_memory and not any(rung.own_widths for rung in run.plan.rungs)
+            params, state, train_loss = trainer.refit(best.number, best.draw, padded=padded)
             arrays = {"refit_number": np.array(best.number), "refit_train_loss": train_loss}
         model = Model(run.config.study, best.draw, params, state, trainer.fold_models(best.number, best.draw))
-        arrays |= testing.out_of_fold(model, best, run.networks)
+        if not run.in_memory:
+            arrays |= testing.out_of_fold(model, best, run.networks)
     return model, arrays
 
 

@@ -87,7 +87,7 @@ def test_imports_point_one_way_and_each_library_has_one_door(capsys):
 def test_every_library_is_a_dependency():
     declared = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]["dependencies"]
     needs = {re.split(r"[^\w-]", need)[0].replace("-", "_") for need in declared}
-    brought = {"PIL", "IPython", "distributed", "ray"}  # PIL comes with matplotlib, IPython with a notebook
+    brought = {"PIL", "IPython", "distributed", "ray", "sklearn"}  # by matplotlib, a notebook, extras
     found = set.union(*map(libraries, MODULES.values()))
     assert found - sys.stdlib_module_names - brought - {"hw1jax"} <= needs
 
@@ -193,7 +193,7 @@ def test_what_any_study_goes_through_names_no_hyperparameter_study_or_flag():
     """Nor does a message name a flag: it has `name=`, which the command line replaces by the flag."""
     tree = ast.parse("def f(h): raise ValueError('give adam: --optimizers adam', h['l2'], chosen_l2)")
     assert mentioned(tree) == {"l2", "chosen_l2"}, "not the example in a message"
-    offered = {"hw1jax", "layers", "models", "optimizers"}  # to any study
+    offered = {"hw1jax", "layers", "models", "optimizers", "tabular", "sklearn"}  # to any study
     for name, tree in MODULES.items():
         folder = name.split(".")[1:2]
         if stem(name) not in offered and folder not in (["data"], ["report"]):

@@ -137,16 +137,16 @@ class Brackets:
         """(params, state) of each fold's network of a bracket's best trial, at its own widths."""
         return self._trainer.networks_of(self._last_jobs[number], number, draw)
 
-    def refit(self, number: int, draw: Draw) -> tuple[Any, Any, np.ndarray]:
+    def refit(self, number: int, draw: Draw, *, padded: bool = False) -> tuple[Any, Any, np.ndarray]:
         """Trains a trial's network on all training data -> (params, state, train_loss [epoch]).
 
-        It is fold k of the cross-validation, at its own widths, initialized as trial number 0.
+        It is fold k of the cross-validation, at its own widths unless `padded`, initialized as trial number 0.
         """
         name = f"refit-{number}"
         for other in self._files.names("refit-*"):
             if not other.startswith(f"{name}."):  # of a search of fewer trials
                 self._files.remove(other)
-        return refit(self._trainer_of(self._networks.for_refit()), name, draw, self._observer)
+        return refit(self._trainer_of(self._networks.for_refit()), name, draw, self._observer, padded=padded)
 
     def _climb(self, bracket: Bracket, draws: dict[int, Draw]) -> list[tuple[Job, Trained]]:
         """Trains a bracket from rung to rung -> its jobs.
@@ -245,14 +245,17 @@ class Brackets:
             self._observer.epochs(what, mean, end, np.array(scores), min(1, done / self.work))
 
 
-def refit(trainer: Trainer, name: str, draw: Draw, observer: Observer) -> tuple[Any, Any, np.ndarray]:
+def refit(
+    trainer: Trainer, name: str, draw: Draw, observer: Observer, *, padded: bool = False
+) -> tuple[Any, Any, np.ndarray]:
     """Trains a draw's network on all training data -> (params, state, train_loss [epoch]).
 
     It is initialized as trial number 0, so that hyperparameters without a trial (the report's best) can be refitted.
-    `trainer` is that of `Networks.for_refit()`, `name` that of the files.
+    `trainer` is that of `Networks.for_refit()`, `name` that of the files. All draws of a space share a program if the
+    network is `padded`.
     """
     networks = trainer.networks
-    fixed = networks_.own(networks.study, draw).fixed
+    fixed = (networks_.padded if padded else networks_.own)(networks.study, draw).fixed
     num_epochs = networks.num_epochs(fixed)
     rung = Rung(num_epochs, Plan(1, layout=networks.layout), own_widths=True)
     job = Job(name, fixed, [0], [draw], rung, 0)

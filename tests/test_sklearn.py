@@ -1,0 +1,257 @@
+"""The estimators of `hw1jax.sklearn` in scikit-learn's own tools."""
+
+import pickle
+
+import compilations
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+import sklearn
+from scipy import stats
+from sklearn.base import clone
+from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
+from sklearn.exceptions import NotFittedError
+from sklearn.metrics import log_loss, r2_score, roc_auc_score
+from sklearn.model_selection import GroupKFold, KFold, StratifiedKFold, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.utils.estimator_checks import check_estimator
+
+import hw1jax as hw
+from hw1jax import tabular
+from hw1jax.results.trained_model import Model
+from hw1jax.sklearn import SCORES, MLPClassifierCV, MLPRegressorCV, SearchCV
+
+SMALL = {"n_iter": 4, "cv": 3, "max_iter": 6, "batch_size": 32, "random_state": 0}
+CLASSIFIER = MLPClassifierCV(((4, 12),), learning_rate_init=(1e-2, 1e-1), **SMALL)
+REGRESSOR = MLPRegressorCV(((4, 12),), learning_rate_init=(1e-2, 1e-1), **SMALL)
+CANCER, IS_BENIGN = load_breast_cancer(return_X_y=True)
+CANCER = StandardScaler().fit_transform(CANCER)
+SUGAR, PROGRESSION = load_diabetes(return_X_y=True)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return clone(CLASSIFIER).fit(CANCER, IS_BENIGN)
+
+
+def fold_outputs(search, X):
+    """The outputs of the best trial's networks, a fold each."""
+    task, space = search._network()
+    study = hw.Study("search", task, hw.Dataset(X, X), space, metrics={"score": search._metric()[0]}, minimize="score")
+    return Model(study, search._draw, *search._arrays).fold_outputs(np.asarray(X, np.float32))
+
+
+# Results
+
+
+def test_the_results_have_scikit_learns_names_and_belong_to_each_other(fitted):
+    results = fitted.cv_results_
+    splits = np.stack([results[f"split{i}_test_score"] for i in range(3)])
+    np.testing.assert_allclose(results["mean_test_score"], splits.mean(axis=0))
+    np.testing.assert_allclose(results["std_test_score"], splits.std(axis=0), atol=1e-12)
+    assert fitted.best_index_ == np.argmax(results["mean_test_score"]) and results["rank_test_score"].min() == 1
+    assert fitted.best_score_ == results["mean_test_score"][fitted.best_index_] == results["mean_test_score"].max()
+    assert fitted.best_params_ == results["params"][fitted.best_index_]
+    assert set(fitted.best_params_) == {"hidden_layer_sizes", "learning_rate_init", "alpha"}
+    assert results["param_hidden_layer_sizes"][0] == results["params"][0]["hidden_layer_sizes"]
+    assert results["param_alpha"].min() >= 1e-6 and results["param_alpha"].max() <= 1e-1, "scikit-learn's scale"
+    assert list(results["n_resources"]) == [6] * 4 and fitted.n_splits_ == 3 and fitted.n_iter_ == 6
+    assert pd.DataFrame(results).shape[0] == 4
+    assert fitted.score(CANCER, IS_BENIGN) == np.mean(fitted.predict(CANCER) == IS_BENIGN) > 0.9
+    assert fitted.best_estimator_ is fitted
+
+
+@pytest.mark.parametrize(
+    ("scoring", "computed"),
+    [
+        ("accuracy", lambda y, p: np.mean(y == p.argmax(axis=1))),
+        ("roc_auc", lambda y, p: roc_auc_score(y, p[:, 1])),
+        ("neg_log_loss", lambda y, p: -log_loss(y, p)),
+    ],
+)
+def test_a_folds_score_is_scikit_learns_of_the_network_that_was_trained_on_the_rest(scoring, computed):
+    folds = list(StratifiedKFold(3).split(CANCER, IS_BENIGN))
+    search = clone(CLASSIFIER).set_params(scoring=scoring, cv=folds).fit(CANCER, IS_BENIGN)
+    for i, (outputs, (_, held_out)) in enumerate(zip(fold_outputs(search, CANCER), folds, strict=True)):
+        logits = outputs[held_out].astype(np.float64)
+        probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        theirs = computed(IS_BENIGN[held_out], probabilities)
+        assert search.cv_results_[f"split{i}_test_score"][search.best_index_] == pytest.approx(theirs, abs=1e-5)
+    assert search.score(CANCER, IS_BENIGN) == pytest.approx(computed(IS_BENIGN, search.predict_proba(CANCER)))
+
+
+def test_r2_ranks_the_trials_of_a_regression_and_targets_may_be_several():
+    folds = list(KFold(3).split(SUGAR))
+    both = np.stack([PROGRESSION, -2 * PROGRESSION + 5], axis=1)
+    search = clone(REGRESSOR).set_params(cv=folds, max_iter=20).fit(SUGAR, both)
+    assert search.predict(SUGAR).shape == both.shape
+    for i, (outputs, (_, held_out)) in enumerate(zip(fold_outputs(search, SUGAR), folds, strict=True)):
+        theirs = r2_score(both[held_out], outputs[held_out])
+        assert search.cv_results_[f"split{i}_test_score"][search.best_index_] == pytest.approx(theirs, abs=1e-4)
+    assert clone(REGRESSOR).fit(SUGAR, PROGRESSION).predict(SUGAR).shape == PROGRESSION.shape
+
+
+def test_a_search_in_memory_is_the_search_that_a_folder_keeps_and_resumes(fitted, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    clone(CLASSIFIER).fit(CANCER, IS_BENIGN)
+    assert not list(tmp_path.iterdir()), "no file"
+    kept = clone(CLASSIFIER).set_params(out="kept").fit(CANCER, IS_BENIGN)
+    assert (tmp_path / "kept" / "results.json").exists()
+    for name, values in fitted.cv_results_.items():
+        np.testing.assert_array_equal(values, kept.cv_results_[name], err_msg=name)
+    np.testing.assert_array_equal(kept.predict_proba(CANCER), fitted.predict_proba(CANCER))
+    more = clone(CLASSIFIER).set_params(out="kept", n_iter=6).fit(CANCER, IS_BENIGN)
+    np.testing.assert_array_equal(more.cv_results_["mean_test_score"][:4], fitted.cv_results_["mean_test_score"])
+
+
+def test_the_second_fit_of_like_shape_compiles_nothing(fitted):
+    with compilations.counted() as names:
+        search = clone(CLASSIFIER).set_params(random_state=1).fit(CANCER[::-1], IS_BENIGN[::-1])
+    assert names == [], "also if another width is the best"
+    assert search.best_params_["hidden_layer_sizes"] != fitted.best_params_["hidden_layer_sizes"]
+
+
+def test_halving_prunes_and_its_resources_are_epochs():
+    search = clone(CLASSIFIER).set_params(n_iter=9, max_iter=9, halving=3, ensemble=True).fit(CANCER, IS_BENIGN)
+    assert sorted(search.cv_results_["n_resources"]) == [1] * 6 + [3] * 2 + [9] * 1
+    assert search.cv_results_["n_resources"][search.best_index_] == 9
+
+
+# Data
+
+
+def test_labels_columns_and_missing_kinds_are_scikit_learns(fitted):
+    iris = load_iris(as_frame=True)
+    names = iris.target_names[iris.target]
+    search = clone(CLASSIFIER).set_params(max_iter=20).fit(iris.data, names)
+    assert list(search.classes_) == ["setosa", "versicolor", "virginica"]
+    assert search.score(iris.data, names) > 0.8
+    assert list(search.feature_names_in_) == list(iris.data.columns)
+    np.testing.assert_allclose(search.predict_proba(iris.data).sum(axis=1), 1)
+    np.testing.assert_allclose(np.exp(search.predict_log_proba(iris.data)), search.predict_proba(iris.data))
+
+
+def test_weights_of_samples_and_classes_change_what_is_learned():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 2)).astype(np.float32)
+    y = (x[:, 0] + rng.normal(size=300) > 1.5).astype(int)  # one in seven
+
+    def recall(search):
+        return np.mean(search.predict(x)[y == 1])
+
+    usual = clone(CLASSIFIER).set_params(max_iter=20)
+    plain = clone(usual).fit(x, y)
+    assert recall(clone(usual).set_params(class_weight="balanced").fit(x, y)) > recall(plain) + 0.1
+    assert recall(clone(usual).fit(x, y, sample_weight=np.where(y == 1, 6.0, 1.0))) > recall(plain) + 0.1
+    ones = clone(usual).set_params(class_weight={0: 1.0, 1: 1.0}).fit(x, y)
+    np.testing.assert_array_equal(ones.cv_results_["mean_test_score"], plain.cv_results_["mean_test_score"])
+
+
+def test_groups_stay_together_also_when_they_are_routed():
+    groups = np.arange(len(CANCER)) % 7
+    search = clone(CLASSIFIER).set_params(cv=GroupKFold(3))
+    alone = clone(search).fit(CANCER, IS_BENIGN, groups=groups)
+    with sklearn.config_context(enable_metadata_routing=True):
+        routed = make_pipeline(StandardScaler(), search.set_fit_request(groups=True))
+        routed.fit(CANCER, IS_BENIGN, groups=groups)
+    assert alone.n_splits_ == routed[-1].n_splits_ == 3
+    with pytest.raises(ValueError, match="groups"):
+        clone(CLASSIFIER).set_params(cv=GroupKFold(3)).fit(CANCER, IS_BENIGN)
+
+
+# In scikit-learn's tools
+
+
+def test_a_search_is_cloned_configured_and_kept_by_joblib(fitted, tmp_path):
+    assert clone(fitted).get_params() == fitted.get_params() and not hasattr(clone(fitted), "classes_")
+    joblib.dump(fitted, tmp_path / "search.joblib")
+    for again in (joblib.load(tmp_path / "search.joblib"), pickle.loads(pickle.dumps(fitted))):
+        np.testing.assert_array_equal(again.predict_proba(CANCER), fitted.predict_proba(CANCER))
+        np.testing.assert_array_equal(again.cv_results_["mean_test_score"], fitted.cv_results_["mean_test_score"])
+
+
+def test_a_search_works_after_a_column_transformer_and_within_a_nested_cross_validation():
+    table = pd.DataFrame({"a": CANCER[:, 0], "b": CANCER[:, 1], "c": np.where(CANCER[:, 2] > 0, "large", "small")})
+    columns = ColumnTransformer([("numbers", StandardScaler(), ["a", "b"]), ("words", OneHotEncoder(), ["c"])])
+    pipeline = make_pipeline(columns, clone(CLASSIFIER))
+    scores = cross_val_score(pipeline, table, IS_BENIGN, cv=3)
+    assert scores.shape == (3,) and scores.mean() > 0.8
+
+
+def test_targets_may_be_transformed_around_a_search():
+    search = TransformedTargetRegressor(clone(REGRESSOR).set_params(max_iter=30), transformer=StandardScaler())
+    assert search.fit(SUGAR, PROGRESSION).score(SUGAR, PROGRESSION) > 0.3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("search", [CLASSIFIER, REGRESSOR], ids=["classifier", "regressor"])
+def test_scikit_learns_own_checks_pass(search):
+    # A sample of weight 0 keeps its place in folds and minibatches, and one of weight 2 is drawn once.
+    expected = {"check_sample_weight_equivalence_on_dense_data": "weights are not repetitions in minibatches"}
+    usual = clone(search).set_params(n_iter=3, max_iter=20)
+    found = check_estimator(usual, on_fail=None, expected_failed_checks=expected)
+    wrong = [(check["check_name"], str(check["exception"])) for check in found if check["status"] == "failed"]
+    assert wrong == []
+
+
+# A network of one's own, and settings
+
+
+def test_a_network_of_ones_own_is_searched_by_its_task_and_space():
+    task, space = hw.mlp(30, 2, layers=((4, 8),), learning_rate=(1e-2, 1e-1))
+    search = SearchCV(task, space, **SMALL).fit(CANCER, np.where(IS_BENIGN, "benign", "malignant"))
+    assert set(search.best_params_) == {"layers", "learning_rate", "l2"}
+    assert search.score(CANCER, np.where(IS_BENIGN, "benign", "malignant")) > 0.8
+    task, space = hw.mlp(10, 1, hw.squared_error, layers=(8,), learning_rate=(1e-2, 1e-1))
+    numbers = SearchCV(task, space, estimator_type="regressor", **SMALL).fit(SUGAR, PROGRESSION)
+    assert numbers.predict(SUGAR).shape == PROGRESSION.shape
+
+
+def test_hyperparameters_are_numbers_pairs_lists_distributions_or_ranges():
+    search = MLPClassifierCV(
+        hidden_layer_sizes=[(4,), (4, 4)],
+        solver=["adam", "sgd"],
+        alpha=[1e-4, 1e-2],
+        learning_rate_init=stats.loguniform(1e-3, 1e-1),
+        **SMALL | {"n_iter": 8, "max_iter": 2},
+    ).fit(CANCER, IS_BENIGN)
+    found = search.cv_results_
+    assert set(found["param_hidden_layer_sizes"]) == {(4,), (4, 4)} and set(found["param_solver"]) == {"adam", "sgd"}
+    assert set(found["param_alpha"]) <= {1e-4, 1e-2}
+    assert all(1e-3 <= rate <= 1e-1 for rate in found["param_learning_rate_init"])
+    fixed = MLPClassifierCV((4, stats.randint(3, 6)), learning_rate_init=0.01, alpha=0, **SMALL).fit(CANCER, IS_BENIGN)
+    assert set(fixed.best_params_) == {"hidden_layer_sizes"} and fixed.best_params_["hidden_layer_sizes"][0] == 4
+
+
+def test_without_a_refit_the_fold_networks_predict():
+    search = clone(CLASSIFIER).set_params(refit=False).fit(CANCER, IS_BENIGN)
+    with pytest.raises(NotFittedError, match="refit=False"):
+        search.predict(CANCER)
+    assert search.set_params(ensemble=True).score(CANCER, IS_BENIGN) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"scoring": "silhouette"}, r"scoring= must be a metric of hw1jax or one of accuracy, .*, got 'silhouette'"),
+        ({"solver": "lbfgs"}, "optimizer= must be of adam, sgd, rmsprop, got 'lbfgs'"),
+        ({"activation": "step"}, "activation= must be one of relu, .*, got 'step'"),
+        ({"alpha": stats.norm()}, "alpha= has scipy's norm: give uniform, loguniform or randint"),
+        ({"n_iter": 0}, "num_trials= must be at least 1"),
+        ({"cv": 1}, "num_folds= must be at least 2"),
+        ({"halving": 1}, "halving= must be at least 2"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_that_names_it(changed, message):
+    with pytest.raises(ValueError, match=message):
+        clone(CLASSIFIER).set_params(**changed).fit(CANCER, IS_BENIGN)
+
+
+def test_each_score_can_rank(fitted):
+    assert set(SCORES) <= set(sklearn.metrics.get_scorer_names())
+    with pytest.raises(ValueError, match="single class"):
+        clone(CLASSIFIER).fit(CANCER, np.ones(len(CANCER)))
+    assert tabular.mlp(3, 2)[0] is tabular.mlp(3, 2)[0], "an equal network is the same object"
