@@ -1,4 +1,4 @@
-"""Importances find the hyperparameters that scores depend on, are reproducible, and name their requirements."""
+"""Importances find the hyperparameters that scores depend on, with scikit-learn and without, and are reproducible."""
 
 import sys
 
@@ -33,19 +33,32 @@ def columns(num_trials):
 )
 def test_what_the_score_depends_on_explains_most_of_its_variance(name, score):
     params = columns(60)
-    shares = importances(SPACE, params, score(params))
+    shares, method = importances(SPACE, params, score(params))
+    assert method == "fANOVA"
     assert shares.keys() == params.keys() and next(iter(shares)) == name and shares[name] > 0.8
     assert sum(shares.values()) == pytest.approx(1)
     assert list(shares.values()) == sorted(shares.values(), reverse=True)
     if name == "way":
-        assert importances(SPACE, params, score(params)) == shares
+        assert importances(SPACE, params, score(params)).shares == shares
 
 
-def test_equal_scores_a_single_trial_and_no_scikit_learn_are_told(monkeypatch):
-    for scores in (np.ones(5), np.ones(1)):
-        with pytest.raises(ValueError, match="at least two trials with different scores"):
-            importances(SPACE, columns(len(scores)), scores)
+@pytest.mark.parametrize("maximize", [False, True])
+def test_without_scikit_learn_what_the_best_quarter_has_in_common_is_important(monkeypatch, maximize):
     forest = sys.modules["optuna.importance._fanova._fanova"]
     monkeypatch.setattr(forest._imports, "_deferred", (ImportError("no sklearn"), "no sklearn"))
-    with pytest.raises(ImportError, match="pip install scikit-learn"):
-        importances(SPACE, columns(3), np.arange(3.0))
+    params = columns(100)
+    sign = -1 if maximize else 1
+    score = sign * np.where(params["way"] == "up", 0.0, 10 + params["rate"])  # among the bad ones, the rate counts
+    shares, method = importances(SPACE, params, score, maximize=maximize)
+    assert method == "PED-ANOVA" and shares.keys() == params.keys() and sum(shares.values()) == pytest.approx(1)
+    assert next(iter(shares)) == "way" and shares["way"] > 0.6
+    assert importances(SPACE, params, score, maximize=maximize).shares == shares
+    other = importances(SPACE, params, score, maximize=not maximize).shares
+    assert other["rate"] > 2 * shares["rate"], "the direction counts"
+
+
+def test_equal_scores_and_few_trials_are_told():
+    for scores in (np.ones(60), np.arange(49.0)):
+        message = f"^importances need at least 50 trials with different scores, got {len(scores)}$"
+        with pytest.raises(ValueError, match=message):
+            importances(SPACE, columns(len(scores)), scores)

@@ -366,24 +366,24 @@ def repeated(results, times: int):
 def test_what_matters_is_shown_where_there_are_trials_enough(runs, monkeypatch):
     few = load_results(runs / "own", OWN)
     assert trials.what_matters(few) == []
-    lines, shares = trials.what_matters(repeated(few, 4))
+    lines, shares = trials.what_matters(repeated(few, 13))
     assert [lines.name, shares.name] == ["parallel_coordinates", "importances"]
     ax = lines.draw().axes[0]
     every = [line for line in ax.lines if len(line.get_xdata()) == len(few.trials.params) + 1]
-    assert len(every) == 16 + 1  # the best once more
+    assert len(every) == 52 + 1  # the best once more
     places = np.array([line.get_ydata() for line in every])
     assert places.min() >= 0 and places.max() <= 1
     assert {"True", "False", "0.5", "1", "2"} <= {text.get_text() for text in ax.texts}
-    assert "16 complete trials" in shares.caption and len(shares.draw().axes[0].patches) == 4
+    assert "(fANOVA, Hutter et al. 2014), from 52 complete trials." in shares.caption
+    assert [item.name for item in trials.what_matters(repeated(few, 12))] == ["parallel_coordinates"], "48 are too few"
+    assert len(shares.draw().axes[0].patches) == 4
     failing = repeated(load_results(runs / "regression", HALVING), 4)
     assert "8 failed or off the scale are left out" in trials.what_matters(failing)[0].caption
-
-    def missing(*_, **__):
-        raise ImportError("importances need scikit-learn: pip install scikit-learn")
-
-    monkeypatch.setattr("hw1jax.search.importances.importances", missing)
-    _, said = trials.what_matters(repeated(few, 4))
-    assert said == "No importances of hyperparameters: importances need scikit-learn: pip install scikit-learn."
+    forest = sys.modules["optuna.importance._fanova._fanova"]
+    monkeypatch.setattr(forest._imports, "_deferred", (ImportError("no sklearn"), "no sklearn"))
+    _, shares = trials.what_matters(repeated(few, 13))
+    assert "(PED-ANOVA, Watanabe et al. 2023), from 52 complete trials." in shares.caption
+    assert "share of the importance" in shares.draw().axes[0].get_xlabel()
 
 
 # A user's own study
@@ -518,7 +518,7 @@ def test_the_pages_figures_are_drawn_alone_and_say_where_they_cannot(runs):
         report.learning_curves: (regressed, "Learning profile of the best trial"),
         report.trial_scores: (regressed, "Score of each trial, the best first"),
         report.parallel_coordinates: (regressed, "Each trial a line through its hyperparameters"),
-        report.importances: (classified, "Importance of hyperparameters"),
+        report.importances: (repeated(classified, 26), "Importance of hyperparameters"),
         report.fitted_curve: (regressed, "Fitted curve"),
         report.confusion_matrix: (classified, "Confusion on the test set: % of each true class"),
     }
@@ -526,6 +526,8 @@ def test_the_pages_figures_are_drawn_alone_and_say_where_they_cannot(runs):
         figure = draw(results)
         assert isinstance(figure, drawing.Drawing) and figure.axes[0].get_title(loc="left") == title
     assert len(report.learning_curves(regressed).axes) == 2
+    with pytest.raises(ValueError, match="^importances need at least 50 trials with different scores, got 2$"):
+        report.importances(classified)
     with pytest.raises(ValueError, match="fitted_curve: only where one number"):
         report.fitted_curve(classified)
     with pytest.raises(ValueError, match="confusion_matrix: only where y are class indices"):

@@ -24,11 +24,10 @@ def parallel_coordinates(results: Results) -> drawing.Drawing:
 
 
 def importances(results: Results) -> drawing.Drawing:
-    """The share of the score's variance that each hyperparameter explains, by Optuna's fANOVA.
+    """The importance of each hyperparameter for the score, by Optuna's fANOVA (without scikit-learn: PED-ANOVA).
 
     Raises:
-      ImportError: scikit-learn, which Optuna needs for it, is not installed.
-      ValueError: fewer than two complete trials, or all of them are equally good.
+      ValueError: fewer than 50 complete trials, or all of them are equally good.
     """
     return _drawn(trials.importances(results))
 

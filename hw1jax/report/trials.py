@@ -1,6 +1,7 @@
 """A search's trials, as figures and a table: rungs, scores, and what they depend on."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from hw1jax.search import space as space_
 from hw1jax.search.space import Choice, Float, Range
 
 LEARNED, OFF_SCALE = 0.95, 5  # of a constant's loss: a trial below has learned something; one beyond is not drawn
-LEAST_TRIALS = 10  # that importances and parallel coordinates need: fewer say nothing
+LEAST_TRIALS = 10  # that parallel coordinates need: fewer say nothing
 
 
 def all_trials(results: Results) -> list[Item]:
@@ -221,50 +222,53 @@ def _axis(r: Range, values: np.ndarray) -> tuple[np.ndarray, list[tuple[float, s
 
 
 def importances(results: Results) -> Figure:
-    """The share of the score's variance that each hyperparameter explains, of the complete trials on the scale.
+    """The importance of each hyperparameter for the score, of the complete trials on the scale.
 
     Raises:
-      ImportError, ValueError: as of `search.importances`.
+      ValueError: as of `search.importances`.
     """
-    from hw1jax.search.importances import (
-        importances as shares_of,  # late: it brings Optuna, without which a study's file is read
-    )
+    from hw1jax.search import importances as search  # late: it brings Optuna, without which a study's file is read
 
     trials, study = results.trials, results.study
     counted = trials.complete & on_one_scale(results, study.score)
     params = {name: values[counted] for name, values in trials.params.items()}
-    shares = shares_of(study.space, params, trials.means[study.score][counted])
-    named = {words(name): share for name, share in shares.items()}
-    count = f"{np.sum(counted)} complete trials"
+    scores, maximize = trials.means[study.score][counted], bool(study.maximize)
+    found = search.importances(study.space, params, scores, maximize=maximize)
+    named = {words(name): share for name, share in found.shares.items()}
+    label, about = {
+        "fANOVA": (
+            "share of the variance",
+            "The share of the score's variance over the space that each hyperparameter explains by itself (fANOVA, "
+            "Hutter et al. 2014)",
+        ),
+        "PED-ANOVA": (
+            "share of the importance",
+            "How far each hyperparameter's values among the best quarter of the trials differ from those of all "
+            "(PED-ANOVA, Watanabe et al. 2023)",
+        ),
+    }[found.method]
     draw = partial(
         plots.bars,
         values=named,
         title="Importance of hyperparameters",
-        label="share of the variance",
+        label=label,
         form="{:.0%}".format,
     )
     return Figure(
         "importances",
         "; ".join(f"{name}: {share:.0%}" for name, share in named.items()),
-        f"The share of the score's variance over the space that each hyperparameter explains by itself (fANOVA, "
-        f"Hutter et al. 2014), from {count}: rough, if these are few.",
+        f"{about}, from {np.sum(counted)} complete trials.",
         grid([draw], 1, height=0.8 + 0.28 * len(named)),
     )
 
 
 def what_matters(results: Results) -> list[Item]:
     """Parallel coordinates and importances, if there are enough trials."""
-    trials, on_scale = results.trials, on_one_scale(results, results.study.score)
     found: list[Item] = []
-    if np.sum(on_scale) >= LEAST_TRIALS:
+    if np.sum(on_one_scale(results, results.study.score)) >= LEAST_TRIALS:
         found.append(parallel_coordinates(results))
-    if np.sum(trials.complete & on_scale) >= LEAST_TRIALS:
-        try:
-            found.append(importances(results))
-        except ImportError as error:
-            found.append(f"No importances of hyperparameters: {error}.")
-        except ValueError:  # trials that are all alike
-            pass
+    with suppress(ValueError):  # too few, or all alike
+        found.append(importances(results))
     return found
 
 

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -15,36 +15,50 @@ with warnings.catch_warnings():
     from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 FOREST_SEED = 0  # importances are a function of the trials alone
+LEAST_TRIALS = 50  # with fewer, either method often ranks another hyperparameter first than with many
+BEST = 0.25  # share of the trials that PED-ANOVA compares with all
 
 
-def importances(space: Space, params: Mapping[str, Sequence[Any] | np.ndarray], scores: np.ndarray) -> dict[str, float]:
-    """Share of the variance of scores (float [trial]) that each hyperparameter alone explains, the largest first.
+class Importances(NamedTuple):
+    """The importance of each hyperparameter for the score, the largest first; they sum to 1."""
 
-    Functional ANOVA on a random forest (Hutter, Hoos and Leyton-Brown 2014); rough for a few dozen trials. `params` has
-    the columns of the space, [trial] each; the shares {column: share} sum to 1.
+    shares: dict[str, float]  # by column
+    method: Literal["fANOVA", "PED-ANOVA"]
+
+
+def importances(
+    space: Space, params: Mapping[str, Sequence[Any] | np.ndarray], scores: np.ndarray, *, maximize: bool = False
+) -> Importances:
+    """The importances of hyperparameters for scores (float [trial]).
+
+    With scikit-learn, the shares of the scores' variance that each explains by itself: functional ANOVA on a random
+    forest (Hutter, Hoos and Leyton-Brown 2014). Without it, how far the values of the best quarter of trials differ
+    from those of all: PED-ANOVA (Watanabe, Bansal and Hutter 2023). `params` has the columns of the space, [trial]
+    each.
 
     Raises:
-      ImportError: scikit-learn is not installed.
-      ValueError: fewer than two trials, or all scores are equal.
+      ValueError: fewer than `LEAST_TRIALS` trials, or all scores are equal.
     """
-    if len(scores) < 2 or np.ptp(scores) == 0:
-        raise ValueError("importances need at least two trials with different scores")
+    if len(scores) < LEAST_TRIALS or np.ptp(scores) == 0:
+        raise ValueError(f"importances need at least {LEAST_TRIALS} trials with different scores, got {len(scores)}")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     ranges = space_.columns(space)
     kinds = {name: _distribution(r) for name, r in ranges.items()}
+    compute = optuna.importance.get_param_importances
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        opened = optuna.create_study()
+        opened = optuna.create_study(direction="maximize" if maximize else "minimize")
         for i, score in enumerate(np.asarray(scores, np.float64).tolist()):
             values = {name: _value(r, space_.plain(params[name][i])) for name, r in ranges.items()}
             opened.add_trial(optuna.trial.create_trial(params=values, distributions=kinds, value=score))
         try:
-            evaluator = optuna.importance.FanovaImportanceEvaluator(seed=FOREST_SEED)
-            return optuna.importance.get_param_importances(opened, evaluator=evaluator)
-        except ImportError:
-            raise ImportError("importances need scikit-learn: pip install scikit-learn") from None
+            forest = optuna.importance.FanovaImportanceEvaluator(seed=FOREST_SEED)
+            return Importances(compute(opened, evaluator=forest), "fANOVA")
+        except ImportError:  # scikit-learn isn't installed
+            quarter = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=BEST)
+            return Importances(compute(opened, evaluator=quarter), "PED-ANOVA")
         except RuntimeError as error:  # the forest has no split
-            raise ValueError("importances: too few trials, or too similar ones") from error
+            raise ValueError("importances: the trials are too similar") from error
 
 
 def _distribution(r: Range) -> BaseDistribution:
