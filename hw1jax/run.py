@@ -227,6 +227,7 @@ def _write(
 ) -> dict[str, Any]:
     """Evaluates the test set and writes all files of the folder -> the content of results.json."""
     _, trials, history, best, model, _ = searched
+    train_loss = history.train_loss[best.number][np.arange(len(best.last_epochs)), best.last_epochs - 1]
     study_, data, arrays = run.config.study, run.networks.data, searched.arrays
     if data.has_test_set:
         run.observer.stage("testing")
@@ -246,7 +247,7 @@ def _write(
         "trials": {state: sum(t.state == state for t in trials) for state in ("complete", "pruned", "failed")},
         "rungs": run_folder.rungs(trials, run.plan.of(len(trials)), trainer.seconds),
         "best": run_folder.summary(best),
-        **testing.scores(model, data.y_test, best, arrays, history.train_loss[best.number, :, best.epochs - 1]),
+        **testing.scores(model, data.y_test, best, arrays, train_loss),
         "reference": run_folder.reference(study_),
         "timing": run.clock.seconds() | {"total_seconds": time.time() - started},
     }
@@ -289,7 +290,8 @@ def _trained(run: _Run, trainer: Brackets, best: TrialScore) -> tuple[Model, dic
     with run.clock.measure("refit_seconds"):
         if run.config.output.refit:
             padded = run.in_memory and not any(rung.own_widths for rung in run.plan.rungs)
-            params, state, train_loss = trainer.refit(best.number, best.draw, padded=padded)
+            how = {"num_epochs": best.refit_epochs, "padded": padded}
+            params, state, train_loss = trainer.refit(best.number, best.draw, **how)
             arrays = {"refit_number": np.array(best.number), "refit_train_loss": train_loss}
         model = Model(run.config.study, best.draw, params, state, trainer.fold_models(best.number, best.draw))
         if not run.in_memory:

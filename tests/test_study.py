@@ -123,7 +123,7 @@ class Unhashable:
 BAD_SETTINGS = [
     (
         {"epochs": 3},
-        "there is no setting epochs; there are averaging, batch_size, brackets, callbacks, enqueue, first_rung, ",
+        "there is no setting epochs; there are averaging, batch_size, brackets, callbacks, early_stopping, enqueue, ",
     ),
     ({"inputs": {"data_dir": "x"}}, "inputs= has no data_dir; there are data_csv"),
     ({"num_trials": 0}, "num_trials= must be at least 1, got 0"),

@@ -195,13 +195,11 @@ def _train(
     for last in population.train(members, trials):
         assert last.val is not None  # every fold has a validation part
         histories.append(jax.tree.map(lambda a: a[:num_trials], (last.train_loss, last.val)))
-        best_loss = last.val["loss"][:, :, -1] if last.best is None else np.asarray(last.best.val_loss)
+        best_loss = last.val["loss"][:, :, -1] if last.best is None else np.asarray(last.best.score)
         if say is not None:
             say(last.num_epochs, config.num_epochs, best_loss[:num_trials])
-        if last.best is not None and config.patience is not None:
-            since = last.num_epochs - np.asarray(last.best.epoch)
-            if (since > config.patience).all():
-                break
+        if last.best is not None and population.have_stopped(config, last.best.epoch, last.num_epochs).all():
+            break
     assert last is not None  # there is an epoch
     num_left = config.num_epochs - last.num_epochs
     histories.append(jax.tree.map(lambda a: np.full_like(a[:, :, :1], np.nan).repeat(num_left, axis=2), histories[-1]))

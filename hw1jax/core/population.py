@@ -52,7 +52,9 @@ class TrainConfig:
     seed: tuple[int, ...]  # seed of folds and minibatches, non-negative integers
     epochs_per_call: int = 1  # epochs of a call of the program; the last call may train fewer
     first_fold: int = 0  # number of the first fold (k for the refit after k-fold cross-validation)
-    patience: int | None = None  # epochs without a lower validation loss before a member stops; None: it never does
+    patience: int | None = None  # epochs without a better score before a member stops; None: it never does
+    monitor: str = "loss"  # the score: the validation loss, or the name of a metric
+    maximize: bool = False  # whether a higher score is better
 
 
 TRAINING = 2**32 - 1  # fold_in tag of the training keys; larger than any trial number
@@ -157,14 +159,21 @@ def train(population: Population, trials: Trials) -> Iterator[Progress]:
 
 
 def resume(
-    population: Population, state: State, trials: Trials, *, first_epoch: int, last_epoch: int | None = None
+    population: Population,
+    state: State,
+    trials: Trials,
+    *,
+    first_epoch: int,
+    last_epoch: int | None = None,
+    best: Best | None = None,
 ) -> Iterator[Progress]:
-    """As `train`, from the state that was yielded after `first_epoch` epochs (0 with patience) up to `last_epoch`."""
+    """As `train`, from what was yielded after `first_epoch` epochs up to `last_epoch`."""
     task, plan, config, folds, data, val_batches = population
     hyperparameters = _over_devices(plan, trials.hyperparameters)
     keys = _training_keys(population, trials) if tasks.takes_key(task) else None
-    best = None if config.patience is None else shard(population, _no_best(state))
-    static, steps = (population.num_steps, config.patience), population.steps_of_folds
+    if config.patience is not None and best is None:
+        best = shard(population, _no_best(task, state))
+    static, steps = _static(population), population.steps_of_folds
     last_epoch = last_epoch or config.num_epochs
     for done in range(first_epoch, last_epoch, config.epochs_per_call):
         epochs = range(done, min(done + config.epochs_per_call, last_epoch))
@@ -213,10 +222,10 @@ def lowered(population: Population, hyperparameters: Hyperparameters, platform: 
     trials = Trials(jax.random.key(0), np.arange(plan.num_slots), hyperparameters)
     state = init(population, trials)
     keys = _training_keys(population, trials) if tasks.takes_key(task) else None
-    best = None if config.patience is None else shard(population, _no_best(state))
+    best = None if config.patience is None else shard(population, _no_best(task, state))
     batches = folds_.minibatches(folds, range(config.epochs_per_call), batch_size=config.batch_size, seed=config.seed)
     numbers = None if keys is None and best is None else np.arange(config.epochs_per_call, dtype=np.int32)
-    static, carry = (population.num_steps, config.patience), (state, best)
+    static, carry = _static(population), (state, best)
     hyperparameters = _over_devices(plan, hyperparameters)
     steps = population.steps_of_folds
     traced = _fit(task).trace(plan, static, carry, hyperparameters, keys, data, batches, val_batches, numbers, steps)
@@ -240,11 +249,23 @@ def _training_keys(population: Population, trials: Trials) -> jax.Array:
     return jax.random.wrap_key_data(shard(population, made), impl=kind)
 
 
-def _no_best(state: State) -> Best:
-    shape = jax.tree.leaves(state)[0].shape[:2]
+def have_stopped(config: TrainConfig, best_epoch: Any, number: Any) -> np.ndarray:
+    """Whether members, by their best epochs, have stopped before the epoch of this number; both are arrays from 0."""
+    assert config.patience is not None
+    return number - np.asarray(best_epoch) > config.patience
+
+
+def _static(population: Population) -> tuple[Any, ...]:
+    config = population.config
+    return population.num_steps, config.patience, config.monitor, config.maximize
+
+
+def _no_best(task: Task, state: State) -> Best:
+    shape, dtype = jax.tree.leaves(state)[0].shape[:2], jnp.result_type(float)
     # A copy, since the program donates its arguments.
-    lowest, epoch = np.full(shape, np.inf, jnp.result_type(float)), np.full(shape, -1, np.int32)
-    return Best(jax.tree.map(np.array, state), jnp.asarray(lowest), jnp.asarray(epoch))
+    lowest, epoch = np.full(shape, np.inf, dtype), np.full(shape, -1, np.int32)
+    values = {name: jnp.full(shape, np.nan, dtype) for name in ("loss", *(name for name, _ in task.metrics))}
+    return Best(jax.tree.map(np.array, state), jnp.asarray(lowest), jnp.asarray(epoch), values)
 
 
 def _mesh(plan: Plan) -> Mesh:
@@ -273,11 +294,11 @@ def _init_optimizer(task: Task, num_steps, params: Params, hyperparameters: Hype
 def _fit(task: Task, plan: Plan, static, carry, hyperparameters, keys, data: Data, batches, val_batches, epochs, steps):
     """-> ((state, best), train_loss [trial, fold, epoch], validation loss and metrics by name).
 
-    Args: static (num_steps, patience); carry (state, best) and keys [trial, fold, ...]; hyperparameters [trial, ...];
-    batches [fold, epoch, step, batch], val_batches [fold, batch, example] and steps [fold], shared by trials; epochs
-    [epoch].
+    Args: static (num_steps, patience, monitor, maximize); carry (state, best) and keys [trial, fold, ...];
+    hyperparameters [trial, ...]; batches [fold, epoch, step, batch], val_batches [fold, batch, example] and steps
+    [fold], shared by trials; epochs [epoch].
     """
-    num_steps, patience = static
+    num_steps, patience, monitor, maximize = static
 
     def on_one_device(carry, hyperparameters, keys, data: Data, batches, val_batches, epochs, steps):
         def member(carry, hyperparameters, key, batches, val_batches, index):
@@ -295,6 +316,8 @@ def _fit(task: Task, plan: Plan, static, carry, hyperparameters, keys, data: Dat
                 num_steps=member_states.own_num_steps(num_steps, index),
                 best=best,
                 patience=patience,
+                monitor=monitor,
+                maximize=maximize,
             )
 
         over_folds = jax.vmap(member, (0, None, 0, 0, 0, 0))

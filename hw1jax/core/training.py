@@ -40,11 +40,12 @@ class State(NamedTuple):
 
 
 class Best(NamedTuple):
-    """The epoch of a member's lowest validation loss so far; a population adds the leading axes [trial, fold]."""
+    """A member's best epoch so far by a loss or metric; a population adds the leading axes [trial, fold]."""
 
     state: State
-    val_loss: jax.Array  # float []; infinite before the first epoch
+    score: jax.Array  # float [], the lower the better; infinite before the first epoch
     epoch: jax.Array  # int32 [], from 0; -1 before the first
+    values: dict[str, jax.Array]  # "loss" and metrics by name in that epoch, float []; NaN before the first
 
 
 class Data(NamedTuple):
@@ -271,6 +272,8 @@ def fit(
     num_steps: NumSteps | None = None,
     best: Best | None = None,
     patience: int | None = None,
+    monitor: str = "loss",
+    maximize: bool = False,
 ) -> tuple[tuple[State, Best | None], jax.Array, dict[str, jax.Array] | None]:
     """Trains for the epochs of `batches`, evaluating after each.
 
@@ -280,7 +283,8 @@ def fit(
       key: PRNG key of the member's training, if it is random.
       epochs: int [epoch], the epochs' numbers; needed with `key` or `best`.
       num_steps: for an optimizer that takes it.
-      best: the best epoch so far; epochs more than `patience` after it don't count.
+      best: the best epoch so far by `monitor`, the loss or a metric, minimized unless `maximize`; epochs more than
+        `patience` after it don't count.
 
     Returns:
       ((state, best), train_loss [epoch], validation loss and metrics by name, [epoch] each, or None).
@@ -297,8 +301,9 @@ def fit(
         values = evaluate(task, layout, state, data, val_batches, hyperparameters)
         if best is not None:
             assert number is not None and patience is not None
-            better = (values["loss"] < best.val_loss) & (number - best.epoch <= patience)
-            now = Best(state, values["loss"], number.astype(best.epoch.dtype))
+            score = -values[monitor] if maximize else values[monitor]
+            better = (score < best.score) & (number - best.epoch <= patience)
+            now = Best(state, score, number.astype(best.epoch.dtype), values)
             best = jax.tree.map(lambda new, old: jnp.where(better, new, old), now, best)
         return (state, best), (train_loss, values)
 

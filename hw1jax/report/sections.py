@@ -113,7 +113,7 @@ def learning(results: Results) -> list[Item]:
     profile, every = learning_panels(results)
     refit = ", and its refit on all training data" if "refit_train_loss" in results.histories else ""
     num_trials, limit = len(results.trials.rows), end_of_scale(results, "loss")[1]
-    last = float(best_curves(results, "val_loss").mean(axis=0)[-1])
+    last = float(results.trials.means["loss"][results.row])
     ends = " A ring ends the line of a pruned one." if results.trials.pruned.any() else ""
     beyond = f", and those that ended beyond {limit}," if limit else ""
     return [
@@ -135,8 +135,11 @@ def learning(results: Results) -> list[Item]:
 
 
 def best_curves(results: Results, name: str) -> np.ndarray:
-    """A history of the best trial up to its last epoch, [fold, epoch]."""
-    return results.histories[name][results.row][:, : results.trials["epochs"][results.row]]
+    """A history of the best trial up to its last epoch, [fold, epoch]; NaN where a fold stopped before others."""
+    values = results.histories[name][results.row][:, : results.trials["epochs"][results.row]]
+    if "early_stopping" not in results.record["config"]:
+        return values
+    return values[:, : np.flatnonzero(np.isfinite(values).any(axis=0))[-1] + 1]
 
 
 def learning_panels(results: Results) -> list[Panel]:
@@ -156,13 +159,14 @@ def _curves(results: Results, name: str, title: str, label: str) -> Panel:
 
 def _metric_by_epoch(results: Results, name: str) -> Figure:
     values, label = where_defined(best_curves(results, f"val_{name}")[None])[0], words(name)
+    last = results.trials.means[name][results.row]
     panels = [
         partial(plots.learning_profile, folds={"validation": values}, title="Best trial", label=label),
         _curves(results, name, "All trials, mean over the folds", label),
     ]
     return Figure(
         f"{name}_by_epoch",
-        f"Validation {label} by epoch of the best trial, which ends at {values[:, -1].mean():.4g}, and of all trials",
+        f"Validation {label} by epoch of the best trial, which ends at {last:.4g}, and of all trials",
         f"{html.capital(label)} in validation: the best trial's folds with their mean, and all trials.",
         grid(panels, 2, height=3),
     )

@@ -173,4 +173,7 @@ def read_curves(folder: Path | str) -> tuple[dict[str, Any], dict[str, np.ndarra
             rows = list(csv.DictReader(file))
     row = [row["number"] for row in rows].index(str(record["best"]["number"]))
     names = ["train_loss", *(name for name in arrays if name.startswith("val_"))]
-    return record, {name: arrays[name][row, :, : int(rows[row]["epochs"])] for name in names}
+    last = int(rows[row]["epochs"])
+    if "early_stopping" in record["config"]:  # up to the first fold that stopped
+        last = int(np.isfinite(arrays["val_loss"][row]).sum(axis=1).min())
+    return record, {name: arrays[name][row, :, :last] for name in names}

@@ -67,6 +67,8 @@ def scores(
         "folds_train_loss": run_folder.finite(train_loss.mean()),
         "warning": warning,
     }
+    if best.refit_epochs is not None and model.has_refit:
+        refit["num_epochs"] = best.refit_epochs
     return {"refit": refit, "test": test, "ensemble": ensemble}
 
 

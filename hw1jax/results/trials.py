@@ -113,6 +113,7 @@ def write_trials(
         for name, folds in trial.scores.items():
             row |= {f"split{i}_val_{name}": value for i, value in enumerate(folds)}
             row |= {f"mean_val_{name}": trial.mean(name), f"std_val_{name}": trial.std(name)}
+        row |= {f"split{i}_best_epoch": epoch for i, epoch in enumerate(trial.best_epochs)}
         diverged = 1 + int(np.argmin(own[: trial.epochs])) if trial.state == "failed" else ""
         rows.append(row | {"rank": rank, "diverged_epoch": diverged})
     writer = csv.DictWriter(text, rows[0])
@@ -154,7 +155,8 @@ def read_trials(path: Path, study: Study) -> Trials:
     for name in names:
         scores = [f"split{i}_val_{name}" for i in range(num_folds)] + [f"mean_val_{name}", f"std_val_{name}"]
         columns |= {column: numbers(column) for column in scores}
-    columns |= {column: numbers(column) for column in ("rank", "diverged_epoch")}
+    best_epochs = [f"split{i}_best_epoch" for i in range(num_folds) if f"split{i}_best_epoch" in rows[0]]
+    columns |= {column: numbers(column) for column in (*best_epochs, "rank", "diverged_epoch")}
     return Trials(columns, rows, params, names)
 
 

@@ -99,11 +99,14 @@ class Brackets:
         first = done[0][1]
         shape = (len(draws), len(self._networks.folds), num_epochs)
         train_loss, val = jax.tree.map(lambda a: np.full(shape, np.nan, a.dtype), (first.train_loss, first.val))
-        whole = Trained(train_loss, val, np.zeros(len(draws)))
+        best = {name: np.zeros((len(draws), *a.shape[1:]), a.dtype) for name, a in first.best.items()}
+        whole = Trained(train_loss, val, np.zeros(len(draws)), best)
         for job, trained in done:
             places = [rows[number] for number in job.numbers]
             for to, new in zip(jax.tree.leaves(whole[:2]), jax.tree.leaves(trained[:2]), strict=True):
                 to[places, :, job.first_epoch : job.rung.end_epoch] = new
+            for name in best:  # that of the last rung is over all epochs
+                best[name][places] = trained.best[name]
             whole.seconds[places] += trained.seconds
             last |= dict.fromkeys(job.numbers, job.rung.end_epoch)
             self._count(job, trained)
@@ -111,6 +114,7 @@ class Brackets:
         values: dict[int, Values] = {}
         for number in draws:
             own = {name: each[rows[number], :, : last[number]] for name, each in whole.val.items()}
+            own |= {name: each[rows[number]] for name, each in best.items()}
             values[number] = self._networks.masked(own)
         trained_now = {number for job, _ in done if job.name not in self._trainer.read for number in job.numbers}
         for number in draws.keys() - trained_now:
@@ -137,16 +141,20 @@ class Brackets:
         """(params, state) of each fold's network of a bracket's best trial, at its own widths."""
         return self._trainer.networks_of(self._last_jobs[number], number, draw)
 
-    def refit(self, number: int, draw: Draw, *, padded: bool = False) -> tuple[Any, Any, np.ndarray]:
+    def refit(
+        self, number: int, draw: Draw, *, num_epochs: int | None = None, padded: bool = False
+    ) -> tuple[Any, Any, np.ndarray]:
         """Trains a trial's network on all training data -> (params, state, train_loss [epoch]).
 
-        It is fold k of the cross-validation, at its own widths unless `padded`, initialized as trial number 0.
+        It is fold k of the cross-validation, at its own widths unless `padded`, initialized as trial number 0. It stops
+        after `num_epochs`, by default after all.
         """
         name = f"refit-{number}"
         for other in self._files.names("refit-*"):
             if not other.startswith(f"{name}."):  # of a search of fewer trials
                 self._files.remove(other)
-        return refit(self._trainer_of(self._networks.for_refit()), name, draw, self._observer, padded=padded)
+        how = {"num_epochs": num_epochs, "padded": padded}
+        return refit(self._trainer_of(self._networks.for_refit()), name, draw, self._observer, **how)
 
     def _climb(self, bracket: Bracket, draws: dict[int, Draw]) -> list[tuple[Job, Trained]]:
         """Trains a bracket from rung to rung -> its jobs.
@@ -246,17 +254,17 @@ class Brackets:
 
 
 def refit(
-    trainer: Trainer, name: str, draw: Draw, observer: Observer, *, padded: bool = False
+    trainer: Trainer, name: str, draw: Draw, observer: Observer, *, num_epochs: int | None = None, padded: bool = False
 ) -> tuple[Any, Any, np.ndarray]:
     """Trains a draw's network on all training data -> (params, state, train_loss [epoch]).
 
     It is initialized as trial number 0, so that hyperparameters without a trial (the report's best) can be refitted.
-    `trainer` is that of `Networks.for_refit()`, `name` that of the files. All draws of a space share a program if the
-    network is `padded`.
+    `trainer` is that of `Networks.for_refit()`, `name` that of the files. With `num_epochs` it stops after so many; a
+    schedule's steps are still those of all epochs. All draws of a space share a program if the network is `padded`.
     """
     networks = trainer.networks
     fixed = (networks_.padded if padded else networks_.own)(networks.study, draw).fixed
-    num_epochs = networks.num_epochs(fixed)
+    num_epochs = num_epochs or networks.num_epochs(fixed)
     rung = Rung(num_epochs, Plan(1, layout=networks.layout), own_widths=True)
     job = Job(name, fixed, [0], [draw], rung, 0)
 

@@ -17,10 +17,11 @@ import numpy as np
 from hw1jax import storage
 from hw1jax.core import population
 from hw1jax.core.population import Plan, Population, Trials
-from hw1jax.core.training import State
+from hw1jax.core.training import Best, State
 from hw1jax.search import networks as networks_
 from hw1jax.search.networks import Network, Networks
 from hw1jax.search.plan import Job
+from hw1jax.search.trial_score import BEST, BEST_EPOCH
 
 SECONDS = 20  # between checkpoints
 
@@ -67,18 +68,19 @@ def advance(
     with jax.default_matmul_precision(networks.search.precision):  # each thread has its own
         members, trials = members_of(networks, job, device)
         if state is None:
-            now = new_state(networks, job, members, trials)
+            now, best = new_state(networks, job, members, trials), None
         else:
-            tree = jax.tree.structure(networks.member_shapes(_network(networks, job)))
-            now = population.shard(members, jax.tree.unflatten(tree, state))
+            now, best = population.shard(members, _unflattened(networks, job, state))
         last_epoch = job.rung.end_epoch
-        for step in population.resume(members, now, trials, first_epoch=first_epoch, last_epoch=last_epoch):
-            now, first_epoch = step.state, step.num_epochs
+        for step in population.resume(members, now, trials, first_epoch=first_epoch, last_epoch=last_epoch, best=best):
+            now, best, first_epoch = step.state, step.best, step.num_epochs
             losses.append((step.train_loss, step.val or {}))
             show(job, first_epoch, step.val or {})
+            if best is not None and population.have_stopped(members.config, best.epoch, first_epoch).all():
+                break
             if time.perf_counter() - begun > seconds or stop():
                 break
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(now)]
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves((now, best))]
     return Stretch(leaves, first_epoch, concatenate(losses), time.perf_counter() - begun)
 
 
@@ -102,10 +104,25 @@ def state_shapes(networks: Networks, job: Job) -> list[jax.ShapeDtypeStruct]:
 
 def final_variables(networks: Networks, job: Job, state: list[np.ndarray]) -> list[np.ndarray]:
     """The leaves of (params, state) to evaluate and keep, from the leaves of the members' state."""
-    network = _network(networks, job)
-    tree = jax.tree.structure(networks.member_shapes(network))
-    kept = population.final_variables(network.task, jax.tree.unflatten(tree, state))
+    now, best = _unflattened(networks, job, state)
+    kept = population.final_variables(_network(networks, job).task, now if best is None else best.state)
     return [np.asarray(leaf) for leaf in jax.tree.leaves(kept)]
+
+
+def best_values(networks: Networks, job: Job, state: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """With early stopping, the members' best epochs and the values then, as in `trial_score.Values`, [trial, fold]."""
+    _, best = _unflattened(networks, job, state)
+    if best is None:
+        return {}
+    named = {BEST_EPOCH: best.epoch} | {BEST + name: array for name, array in best.values.items()}
+    return {name: np.asarray(array) for name, array in named.items()}
+
+
+def _unflattened(networks: Networks, job: Job, state: list[np.ndarray]) -> tuple[State, Best | None]:
+    """(state, best epoch) of a job's members from the leaves."""
+    shapes = networks.member_shapes(_network(networks, job))
+    both = jax.tree.unflatten(jax.tree.structure(shapes), state)
+    return (both, None) if networks.search.early_stopping is None else both
 
 
 def _network(networks: Networks, job: Job) -> Network:
@@ -202,7 +219,7 @@ def train(
         parts = [done.losses]
     assert done.state or not job.first_epoch, "trials that go on have a state"
     go_on = go_on or here(networks, stop)
-    while done.num_epochs < job.rung.end_epoch:
+    while done.num_epochs < job.rung.end_epoch and not _all_have_stopped(networks, job, done):
         if stop():
             raise Stopped
         new = go_on(job, done.state or None, done.num_epochs, device, show)
@@ -210,7 +227,34 @@ def train(
         done = Stretch(new.state, new.num_epochs, concatenate(parts), done.seconds + new.seconds)
         if checkpoint is not None and done.num_epochs < job.rung.end_epoch:
             write_checkpoint(checkpoint, done)
-    return done
+    return _without_stopped(networks, job, done)
+
+
+def _all_have_stopped(networks: Networks, job: Job, done: Stretch) -> bool:
+    if networks.search.early_stopping is None or not done.state:
+        return False
+    best, config = best_values(networks, job, done.state), networks.train_config(_network(networks, job))
+    return bool(population.have_stopped(config, best[BEST_EPOCH], done.num_epochs).all())
+
+
+def _without_stopped(networks: Networks, job: Job, done: Stretch) -> Stretch:
+    """The job at the end of its rung: with early stopping, losses are NaN after a member has stopped."""
+    if networks.search.early_stopping is None:
+        return done
+    best, config = best_values(networks, job, done.state), networks.train_config(_network(networks, job))
+    numbers = np.arange(job.first_epoch, job.rung.end_epoch)
+    have_stopped = population.have_stopped(config, best[BEST_EPOCH][:, :, None], numbers)
+
+    def whole(values: np.ndarray) -> np.ndarray:
+        filled = np.full(have_stopped.shape, np.nan, values.dtype)
+        filled[:, :, : values.shape[2]] = values
+        return np.where(have_stopped, np.nan, filled)
+
+    losses = done.losses
+    if done.num_epochs == job.first_epoch:  # all had stopped before
+        nothing = best[BEST + "loss"][:, :, None][:, :, :0]
+        losses = nothing, dict.fromkeys(("loss", *networks.study.metrics), nothing)
+    return done._replace(num_epochs=job.rung.end_epoch, losses=jax.tree.map(whole, losses))
 
 
 def here(networks: Networks, stop: Callable[[], bool]) -> Advance:

@@ -7,6 +7,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.stages import Traced
 
@@ -15,12 +16,12 @@ from hw1jax.core.folds import Fold
 from hw1jax.core.layout import Layout
 from hw1jax.core.population import Plan, Population, TrainConfig, Trials
 from hw1jax.core.tasks import Metric, Task
-from hw1jax.core.training import Data, State
+from hw1jax.core.training import Best, Data
 from hw1jax.data import Dataset
 from hw1jax.search import rungs, space
 from hw1jax.search.space import Draw
 from hw1jax.search.study import SETTINGS_IN_SPACE, SearchConfig, Study
-from hw1jax.search.trial_score import Values
+from hw1jax.search.trial_score import BEST, Values
 
 NUM_EXAMPLES = 8  # for comparing a padded network with the unpadded one
 
@@ -177,7 +178,7 @@ class Networks:
     def for_refit(self) -> "Networks":
         """The same networks with one more fold, which trains on all training data."""
         everything = Fold(np.arange(len(jax.tree.leaves(self.data.x_train)[0])), np.arange(0))
-        search = replace(self.search, halving=None, first_rung=None, brackets=False)
+        search = replace(self.search, halving=None, first_rung=None, brackets=False, early_stopping=None)
         made = Networks(self.study, search, self.data, [everything], first_fold=len(self.folds))
         made.__dict__ |= {"layout": self.layout, "starts_in_corners": self.starts_in_corners}
         made._layouts = self._layouts
@@ -195,9 +196,16 @@ class Networks:
                 self._populations[plan] = population.make_population(task, plan, config, data, self.folds)
         return self._populations[plan]._replace(task=task, config=config)
 
-    def member_shapes(self, network: Network) -> State:
+    def member_shapes(self, network: Network) -> Any:
+        """Shapes and dtypes of a member's `State`; with early stopping of (`State`, `Best`)."""
         task = network.task
-        return member_states.member_shapes(task, self._num_steps(network), network.hyperparameters)
+        state = member_states.member_shapes(task, self._num_steps(network), network.hyperparameters)
+        if self.search.early_stopping is None:
+            return state
+        value: Any = jax.ShapeDtypeStruct((), jnp.result_type(float))
+        epoch: Any = jax.ShapeDtypeStruct((), np.int32)
+        values: Any = dict.fromkeys(("loss", *self.study.metrics), value)
+        return state, Best(state, value, epoch, values)
 
     def trials(self, numbers: Sequence[int], draws: Sequence[Draw]) -> Trials:
         """Converts trials for a population, one a slot."""
@@ -206,14 +214,21 @@ class Networks:
     @cached_property
     def undefined(self) -> metric_checks.Undefined:
         """The folds in which a metric is undefined, by its name; checks the metrics of a whole held-out part."""
-        data = Data(self.data.x_train, self.data.y_train, self.data.weights)
-        return metric_checks.undefined(self.widest.task, self.widest.hyperparameters, data, self.folds)
+        data, score = Data(self.data.x_train, self.data.y_train, self.data.weights), self.study.score
+        found = metric_checks.undefined(self.widest.task, self.widest.hyperparameters, data, self.folds)
+        if self.search.early_stopping is not None and score in found:
+            raise ValueError(
+                f"early_stopping= needs {score} in each fold, and it is undefined in some: give other folds="
+            )
+        return found
 
     def masked(self, values: Values) -> Values:
         """A trial's values with a mask over the folds in which a metric is undefined."""
-        masked = {name: np.ma.array(values[name]) for name in self.undefined}
+        masked = {}
         for name, folds in self.undefined.items():
-            masked[name][list(folds)] = np.ma.masked
+            for key in {name, BEST + name} & set(values):
+                masked[key] = np.ma.array(values[key])
+                masked[key][list(folds)] = np.ma.masked
         return {**values, **masked}
 
     def train_config(self, network: Network) -> TrainConfig:
@@ -223,7 +238,9 @@ class Networks:
         most = self.study.epochs_per_call or cost.enough_epochs(len(self.folds) * longest)
         per_call = cost.epochs_of_a_call(rungs.lengths(search), most)
         batch_size = min(self.batch_size(network.fixed), longest)  # as cross_validate does
-        return TrainConfig(search.num_epochs, batch_size, (search.seed,), per_call, self.first_fold)
+        stopping = {"patience": search.early_stopping, "monitor": self.study.score}
+        stopping |= {"maximize": self.study.maximize is not None}
+        return TrainConfig(search.num_epochs, batch_size, (search.seed,), per_call, self.first_fold, **stopping)
 
     def _num_steps(self, network: Network) -> tuple[int, ...] | None:
         fixed = network.fixed

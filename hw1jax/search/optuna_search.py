@@ -243,7 +243,8 @@ def _finished(opened: optuna.Study, study: Study, draws: Mapping[int, Draw]) -> 
         state, kept = frozen[number].state, frozen[number].user_attrs
         if state.is_finished():
             scores = {name: tuple(kept[f"scores_{name}"]) for name in ("loss", *study.metrics)}
-            found[number] = TrialScore(number, draw, STATES[state], scores, kept["epochs"])
+            best_epochs = tuple(kept.get("best_epochs", ()))
+            found[number] = TrialScore(number, draw, STATES[state], scores, kept["epochs"], best_epochs)
     return found
 
 
@@ -252,6 +253,8 @@ def _tell(
 ) -> FrozenTrial:
     with np.errstate(invalid="ignore"):  # inf - inf, in a diverged trial
         means = values[study.score].mean(axis=0)
+    if done.best_epochs:  # the last report scores a pruned trial
+        means[-1] = done.mean(study.score)
     reported = opened.get_trials(deepcopy=False)[trial.number].intermediate_values  # before an interruption
     steps = np.linspace(1, num_epochs, min(num_epochs, MOST_REPORTS)).astype(int)
     for epoch in sorted({*steps[steps < len(means)].tolist(), len(means)}):  # few, since each is a record
@@ -262,6 +265,8 @@ def _tell(
             trial.set_user_attr(f"split{i}_val_{name}", value)
         trial.set_user_attr(f"scores_{name}", list(folds))
     trial.set_user_attr("epochs", done.epochs)
+    if done.best_epochs:
+        trial.set_user_attr("best_epochs", list(done.best_epochs))
     if done.state == "complete":
         return opened.tell(trial, done.mean(study.score))
     # Optuna scores a pruned trial by its last report.

@@ -166,13 +166,15 @@ class SearchConfig:
     """Precision of matrix products on a GPU or TPU; a CPU computes in float32."""
     repeats: int = 1
     """Trainings on each fold, with different initial parameters and minibatches."""
+    early_stopping: int | None = None
+    """Epochs without a better score after which a network stops; its best epoch counts."""
 
     def recorded(self) -> dict[str, Any]:
         """The settings as results.json and the journal have them: those that came later only if they are used."""
         return {name: value for name, value in asdict(self).items() if (name, value) not in UNUSED.items()}
 
 
-UNUSED = {"repeats": 1}  # defaults that are not recorded, as in folders of earlier versions
+UNUSED = {"repeats": 1, "early_stopping": None}  # defaults that are not recorded, as in folders of earlier versions
 
 
 @dataclass(frozen=True)
@@ -287,7 +289,7 @@ def halving_settings(halving: Halving | int | None) -> dict[str, Any]:
 def check(config: RunConfig) -> None:
     """Raises a ValueError of one line if settings or study are invalid; reads and writes nothing."""
     study, num_trials, search, program, output = config[:5]
-    optional = ("num_devices", "members_per_program", "halving", "first_rung")
+    optional = ("num_devices", "members_per_program", "halving", "first_rung", "early_stopping")
     values = {"num_trials": num_trials, **vars(search), **vars(program)}
     for name in ("num_trials", "num_epochs", "batch_size", "num_folds", "repeats", "seed", "workers", *optional):
         value, least = values[name], {"num_folds": 2, "seed": 0, "halving": 2}.get(name, 1)
@@ -341,7 +343,7 @@ def check_study(study: Study) -> None:
     if not callable(study.data) and not isinstance(study.data, Dataset):
         raise TypeError(f"data= must be a Dataset or a function that returns one, got {type(study.data).__name__}")
     reserved = {f.name for part in (SearchConfig, ProgramConfig, Output) for f in fields(part)} | {"num_trials", "loss"}
-    scores = {name for name in study.space if re.match(r"(mean|std|split\d+)_val_", str(name))}
+    scores = {name for name in study.space if re.match(r"(mean|std|split\d+)_val_|split\d+_best_epoch", str(name))}
     for name in SETTINGS_IN_SPACE:
         if not all(type(value) is int and value > 0 for value in space_.static_values(study.space, name)):
             raise ValueError(f"space: {name} must be static, a Choice or an Int of whole numbers of at least 1")

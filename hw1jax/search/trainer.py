@@ -20,7 +20,7 @@ from hw1jax.search.jobs import Losses, Show, Stretch, damaged
 from hw1jax.search.networks import Networks
 from hw1jax.search.plan import Job
 from hw1jax.search.space import Draw
-from hw1jax.search.trial_score import TrialScore
+from hw1jax.search.trial_score import BEST, BEST_EPOCH, TrialScore
 from hw1jax.storage import Folder, Memory
 
 LOSSES, MEMBERS = "npz", "members.npz"  # kinds of a job's files
@@ -36,6 +36,7 @@ class Trained(NamedTuple):
     train_loss: np.ndarray  # float32 [trial, fold, epoch]
     val: dict[str, np.ndarray]  # "loss" and metrics by name: float32 [trial, fold, epoch]
     seconds: np.ndarray  # float [trial], share of the program's time
+    best: dict[str, np.ndarray]  # with early stopping, as in `trial_score.Values`: [trial, fold]
 
 
 class Trainer:
@@ -82,12 +83,13 @@ class Trainer:
                 return jax.tree.map(lambda a: a[: len(job.numbers)], trained)
         done = self._train(job, state, device, show)
         train_loss, val = done.losses
-        trained = Trained(train_loss, val, np.full(len(job.numbers), done.seconds / len(job.numbers)))
+        best = jobs.best_values(self.networks, job, done.state)
+        trained = Trained(train_loss, val, np.full(len(job.numbers), done.seconds / len(job.numbers)), best)
         members = self._best_of(job, trained, done.state) if self._is_last(job) else _by_index(done.state)
         self._files.write(_name(job, MEMBERS), members, compressed=False)  # first, as they are needed
         named = {f"val_{name}": values for name, values in val.items()}
         kept = {"train_loss": train_loss, "seconds": trained.seconds, "draws": _draws_as_text(job)}
-        self._files.write(_name(job, LOSSES), kept | named)
+        self._files.write(_name(job, LOSSES), kept | named | best)
         self._files.remove(f"{job.name}.*.checkpoint")
         return trained
 
@@ -132,15 +134,18 @@ class Trainer:
         return tuple(tasks.with_keys(network) for network in each)
 
     def _is_last(self, job: Job) -> bool:
-        return job.rung.end_epoch == self.networks.num_epochs(job.fixed)
+        is_refit = not self._val_names()
+        return is_refit or job.rung.end_epoch == self.networks.num_epochs(job.fixed)
 
     def _has(self, job: Job, kind: str) -> bool:
         return self._files.exists(_name(job, kind))
 
     def _read(self, job: Job) -> Trained:
         path, arrays = self._files.path(_name(job, LOSSES)), self._files.read(_name(job, LOSSES))
-        names = self._val_names()
-        expected = {"train_loss", "seconds", "draws", *(f"val_{name}" for name in names)}
+        names, best = self._val_names(), []
+        if self.networks.search.early_stopping is not None:
+            best = [BEST_EPOCH, *(BEST + name for name in names)]
+        expected = {"train_loss", "seconds", "draws", *(f"val_{name}" for name in names), *best}
         if set(arrays) != expected or len({len(a) for a in arrays.values()}) != 1:
             raise damaged(path, "not the losses of trials")
         trained, asked = arrays["draws"].tolist(), _draws_as_text(job).tolist()
@@ -150,7 +155,8 @@ class Trainer:
                     f"{path} has a trial of {one}, and the journal has it with {other}: one of them is damaged; give "
                     "another out=, or overwrite=True"
                 )
-        return Trained(arrays["train_loss"], {name: arrays[f"val_{name}"] for name in names}, arrays["seconds"])
+        val = {name: arrays[f"val_{name}"] for name in names}
+        return Trained(arrays["train_loss"], val, arrays["seconds"], {name: arrays[name] for name in best})
 
     def _val_names(self) -> tuple[str, ...]:
         """Names of the validation values; empty for folds without validation samples."""
@@ -211,7 +217,8 @@ class Trainer:
 def scored(own: Networks, job: Job, trained: Trained) -> list[TrialScore]:
     """The scores of a job's trials after its rung."""
     num_epochs = job.rung.end_epoch - job.first_epoch
-    values = [{name: folds[i] for name, folds in trained.val.items()} for i in range(len(job.numbers))]
+    named = trained.val | trained.best
+    values = [{name: folds[i] for name, folds in named.items()} for i in range(len(job.numbers))]
     return [
         trial_score.scored(number, draw, own.study, own.masked(each), num_epochs)
         for number, draw, each in zip(job.numbers, job.draws, values, strict=True)
