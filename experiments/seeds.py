@@ -57,8 +57,11 @@ def numbers(test: dict[str, Any]) -> dict[str, float]:
 def main() -> None:
     """Writes seeds.json after each search."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--studies", nargs="+", choices=STUDIES, default=STUDIES)
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument(
+        "--studies", nargs="+", choices=STUDIES, default=STUDIES, help="studies to search (default: all)"
+    )
+    about = "; ".join(f"{way}: {what}" for way, what in WAYS.items())
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help=f"{about} (default: all)")
     parser.add_argument("--out", type=Path, help="results folder (default: runs/seeds; with --quick: runs/quick/seeds)")
     parser.add_argument("--data-dir", type=Path, help="folder with the four Fashion-MNIST files")
     parser.add_argument("--quick", action="store_true", help="small runs with seed 0 only")

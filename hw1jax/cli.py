@@ -117,36 +117,58 @@ def parse(
     quick = [arg for arg in args if arg in ("--quick", "--no-quick")][-1:] == ["--quick"]  # the last one counts
     default = study_.unchecked_run_config(study, quick=quick)
     search = _without(default.search, set(study.space) & set(study_.SETTINGS_IN_SPACE))
-    groups = {"search": search, "program": default.program, "output": default.output, "other": Flags()}
-    names, own = flag_names(study), {"help", *groups, *(field.name for field in fields(Flags))}
+    groups = {"program": default.program, "output": default.output, "other": Flags()}
+    sections = ("search", "hyperparameter", "data", *groups)  # of --help
+    names, own = flag_names(study), {"help", "search", *groups, *(field.name for field in fields(Flags))}
     for name in (*study.space, *study.inputs):
         if name in own or name.removeprefix("no_") in set(names) - {name}:
             raise ValueError(f"space: {name} is the name of another flag; give it another")
-    if taken := (own | set(names)) & set(settings):
+    if taken := (own | set(names) | set(sections)) & set(settings):
         raise ValueError(f"{min(taken)} is the name of another flag; give the setting another")
-    flags: dict[str, tuple[Any, Any, str]] = {  # (type, default, help) by name
-        **{name: (bool, False, f"Instead: {other.shown}.") for name, other in settings.items()},
-        "num_trials": (int, default.num_trials, "Draws of hyperparameters."),
-        **{name: (_kind(r), r, study.help.get(name) or _help(name, r)) for name, r in study.space.items()},
-        **{name: (Path | None, None, text) for name, text in study.inputs.items()},
-    }
-    kinds = {n: Annotated[kind, tyro.conf.arg(name=names.get(n), help=text)] for n, (kind, _, text) in flags.items()}
+    others = {name: (bool, False, f"Run this study instead: {other.shown}.") for name, other in settings.items()}
+    num_trials = {"num_trials": (int, default.num_trials, "Number of trials, which have different hyperparameters.")}
+    ranges = {name: (_kind(r), r, study.help.get(name) or _help(name, r)) for name, r in study.space.items()}
+    files = {name: (Path | None, None, text) for name, text in study.inputs.items()}
+    parts = {
+        "search": _section(names, num_trials, "What the results depend on.", "search", settings=search),
+        "hyperparameter": _section(names, ranges, "The ranges to search, instead of the study's."),
+        "data": _section(names, files, "Files with other data than the study's."),
+    } | {name: (type(group), group) for name, group in groups.items()}
+    chosen_type, defaults = _section(names, others, "")
     chosen: dict[str, Any] = tyro.cli(
-        cast(Any, TypedDict)("Chosen", kinds | {name: type(group) for name, group in groups.items()}),
+        cast(Any, TypedDict)("Chosen", chosen_type.__annotations__ | {name: kind for name, (kind, _) in parts.items()}),
         args=args,
-        default={name: value for name, (_, value, _) in flags.items()} | groups,
-        description=description or study.shown,
+        default=defaults | {name: value for name, (_, value) in parts.items()},
+        description=formatting.plain(description or study.shown),
         config=(tyro.conf.OmitArgPrefixes,),
     )
     if chosen["other"].quiet and chosen["other"].verbose:
         raise ValueError("quiet= and verbose= don't go together")
-    asked = vars(chosen["search"]) | vars(chosen["program"]) | vars(chosen["output"])
+    asked = vars(chosen["search"]["settings"]) | vars(chosen["program"]) | vars(chosen["output"])
     if study.folds is not None and asked["num_folds"] == default.search.num_folds:
         del asked["num_folds"]
     asked = {name: value for name, value in asked.items() if name not in study.space}
-    narrowed = replace(study, space={name: chosen[name] for name in study.space})
-    inputs = {name: chosen[name] for name in study.inputs}
-    return study_.run_config(narrowed, inputs=inputs, num_trials=chosen["num_trials"], **asked), chosen["other"]
+    asked["num_trials"] = chosen["search"]["num_trials"]
+    narrowed = replace(study, space=chosen["hyperparameter"])
+    return study_.run_config(narrowed, inputs=chosen["data"], **asked), chosen["other"]
+
+
+def _section(
+    names: Mapping[str, str], flags: Mapping[str, tuple[Any, Any, str]], about: str, title: str = "", **nested: Any
+) -> tuple[Any, dict[str, Any]]:
+    """(type, default) of a dict of flags, a section of `--help`; `flags` are (type, default, help) by name.
+
+    `nested` are dataclasses, whose fields are in the section with this title.
+    """
+    kinds = {
+        name: Annotated[kind, tyro.conf.arg(name=names.get(name), help=formatting.plain(text))]
+        for name, (kind, _, text) in flags.items()
+    }
+    same = tyro.conf.arg(name=title, prefix_name=False)  # the prefix is the section's title
+    kinds |= {name: Annotated[type(part), same] for name, part in nested.items()}
+    made = cast(Any, TypedDict)("Section", kinds)
+    made.__doc__ = about
+    return made, {name: value for name, (_, value, _) in flags.items()} | nested
 
 
 def _without(settings: SearchConfig, names: Collection[str]) -> SearchConfig:
@@ -178,7 +200,7 @@ def flag_names(study: Study) -> dict[str, str]:
 
 def _help(name: str, ranges: Any) -> str:
     if isinstance(ranges, Sequence):
-        return f"Ranges of {name}, as many as layers."
+        return f"Range of {name} in each layer; as many ranges as layers."
     return f"Values of {name} to choose from." if isinstance(ranges, Choice) else f"Range of {name}."
 
 
@@ -200,7 +222,21 @@ def _kind(declared: Range | Sequence[Range]) -> Any:
 def _ranges(metavar: str, convert: Callable[[list[str]], Any]) -> Any:
     """A type for tyro: convert(words on the command line) -> ranges."""
     nargs: Any = "*" if metavar.endswith("...") else 1
-    return Annotated[Any, PrimitiveConstructorSpec(nargs, metavar, convert, lambda _: True, _texts)]
+
+    def converted(texts: list[str]) -> Any:
+        try:
+            return convert(texts)
+        except ValueError as error:
+            raise ValueError(formatting.plain(str(error))) from None
+
+    return Annotated[
+        object, PrimitiveConstructorSpec(nargs, formatting.plain(metavar), converted, lambda _: True, _shown)
+    ]
+
+
+def _shown(ranges: Any) -> list[str]:
+    """The default in `--help`."""
+    return list(map(formatting.plain, _texts(ranges)))
 
 
 def _texts(ranges: Any) -> list[str]:

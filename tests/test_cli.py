@@ -293,9 +293,9 @@ def test_help_of_any_study_shows_its_space_and_its_title(monkeypatch, capsys):
         "--activations {relu,tanh,gelu} ... Values of activation to choose from. (default: relu",
         "--width {16,32,64} ... Values of width to choose from. (default: 16 32 64)",
         "--bias {True,False} ...",
-        "--dropout LOW-HIGH ... Ranges of dropout, as many as layers. (default: 0-0.5 0-0.2)",
-        "--units LOW-HIGH ... Ranges of units, as many as layers. (default: 1-100 2-50)",
-        "--kind VALUE,VALUE ... Ranges of kind, as many as layers. (default: a,b a,b,c)",
+        "--dropout LOW-HIGH ... Range of dropout in each layer; as many ranges as layers. (default: 0-0.5 0-0.2)",
+        "--units LOW-HIGH ... Range of units in each layer; as many ranges as layers. (default: 1-100 2-50)",
+        "--kind VALUE,VALUE ... Range of kind in each layer; as many ranges as layers. (default: a,b a,b,c)",
         "Where the numbers are. (default: None)",
     ]:
         assert words in flat(out), words
@@ -340,8 +340,8 @@ def test_flags_count_beside_another_setting_and_help_names_it(capsys, monkeypatc
     with pytest.raises(SystemExit):
         cli.main(REGRESSION, wide=WIDE)
     out = flat(capsys.readouterr().out)
-    assert "Instead: A wide one." in out
-    assert "Draws of hyperparameters. (default: 7)" in out
+    assert "Run this study instead: A wide one." in out
+    assert "different hyperparameters. (default: 7)" in out
 
 
 @pytest.mark.parametrize("name", ["quick", "seed", "l2", "help", "train_csv"])
@@ -368,6 +368,33 @@ def test_help_shows_every_flag_with_what_it_is_and_its_default(asked, quick, cal
         several = list(default) if isinstance(default, tuple) else getattr(default, "among", [default])
         assert re.search(rf"[a-z].*\. \(default: {re.escape(' '.join(map(str, several)))}\)( |$)", entries[names[name]])
     assert os.listdir(elsewhere) == []
+
+
+@HOMEWORK
+def test_help_has_a_section_for_each_kind_of_flag(asked, call):
+    _, out, _ = call(asked, "--help")
+    titles = re.findall(r"^.{0,4}?(\w+) options [─-]*", out, re.MULTILINE)
+    assert titles == ["search", "hyperparameter", "data", "program", "output", "other"]
+    parts = dict(zip(titles, re.split(r"\w+ options [─-]*", out)[1:], strict=True))
+    assert all(f"--{name} " in parts["search"] for name in ("num-trials", "num-epochs", "sampler"))
+    assert all(f"--{cli.flag_names(asked)[name]} " in parts["hyperparameter"] for name in asked.space)
+    assert all(f"--{cli.flag_names(asked)[name]} " in parts["data"] for name in asked.inputs)
+    assert "--widths " in parts["program"] and "--out " in parts["output"] and "--quiet" in parts["other"]
+
+
+RED = "\x1b[31mred"
+
+
+@pytest.mark.parametrize("args, code", [(["--help"], 0), (["--colors", "green"], 2), (["--kind", f"{RED},x"], 2)])
+def test_control_characters_in_names_reach_the_terminal_escaped(monkeypatch, capsys, args, code):
+    space = {"color": hw.Choice(RED, "blue"), "kind": (hw.Choice(RED, "blue"),)}
+    asked = replace(ODD, title=RED, space=space, help={"kind": RED}, inputs={"table": RED})
+    monkeypatch.setattr(sys, "argv", ["odd.py", *args])
+    with pytest.raises(SystemExit) as caught:
+        cli.main(asked, wide=replace(asked, title=RED))
+    shown = "".join(capsys.readouterr())
+    assert caught.value.code == code and "\x1b" not in shown
+    assert shown.count(r"\x1b[31mred") >= (7 if code == 0 else 2), shown
 
 
 def test_reproduce_gives_its_flags_to_each_study(call):

@@ -147,7 +147,7 @@ class SearchConfig:
     num_epochs: int
     """Passes over the training data."""
     batch_size: int
-    """Samples a step."""
+    """Samples of a training step."""
     num_folds: int = 3
     """Folds of the cross-validation, unless the study has its own."""
     seed: int = 0
