@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from hw1jax import environment, storage
-from hw1jax.core import folds, metric_checks
+from hw1jax.core import folds, metric_checks, tracebacks
 from hw1jax.data import sha256
 from hw1jax.environment import Clock
 from hw1jax.progress import default_observer
@@ -34,6 +34,7 @@ from hw1jax.search.trial_score import TrialScore
 from hw1jax.storage import Folder, Memory
 
 
+@tracebacks.short
 def run_study(
     study_: Study,
     *,

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from hw1jax import formatting
-from hw1jax.core import array_checks, checks, cost, identity, metric_checks, population
+from hw1jax.core import array_checks, checks, cost, identity, metric_checks, population, tracebacks
 from hw1jax.core import folds as folds_
 from hw1jax.core.cv_result import CrossValidation
 from hw1jax.core.folds import Fold
@@ -20,6 +20,7 @@ from hw1jax.core.training import Data
 Say = Callable[[int, int, np.ndarray], None]  # (epochs done, num_epochs, validation loss [trial, fold])
 
 
+@tracebacks.short
 def cross_validate(
     init: Callable[[jax.Array, Any], Any],
     apply: Callable[..., Any],
@@ -93,7 +94,7 @@ def cross_validate(
         data.x, data.y, num_folds=num_folds, seed=seed, folds=folds, groups=groups, stratify=stratify
     )
     if rare := folds_.rare_classes(data.y, splits):
-        warnings.warn(rare, stacklevel=2)
+        warnings.warn(rare, stacklevel=3)
     array_checks.check_weights(data.weights, splits)
     named = tuple((metrics or {}).items())
     task = Task(init, apply, loss, optimizer, metrics=named, averaging=averaging, eval_params=eval_params)
@@ -104,7 +105,7 @@ def cross_validate(
     first = jax.tree.map(lambda a: a[0], hyperparameters)
     undefined = metric_checks.undefined(task, first, data, splits)
     if said := metric_checks.in_words(undefined):
-        warnings.warn(said, stacklevel=2)
+        warnings.warn(said, stacklevel=3)
     say = formatting.progress_printer("cross_validate") if progress is True else progress or None
     train_loss, values, last = _train(members, trials, len(jax.tree.leaves(hyperparameters)[0]), say)
     for name, missing in undefined.items():

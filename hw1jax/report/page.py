@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from hw1jax import storage
+from hw1jax.core import tracebacks
 from hw1jax.report import comparison, drawing, network, sections, trials
 from hw1jax.report.html import Figure, Item, Markup, duration, escape, number, score, theirs, words
 from hw1jax.results import evaluation
@@ -21,6 +22,7 @@ OUT_OF_FOLD = "Confusion matrix, out of fold"
 BEFORE = "Where the time went"  # what a study adds comes before this heading
 
 
+@tracebacks.short
 def write_report(folder: Path | str, study: Study) -> Path:
     """Draws the figures of a run and writes its page, from what is on disk alone.
 
@@ -103,6 +105,7 @@ def write_overview(
     return path
 
 
+@tracebacks.short
 def write_comparison(folders: Sequence[Path | str], out: Path | str) -> Path:
     """Writes one page over runs side by side, of one study or of several: scores, settings that differ, curves.
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from hw1jax import storage
 from hw1jax.core import folds as folds_
-from hw1jax.core import losses
+from hw1jax.core import losses, tracebacks
 from hw1jax.core.folds import Fold
 from hw1jax.core.tasks import Task
 from hw1jax.data import Dataset, sha256
@@ -260,6 +260,7 @@ def _in_words(tested: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in tested.items() if isinstance(value, int | float))
 
 
+@tracebacks.short
 def load_results(folder: Path | str, study: Study) -> Results:
     """Reads the results of a study's run, and its data.
 

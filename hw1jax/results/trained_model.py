@@ -10,7 +10,7 @@ import numpy as np
 
 from hw1jax import storage
 from hw1jax.core import folds as folds_
-from hw1jax.core import population
+from hw1jax.core import population, tracebacks
 from hw1jax.core.folds import Fold
 from hw1jax.core.tasks import Task, with_keys, without_keys
 from hw1jax.results import evaluation
@@ -176,6 +176,7 @@ def save_model(path: Path, model: Model, x: Any = None) -> None:
     storage.write_bytes(path, flax.serialization.msgpack_serialize(content))
 
 
+@tracebacks.short
 def load_model(path: Path | str, study: Study) -> Model:
     """Reads and checks a model that `save_model` wrote. The ranges of the study's space may have changed.
 
