@@ -64,6 +64,20 @@ CLASSIFIER = {
 }
 
 
+class Drops(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        return nn.Dense(1)(nn.Dropout(0.5, deterministic=not train)(x))
+
+
+DROPS = Drops()
+DROPOUT = (
+    ": dropout needs a key in training; give lambda params, x, h, key, train: net.apply(params, x, train, "
+    'rngs={"dropout": key} if train else None), and deterministic=not train to the layer'
+)
+ENCODE = "give np.unique(y, return_inverse=True)[1], or use hw1jax.sklearn"
+
+
 class Splitter:
     """As scikit-learn has them."""
 
@@ -334,6 +348,18 @@ WRONG = [
     wrong(f"{SPLITS} int; their number is num_folds=", folds=5),
     wrong(f"{SPLITS} <class '..Splitter'>; their number is num_folds=", folds=Splitter),
     wrong(PAIR, folds=HALVES),
+    wrong(f"y= must be numbers, got an array of <U1: {ENCODE}", y=np.array(["a", "b", "c"] * 20)),
+    wrong(f"y= must be numbers, got an array of object (str): {ENCODE}", y=np.array(["a", "b", "c"] * 20, object)),
+    wrong(
+        f"InvalidRngError: ..{IN_APPLY}{DROPOUT}",
+        init=lambda key, h: DROPS.init(key, X[:1], False),
+        apply=lambda params, x, h: DROPS.apply(params, x, True),
+    ),
+    wrong(
+        f"ValueError: The ``rngs`` argument ..{IN_APPLY}{DROPOUT}",
+        init=lambda key, h: DROPS.init(key, X[:1], False),
+        apply=lambda params, x, h, key, train: DROPS.apply(params, x, train, rngs={"dropout": key}),
+    ),
     wrong(
         "fold 0: train indices must be a non-empty list of integers, got bool",
         folds=[(np.arange(60) < 40, np.arange(60) >= 40)],
@@ -357,6 +383,10 @@ ALONE = [
     wrong(f"{WHOLE} list: splits are given as folds=", num_folds=[HALVES]),
     wrong("key= must be a PRNG key, such as jax.random.key(0), got int", key=0),
     wrong("progress= must be True, False or a function, got str", progress="bar"),
+    wrong("cross_validate has no argument cv: give num_folds= or folds=", cv=5),
+    wrong("cross_validate has no argument random_state: give key=", random_state=0),
+    wrong("cross_validate has no argument num_epoch: give num_epochs=", num_epoch=5),
+    wrong("cross_validate has no argument colour; there are apply, averaging, batch_size, ..", colour=5),
 ]
 
 
@@ -426,6 +456,12 @@ class Own:
 # Correct calls that resemble the mistakes above.
 RATES = {"hyperparameters": {"rate": [0.1, 0.01]}}  # all that the nets above use
 RIGHT = {
+    "dropout as the message has it": {
+        "init": lambda key, h: DROPS.init(key, X[:1], False),
+        "apply": lambda params, x, h, key, train: DROPS.apply(
+            params, x, train, rngs={"dropout": key} if train else None
+        ),
+    },
     "functions": {
         "init": Own().init,
         "apply": Own().apply,

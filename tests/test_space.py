@@ -351,12 +351,13 @@ UP, KINDS = (
     "a= must be a choice of names, numbers, truth values, None or tuples",
 )
 BOTH, STEP = "a= must be a choice among numbers or among truth values, got both", "a=: step= must be a whole number of"
+RANGE = "must be an Int, a Float, a Choice or a tuple of them"
 NAN, INFINITY = float("nan"), float("inf")
 BAD = [
     ([Int(1, 2)], "space= must be a dict of ranges by name, got list"),
     ({"learning rate": Int(1, 2)}, "space: 'learning rate' is no name"),
+    ({"rate": 0.1}, f"rate= {RANGE}, got float"),
     ({"units": ()}, "units= needs a range for each layer, for example units= 10-50 10-50"),
-    ({"rate": 0.1}, "rate= must be an Int, a Float, a Choice or a tuple of them, got float"),
     ({"a": (Int(1, 2), Int(1, 2, static=True))}, "a= is static in some of its ranges and not in others"),
     ({"a": (Int(1, 2, width=True), Float(1, 2))}, "a= is a width in some of its ranges and not in others"),
     ({"a": Int(1, 2, static=True, width=True)}, "a= is static and a width"),

@@ -120,11 +120,18 @@ class Unhashable:
         return toy_task(fixed)
 
 
+RANGE = "must be an Int, a Float, a Choice or a tuple of them"
 BAD_SETTINGS = [
     (
-        {"epochs": 3},
-        "there is no setting epochs; there are averaging, batch_size, brackets, callbacks, early_stopping, enqueue, ",
+        {"colour": 3},
+        "there is no setting colour; there are averaging, batch_size, brackets, callbacks, early_stopping, enqueue, ",
     ),
+    ({"epochs": 3}, "there is no setting epochs: give num_epochs="),
+    ({"n_trials": 3}, "there is no setting n_trials: give num_trials="),
+    ({"cv": 3}, "there is no setting cv: give num_folds= or folds="),
+    ({"random_state": 3}, "there is no setting random_state: give seed="),
+    ({"num_trails": 3}, "there is no setting num_trails: give num_trials="),
+    ({"folds": []}, "folds= is an argument of Study, not a setting of its runs"),
     ({"inputs": {"data_dir": "x"}}, "inputs= has no data_dir; there are data_csv"),
     ({"num_trials": 0}, "num_trials= must be at least 1, got 0"),
     ({"num_epochs": -1}, "num_epochs= must be at least 1, got -1"),
@@ -156,6 +163,15 @@ BAD_STUDIES = [
     *[({"name": name}, "name= must be letters, digits") for name in ("../x", ".x", "-x", "a b", "größe")],
     ({"space": {"seed": Int(0, 3)}}, "space: seed is the name of a setting; give it another"),
     ({"space": {"num_trials": Int(0, 3)}}, "space: num_trials is the name of a setting; give it another"),
+    ({"space": {"rate": 0.1}}, f"rate= {RANGE}, got float: give hw.Choice(0.1)"),
+    ({"space": {"rate": (1e-4, 1e-1)}}, f"rate= {RANGE}, got float: give hw.Float(0.0001, 0.1, log=True)"),
+    ({"space": {"rate": [0.1, 0.9]}}, f"rate= {RANGE}, got float: give hw.Float(0.1, 0.9)"),
+    ({"space": {"units": (10, 50)}}, f"units= {RANGE}, got int: give hw.Int(10, 50)"),
+    ({"space": {"units": [32, 64, 128]}}, f"units= {RANGE}, got int: give hw.Choice(32, 64, 128)"),
+    ({"space": {"kind": ("adam", "sgd")}}, f"kind= {RANGE}, got str: give hw.Choice('adam', 'sgd')"),
+    ({"space": {"units": [(8, 8), (16,)]}}, f"units= {RANGE}, got tuple: give hw.Choice((8, 8), (16,))"),
+    ({"space": {"kind": "adam"}}, f"kind= {RANGE}, got str: give hw.Choice('adam')"),
+    ({"space": {"bias": (False, True)}}, f"bias= {RANGE}, got bool: give hw.Choice(False, True)"),
     ({"space": {"rank": Int(0, 3)}}, "space: rank is the name of a column of trials.csv; give it another"),
     ({"inputs": {"out": "A file."}}, "inputs: out is the name of a setting; give it another"),
     ({"inputs": {"l2": "A file."}}, "inputs: l2 is the name of a setting; give it another"),

@@ -117,7 +117,7 @@ def test_fold_models_that_are_not_finite_and_no_refit_leave_no_model(tmp_path, m
 
 def test_a_refit_that_diverges_without_a_test_set_is_a_failure(tmp_path, monkeypatch, blank):  # noqa: F811
     refit = Brackets.refit
-    monkeypatch.setattr(Brackets, "refit", lambda *args: jax.tree.map(lambda a: a * np.nan, refit(*args)))
+    monkeypatch.setattr(Brackets, "refit", lambda *args, **how: jax.tree.map(lambda a: a * np.nan, refit(*args, **how)))
     found = run_study(CURVE, out=tmp_path, **ONE)
     assert found.model is None and found.test is None
     assert found.failure == "the refit of the best trial diverged; search smaller learning rates"

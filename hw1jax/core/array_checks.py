@@ -69,8 +69,10 @@ def _numbers(values: Any, name: str) -> np.ndarray:
     if array.dtype.kind not in NUMBERS:
         kinds = sorted({type(value).__name__ for value in array.flat}) if array.dtype.kind == "O" else ()
         what = f"an array of {array.dtype}" + (f" ({', '.join(kinds)})" if kinds else "")
-        dense = ": give its .toarray()" if hasattr(values, "toarray") else ""
-        raise TypeError(f"{name} must be numbers, got {what}{dense}")
+        way = ": give its .toarray()" if hasattr(values, "toarray") else ""
+        if name.startswith("y") and (array.dtype.kind in "UST" or kinds == ["str"]):
+            way = f": give np.unique({name[:-1]}, return_inverse=True)[1], or use hw1jax.sklearn"
+        raise TypeError(f"{name} must be numbers, got {what}{way}")
     if array.dtype.names is not None:
         raise TypeError(f"{name} is a structured array with {', '.join(array.dtype.names)}: give one array of numbers")
     if np.ma.is_masked(values):

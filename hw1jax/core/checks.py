@@ -59,6 +59,11 @@ def _hint(error: Exception, name: str, function: Any, given: Mapping[str, Any]) 
             ": a traced value is no Python number; use jax.numpy and jnp.where, without float(), int() and if. In a "
             "Study, declare it static=True, or a size as width=True with the layers of hw1jax.models"
         )
+    if type(error).__name__ == "InvalidRngError" or "rngs" in str(error):  # of Flax
+        return (
+            ": dropout needs a key in training; give lambda params, x, h, key, train: net.apply(params, x, train, "
+            'rngs={"dropout": key} if train else None), and deterministic=not train to the layer'
+        )
     if "outputs" in given:
         return of_shapes(None, given["outputs"], given.get("y"))
     if all(hasattr(getattr(function, "__self__", None), part) for part in ("init", "apply")):  # a method of a network

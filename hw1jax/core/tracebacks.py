@@ -3,6 +3,7 @@
 JAX_TRACEBACK_FILTERING=off shows all frames, as it does those of JAX.
 """
 
+import inspect
 import linecache
 import traceback
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import jax
 
-from hw1jax.core import checks
+from hw1jax.core import arguments, checks
 
 HIDDEN = ("hw1jax", "jax", "jaxlib")  # packages whose frames are left out
 MISTAKES = (ValueError, TypeError, ImportError, OSError)  # what this package raises itself
@@ -22,33 +23,46 @@ R = TypeVar("R")
 
 
 def short(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, whose exceptions have no frames of this package and of JAX.
+    """The function, whose exceptions have no frames of this package and of JAX, and name the argument that is meant.
 
     That holds for exceptions of the user's functions (`checks.in_function`) and those that this package raises about
     arguments. Any other exception may be a fault of this package, and keeps its frames.
     """
+    parameters = inspect.signature(function).parameters
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
 
     @wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
+            if not takes_any and (unknown := [name for name in kwargs if name not in parameters]):
+                what = f"{function.__name__} has no argument {unknown[0]}"
+                raise TypeError(what + arguments.meant(unknown[0], parameters))
             return function(*args, **kwargs)
         except Exception as error:
             config: Any = jax.config
-            is_mistake = checks.note_of(error) is not None or _is_raised_here(error)
-            if is_mistake and config.jax_traceback_filtering != "off":
+            if config.jax_traceback_filtering != "off" and _is_called_by_user(error) and _is_mistake(error):
                 _shorten(error)
             raise  # which adds no frame for this line
 
     return called
 
 
-def _is_raised_here(error: Exception) -> bool:
-    """True if a `raise` of this package raised the error, not a fault in another statement."""
+def _is_called_by_user(error: Exception) -> bool:
+    """False if another function of the package has called the one that the error leaves."""
+    caller = error.__traceback__ and error.__traceback__.tb_frame.f_back
+    return caller is not None and _package(caller.f_globals) != "hw1jax"
+
+
+def _is_mistake(error: Exception) -> bool:
+    """True if a user's function, a `raise` of this package or the call raised the error; not a fault elsewhere."""
+    if checks.note_of(error) is not None:
+        return True
     if not isinstance(error, MISTAKES):
         return False
-    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+    frames = list(traceback.walk_tb(error.__traceback__))
+    frame, line = frames[-1]
     statement = linecache.getline(frame.f_code.co_filename, line).split()
-    return _package(frame.f_globals) == "hw1jax" and statement[:1] == ["raise"]
+    return _package(frame.f_globals) == "hw1jax" and (len(frames) == 1 or statement[:1] == ["raise"])
 
 
 def _package(names: dict[str, object]) -> str:

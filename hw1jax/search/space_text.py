@@ -137,3 +137,23 @@ def _plain(name: str, r: Range, value: Any) -> Any:
     if not fits:
         raise ValueError(f"{name} can't be {str(value)[:40]}")
     return float(value) if isinstance(r, Float) else value
+
+
+def check_ranges(space: Space) -> None:
+    """Raises a TypeError that says which range is meant where a space has plain numbers or names."""
+    for name, declared in space.items() if isinstance(space, Mapping) else ():
+        values = (declared,) if isinstance(declared, str) or not isinstance(declared, Sequence) else tuple(declared)
+        if values and all(isinstance(value, str | int | float | tuple) for value in values):
+            raise TypeError(
+                f"{name}= must be an Int, a Float, a Choice or a tuple of them, got {type(values[0]).__name__}: give "
+                f"{_range_of(values)}"
+            )
+
+
+def _range_of(values: Sequence[Any]) -> str:
+    """The range that is meant by plain values, as code."""
+    if len(values) == 2 and not any(isinstance(v, str | bool | tuple) for v in values) and values[0] < values[1]:
+        kind = "Int" if all(isinstance(v, int) for v in values) else "Float"
+        log = ", log=True" if kind == "Float" and 0 < 100 * values[0] <= values[1] else ""
+        return f"hw.{kind}({values[0]}, {values[1]}{log})"
+    return f"hw.Choice({', '.join(map(repr, values))})"

@@ -13,10 +13,11 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from hw1jax.core import array_checks, checks
+from hw1jax.core import arguments, array_checks, checks
 from hw1jax.core.tasks import Metric, Task
 from hw1jax.data import Dataset
 from hw1jax.search import space as space_
+from hw1jax.search import space_text
 from hw1jax.search.given import NAMES, Given, taken
 from hw1jax.search.space import Space
 
@@ -261,8 +262,11 @@ def unchecked_run_config(
     for name, value in chosen.items():
         part = next((part for part in parts if name in {f.name for f in fields(part)}), None)
         if part is None:
-            known = sorted({f.name for part in parts for f in fields(part)} | {"num_trials", *NAMES})
-            raise TypeError(f"there is no setting {name}; there are {', '.join(known)}")
+            known = {f.name for part in parts for f in fields(part)} | {"num_trials", *NAMES}
+            of_study = {f.name for f in fields(Study)} - known
+            if name in of_study:
+                raise TypeError(f"{name}= is an argument of Study, not a setting of its runs")
+            raise TypeError(f"there is no setting {name}{arguments.meant(name, known, of_study)}")
         parts[part][name] = value
     out = parts[Output].get("out")
     parts[Output]["out"] = None if out is None else Path(os.path.expanduser(out))
@@ -332,6 +336,7 @@ def check_study(study: Study) -> None:
     plain = study.name.replace("_", "").replace("-", "").replace(".", "")
     if not plain.isascii() or not plain.isalnum() or study.name.startswith((".", "-")):
         raise ValueError(f"name= must be letters, digits, _, - and ., as it names a folder; got {study.name!r}")
+    space_text.check_ranges(study.space)
     space_.check(study.space)
     if not isinstance(study.metrics, Mapping):
         raise TypeError(f"metrics= must be a dict of functions by name, got {type(study.metrics).__name__}")
