@@ -30,6 +30,10 @@ from hw1jax.core.optimizers import adam_l2 as adam_l2
 from hw1jax.core.optimizers import chosen_l2 as chosen_l2
 from hw1jax.core.optimizers import rmsprop_l2 as rmsprop_l2
 from hw1jax.core.optimizers import sgd_l2 as sgd_l2
+from hw1jax.core.preprocessing import impute_mean as impute_mean
+from hw1jax.core.preprocessing import quantiles as quantiles
+from hw1jax.core.preprocessing import standardize as standardize
+from hw1jax.core.tasks import Fitted as Fitted
 from hw1jax.core.tasks import Task as Task
 from hw1jax.data import Dataset as Dataset
 from hw1jax.search.space import Choice as Choice

@@ -72,7 +72,8 @@ def stem(module: str) -> str:
 
 
 FOR_A_CORE = (hw1jax.cross_validate, hw1jax.adam_l2, hw1jax.accuracy, hw1jax.Task)
-CORE = {name for each in FOR_A_CORE for name in needed(each.__module__)} | needed("hw1jax.models")
+CORE = {name for each in FOR_A_CORE for name in needed(each.__module__)}
+CORE |= needed("hw1jax.models") | needed("hw1jax.core.preprocessing")
 LAZY = {"hw1jax.{}"}  # public names that are imported when they are first used
 
 

@@ -199,7 +199,7 @@ BAD_STUDIES = [
     ({"data": lambda data_csv: 3}, "data= must be a Dataset or a function that returns one, got int"),
     ({"data": DATA._replace(y_train=np.array(["a"] * 5))}, "y_train= must be numbers, got an array of <U1"),
     ({"data": DATA._replace(x_test=X * np.nan)}, "x_test= must be finite, got 10 of 10 values that are NaN or"),
-    ({"data": DATA._replace(x_train={"a": X * np.nan})}, "x_train['a']= must be finite, got 10 of 10"),
+    ({"data": DATA._replace(x_train={"a": X * np.nan}, x_test={"a": X})}, "x_train['a']= must be finite, got 10 of 10"),
     ({"data": DATA._replace(y_train=Y[:4])}, "x_train and y_train must have the same leading sample axis"),
     ({"data": DATA._replace(y_test=None)}, "x_test= and y_test= go together: give both, or neither"),
     ({"data": DATA._replace(y_test=Y[:4])}, "x_test and y_test must have the same leading sample axis"),

@@ -16,52 +16,54 @@ LARGEST_ROUNDING = 0.01  # of JAX's dtype, relative to the values' standard devi
 NUMBERS = "biufcV"  # numpy's dtype kinds; V: bfloat16 and similar
 
 
-def as_arrays(tree: Any, name: str) -> Any:
+def as_arrays(tree: Any, name: str, *, nan: bool = False) -> Any:
     """Converts a tree of arrays, or of objects that numpy converts (pandas' tables and columns too), to numpy arrays.
+
+    `nan`: whether NaN is allowed.
 
     Raises:
       TypeError: a list, or a leaf that isn't numeric.
       ValueError: values that are not finite, are masked, or overflow the dtype in which JAX computes; an empty tree.
     """
     if not isinstance(tree, np.ndarray | jax.Array) and hasattr(tree, "to_numpy"):
-        return _table(tree, name)
+        return _table(tree, name, nan)
     if isinstance(tree, list) or _is_tuple_of_scalars(tree):
         raise TypeError(f"{name}= must be an array, or a dict or tuple of arrays, not a list: give np.asarray({name})")
     if isinstance(tree, Mapping | tuple) and not tree:
         raise ValueError(f"{name}= is empty")
     if isinstance(tree, Mapping):
-        return {key: as_arrays(value, f"{name}[{key!r}]") for key, value in tree.items()}
+        return {key: as_arrays(value, f"{name}[{key!r}]", nan=nan) for key, value in tree.items()}
     if isinstance(tree, tuple):
-        parts = [as_arrays(value, f"{name}[{i}]") for i, value in enumerate(tree)]
+        parts = [as_arrays(value, f"{name}[{i}]", nan=nan) for i, value in enumerate(tree)]
         return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
     if tree is not None and jax.tree.structure(tree) != jax.tree.structure(0):  # a registered pytree
-        return jax.tree.map(lambda leaf: _numbers(leaf, f"{name}="), tree)
-    return _numbers(tree, f"{name}=")
+        return jax.tree.map(lambda leaf: _numbers(leaf, f"{name}=", nan), tree)
+    return _numbers(tree, f"{name}=", nan)
 
 
-def _table(table: Any, name: str) -> np.ndarray:
+def _table(table: Any, name: str, nan: bool) -> np.ndarray:
     """A data frame as [sample, column], a column as [sample]."""
     if not hasattr(table, "columns"):
-        return _column(table, f"{name}=")
+        return _column(table, f"{name}=", nan)
     if len(set(table.columns)) < len(table.columns):  # their names are ambiguous
-        return _numbers(table.to_numpy(), f"{name}=")
-    columns = [_column(table[column], f"{name}[{column!r}]") for column in table.columns]
+        return _numbers(table.to_numpy(), f"{name}=", nan)
+    columns = [_column(table[column], f"{name}[{column!r}]", nan) for column in table.columns]
     return np.stack(columns, axis=1).astype(np.result_type(*columns))
 
 
-def _column(column: Any, name: str) -> np.ndarray:
+def _column(column: Any, name: str, nan: bool) -> np.ndarray:
     values = np.asarray(column.to_numpy())
     if values.dtype.kind == "O":  # pandas' nullable or Arrow dtypes
         with suppress(TypeError, ValueError):  # not numeric
             values = np.asarray(column.to_numpy(dtype=np.float64, na_value=np.nan))
-    return _numbers(values, name)
+    return _numbers(values, name, nan)
 
 
 def _is_tuple_of_scalars(tree: Any) -> bool:
     return isinstance(tree, tuple) and any(isinstance(value, bool | int | float | np.generic) for value in tree)
 
 
-def _numbers(values: Any, name: str) -> np.ndarray:
+def _numbers(values: Any, name: str, nan: bool = False) -> np.ndarray:
     try:
         array = np.asarray(values)
     except Exception as error:  # for example another library's array on a GPU
@@ -80,7 +82,10 @@ def _numbers(values: Any, name: str) -> np.ndarray:
             f"{name} has {np.ma.count_masked(values)} masked values: leave those samples out, or fill them"
         )
     if array.dtype.kind in "fc" and not np.isfinite(array).all():
-        count = np.count_nonzero(~np.isfinite(array))
+        count = np.count_nonzero(~np.isfinite(array) & ~(nan & np.isnan(array)))
+    else:
+        count = 0
+    if count:
         raise ValueError(f"{name} must be finite, got {count} of {array.size} values that are NaN or infinite")
     return _representable(array, name)
 
@@ -94,7 +99,7 @@ def _representable(array: np.ndarray, name: str) -> np.ndarray:
         return array
     with np.errstate(over="ignore"):
         computed = array.astype(dtype)
-    lost = computed.astype(array.dtype) != array if array.dtype.kind in "iu" else ~np.isfinite(computed)
+    lost = computed.astype(array.dtype) != array if array.dtype.kind in "iu" else np.isinf(computed)
     way = "give smaller numbers, or set jax_enable_x64"
     if lost.any():
         raise ValueError(f"{name} has values that {dtype}, in which JAX computes, can't hold ({array[lost][0]}): {way}")

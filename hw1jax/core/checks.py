@@ -93,18 +93,20 @@ def check_task(
 ) -> tuple[Params, Any]:
     """Checks by abstract evaluation that a task can be trained -> shapes of a member's (params, state).
 
-    `hyperparameters` are one trial's; `data` has at least one sample; `num_steps`: see `population.num_updates`.
+    `hyperparameters` are one trial's; `data` has at least one sample, and one fold's statistics; `num_steps`: see
+    `population.num_updates`.
 
     Raises:
       TypeError, ValueError: the task can't be trained, or its loss or a metric isn't one value an example.
     """
     _check_functions(task)
+    check_prepare(task)
     if task.averaging is not None:
         check_averaging(task.averaging)
     x, y = (jax.tree.map(lambda a: a[:2], tree) for tree in (data.x, data.y))
     params, state = _check_init(task, hyperparameters)
-    outputs = _check_apply(task, params, state, x, hyperparameters)
-    _check_values(task, outputs, y)
+    outputs = _check_apply(task, params, state, x, hyperparameters, data.statistics)
+    _check_values(task, outputs, y, data.statistics)
     _check_optimizer(task, hyperparameters, params, num_steps)
     return params, state
 
@@ -136,7 +138,9 @@ def _check_init(task: Task, hyperparameters: Hyperparameters) -> tuple[Params, A
     return params, state
 
 
-def _check_apply(task: Task, params: Params, state: Any, x: Any, hyperparameters: Hyperparameters) -> Any:
+def _check_apply(
+    task: Task, params: Params, state: Any, x: Any, hyperparameters: Hyperparameters, statistics: Any
+) -> Any:
     """Returns the shapes of the outputs in evaluation; x has not been prepared."""
     key, mask = jax.random.key(0), jnp.ones(len(jax.tree.leaves(x)[0]), bool)
 
@@ -145,10 +149,10 @@ def _check_apply(task: Task, params: Params, state: Any, x: Any, hyperparameters
         return _checked_arrays(made[1], "apply")
 
     def in_evaluation(params: Params, state: Any, x: Any, hyperparameters: Hyperparameters) -> Any:
-        return _checked_arrays(tasks.evaluated(task, params, state, x, hyperparameters), "apply")
+        return _checked_arrays(tasks.evaluated(task, params, state, x, hyperparameters, statistics), "apply")
 
     with in_function("prepare", task.prepare, x=x):
-        prepared = jax.eval_shape(task.prepare, x)
+        prepared = jax.eval_shape(lambda x: tasks.prepared(task, statistics, x), x)
     with in_function("apply", task.apply, params=params, x=prepared, hyperparameters=hyperparameters):
         new_state = jax.eval_shape(in_training, params, state, prepared, hyperparameters)
         outputs = jax.eval_shape(in_evaluation, params, state, x, hyperparameters)
@@ -158,9 +162,15 @@ def _check_apply(task: Task, params: Params, state: Any, x: Any, hyperparameters
     return outputs
 
 
-def _check_values(task: Task, outputs: Any, y: Any) -> None:
-    num_examples = len(jax.tree.leaves(y)[0])
+def _check_values(task: Task, raw: Any, own_y: Any, statistics: Any) -> None:
+    num_examples = len(jax.tree.leaves(own_y)[0])
+    own, y_of_loss = raw, own_y
+    if task.prepare_y is not None:
+        with in_function("prepare_y", task.prepare_y.transform, outputs=raw, y=own_y):
+            own = jax.eval_shape(lambda outputs: tasks.in_own_units(task, statistics, outputs), raw)
+            y_of_loss = jax.eval_shape(lambda y: tasks.prepared_y(task, statistics, y), own_y)
     for name, function in (("loss", task.loss), *((f"metric {name}", function) for name, function in task.each)):
+        outputs, y = (raw, y_of_loss) if name == "loss" else (own, own_y)
         with in_function(name, function, outputs=outputs, y=y):
             made = jax.eval_shape(function, outputs, y)
         shape = getattr(made, "shape", None)
@@ -173,8 +183,8 @@ def _check_values(task: Task, outputs: Any, y: Any) -> None:
             raise TypeError(f"loss must return floating-point numbers, got {made.dtype}")
     weights = jax.ShapeDtypeStruct((num_examples,), jnp.result_type(float))
     for name, whole in task.wholes:
-        with in_function(f"metrics[{name!r}]", whole, outputs=outputs, y=y, weights=weights):
-            made = jax.eval_shape(whole, outputs, y, weights)
+        with in_function(f"metrics[{name!r}]", whole, outputs=own, y=own_y, weights=weights):
+            made = jax.eval_shape(whole, own, own_y, weights)
         if getattr(made, "shape", None) != ():
             got = f"shape {made.shape}" if hasattr(made, "shape") else type(made).__name__
             raise ValueError(f"metrics[{name!r}] must return one number for the whole held-out part, got {got}")
@@ -215,6 +225,25 @@ def _check_functions(task: Task) -> None:
     names = [name for name, _ in task.metrics]
     if taken := sorted({name for name in names if name == "loss" or names.count(name) > 1}):
         raise ValueError(f"metrics= has {taken[0]!r}, which is the name of another value")
+
+
+def check_prepare(task: Task) -> None:
+    """Raises a TypeError or ValueError unless `prepare` and `prepare_y` are functions and `Fitted`s."""
+    steps = tasks.steps_of(task.prepare)
+    named = {"prepare" if len(steps) == 1 else f"prepare[{i}]": step for i, step in enumerate(steps)}
+    if task.prepare_y is not None:
+        named["prepare_y"] = task.prepare_y
+        if not isinstance(task.prepare_y, tasks.Fitted):
+            raise TypeError(f"prepare_y= must be a hw1jax.Fitted, got {type(tasks.original(task.prepare_y)).__name__}")
+        if task.prepare_y.inverse is None:
+            raise ValueError("prepare_y= needs an inverse: metrics and predictions are in the unit of y")
+    for name, step in named.items():
+        functions = step._asdict() if isinstance(step, tasks.Fitted) else {"": step}
+        for part, function in functions.items():
+            if not callable(function) and not (part == "inverse" and function is None):
+                of = f"{part} of " if part else ""
+                raise TypeError(f"{of}{name}= must be a function, got {type(function).__name__}")
+            check_hashable(function, name)
 
 
 def check_hashable(function: Any, name: str) -> None:
@@ -293,8 +322,8 @@ def check_examples(
     y = data.y
     if isinstance(y, np.ndarray) and y.size == num_samples and (y == y.flat[some[0]]).ravel()[some].all():
         some[-1] = np.argmax(y.ravel() != y.flat[some[0]])  # among equal labels, mixing them would not show
-    few = Data(*(jax.tree.map(lambda a: a[some], tree) for tree in (data.x, data.y)))
-    is_labels = isinstance(y, np.ndarray) and y.ndim == 1 and y.dtype.kind in "iu"
+    few = Data(*(jax.tree.map(lambda a: a[some], tree) for tree in (data.x, data.y)), statistics=data.statistics)
+    is_labels = isinstance(y, np.ndarray) and y.ndim == 1 and y.dtype.kind in "iu" and task.prepare_y is None
     labels = np.unique(y) if is_labels else jax.tree.map(lambda a: a[:0], y)
     # Always the same number, so that one program serves; the lowest and the highest label are among them.
     count = min(NUM_LABELS, num_samples) if is_labels else 0

@@ -61,12 +61,22 @@ def epochs_of_a_call(lengths: Sequence[int], most: int) -> int:
 
 
 def choose_layout(
-    task: Task, params: Params, state: Any, x: Any, hyperparameters: Hyperparameters, *, batch_size: int
+    task: Task,
+    params: Params,
+    state: Any,
+    x: Any,
+    hyperparameters: Hyperparameters,
+    *,
+    batch_size: int,
+    statistics: Any = None,
 ) -> Layout:
-    """Chooses the layout for members; `params` and `state` may be shapes, `hyperparameters` are one trial's."""
+    """Chooses the layout for members.
+
+    `params` and `state` may be shapes; `hyperparameters` are one trial's, `statistics` one fold's.
+    """
 
     def apply(params: Params, x: Any, rest: tuple[Any, Hyperparameters]) -> Any:
-        return tasks.evaluated(task, params, rest[0], x, rest[1])
+        return tasks.evaluated(task, params, rest[0], x, rest[1], statistics)
 
     chosen = layout_.choose(apply, params, x, (state, hyperparameters), batch_size, jax.devices()[0].platform)
     return chosen._replace(microbatch_size=None) if tasks.takes_whole_batches(task) else chosen

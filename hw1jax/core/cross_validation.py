@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from hw1jax import formatting
-from hw1jax.core import array_checks, checks, cost, identity, metric_checks, population, tracebacks
+from hw1jax.core import array_checks, checks, cost, fitting, identity, metric_checks, population, tasks, tracebacks
 from hw1jax.core import folds as folds_
 from hw1jax.core.cv_result import CrossValidation
 from hw1jax.core.folds import Fold
@@ -42,6 +42,8 @@ def cross_validate(
     early_stopping: int | None = None,
     averaging: float | None = None,
     eval_params: Callable[[Any, Any], Any] | None = None,
+    prepare: Any = tasks.unchanged,
+    prepare_y: tasks.Fitted | None = None,
     progress: bool | Say = False,
     return_params: bool = False,
 ) -> CrossValidation:
@@ -73,6 +75,10 @@ def cross_validate(
       averaging: decay of an exponential moving average of the parameters, which is evaluated and returned instead.
       eval_params: (optimizer's state, params) -> the parameters that are evaluated and returned, as
         `optax.contrib.schedule_free_eval_params`.
+      prepare: x -> x before `apply`, or a `hw1jax.Fitted` (such as `hw1jax.standardize`) that is fitted on each fold's
+        training part, or a tuple of them in order. With a `Fitted`, x may have NaN.
+      prepare_y: a `hw1jax.Fitted` with an inverse: the loss takes the transformed y; metrics and predictions are in the
+        unit of y.
       progress: True for a line now and then on standard error; or a function of (epochs done, num_epochs, validation
         loss [trial, fold]).
       return_params: True to return the trained parameters.
@@ -88,7 +94,7 @@ def cross_validate(
         if value is not None or name != "early_stopping":
             array_checks.check_number(value, name)
     array_checks.check_key(key)
-    data, hyperparameters, groups = _checked(x, y, weights, hyperparameters, groups)
+    data, hyperparameters, groups = _checked(x, y, weights, hyperparameters, groups, nan=tasks.fits_x(prepare))
     seed = tuple(int(word) for word in np.ravel(jax.random.key_data(key)))
     splits = folds_.make_folds(
         data.x, data.y, num_folds=num_folds, seed=seed, folds=folds, groups=groups, stratify=stratify
@@ -97,13 +103,14 @@ def cross_validate(
         warnings.warn(rare, stacklevel=3)
     array_checks.check_weights(data.weights, splits)
     named = tuple((metrics or {}).items())
-    task = Task(init, apply, loss, optimizer, metrics=named, averaging=averaging, eval_params=eval_params)
+    task = Task(init, apply, loss, optimizer, prepare, named, averaging, eval_params, prepare_y)
     task = fresh_task(task)
+    data = data._replace(statistics=fitting.statistics(task, data, splits))
     batch_size = min(batch_size, max(len(fold.train) for fold in splits))
     config = population.TrainConfig(num_epochs, batch_size, seed, patience=early_stopping)
     members, trials = _laid_out(task, config, key, data, splits, hyperparameters)
     first = jax.tree.map(lambda a: a[0], hyperparameters)
-    undefined = metric_checks.undefined(task, first, data, splits)
+    undefined = metric_checks.undefined(task, first, fitting.of_fold(data, 0), splits)
     if said := metric_checks.in_words(undefined):
         warnings.warn(said, stacklevel=3)
     say = formatting.progress_printer("cross_validate") if progress is True else progress or None
@@ -111,12 +118,14 @@ def cross_validate(
     for name, missing in undefined.items():
         values[name][:, list(missing)] = np.nan
     found = _result(task, early_stopping, return_params, train_loss, values, last, hyperparameters, splits, data.x)
-    return replace(found, undefined=undefined)
+    return replace(found, undefined=undefined, statistics=data.statistics)
 
 
-def _checked(x: Any, y: Any, weights: Any, hyperparameters: Any, groups: Any) -> tuple[Data, Hyperparameters, Any]:
-    """(data, hyperparameters, groups) as arrays that fit each other."""
-    x, y = array_checks.as_arrays(x, "x"), array_checks.as_arrays(y, "y")
+def _checked(
+    x: Any, y: Any, weights: Any, hyperparameters: Any, groups: Any, nan: bool
+) -> tuple[Data, Hyperparameters, Any]:
+    """(data, hyperparameters, groups) as arrays that fit each other; `nan`: whether x may have NaN."""
+    x, y = array_checks.as_arrays(x, "x", nan=nan), array_checks.as_arrays(y, "y")
     if weights is not None:
         weights = array_checks.as_weights(weights)
     hyperparameters = array_checks.check_hyperparameters(hyperparameters)
@@ -141,13 +150,16 @@ def _laid_out(
     """
     first = jax.tree.map(lambda a: a[0], hyperparameters)
     num_steps = population.num_updates(task, splits, config.num_epochs, config.batch_size)
-    params, state = checks.check_task(task, first, data, num_steps)
-    checks.check_examples(task, key, first, data, num_steps)
-    unused = identity.unused(identity.traced(task, first, data, config.batch_size, num_steps))
+    of_first = fitting.of_fold(data, 0)
+    params, state = checks.check_task(task, first, of_first, num_steps)
+    checks.check_examples(task, key, first, of_first, num_steps)
+    unused = identity.unused(identity.traced(task, first, of_first, config.batch_size, num_steps))
     if unused and len(unused) < len(jax.tree.leaves(first)):  # one alone may just count the trials
         text = "neither initial parameters nor training nor evaluation depend on it"
         raise ValueError(f"hyperparameters{unused[0]} has no effect: {text}")
-    layout = cost.choose_layout(task, params, state, data.x, first, batch_size=config.batch_size)
+    layout = cost.choose_layout(
+        task, params, state, data.x, first, batch_size=config.batch_size, statistics=of_first.statistics
+    )
     num_trials = len(jax.tree.leaves(hyperparameters)[0])
     plan = cost.make_plan(_num_slots(num_trials), len(splits), params, layout)
     num_indices = len(splits) * folds_.num_steps(splits, config.batch_size) * config.batch_size

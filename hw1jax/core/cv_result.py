@@ -12,7 +12,7 @@ import numpy as np
 from hw1jax.core import array_checks, population
 from hw1jax.core import folds as folds_
 from hw1jax.core.folds import Fold
-from hw1jax.core.tasks import Hyperparameters, Params, Task
+from hw1jax.core.tasks import Fit, Hyperparameters, Params, Task, fits_x
 
 
 class Scores(NamedTuple):
@@ -32,6 +32,7 @@ class CrossValidation:
         stopping, NaN after a member's last epoch.
       params: the trained parameters with leading axes [trial, fold]; None without `return_params`.
       metrics: by name, like `val_loss`.
+      statistics: of `prepare` and `prepare_y`, with a leading fold axis; None if neither is a `hw1jax.Fitted`.
       undefined: by name of a metric, the folds in which it is undefined: NaN there, they don't count in mean and std.
       state: untrained arrays such as batch statistics, with leading axes [trial, fold], along with `params`.
       best_epoch: int [trial, fold], with early stopping: the epoch of the lowest validation loss (-1: none was finite),
@@ -52,6 +53,7 @@ class CrossValidation:
     folds: Sequence[Fold] = ()
     task: Task | None = None
     x: Any = None
+    statistics: Any = None
     undefined: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @property
@@ -91,12 +93,14 @@ class CrossValidation:
     def predict(self, x: Any, trial: int | None = None) -> Any:
         """Mean over the folds of their networks' outputs (of logits, not of probabilities) on `x`, [example, ...].
 
+        With `prepare_y` they are in the unit of y.
+
         `trial`: whose networks; None: the best trial's.
 
         Raises:
           ValueError: without `return_params`, or there is no such trial.
         """
-        x = array_checks.as_arrays(x, "x")
+        x = array_checks.as_arrays(x, "x", nan=self.task is not None and fits_x(self.task.prepare))
         each = [self._outputs(trial, fold, x) for fold in range(self.val_loss.shape[1])]
         return jax.tree.map(lambda *outputs: np.mean(outputs, axis=0), *each)
 
@@ -146,6 +150,8 @@ class CrossValidation:
             raise ValueError(f"trial={trial}: there are trials 0 to {len(self.val_loss) - 1}")
         params, state = jax.tree.map(lambda a: a[trial, fold], (self.params, self.state))
         own = jax.tree.map(lambda a: a[trial], self.hyperparameters)
+        if self.statistics is not None:
+            state = Fit(state, jax.tree.map(lambda a: a[fold], self.statistics))
         return population.predict(self.task, params, own, x, state=state)
 
 

@@ -29,13 +29,18 @@ def traced(
         steps = None if num_steps is None else NumSteps(num_steps)
         state = training.init(task, key, hyperparameters, num_steps=steps)
         real = jnp.ones(batch_size, bool)
-        batch = Batch(task.prepare(x), y, real, weights)
+        statistics, own_y = None, y
+        if tasks.is_fitted(task):
+            statistics = tasks.fit(task, x, y, jnp.ones(batch_size) if weights is None else weights)
+            y = tasks.prepared_y(task, statistics, y)
+        batch = Batch(tasks.prepared(task, statistics, x), y, real, weights)
         whole = jax.tree.map(lambda a: a[None], batch)
         state, total = training.step(task, state, whole, hyperparameters, key=key, num_steps=steps)
         params = training.final_params(task, state)
-        outputs = tasks.evaluated(task, params, state.model_state, x, hyperparameters)
-        values = [function(outputs, y) for function in (task.loss, *(metric for _, metric in task.metrics))]
-        return state, total, values
+        outputs = tasks.evaluated(task, params, state.model_state, x, hyperparameters, statistics)
+        own = tasks.in_own_units(task, statistics, outputs)
+        values = [task.loss(outputs, y), *(metric(own, own_y) for _, metric in task.metrics)]
+        return state, total, values, own if task.prepare_y is not None else None
 
     def shapes(leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), jax.dtypes.canonicalize_dtype(leaf.dtype))

@@ -23,7 +23,7 @@ Undefined = Mapping[str, Sequence[int]]  # by name of a metric: the folds in whi
 def undefined(task: Task, hyperparameters: Hyperparameters, data: Data, folds: Sequence[Fold]) -> Undefined:
     """Checks a task's metrics of a whole held-out part on the folds' y -> the folds in which one is undefined.
 
-    `hyperparameters` are one trial's.
+    `hyperparameters` are one trial's, the statistics of `data` one fold's.
 
     Raises:
       ValueError: a metric counts rows of weight 0, or is undefined in all folds.
@@ -31,7 +31,7 @@ def undefined(task: Task, hyperparameters: Hyperparameters, data: Data, folds: S
     if not task.wholes or not all(len(fold.validation) for fold in folds):
         return {}
     some = jax.tree.map(lambda a: a[:1], data.x)
-    outputs = jax.eval_shape(lambda h, x: _outputs(task, h, x), hyperparameters, some)
+    outputs = jax.eval_shape(lambda h, x: _outputs(task, h, x, data.statistics), hyperparameters, some)
     padded = [_part(data, fold, outputs, _longest(folds) + NUM_EXTRA) for fold in folds]
     named = {name: np.asarray(values) for name, values in _of_parts(task)(*jax.tree.map(_stack, *padded)).items()}
     found = {}
@@ -59,9 +59,10 @@ def in_words(undefined: Undefined) -> str | None:
     return f"undefined for y alone, and left out of mean and deviation: {'; '.join(each)}"
 
 
-def _outputs(task: Task, hyperparameters: Hyperparameters, x: Any) -> Any:
+def _outputs(task: Task, hyperparameters: Hyperparameters, x: Any, statistics: Any) -> Any:
     params, state = tasks.init_variables(task, jax.random.key(0), hyperparameters)
-    return tasks.evaluated(task, params, state, x, hyperparameters)
+    outputs = tasks.evaluated(task, params, state, x, hyperparameters, statistics)
+    return tasks.in_own_units(task, statistics, outputs)
 
 
 def _longest(folds: Sequence[Fold]) -> int:

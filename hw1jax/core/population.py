@@ -22,7 +22,7 @@ from hw1jax.core import folds as folds_
 from hw1jax.core import member_states, programs, tasks, training
 from hw1jax.core.folds import Fold
 from hw1jax.core.layout import Layout
-from hw1jax.core.tasks import Hyperparameters, Params, Task
+from hw1jax.core.tasks import Fit, Hyperparameters, Params, Task
 from hw1jax.core.training import Best, Data, State
 
 
@@ -67,7 +67,7 @@ class Population(NamedTuple):
     plan: Plan
     config: TrainConfig
     folds: list[Fold]
-    data: Data
+    data: Data  # with statistics [fold, ...]
     val_batches: jax.Array | None  # int32 [fold, batch, example], indices of the held-out samples
 
     @property
@@ -133,6 +133,12 @@ def with_plan(population: Population, plan: Plan) -> Population:
         val_batches = _val_batches(plan, population.folds)
     data, val_batches = jax.device_put((population.data, val_batches), NamedSharding(_mesh(plan), P()))
     return population._replace(plan=plan, data=data, val_batches=val_batches)
+
+
+def with_statistics(population: Population, statistics: Any) -> Population:
+    """Returns the same population with other statistics [fold, ...] of its data."""
+    statistics = jax.device_put(statistics, NamedSharding(_mesh(population.plan), P()))
+    return population._replace(data=population.data._replace(statistics=statistics))
 
 
 def init(population: Population, trials: Trials) -> State:
@@ -301,13 +307,13 @@ def _fit(task: Task, plan: Plan, static, carry, hyperparameters, keys, data: Dat
     num_steps, patience, monitor, maximize = static
 
     def on_one_device(carry, hyperparameters, keys, data: Data, batches, val_batches, epochs, steps):
-        def member(carry, hyperparameters, key, batches, val_batches, index):
+        def member(carry, hyperparameters, key, batches, val_batches, index, statistics):
             state, best = carry
             return training.fit(
                 task,
                 plan.layout,
                 state,
-                data,
+                data._replace(statistics=statistics),
                 batches,
                 val_batches,
                 hyperparameters,
@@ -320,12 +326,12 @@ def _fit(task: Task, plan: Plan, static, carry, hyperparameters, keys, data: Dat
                 maximize=maximize,
             )
 
-        over_folds = jax.vmap(member, (0, None, 0, 0, 0, 0))
-        over_trials = jax.vmap(over_folds, (0, 0, 0, None, None, None))
+        over_folds = jax.vmap(member, (0, None, 0, 0, 0, 0, 0))
+        over_trials = jax.vmap(over_folds, (0, 0, 0, None, None, None, None))
 
         def group(members):
             carry, hyperparameters, keys = members
-            return over_trials(carry, hyperparameters, keys, batches, val_batches, steps)
+            return over_trials(carry, hyperparameters, keys, batches, val_batches, steps, data.statistics)
 
         return _in_groups(group, (carry, hyperparameters, keys), plan.trials_per_vmap)
 
@@ -372,14 +378,23 @@ def _in_groups(function, members: Any, size: int) -> Any:
 def predict(
     task: Task, params: Params, hyperparameters: Hyperparameters, x: Any, *, state: Any = None, batch_size: int = 500
 ) -> Any:
-    """Outputs [example, ...] of one network, computed in batches of `batch_size`."""
+    """Outputs [example, ...] of one network in the unit of y, computed in batches of `batch_size`.
+
+    `state`: a `tasks.Fit` if the task has a `Fitted`.
+    """
+    state, statistics = state if isinstance(state, Fit) else (state, None)
     num_examples = len(jax.tree.leaves(x)[0])
     index = np.arange(-(-num_examples // batch_size) * batch_size).reshape(-1, batch_size) % num_examples
     batches = jax.tree.map(lambda a: np.asarray(a)[index], x)  # on the host: one program for any number of examples
-    outputs = _predict(task)(params, state, hyperparameters, batches)
+    outputs = _predict(task)(params, state, hyperparameters, batches, statistics)
     return jax.tree.map(lambda a: np.asarray(a).reshape(-1, *a.shape[2:])[:num_examples], outputs)
 
 
 @programs.for_each_task()
-def _predict(task: Task, params: Params, state: Any, hyperparameters: Hyperparameters, batches: Any):
-    return lax.map(lambda x: tasks.evaluated(task, params, state, x, hyperparameters), batches)
+def _predict(task: Task, params: Params, state: Any, hyperparameters: Hyperparameters, batches: Any, statistics: Any):
+    def outputs(x: Any) -> Any:
+        return tasks.in_own_units(
+            task, statistics, tasks.evaluated(task, params, state, x, hyperparameters, statistics)
+        )
+
+    return lax.map(outputs, batches)

@@ -58,7 +58,7 @@ def _try_out(task: Task, kind, key_data, params: Params, state, hyperparameters,
     # Not the initial parameters: a last layer of zeros would hide the layers before it.
     params = jax.tree.map(lambda p: p + 0.01 * jnp.cos(jnp.arange(p.size, dtype=p.dtype)).reshape(p.shape), params)
     params = lax.optimization_barrier(params)  # else XLA computes with more bits in one of two uses
-    x, y = data.x, data.y
+    x, y, statistics = data.x, tasks.prepared_y(task, data.statistics, data.y), data.statistics
     num_examples = len(jax.tree.leaves(x)[0])
 
     def one_by_one(function: Callable[..., Any], *arrays: Any) -> Any:
@@ -66,14 +66,13 @@ def _try_out(task: Task, kind, key_data, params: Params, state, hyperparameters,
         return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), alone)
 
     def in_evaluation(x: Any) -> Any:
-        return tasks.evaluated(task, params, state, x, hyperparameters)
+        return tasks.evaluated(task, params, state, x, hyperparameters, statistics)
 
     def in_training(filler: Any) -> Any:
         filled = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), x, filler)
         mask = jnp.arange(len(jax.tree.leaves(filled)[0])) < num_examples
-        made, new_state = tasks.outputs_of(
-            task, params, state, task.prepare(filled), hyperparameters, mask=mask, key=key, train=True
-        )
+        filled = tasks.prepared(task, statistics, filled)
+        made, new_state = tasks.outputs_of(task, params, state, filled, hyperparameters, mask=mask, key=key, train=True)
         return jax.tree.map(lambda a: a[:num_examples], made), new_state
 
     def with_other_padding() -> Alike:
@@ -85,12 +84,11 @@ def _try_out(task: Task, kind, key_data, params: Params, state, hyperparameters,
     outputs = in_evaluation(x)
     even = jax.tree.map(lambda a: jnp.full_like(a[0], 1 / max(1, a[0].size)), outputs)
     two = jax.tree.map(lambda a, even: jnp.stack([a[0], even]), outputs, even)
+    labels = tasks.prepared_y(task, statistics, labels)
     of_labels = lax.map(lambda label: task.loss(two, jax.tree.map(lambda a: jnp.stack([a, a]), label)), labels)
-    values = {
-        name: Alike(function(outputs, y), one_by_one(function, outputs, y))
-        for name, function in (("loss", task.loss), *task.each)
-    }
-    losses = values.pop("loss")
+    own = tasks.in_own_units(task, statistics, outputs)
+    values = {name: Alike(metric(own, data.y), one_by_one(metric, own, data.y)) for name, metric in task.each}
+    losses = Alike(task.loss(outputs, y), one_by_one(task.loss, outputs, y))
     padding = with_other_padding() if tasks.takes_whole_batches(task) else None
     return Found(Alike(outputs, one_by_one(in_evaluation, x)), losses, values, of_labels, padding)
 
@@ -174,13 +172,14 @@ def _first_step(task: Task, kind, num_steps, key_data, params: Params, state, hy
             task,
             params,
             state,
-            task.prepare(data.x),
+            tasks.prepared(task, data.statistics, data.x),
             hyperparameters,
             mask=mask,
             key=None if is_random else key,
             train=not is_random,
         )
-        return jnp.mean(training.in_float32(task.loss(outputs, data.y))), outputs
+        y = tasks.prepared_y(task, data.statistics, data.y)
+        return jnp.mean(training.in_float32(task.loss(outputs, y))), outputs
 
     (value, outputs), gradient = jax.value_and_grad(loss, has_aux=True)(params)
     rule = tasks.optimizer_of(task, hyperparameters, steps)

@@ -45,6 +45,29 @@ class Whole:
         return self.function.__qualname__ if self.__module__.startswith("hw1jax.") else (Whole, (self.function,))
 
 
+class Fitted(NamedTuple):
+    """Preprocessing that is fitted on each fold's training part, as scikit-learn's transformers in a Pipeline.
+
+    Pure functions of `jax.numpy`; `statistics` is a tree (dict, tuple) of arrays, of the same shapes in all folds.
+
+    Attributes:
+      fit: (values [n, ...], y [n, ...], weights float [n]) -> statistics. Without weights of the samples all are 1.
+      transform: (statistics, values [batch, ...]) -> values, each example's from itself alone.
+      inverse: (statistics, outputs [batch, ...]) -> outputs in the unit of the values; for `prepare_y`.
+    """
+
+    fit: Callable[[Any, Any, Any], Any]
+    transform: Callable[[Any, Any], Any]
+    inverse: Callable[[Any, Any], Any] | None = None
+
+
+class Fit(NamedTuple):
+    """The untrained arrays of a network whose task has a `Fitted`."""
+
+    state: Any  # as from the task's `init`
+    statistics: Any  # of the training part on which it was trained, as `fit` returns them
+
+
 def unchanged(x: Any) -> Any:
     """The default `prepare`."""
     return x
@@ -68,22 +91,26 @@ class Task(NamedTuple):
       loss: (outputs, y) -> [batch], one value an example.
       optimizer: (hyperparameters) -> optax transformation. It may take `num_steps`, an int: the number of all updates
         of the member's fold, for a schedule. A transformation whose `update` takes `value` gets the loss.
-      prepare: x -> x, applied to a batch before `apply`; once for all trials of a fold that share a program.
+      prepare: x -> x, applied to a batch before `apply`; once for all trials of a fold that share a program. Or a
+        `Fitted`; or a tuple of such, applied in order, each fitted on what those before it give.
       metrics: pairs (name, (outputs, y) -> [batch]), evaluated beside the loss; or (name, `hw1jax.whole(..)`).
       averaging: decay, in (0, 1), of an exponential moving average of the parameters, which is then evaluated and kept
         (Polyak and Juditsky 1992); None: no averaging.
       eval_params: (opt_state, params) -> params to evaluate and keep, such as
         `optax.contrib.schedule_free_eval_params`; None: the trained parameters.
+      prepare_y: a `Fitted` with an inverse: the loss takes the network's outputs and the transformed y; metrics and
+        predictions have outputs in the unit of y (`inverse`).
     """
 
     init: Callable[..., Any]
     apply: Callable[..., Any]
     loss: Callable[[Any, Any], Any]
     optimizer: Callable[..., optax.GradientTransformation]
-    prepare: Callable[[Any], Any] = unchanged
+    prepare: Any = unchanged
     metrics: tuple[tuple[str, Metric], ...] = ()
     averaging: float | None = None
     eval_params: Callable[[Any, Any], Any] | None = None
+    prepare_y: Fitted | None = None
 
     @property
     def each(self) -> tuple[tuple[str, Metric], ...]:
@@ -97,10 +124,14 @@ class Task(NamedTuple):
 
 
 def fresh(function: Any) -> Any:
-    """The function as a new object: JAX traces it again, since a global that it uses may have changed meanwhile.
+    """The function (or tuple of functions) as a new object: JAX traces it again, since a global may have changed.
 
     `programs` finds what has been compiled before. Functions of this package have no such globals.
     """
+    if isinstance(function, Fitted):
+        return Fitted(*map(fresh, function))
+    if type(function) is tuple:
+        return tuple(map(fresh, function))
     if not callable(function) or getattr(function, "__module__", "").partition(".")[0] == "hw1jax":
         return function
     return Whole(fresh(function.function)) if isinstance(function, Whole) else partial(function)
@@ -114,7 +145,8 @@ def original(function: Any) -> Any:
 def fresh_task(task: Task) -> Task:
     """The task with functions that are new objects."""
     functions = {
-        name: fresh(getattr(task, name)) for name in ("init", "apply", "loss", "optimizer", "prepare", "eval_params")
+        name: fresh(getattr(task, name))
+        for name in ("init", "apply", "loss", "optimizer", "prepare", "eval_params", "prepare_y")
     }
     return task._replace(metrics=tuple((name, fresh(metric)) for name, metric in task.metrics), **functions)
 
@@ -235,10 +267,56 @@ def outputs_of(
     return outputs, without_keys(new_state)
 
 
-def evaluated(task: Task, params: Params, state: Any, x: Any, hyperparameters: Hyperparameters) -> Any:
-    """The outputs in evaluation of a batch that has not been prepared."""
+def evaluated(
+    task: Task, params: Params, state: Any, x: Any, hyperparameters: Hyperparameters, statistics: Any = None
+) -> Any:
+    """The outputs in evaluation of a batch that has not been prepared, in the unit of the loss."""
     mask = jnp.ones(len(jax.tree.leaves(x)[0]), bool)
-    return outputs_of(task, params, state, task.prepare(x), hyperparameters, mask=mask)[0]
+    return outputs_of(task, params, state, prepared(task, statistics, x), hyperparameters, mask=mask)[0]
+
+
+def steps_of(prepare: Any) -> tuple[Any, ...]:
+    """The functions and `Fitted`s of `prepare`, in order."""
+    return prepare if isinstance(prepare, tuple) and not isinstance(prepare, Fitted) else (prepare,)
+
+
+def fits_x(prepare: Any) -> bool:
+    """True if `prepare` has a `Fitted`."""
+    return any(isinstance(step, Fitted) for step in steps_of(prepare))
+
+
+def is_fitted(task: Task) -> bool:
+    """True if the task has statistics."""
+    return task.prepare_y is not None or fits_x(task.prepare)
+
+
+def fit(task: Task, x: Any, y: Any, weights: Any) -> tuple[tuple[Any, ...], Any]:
+    """Statistics of a training part: (those of each step of `prepare`, None for a function; those of `prepare_y`)."""
+    found, values = [], x
+    for step in steps_of(task.prepare):
+        found.append(step.fit(values, y, weights) if isinstance(step, Fitted) else None)
+        values = step.transform(found[-1], values) if isinstance(step, Fitted) else step(values)
+    return tuple(found), None if task.prepare_y is None else task.prepare_y.fit(y, y, weights)
+
+
+def prepared(task: Task, statistics: Any, x: Any) -> Any:
+    """A batch as `apply` takes it; `statistics` as of `fit`, None if the task has none."""
+    steps = steps_of(task.prepare)
+    for step, own in zip(steps, [None] * len(steps) if statistics is None else statistics[0], strict=True):
+        x = step.transform(own, x) if isinstance(step, Fitted) else step(x)
+    return x
+
+
+def prepared_y(task: Task, statistics: Any, y: Any) -> Any:
+    """The y of the loss."""
+    return y if task.prepare_y is None else task.prepare_y.transform(statistics[1], y)
+
+
+def in_own_units(task: Task, statistics: Any, outputs: Any) -> Any:
+    """Outputs in the unit of y."""
+    if task.prepare_y is None or task.prepare_y.inverse is None:
+        return outputs
+    return task.prepare_y.inverse(statistics[1], outputs)
 
 
 def optimizer_of(

@@ -15,9 +15,12 @@ from hw1jax.core.tasks import (
     NumSteps,
     Params,
     Task,
+    in_own_units,
     init_variables,
     optimizer_of,
     outputs_of,
+    prepared,
+    prepared_y,
     takes_whole_batches,
     with_keys,
 )
@@ -52,13 +55,15 @@ class Data(NamedTuple):
     x: Any  # a tree of arrays [sample, ...]
     y: Any  # a tree of arrays [sample, ...]
     weights: Any = None  # float [sample]; None: all equal
+    statistics: Any = None  # of the member's fold (`tasks.fit`); a population adds a leading fold axis
 
 
 class Batch(NamedTuple):
     x: Any  # a tree of arrays [microbatch, ...], prepared
-    y: Any  # a tree of arrays [microbatch, example, ...]
+    y: Any  # a tree of arrays [microbatch, example, ...], prepared
     real: jax.Array  # bool [microbatch, example]; False for padding
     weights: jax.Array | None = None  # float [microbatch, example]
+    own_y: Any = None  # y before `prepare_y`, if the task has one
 
 
 def init(task: Task, key: jax.Array, hyperparameters: Hyperparameters, *, num_steps: NumSteps | None = None) -> State:
@@ -100,8 +105,11 @@ def gather(task: Task, data: Data, index: jax.Array, microbatch_size: int) -> Ba
         # As flat rows: a gather of images costs XLA:CPU a division for each pixel.
         return leaf.reshape(len(leaf), -1)[index].reshape(*index.shape, *leaf.shape[1:])
 
-    x, y = jax.vmap(task.prepare)(jax.tree.map(take, data.x)), jax.tree.map(lambda leaf: leaf[index], data.y)
-    return Batch(x, y, real, None if data.weights is None else jnp.where(real, data.weights[index], 0))
+    x = jax.vmap(lambda x: prepared(task, data.statistics, x))(jax.tree.map(take, data.x))
+    y, own_y = jax.tree.map(lambda leaf: leaf[index], data.y), None
+    if task.prepare_y is not None:
+        y, own_y = jax.vmap(lambda y: prepared_y(task, data.statistics, y))(y), y
+    return Batch(x, y, real, None if data.weights is None else jnp.where(real, data.weights[index], 0), own_y)
 
 
 def total_weight(real: jax.Array, weights: jax.Array | None) -> jax.Array:
@@ -227,28 +235,31 @@ def evaluate(
 
     The whole has the padding too, with weight 0.
     """
-    functions, params = (("loss", task.loss), *task.each), final_params(task, state)
+    names, params = ("loss", *(name for name, _ in task.each)), final_params(task, state)
 
-    def one(variables: tuple[Params, Any], batch: Batch, hyperparameters: Hyperparameters) -> tuple[Any, Any]:
+    def one(
+        variables: tuple[Params, Any], batch: Batch, hyperparameters: Hyperparameters, statistics: Any
+    ) -> tuple[Any, Any]:
         batch = jax.tree.map(lambda a: a[0], batch)
         outputs, _ = outputs_of(task, *variables, batch.x, hyperparameters, mask=batch.real)
-        sums = tuple(weighted_sum(function(outputs, batch.y), batch) for _, function in functions)
-        return sums, outputs if task.wholes else None
+        own, own_y = in_own_units(task, statistics, outputs), batch.y if batch.own_y is None else batch.own_y
+        calls = (task.loss, outputs, batch.y), *((metric, own, own_y) for _, metric in task.each)
+        return tuple(weighted_sum(function(o, y), batch) for function, o, y in calls), own if task.wholes else None
 
     one = sequential_vmap(canonical_convolutions(one)) if layout.sequential else one
 
     def body(totals: tuple[jax.Array, ...], index: jax.Array):
         batch = gather(task, data, index, len(index))
-        sums, outputs = one((params, state.model_state), batch, hyperparameters)
+        sums, outputs = one((params, state.model_state), batch, hyperparameters, data.statistics)
         weight = None if batch.weights is None else jnp.sum(batch.weights)
-        whole = (outputs, batch.y, batch.real, batch.weights) if task.wholes else None
+        y = batch.y if batch.own_y is None else batch.own_y
+        whole = (outputs, y, batch.real, batch.weights) if task.wholes else None
         return jax.tree.map(lambda total, value: total + value, totals, sums), (weight, whole)
 
     zero = jnp.zeros((), jnp.result_type(float))
-    totals, (weights, whole) = lax.scan(body, (zero,) * len(functions), val_batches)
+    totals, (weights, whole) = lax.scan(body, (zero,) * len(names), val_batches)
     weight = jnp.sum(val_batches >= 0) if weights is None else jnp.sum(weights)
-    named = zip((name for name, _ in functions), totals, strict=True)
-    found = {name: total / weight.astype(total.dtype) for name, total in named}
+    found = {name: total / weight.astype(total.dtype) for name, total in zip(names, totals, strict=True)}
     if whole is not None:
         outputs, y, real, weights = whole
         outputs = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), outputs)  # [batch, example, ..] -> [example, ..]

@@ -203,7 +203,8 @@ def errors_by_part(results: Results, gaps: Gaps, outputs: str = "test_outputs") 
     `outputs`: whose, by the name in histories.npz.
     """
     inside = inside_gaps(results.data.x_test[:, 0], gaps)
-    losses = np.asarray(results.task.loss(results.histories[outputs], results.data.y_test))
+    loss = results.task.loss if results.model is None else results.model.losses
+    losses = np.asarray(loss(results.histories[outputs], results.data.y_test))
     parts = {"inside the gaps": inside, "outside the gaps": ~inside} if inside.any() else {}
     parts["all test points"] = np.full(len(inside), True)
     return {name: (int(mask.sum()), float(losses[mask].mean())) for name, mask in parts.items() if mask.any()}

@@ -274,9 +274,9 @@ def what_matters(results: Results) -> list[Item]:
 
 def _constant(results: Results) -> float | None:
     """The loss of the best network that ignores its input, where that is known."""
-    return (
-        None if results.data.weights is not None else evaluation.constant_loss(results.task.loss, results.data.y_train)
-    )
+    if results.data.weights is not None or results.task.prepare_y is not None:
+        return None
+    return evaluation.constant_loss(results.task.loss, results.data.y_train)
 
 
 def end_of_scale(results: Results, name: str) -> tuple[float, str]:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from hw1jax.core import folds
+from hw1jax.core import folds, tasks
 from hw1jax.data import Dataset
 from hw1jax.results import evaluation, run_folder, trained_model
 from hw1jax.results.trained_model import Model
@@ -25,7 +25,7 @@ def out_of_fold(model: Model, best: TrialScore, networks: Networks) -> dict[str,
     """
     x = networks.data.x_train
     outputs = model.held_out(networks.folds, x)
-    _check(model, best, networks, outputs)
+    _check(model, best, networks, model.held_out(networks.folds, x, of_loss=True) if model.task.prepare_y else outputs)
     together = folds.out_of_fold(networks.folds, outputs, len(jax.tree.leaves(x)[0]))
     small = isinstance(together, np.ndarray) and together.nbytes <= LARGEST_KEPT
     return {"out_of_fold_outputs": together} if small else {}
@@ -75,11 +75,13 @@ def scores(
 def _check(model: Model, best: TrialScore, networks: Networks, outputs: Sequence[Any]) -> None:
     """Raises a ValueError unless the best trial's fold networks have the losses of the search.
 
-    They may be cut out of wider networks, and are evaluated in another program. `outputs`: of each on what it held out.
+    They may be cut out of wider networks, and are evaluated in another program. `outputs`: of each on what it held
+    out, as the loss takes them.
     """
     data, losses = networks.data, best.defined("loss")
-    for i, (fold, own) in enumerate(zip(networks.folds, outputs, strict=True)):
+    for i, (fold, own, (_, state)) in enumerate(zip(networks.folds, outputs, model.folds, strict=True)):
         y, weights = jax.tree.map(lambda a: a[fold.validation], (data.y_train, data.weights))  # noqa: B023
+        y = tasks.prepared_y(model.task, state.statistics if isinstance(state, tasks.Fit) else None, y)
         loss = float(np.average(np.asarray(model.task.loss(own, y), np.float64), weights=weights))
         if np.isfinite(loss) and not np.isclose(loss, losses[i], rtol=SCORED_AGAIN, atol=1e-5):
             raise ValueError(

@@ -12,7 +12,7 @@ from hw1jax import storage
 from hw1jax.core import folds as folds_
 from hw1jax.core import population, tracebacks
 from hw1jax.core.folds import Fold
-from hw1jax.core.tasks import Task, with_keys, without_keys
+from hw1jax.core.tasks import Fit, Task, is_fitted, prepared_y, with_keys, without_keys
 from hw1jax.results import evaluation
 from hw1jax.search import networks, space_text
 from hw1jax.search import study as study_
@@ -30,7 +30,7 @@ class Model(NamedTuple):
     study: Study
     draw: Draw
     params: Any  # of the refit: a tree of arrays, as from the task's `init`; None without a refit
-    state: Any = None  # the same of untrained arrays; with typed PRNG keys
+    state: Any = None  # the same of untrained arrays, with typed PRNG keys; a `tasks.Fit` with fitted preprocessing
     folds: tuple[tuple[Any, Any], ...] = ()  # (params, state) of the cross-validation's networks
 
     @property
@@ -86,28 +86,46 @@ class Model(NamedTuple):
             raise ValueError("ensemble=True: this model has no fold models")
         return evaluation.ensemble(self.task.loss, self.fold_outputs(x))
 
+    def losses(self, outputs: Any, y: Any) -> Any:
+        """The loss of outputs in the unit of y, [example]."""
+        return self.task.loss(*(prepared_y(self.task, self.statistics, values) for values in (outputs, y)))
+
+    @property
+    def statistics(self) -> Any:
+        """Those of fitted preprocessing of the refit, or without one of the first fold; None if there are none."""
+        state = self.state if self.has_refit else self.folds[0][1]
+        return state.statistics if isinstance(state, Fit) else None
+
     def fold_outputs(self, x: Any) -> list[Any]:
         """Outputs [example, ...] of each fold's network."""
         return self._outputs(self.folds, x)
 
-    def held_out(self, folds: Sequence[Fold], x: Any) -> list[Any]:
-        """Outputs [sample, ...] of each fold's network on the validation part of its fold."""
-        return folds_.held_out(lambda i, x: self._outputs([self.folds[i]], x)[0], folds, x)
+    def held_out(self, folds: Sequence[Fold], x: Any, *, of_loss: bool = False) -> list[Any]:
+        """Outputs [sample, ...] of each fold's network on the validation part of its fold.
 
-    def _outputs(self, networks: Sequence[tuple[Any, Any]], x: Any) -> list[Any]:
-        task, h = self.task, self.hyperparameters
+        `of_loss`: as the loss takes them, instead of in the unit of y.
+        """
+        return folds_.held_out(lambda i, x: self._outputs([self.folds[i]], x, of_loss)[0], folds, x)
+
+    def _outputs(self, networks: Sequence[tuple[Any, Any]], x: Any, of_loss: bool = False) -> list[Any]:
+        task, h = self.task._replace(**({"prepare_y": None} if of_loss else {})), self.hyperparameters
         return [population.predict(task, params, h, x, state=state) for params, state in networks]
 
     def named_parameters(self) -> dict[str, np.ndarray]:
         """Parameters by their paths in the tree, as "dense1/weights"; those of the state begin with "state/".
 
+        Statistics of fitted preprocessing begin with "statistics/".
+
         Raises:
           ValueError: two have the same name.
         """
-        named = [*_by_name(self.params, ""), *_by_name(self.state, "state/")]
+        state, statistics = self.state if isinstance(self.state, Fit) else (self.state, None)
+        named = [*_by_name(self.params, ""), *_by_name(state, "state/"), *_by_name(statistics, "statistics/")]
         found = dict(named)
         if len(found) < len(named):
-            raise ValueError("parameters: two have the same name; rename a part of the tree that is called state")
+            raise ValueError(
+                "parameters: two have the same name; rename a part of the tree that is called state or statistics"
+            )
         return found
 
     def __repr__(self) -> str:
@@ -124,7 +142,7 @@ def score(model: Model, outputs: Any, y: Any) -> dict[str, Any]:
     For class indices also "accuracy" and, unless there are many, "confusion", counts [true class][predicted class]. All
     are None if the loss is not finite; a metric that isn't is None alone.
     """
-    functions = {"loss": model.task.loss, **model.study.metrics}
+    functions = {"loss": model.losses, **model.study.metrics}
     found: dict[str, Any] = {name: _mean(function(outputs, y)) for name, function in functions.items()}
     found = {name: value if np.isfinite(value) else None for name, value in found.items()}
     if found["loss"] is None:
@@ -198,6 +216,7 @@ def load_model(path: Path | str, study: Study) -> Model:
         params, state = _network_from_file(content, shapes) if content.get("refit", True) else (None, None)
         folds = tuple(_network_from_file(network, shapes) for network in content["folds"])
         model = model._replace(params=params, state=state, folds=folds)
+        _check_statistics(model)
         if not _all_finite((params, state, folds)):
             raise ValueError("parameters that are not finite")
         if not model.has_refit and not folds:
@@ -221,12 +240,50 @@ def _with_layers_of(study: Study, draw: Draw) -> Study:
     return study_.narrow(study, **as_many) if as_many else study
 
 
-def _network_to_file(params: Any, state: Any) -> dict[str, dict[str, np.ndarray]]:
+def _network_to_file(params: Any, state: Any) -> dict[str, Any]:
+    if isinstance(state, Fit):
+        return {**_network_to_file(params, state.state), "statistics": _plain(state.statistics)}
     return {"params": by_path(params), "state": by_path(state)}
 
 
 def _network_from_file(content: Any, shapes: tuple[Any, Any]) -> tuple[Any, Any]:
-    return _from_paths(content["params"], shapes[0]), with_keys(_from_paths(content["state"], shapes[1]))
+    params, state = _from_paths(content["params"], shapes[0]), with_keys(_from_paths(content["state"], shapes[1]))
+    return params, Fit(state, _from_plain(content["statistics"])) if "statistics" in content else state
+
+
+def _plain(tree: Any) -> dict[str, Any]:
+    """A tree of dicts, tuples and arrays as MessagePack has it, with the kind of each node."""
+    if isinstance(tree, dict):
+        return {"dict": {name: _plain(value) for name, value in tree.items()}}
+    if isinstance(tree, tuple | list):
+        return {type(tree).__name__: [_plain(value) for value in tree]}
+    return {} if tree is None else {"array": np.asarray(tree)}
+
+
+def _from_plain(content: Any) -> Any:
+    """Inverse of `_plain`; raises a ValueError if it is something else."""
+    if content == {}:
+        return None
+    ((kind, value),) = content.items()
+    if kind == "dict":
+        return {name: _from_plain(part) for name, part in value.items()}
+    if kind in ("tuple", "list"):
+        return (tuple if kind == "tuple" else list)(map(_from_plain, value))
+    if kind != "array" or not isinstance(value, np.ndarray):
+        raise ValueError(f"statistics of an unknown kind {kind}")
+    return value
+
+
+def _check_statistics(model: Model) -> None:
+    """Raises a ValueError unless all networks have statistics of the same shapes, or the task has none."""
+    states = [*([model.state] if model.has_refit else []), *(state for _, state in model.folds)]
+    if any(isinstance(state, Fit) != is_fitted(model.task) for state in states):
+        raise ValueError("prepare or prepare_y is fitted, and was not, or the other way round")
+    if not is_fitted(model.task):
+        return
+    shapes = [jax.tree.map(lambda a: (a.dtype, a.shape), state.statistics) for state in states]
+    if any(other != shapes[0] for other in shapes):
+        raise ValueError("statistics of other shapes")
 
 
 def by_path(tree: Any) -> dict[str, np.ndarray]:

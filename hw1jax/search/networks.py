@@ -11,7 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.stages import Traced
 
-from hw1jax.core import array_checks, checks, cost, identity, member_states, metric_checks, population, probe, tasks
+from hw1jax.core import (
+    array_checks,
+    checks,
+    cost,
+    fitting,
+    identity,
+    member_states,
+    metric_checks,
+    population,
+    probe,
+    tasks,
+)
 from hw1jax.core.folds import Fold
 from hw1jax.core.layout import Layout
 from hw1jax.core.population import Plan, Population, TrainConfig, Trials
@@ -94,6 +105,7 @@ class Networks:
         self.study, self.search, self.data, self.folds, self.first_fold = study, search, data, list(folds), first_fold
         self._populations: dict[Plan, Population] = {}
         self._layouts: dict[int, Layout] = {}  # by batch size
+        self._statistics: dict[Any, Any] = {}  # by `prepare` and `prepare_y`
 
     def __reduce__(self) -> Any:
         """Pickles the arguments alone: another process makes its own programs and device arrays."""
@@ -136,8 +148,26 @@ class Networks:
                 self.data.x_train,
                 self.widest.hyperparameters,
                 batch_size=batch_size,
+                statistics=self.samples(self.widest.task).statistics,
             )
         return self._layouts[batch_size]
+
+    def statistics(self, task: Task) -> Any:
+        """The task's statistics [fold, ...] of fitted preprocessing; computed once for all tasks with the same one."""
+        checks.check_prepare(task)
+        functions, structure = jax.tree.flatten((task.prepare, task.prepare_y))
+        key = structure, *map(tasks.original, functions)
+        if key not in self._statistics:
+            self._statistics[key] = fitting.statistics(task, self._data, self.folds)
+        return self._statistics[key]
+
+    def samples(self, task: Task) -> Data:
+        """The training data, with the task's statistics of the first fold."""
+        return fitting.of_fold(self._data._replace(statistics=self.statistics(task)), 0)
+
+    @property
+    def _data(self) -> Data:
+        return Data(self.data.x_train, self.data.y_train, self.data.weights)
 
     def num_epochs(self, fixed: Mapping[str, Any]) -> int:
         """The epochs of a network's training, which the space may have as a static hyperparameter."""
@@ -152,11 +182,11 @@ class Networks:
         """Which part of the narrowest network padding changes, over all static hyperparameters; None if nothing."""
         if not space.varying_widths(self.study.space):
             return None
-        few = jax.tree.map(lambda a: np.asarray(a[:NUM_EXAMPLES]), Data(self.data.x_train, self.data.y_train))
+        x, y = jax.tree.map(lambda a: np.asarray(a[:NUM_EXAMPLES]), (self.data.x_train, self.data.y_train))
         for network in self.of_each_program:
             draw = space.narrowest(self.study.space, network.draw)
             wide, narrow = padded(self.study, draw), own(self.study, draw)
-            steps = self._num_steps(wide)
+            steps, few = self._num_steps(wide), Data(x, y, statistics=self.samples(wide.task).statistics)
             changed = probe.padding_changes(wide.task, narrow.task, steps, self.key, wide.hyperparameters, few)
             if changed:
                 return changed
@@ -171,7 +201,8 @@ class Networks:
         """Floating-point operations of an epoch of all folds, at the draw's own widths."""
         x, y = jax.tree.map(lambda a: a[:200], (self.data.x_train, self.data.y_train))
         network = own(self.study, draw)
-        flops = cost.flops(network.task, Data(x, y), network.hyperparameters)
+        few = Data(x, y, statistics=self.samples(network.task).statistics)
+        flops = cost.flops(network.task, few, network.hyperparameters)
         num_samples = len(jax.tree.leaves(self.data.x_train)[0])
         return flops / len(jax.tree.leaves(x)[0]) * (len(self.folds) - self.search.repeats) * num_samples
 
@@ -192,9 +223,9 @@ class Networks:
                 other = next(iter(self._populations.values()))
                 self._populations[plan] = population.with_plan(other, plan)
             else:
-                data = Data(self.data.x_train, self.data.y_train, self.data.weights)
-                self._populations[plan] = population.make_population(task, plan, config, data, self.folds)
-        return self._populations[plan]._replace(task=task, config=config)
+                self._populations[plan] = population.make_population(task, plan, config, self._data, self.folds)
+        made = self._populations[plan]._replace(task=task, config=config)
+        return population.with_statistics(made, self.statistics(task)) if tasks.is_fitted(task) else made
 
     def member_shapes(self, network: Network) -> Any:
         """Shapes and dtypes of a member's `State`; with early stopping of (`State`, `Best`)."""
@@ -214,8 +245,8 @@ class Networks:
     @cached_property
     def undefined(self) -> metric_checks.Undefined:
         """The folds in which a metric is undefined, by its name; checks the metrics of a whole held-out part."""
-        data, score = Data(self.data.x_train, self.data.y_train, self.data.weights), self.study.score
-        found = metric_checks.undefined(self.widest.task, self.widest.hyperparameters, data, self.folds)
+        task, score = self.widest.task, self.study.score
+        found = metric_checks.undefined(task, self.widest.hyperparameters, self.samples(task), self.folds)
         if self.search.early_stopping is not None and score in found:
             raise ValueError(
                 f"early_stopping= needs {score} in each fold, and it is undefined in some: give other folds="
@@ -253,16 +284,20 @@ class Networks:
           ValueError, TypeError: they can't be trained, or a hyperparameter has no effect; one line.
         """
         array_checks.check_weights(self.data.weights, self.folds)
-        samples = Data(self.data.x_train, self.data.y_train)
+        if not all(tasks.fits_x(network.task.prepare) for network in self.of_each_program):
+            parts = ("x_train", "x_test") if self.data.has_test_set else ("x_train",)
+            _ = [array_checks.as_arrays(getattr(self.data, part), part) for part in parts]  # without NaN
         programs = []
         for network in self.of_each_program:
             task, h, steps = network.task, network.hyperparameters, self._num_steps(network)
+            samples = self.samples(task)
             checks.check_task(task, h, samples, steps)
-            weighted = samples._replace(weights=self.data.weights)
-            programs.append(identity.traced(task, h, weighted, self.batch_size(network.fixed), steps))
+            programs.append(identity.traced(task, h, samples, self.batch_size(network.fixed), steps))
         digests = list(map(identity.digest, programs))
         task = self.widest.task  # one of them, as it is compiled
-        checks.check_examples(task, self.key, self.widest.hyperparameters, samples, self._num_steps(self.widest))
+        checks.check_examples(
+            task, self.key, self.widest.hyperparameters, self.samples(task), self._num_steps(self.widest)
+        )
         _ = self.undefined
         self._check_used(programs, digests)
         return hashlib.sha256(" ".join(digests).encode()).hexdigest()

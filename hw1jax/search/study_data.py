@@ -24,7 +24,8 @@ def load_data(study: Study, inputs: Mapping[str, Path | None]) -> Dataset:
     if (data.x_test is None) != (data.y_test is None):
         raise ValueError("x_test= and y_test= go together: give both, or neither for a study without a test set")
     named = zip(data._fields, data[: 4 if data.has_test_set else 2], strict=False)
-    x_train, y_train, *test_set = (array_checks.as_arrays(part, name) for name, part in named)
+    # NaN in x may be filled by the task's `prepare`; `Networks.check` refuses it if it isn't.
+    x_train, y_train, *test_set = (array_checks.as_arrays(part, name, nan=name[0] == "x") for name, part in named)
     x_test, y_test = test_set or (None, None)
     weights = None
     if data.weights is not None:

@@ -131,7 +131,9 @@ class Trainer:
         except (KeyError, TypeError, ValueError) as error:
             raise damaged(self._files.path(_name(job, MEMBERS)), error) from error
         each = [jax.tree.unflatten(tree, [np.array(a[i]) for a in narrow]) for i in range(len(self.networks.folds))]
-        return tuple(tasks.with_keys(network) for network in each)
+        fitted = self.networks.statistics(networks.own(self.networks.study, draw).task)
+        kept = [tasks.with_keys(network) for network in each]
+        return tuple((params, _with_statistics(state, fitted, i)) for i, (params, state) in enumerate(kept))
 
     def _is_last(self, job: Job) -> bool:
         is_refit = not self._val_names()
@@ -227,6 +229,11 @@ def scored(own: Networks, job: Job, trained: Trained) -> list[TrialScore]:
 
 def _name(job: Job, kind: str) -> str:
     return f"{job.name}.{kind}"
+
+
+def _with_statistics(state: Any, statistics: Any, fold: int) -> Any:
+    """A network's state with the statistics of its fold, if there are any."""
+    return state if statistics is None else tasks.Fit(state, jax.tree.map(lambda a: a[fold], statistics))
 
 
 def _draws_as_text(job: Job) -> np.ndarray:

@@ -1,0 +1,133 @@
+"""Preprocessing for tables of numbers, fitted on each fold's training part: `standardize`, `impute_mean`, `quantiles`.
+
+Each is a `Fitted` of arrays float or int [n, ...], or trees of them, and equal to a transformer of scikit-learn.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import ndtr, ndtri
+
+from hw1jax.core.tasks import Fitted
+from hw1jax.core.training import in_float32
+
+NUM_QUANTILES = 100
+EDGE = 1e-7  # as scikit-learn's: closer to the lowest or highest quantile counts as it
+FARTHEST = 5.199337582290661  # the normal quantile of 1 - EDGE
+
+Column = dict[str, jax.Array]  # statistics of one array
+
+
+def _of_each(
+    fit: Callable[[jax.Array, jax.Array], Column],
+    transform: Callable[[Column, jax.Array], jax.Array],
+    inverse: Callable[[Column, jax.Array], jax.Array] | None = None,
+) -> Fitted:
+    """A `Fitted` of trees from functions of one array [n, ...] in float32 at least."""
+
+    def fit_all(values: Any, y: Any, weights: jax.Array) -> tuple[Column, ...]:
+        return tuple(fit(in_float32(jnp.asarray(leaf)), weights) for leaf in jax.tree.leaves(values))
+
+    def of_all(function: Callable[[Column, jax.Array], jax.Array]) -> Callable[[Any, Any], Any]:
+        def apply(statistics: tuple[Column, ...], values: Any) -> Any:
+            leaves, tree = jax.tree.flatten(jax.tree.map(jnp.asarray, values))
+            return tree.unflatten([function(own, in_float32(a)) for own, a in zip(statistics, leaves, strict=True)])
+
+        return apply
+
+    return Fitted(fit_all, of_all(transform), None if inverse is None else of_all(inverse))
+
+
+def _mean(values: jax.Array, weights: jax.Array) -> jax.Array:
+    """Weighted mean over the examples of what isn't NaN; NaN if nothing is."""
+    counts = jnp.where(jnp.isnan(values), 0, _over(values, weights))
+    first = values[jnp.argmax(counts, axis=0), *jnp.indices(values.shape[1:], sparse=True)]
+    from_first = jnp.where(counts > 0, values - first[None], 0)  # large values that differ little lose nothing
+    return first + jnp.sum(counts * from_first, axis=0) / jnp.sum(counts, axis=0)
+
+
+def _over(values: jax.Array, weights: jax.Array) -> jax.Array:
+    """Weights [n] in the shape of the values [n, ...]."""
+    return jnp.broadcast_to(weights.reshape(-1, *[1] * (values.ndim - 1)), values.shape).astype(values.dtype)
+
+
+def _fit_standardize(values: jax.Array, weights: jax.Array) -> Column:
+    mean = _mean(values, weights)
+    scale = jnp.sqrt(_mean(jnp.square(values - mean[None]), weights))
+    highest, lowest = (
+        extreme(values, axis=0, where=~jnp.isnan(values) & (_over(values, weights) > 0), initial=initial)
+        for extreme, initial in ((jnp.max, -jnp.inf), (jnp.min, jnp.inf))
+    )
+    return {"mean": mean, "scale": jnp.where(highest > lowest, scale, 1)}
+
+
+def _row(statistic: jax.Array) -> jax.Array:
+    """A statistic of columns with an axis for the examples; a number is that of any array."""
+    return statistic[None] if statistic.ndim else statistic
+
+
+standardize = _of_each(
+    _fit_standardize,
+    lambda own, values: (values - _row(own["mean"])) / _row(own["scale"]),
+    lambda own, outputs: outputs * _row(own["scale"]) + _row(own["mean"]),
+)
+"""Mean 0 and standard deviation 1 of each column, as scikit-learn's `StandardScaler`; for `prepare` and `prepare_y`.
+
+Constant columns become 0. NaN stays NaN and doesn't count.
+"""
+
+impute_mean = _of_each(
+    lambda values, weights: {"mean": _mean(values, weights)},
+    lambda own, values: jnp.where(jnp.isnan(values), _row(own["mean"]), values),
+)
+"""The mean of its column instead of NaN, as scikit-learn's `SimpleImputer`."""
+
+
+def _fit_quantiles(values: jax.Array, weights: jax.Array) -> Column:
+    counted = ~jnp.isnan(values) & (_over(values, weights) > 0)
+    ordered = jnp.sort(jnp.where(counted, values, jnp.inf), axis=0)
+    last = jnp.sum(counted, axis=0) - 1
+    # The place of each quantile among the ordered values, in whole numbers: ties must not be missed by rounding.
+    steps = jnp.arange(NUM_QUANTILES).reshape(-1, *[1] * last.ndim) * last[None]
+    below, rest = steps // (NUM_QUANTILES - 1), steps % (NUM_QUANTILES - 1)
+    low, high = (jnp.take_along_axis(ordered, jnp.minimum(i, last[None]), axis=0) for i in (below, below + 1))
+    share = rest.astype(values.dtype) / (NUM_QUANTILES - 1)
+    return {"quantiles": jnp.where(rest > 0, low + share * (high - low), low)}
+
+
+def _to_normal(own: Column, values: jax.Array) -> jax.Array:
+    shares = jnp.linspace(0, 1, NUM_QUANTILES, dtype=values.dtype)
+
+    def of_column(quantiles: jax.Array, column: jax.Array) -> jax.Array:
+        # Among equal quantiles, the middle of their shares; near 1 the share above is the more precise one.
+        below, above = (
+            (jnp.interp(column, quantiles, p) + jnp.interp(-column, -quantiles[::-1], p[::-1])) / 2
+            for p in (shares, shares[::-1])
+        )
+        normal = jnp.clip(jnp.where(below < 0.5, ndtri(below), -ndtri(above)), -FARTHEST, FARTHEST)
+        normal = jnp.where(column + EDGE > quantiles[-1], FARTHEST, normal)
+        normal = jnp.where(column - EDGE < quantiles[0], -FARTHEST, normal)
+        return jnp.where(jnp.isnan(column), column, normal)
+
+    return _by_column(of_column, own["quantiles"], values)
+
+
+def _from_normal(own: Column, outputs: jax.Array) -> jax.Array:
+    shares = jnp.linspace(0, 1, NUM_QUANTILES, dtype=outputs.dtype)
+    return _by_column(lambda quantiles, column: jnp.interp(ndtr(column), shares, quantiles), own["quantiles"], outputs)
+
+
+def _by_column(function: Callable[[jax.Array, jax.Array], jax.Array], own: jax.Array, values: jax.Array) -> jax.Array:
+    """Maps a function of (statistics [quantile], values [n]) over the columns of values [n, ...]."""
+    columns = jax.vmap(function, 1, 1)(own.reshape(len(own), -1), values.reshape(len(values), -1))
+    return columns.reshape(values.shape)
+
+
+quantiles = _of_each(_fit_quantiles, _to_normal, _from_normal)
+"""Each column to a normal distribution by its quantiles; for `prepare` and `prepare_y`.
+
+As scikit-learn's `QuantileTransformer(n_quantiles=100, output_distribution="normal", subsample=None)`, for training
+parts of at least 100 samples. Samples of weight 0 don't count, all others count alike. NaN stays NaN.
+"""
