@@ -1,6 +1,7 @@
 """Any sampler of Optuna's draws the same trials however often the search is stopped, extended or repeated."""
 
 import math
+import threading
 import warnings
 from importlib.util import find_spec
 
@@ -102,7 +103,7 @@ def test_a_stopped_and_an_extended_search_have_the_trials_of_one_that_was_left_a
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_trials_are_those_of_optunas_own_ask_and_tell(tmp_path, sampler):
     """Scores, pruned and failed trials all count, and so does the state that a sampler keeps in its study."""
-    study = optuna.create_study(sampler=seeded(sampler)[1])
+    study = optuna.create_study(sampler=seeded(sampler)[1]())
     expected = []
     for _ in range(4):
         trials = [study.ask() for _ in range(BRACKET)]
@@ -125,7 +126,23 @@ def test_a_sampler_without_a_seed_follows_that_of_the_search_and_one_with_a_seed
     assert seeded(fixed)[0] == seeded(fixed, 1)[0] != seeded(those.TPESampler(seed=4))[0]
     assert seeded(those.TPESampler(seed=3, n_startup_trials=2))[0].startswith("TPESampler(n_startup_trials=2) ")
     own = those.RandomSampler()
-    assert seeded(own)[1] is not own and own._rng._rng is None, "the given one is left as it is"
+    assert seeded(own)[1]() is not own and own._rng._rng is None, "the given one is left as it is"
+
+
+class Uncopied(those.RandomSampler):
+    def __init__(self, seed):
+        super().__init__(seed)
+        self.lock = threading.Lock()
+
+
+def test_a_sampler_that_cant_be_copied_is_made_by_a_function(tmp_path):
+    with pytest.raises(
+        TypeError, match=r"^sampler= can't be copied \(cannot pickle '_thread.lock' object\): give a func"
+    ):
+        seeded(Uncopied(0))
+    assert search(tmp_path / "own", lambda: lambda seed: Uncopied(seed)) == search(
+        tmp_path / "usual", lambda: those.RandomSampler(0)
+    )
 
 
 def test_a_grid_is_gone_through_and_ends_the_search(tmp_path):

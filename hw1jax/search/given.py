@@ -13,7 +13,7 @@ NAMES = ("callbacks", "enqueue")
 class Given(NamedTuple):
     """Arguments that only Python can give."""
 
-    sampler: Any = None  # of Optuna; None: `SearchConfig.sampler` says all
+    sampler: Callable[[], Any] | None = None  # makes one of Optuna's; None: `SearchConfig.sampler` says all
     enqueued: Sequence[Mapping[str, Any]] = ()  # hyperparameters of the first trials, by column
     callbacks: Sequence[Callable[..., Any]] = ()  # (study, trial), as of Optuna's `optimize`
 

@@ -1,9 +1,8 @@
 """Draws trials with Optuna's samplers, so that resumed and extended searches have the same ones."""
 
-import copy
 import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from hw1jax.search import given
@@ -73,17 +72,21 @@ class BracketSampler(PureRandomSampler):
     study, in memory, which each process repeats from the first trial on: it asks for the trials of a bracket, and is
     told their scores before the next bracket. Searches that were killed, extended or left alone give the same trials.
 
-    Without a sampler, it is a new TPE sampler for each bracket, seeded by the bracket's first trial.
+    `make` makes the sampler; without it, each bracket has a new TPE sampler, seeded by the bracket's first trial.
     """
 
     def __init__(
-        self, seed: int, direction: Direction, sampler: BaseSampler | None, enqueued: Sequence[Mapping[str, Any]]
+        self,
+        seed: int,
+        direction: Direction,
+        make: Callable[[], BaseSampler] | None,
+        enqueued: Sequence[Mapping[str, Any]],
     ):
         super().__init__(seed, enqueued)
-        self._is_tpe = sampler is None
+        self._is_tpe = make is None
         storage = optuna.storages.InMemoryStorage()
-        made = optuna.create_study(storage=storage, direction=direction)
-        self._study = StoppableStudy(made.study_name, storage, copy.deepcopy(sampler))
+        created = optuna.create_study(storage=storage, direction=direction)
+        self._study = StoppableStudy(created.study_name, storage, make and make())
         for params in self._enqueued:
             self._study.enqueue_trial(params)
         self._trials: list[Trial] = []

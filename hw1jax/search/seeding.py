@@ -8,7 +8,7 @@ import copy
 import hashlib
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,26 +20,39 @@ SIMPLE = (bool, int, float, str, type(None))
 LARGEST_SEED = 2**32 - 1  # of NumPy's RandomState; a longer one is none that a user gave
 
 
-def seeded(sampler: Any, seed: int) -> tuple[str, Any]:
-    """(name, copy of a sampler) that draws the same in each process; generators without a seed get one from `seed`.
+def seeded(sampler: Any, seed: int) -> tuple[str, Callable[[], Any]]:
+    """(name, maker) of a sampler that draws the same in each process; generators without a seed get one from `seed`.
 
-    `sampler` is an Optuna sampler or a function seed -> sampler. The name has the arguments that differ from their
-    defaults, and a digest of all attributes, generators included: "TPESampler(multivariate=True) 5f0a9c31".
+    `sampler` is an Optuna sampler, of which copies are made, or a function seed -> sampler. The name has the arguments
+    that differ from their defaults, and a digest of all attributes, generators included:
+    "TPESampler(multivariate=True) 5f0a9c31".
 
     Raises:
-      TypeError: `sampler` is neither.
+      TypeError: `sampler` is neither, or can't be copied.
     """
-    if not all(hasattr(sampler, part) for part in PARTS) and callable(sampler):
-        with checks.in_function("sampler", sampler, seed=seed):
-            sampler = sampler(seed)
-    if isinstance(sampler, type) or not all(hasattr(sampler, part) for part in PARTS):
-        what = f"the class {sampler.__name__}" if isinstance(sampler, type) else type(sampler).__name__
+    made, content = _made(sampler, seed)
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return f"{_call(made)} {digest[:8]}", lambda: _made(sampler, seed)[0]
+
+
+def _made(sampler: Any, seed: int) -> tuple[Any, Any]:
+    """A new sampler, and what `_content` tells of it."""
+    if all(hasattr(sampler, part) for part in PARTS) and not isinstance(sampler, type):
+        try:
+            made = copy.deepcopy(sampler)
+        except Exception as error:
+            raise TypeError(f"sampler= can't be copied ({error}): give a function seed -> sampler") from error
+    else:
+        made = sampler
+        if callable(sampler) and not isinstance(sampler, type):
+            with checks.in_function("sampler", sampler, seed=seed):
+                made = sampler(seed)
+    if isinstance(made, type) or not all(hasattr(made, part) for part in PARTS):
+        what = f"the class {made.__name__}" if isinstance(made, type) else type(made).__name__
         raise TypeError(
             f"sampler= must be random, tpe, a sampler of Optuna's or a function seed -> sampler, got {what}"
         )
-    sampler = copy.deepcopy(sampler)
-    content = json.dumps(_content(sampler, str(seed), set()), sort_keys=True)
-    return f"{_call(sampler)} {hashlib.sha256(content.encode()).hexdigest()[:8]}", sampler
+    return made, _content(made, str(seed), set())
 
 
 def _call(sampler: Any) -> str:
