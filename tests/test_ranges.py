@@ -14,7 +14,7 @@ import studies
 from hw1jax import cli, load_results, run_study, write_report
 from hw1jax.core.losses import squared_error
 from hw1jax.core.tasks import Task
-from hw1jax.report import trials
+from hw1jax.search import importances, space
 from hw1jax.search.space import Choice, Float, Int
 
 
@@ -45,13 +45,14 @@ STUDY = replace(
         "layers": Choice((4,), (4, 2), static=True),
         "more": Int(0, np.int64(3), step=2, static=True),  # 0 and 2
         "limit": Choice(None, 0.5),
-        "scale": Choice(None, "twice", True, static=True, among=[None, True]),
+        "scale": Choice(None, "twice", True, static=True, among=[None]),
         "rate": Float(np.float64(1e-3), np.float32(0.5), log=True),
     },
     num_trials=8,
     num_epochs=1,
     batch_size=40,
 )
+ALONE = {"members_per_program": 3}  # each trial: longer searches have the same programs
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +62,14 @@ def run(tmp_path_factory):
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_a_search_over_tuples_none_and_steps_resumes_and_is_read_back(sampler, tmp_path):
-    run_study(STUDY, out=tmp_path / "short", num_trials=4, sampler=sampler)
-    results = run_study(STUDY, out=tmp_path / "short", sampler=sampler)
-    whole = run_study(STUDY, out=tmp_path / "whole", sampler=sampler)
+    run_study(STUDY, out=tmp_path / "short", num_trials=4, sampler=sampler, **ALONE)
+    results = run_study(STUDY, out=tmp_path / "short", sampler=sampler, **ALONE)
+    whole = run_study(STUDY, out=tmp_path / "whole", sampler=sampler, **ALONE)
     assert (tmp_path / "short" / "trials.csv").read_bytes() == (tmp_path / "whole" / "trials.csv").read_bytes()
     found = results.trials.params
     assert set(found["layers"]) <= {(4,), (4, 2)} and {type(value) for value in found["layers"]} == {tuple}
     assert set(found["limit"]) == {None, 0.5} and set(found["more"]) <= {0, 2}
-    assert all(value is None or value is True for value in found["scale"])
+    assert found["scale"].tolist() == [None] * 8
     best = {name: values[results.row] for name, values in found.items()}
     assert results.best.params == best == whole.model.draw
     np.testing.assert_array_equal(results.model.predict(STUDY.data.x_test), whole.model.predict(STUDY.data.x_test))
@@ -91,13 +92,20 @@ def test_other_tools_read_tuples_and_none_as_text(run):
 def test_the_page_shows_tuples_none_and_steps(run):
     page = write_report(run.folder, STUDY).read_text()
     assert "<td>(4,), (4, 2)</td>" in page and "<td>0 - 2, step 2</td>" in page and "<td>None, 0.5</td>" in page
-    importances = trials.importances(run)
-    assert all(name in importances.alt for name in ("layers", "limit", "more", "rate"))
+
+
+def test_importances_of_choices_among_tuples_and_none():
+    """The scores depend on the layers alone."""
+    draws = [space.random_draw(STUDY.space, 0, number) for number in range(60)]
+    params = {name: np.array([*(draw[name] for draw in draws), None], object)[:-1] for name in STUDY.space}
+    found = importances.importances(STUDY.space, params, np.array([len(draw["layers"]) for draw in draws], float))
+    assert set(found.shares) == set(STUDY.space)
+    assert next(iter(found.shares)) == "layers" and found.shares["layers"] > 0.9
 
 
 def test_flags_narrow_choices_among_tuples_and_none_and_steps(tmp_path):
     args = ["--layers", "(4,2)", "--more", "0-0", "--limits", "None", "--scales", "True", "None"]
     config, _ = cli.parse(STUDY, None, [*args, "--out", str(tmp_path)])
-    space = config.study.space
-    assert space["layers"].among == ((4, 2),) and space["limit"].among == (None,)
-    assert space["scale"].among == (True, None) and space["more"].values == range(0, 1, 2)
+    narrowed = config.study.space
+    assert narrowed["layers"].among == ((4, 2),) and narrowed["limit"].among == (None,)
+    assert narrowed["scale"].among == (True, None) and narrowed["more"].values == range(0, 1, 2)
