@@ -237,6 +237,7 @@ class _MLP(_Search):
     solver: Any = "adam"
     alpha: Any = (1e-6, 1e-1)
     learning_rate_init: Any = (1e-4, 1e-1)
+    standardize: bool = True
 
     def _network(self) -> tuple[Any, Space]:
         loss = losses.squared_error
@@ -251,6 +252,7 @@ class _MLP(_Search):
             l2=_scaled(_range(self.alpha, "alpha"), 1 / self._batch_size),
             optimizer=self.solver if isinstance(self.solver, str) else tuple(self.solver),
             activation="sigmoid" if self.activation == "logistic" else self.activation,
+            standardize=self.standardize,
         )
 
     def _named(self, draw: Mapping[str, Any]) -> dict[str, Any]:
@@ -322,6 +324,7 @@ class MLPClassifierCV(ClassifierMixin, _MLP):
       solver: "adam", "sgd" or "rmsprop"; several are searched.
       alpha: L2 penalty, which is divided by the batch size; a pair is drawn on a logarithmic scale.
       learning_rate_init: learning rate; a pair is drawn on a logarithmic scale.
+      standardize: scales the features to mean 0 and standard deviation 1, fitted on each fold's training part.
       class_weight: "balanced", or weights by class: factors of the loss in training, not of the scores.
       n_iter: trials, each a draw of hyperparameters.
       cv: number of folds, shuffled and stratified; a splitter of scikit-learn's; or a list of (training indices,
@@ -352,7 +355,7 @@ class MLPClassifierCV(ClassifierMixin, _MLP):
 class MLPRegressorCV(RegressorMixin, _MLP):
     """Dense networks for numbers, [sample] or [sample, target], searched by cross-validation, all at once.
 
-    As `MLPClassifierCV`, without `class_weight`; `scoring` is R2 by default.
+    As `MLPClassifierCV`, without `class_weight`; `standardize` scales the targets as well; `scoring` is R2 by default.
     """
 
     score = cast(Any, _Search.score)  # the mixin's takes no `scoring`

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from hw1jax import layers as layers_
-from hw1jax.core import losses, optimizers
+from hw1jax.core import losses, optimizers, preprocessing
 from hw1jax.core.tasks import Task
 from hw1jax.search.space import Choice, Float, Int, Range, Space
 
@@ -35,6 +35,7 @@ def mlp(
     l2: Scalar = (1e-6, 1e-1),
     optimizer: str | Sequence[str] = "adam",
     activation: str = "relu",
+    standardize: bool = True,
 ) -> tuple[Callable[[dict[str, Any]], Task], Space]:
     """A dense network for x float [sample, num_inputs], as the `task` and the `space` of a study or of `SearchCV`.
 
@@ -48,10 +49,12 @@ def mlp(
       learning_rate, l2: of the optimizer (see `adam_l2`); pairs are drawn on a logarithmic scale.
       optimizer: "adam", "sgd" or "rmsprop"; several are searched.
       activation: of the hidden layers: relu, tanh, sigmoid, silu or identity.
+      standardize: scales the features to mean 0 and standard deviation 1, and so the targets of `squared_error`; fitted
+        on each fold's training part.
 
     Returns:
       (task, space). `task(fixed)` makes the `Task`; equal arguments give the same object. What isn't searched is not in
-      the space. For `cross_validate`: `task({"layers": (50,)})[:4]`, with hyperparameters by the same names.
+      the space. For `cross_validate`, `task({"layers": (50,)})` has the functions; hyperparameters have the same names.
 
     Raises:
       ValueError: unknown names.
@@ -69,7 +72,7 @@ def mlp(
     }
     space = {name: value for name, value in chosen.items() if isinstance(value, Range | tuple) and value != ()}
     values = tuple((name, value) for name, value in chosen.items() if name not in space)
-    return _maker(num_inputs, num_outputs, loss, activation, values), space
+    return _maker(num_inputs, num_outputs, loss, activation, standardize, values), space
 
 
 def _units(units: Any) -> Int:
@@ -86,20 +89,29 @@ def _scalar(value: Any) -> Any:
 
 @lru_cache(maxsize=64)  # an equal network is the same object, so that JAX has its programs
 def _maker(
-    num_inputs: int, num_outputs: int, loss: Callable[..., Any], activation: str, values: tuple[tuple[str, Any], ...]
+    num_inputs: int,
+    num_outputs: int,
+    loss: Callable[..., Any],
+    activation: str,
+    standardize: bool,
+    values: tuple[tuple[str, Any], ...],
 ) -> Callable[[dict[str, Any]], Task]:
     net = _Dense(num_inputs, num_outputs, activation, dict(values))
 
     def task(fixed: dict[str, Any]) -> Task:
-        return _task(net, loss, tuple(fixed.get("layers", ())))
+        return _task(net, loss, standardize, tuple(fixed.get("layers", ())))
 
     return task
 
 
 @lru_cache(maxsize=64)
-def _task(net: "_Dense", loss: Callable[..., Any], layers: tuple[int, ...]) -> Task:
+def _task(net: "_Dense", loss: Callable[..., Any], standardize: bool, layers: tuple[int, ...]) -> Task:
     own = _Sized(net, layers)
-    return Task(own.init, own.apply, loss, net.rule)
+    task = Task(own.init, own.apply, loss, net.rule)
+    if not standardize:
+        return task
+    y = preprocessing.standardize if loss is losses.squared_error else None
+    return task._replace(prepare=preprocessing.standardize, prepare_y=y)
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,7 +28,6 @@ SMALL = {"n_iter": 4, "cv": 3, "max_iter": 6, "batch_size": 32, "random_state": 
 CLASSIFIER = MLPClassifierCV(((4, 12),), learning_rate_init=(1e-2, 1e-1), **SMALL)
 REGRESSOR = MLPRegressorCV(((4, 12),), learning_rate_init=(1e-2, 1e-1), **SMALL)
 CANCER, IS_BENIGN = load_breast_cancer(return_X_y=True)
-CANCER = StandardScaler().fit_transform(CANCER)
 SUGAR, PROGRESSION = load_diabetes(return_X_y=True)
 
 
@@ -123,6 +122,16 @@ def test_halving_prunes_and_its_resources_are_epochs():
 # Data
 
 
+def test_features_and_targets_are_scaled_within_each_fold():
+    plain = clone(REGRESSOR).set_params(max_iter=20).fit(SUGAR, PROGRESSION)
+    moved = clone(REGRESSOR).set_params(max_iter=20).fit(1000 * SUGAR - 7, 50 * PROGRESSION + 3)
+    np.testing.assert_allclose(moved.cv_results_["mean_test_score"], plain.cv_results_["mean_test_score"], atol=2e-3)
+    np.testing.assert_allclose(moved.predict(1000 * SUGAR - 7), 50 * plain.predict(SUGAR) + 3, rtol=0.02)
+    assert plain.score(SUGAR, PROGRESSION) > 0.4
+    raw = clone(REGRESSOR).set_params(max_iter=20, standardize=False).fit(1000 * SUGAR - 7, 50 * PROGRESSION + 3)
+    assert raw.best_score_ < plain.best_score_ - 0.1
+
+
 def test_labels_columns_and_missing_kinds_are_scikit_learns(fitted):
     iris = load_iris(as_frame=True)
     names = iris.target_names[iris.target]
@@ -174,7 +183,7 @@ def test_a_search_is_cloned_configured_and_kept_by_joblib(fitted, tmp_path):
 
 
 def test_a_search_works_after_a_column_transformer_and_within_a_nested_cross_validation():
-    table = pd.DataFrame({"a": CANCER[:, 0], "b": CANCER[:, 1], "c": np.where(CANCER[:, 2] > 0, "large", "small")})
+    table = pd.DataFrame({"a": CANCER[:, 0], "b": CANCER[:, 1], "c": np.where(CANCER[:, 2] > 90, "large", "small")})
     columns = ColumnTransformer([("numbers", StandardScaler(), ["a", "b"]), ("words", OneHotEncoder(), ["c"])])
     pipeline = make_pipeline(columns, clone(CLASSIFIER))
     scores = cross_val_score(pipeline, table, IS_BENIGN, cv=3)
