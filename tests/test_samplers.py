@@ -119,6 +119,15 @@ def test_trials_are_those_of_optunas_own_ask_and_tell(tmp_path, sampler):
     assert search(tmp_path, sampler, num_trials=16, train=halved) == expected
 
 
+def test_a_sampler_learns_from_the_values_of_pruned_trials(tmp_path):
+    def pruned(sign):
+        return lambda draws: {n: {"loss": np.full((1, 2), sign * loss_of(draw))} for n, draw in draws.items()}
+
+    tpe = those.TPESampler(n_startup_trials=2, seed=0)
+    one, other = (search(tmp_path / str(sign), tpe, train=pruned(sign)) for sign in (1, -1))
+    assert one[:BRACKET] == other[:BRACKET] and one[BRACKET:] != other[BRACKET:]
+
+
 def test_a_sampler_without_a_seed_follows_that_of_the_search_and_one_with_a_seed_its_own():
     for name in ("tpe", "random", "scrambled", "genetic", "function"):
         assert seeded(SAMPLERS[name])[0] == seeded(SAMPLERS[name])[0] != seeded(SAMPLERS[name], 1)[0]
