@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import studies
 
-from hw1jax import cli, cross_validate, run, run_study, write_comparison, write_report
+from hw1jax import cli, cross_validate, roc_auc, run, run_study, write_comparison, write_report
 from hw1jax.search import jobs
 from hw1jax.search import study as study_
 from hw1jax.search.observer import Observer
@@ -243,6 +243,15 @@ def test_pages_show_a_search_with_early_stopping(stopped, plain, tmp_path):
     assert "validation ends at " + f"{stopped.trials.means['loss'][stopped.row]:.4g}" in page
     both = write_comparison([stopped.folder, plain.folder], tmp_path / "both.html").read_text()
     assert "ends at nan" not in page + both and "could not be shown" not in page
+
+
+def test_a_score_that_is_undefined_in_a_fold_is_refused_before_anything_is_written(tmp_path):
+    zeros = np.flatnonzero(studies.DEEP_Y[:90] == 0)[:20]
+    folds = [(np.setdiff1d(np.arange(90), zeros), zeros), (np.arange(45), np.arange(45, 90))]
+    asked = replace(DEEP, metrics={"auc": roc_auc}, maximize="auc", folds=folds)
+    with pytest.raises(ValueError, match="^early_stopping= needs auc in each fold"):
+        run_study(asked, out=tmp_path / "out", early_stopping=2)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_flag_and_its_mistakes(tmp_path):
