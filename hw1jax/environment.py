@@ -6,7 +6,9 @@ import platform
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -17,6 +19,7 @@ from typing import Any
 
 import jax
 
+PROGRAM_BYTES = 1 << 20  # more than a compiled program takes
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "optuna", "numpy")
 
 
@@ -106,10 +109,24 @@ def use_all_cores(most: int | None = None) -> None:
     if config.jax_compilation_cache_dir is None:
         cache = os.environ.get("XDG_CACHE_HOME", "")  # its specification ignores relative paths
         with contextlib.suppress(RuntimeError):  # no cache for a user without a home
-            cache = Path(cache if os.path.isabs(cache) else "~/.cache").expanduser()
-            jax.config.update("jax_compilation_cache_dir", str(cache / "hw1jax" / "compiled"))
+            cache = Path(cache if os.path.isabs(cache) else "~/.cache").expanduser() / "hw1jax" / "compiled"
+            if _takes_files(cache):
+                jax.config.update("jax_compilation_cache_dir", str(cache))
     if config.jax_persistent_cache_min_compile_time_secs == 1:  # JAX's default
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _takes_files(folder: Path) -> bool:
+    """True if a program can be written to the folder; else warns, once instead of JAX's warning for each program."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(PROGRAM_BYTES))
+            file.flush()
+    except OSError as error:
+        warnings.warn(f"{folder}: {error.strerror}; compiled programs are not kept for the next run", stacklevel=3)
+        return False
+    return True
 
 
 def check_devices() -> None:

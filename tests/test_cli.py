@@ -1,5 +1,6 @@
 """The command line: the meaning of flags, `--help`, and mistakes: exit code 2, one line, no file written."""
 
+import errno
 import os
 import re
 import shlex
@@ -198,7 +199,7 @@ def test_the_recorded_command_repeats_the_run(monkeypatch, elsewhere):
 
 
 @pytest.mark.parametrize("cache", ["relative", None])
-def test_all_cores_are_used_and_compiled_programs_go_to_the_users_cache_or_nowhere(monkeypatch, cache):
+def test_all_cores_are_used_and_compiled_programs_go_to_the_users_cache_or_nowhere(monkeypatch, tmp_path, cache):
     kept = {}
     defaults = {
         "jax_num_cpu_devices": -1,
@@ -208,9 +209,9 @@ def test_all_cores_are_used_and_compiled_programs_go_to_the_users_cache_or_nowhe
     monkeypatch.setattr(environment.jax, "config", SimpleNamespace(update=kept.__setitem__, **defaults))
     monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", cache) if cache else monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setenv("HOME", "/somewhere")
+    monkeypatch.setenv("HOME", str(tmp_path))
     environment.use_all_cores()
-    assert kept["jax_compilation_cache_dir"] == "/somewhere/.cache/hw1jax/compiled"
+    assert kept["jax_compilation_cache_dir"] == str(tmp_path / ".cache/hw1jax/compiled")
     assert kept["jax_num_cpu_devices"] == len(os.sched_getaffinity(0))
     kept.clear()
 
@@ -230,6 +231,22 @@ def test_all_cores_are_used_and_compiled_programs_go_to_the_users_cache_or_nowhe
     monkeypatch.setattr(environment.jax, "config", SimpleNamespace(update=kept.__setitem__, **own))
     environment.use_all_cores()
     assert kept == {}, "what a script has configured stays"
+
+
+def test_a_cache_folder_that_takes_no_program_is_one_line_and_not_used(monkeypatch, tmp_path):
+    kept = {}
+    defaults = {"jax_num_cpu_devices": 1, "jax_compilation_cache_dir": None}
+    config = SimpleNamespace(update=kept.__setitem__, jax_persistent_cache_min_compile_time_secs=1.0, **defaults)
+    monkeypatch.setattr(environment.jax, "config", config)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(environment.tempfile, "TemporaryFile", full)
+    with pytest.warns(UserWarning, match="hw1jax/compiled: No space left on device; compiled programs are not kept"):
+        environment.use_all_cores()
+    assert "jax_compilation_cache_dir" not in kept
 
 
 # Flags of any study.
