@@ -98,31 +98,29 @@ def _fit_quantiles(values: jax.Array, weights: jax.Array) -> Column:
 
 
 def _to_normal(own: Column, values: jax.Array) -> jax.Array:
-    shares = jnp.linspace(0, 1, NUM_QUANTILES, dtype=values.dtype)
-
-    def of_column(quantiles: jax.Array, column: jax.Array) -> jax.Array:
-        # Among equal quantiles, the middle of their shares; near 1 the share above is the more precise one.
-        below, above = (
-            (jnp.interp(column, quantiles, p) + jnp.interp(-column, -quantiles[::-1], p[::-1])) / 2
-            for p in (shares, shares[::-1])
-        )
-        normal = jnp.clip(jnp.where(below < 0.5, ndtri(below), -ndtri(above)), -FARTHEST, FARTHEST)
-        normal = jnp.where(column + EDGE > quantiles[-1], FARTHEST, normal)
-        normal = jnp.where(column - EDGE < quantiles[0], -FARTHEST, normal)
-        return jnp.where(jnp.isnan(column), column, normal)
-
-    return _by_column(of_column, own["quantiles"], values)
+    quantiles, last = own["quantiles"], NUM_QUANTILES - 1
+    # By comparing all: a binary search takes XLA much longer to compile. [n, ..., quantile] each.
+    ordered, each = jnp.moveaxis(quantiles, 0, -1)[None], values[..., None]
+    lower, lower_or_equal = (jnp.sum(compared, axis=-1) for compared in (ordered < each, ordered <= each))
+    i = jnp.clip(lower_or_equal, 1, last)
+    low, high = (jnp.take_along_axis(quantiles, k, axis=0) for k in (i - 1, i))
+    width = jnp.where(high > low, high - low, 1)
+    # Among equal quantiles, the middle of their places. From both ends, since a share near 1 is rounded.
+    is_one, middle = lower_or_equal > lower, (lower + lower_or_equal - 1) / 2
+    below = jnp.where(is_one, middle, i - 1 + (values - low) / width) / last
+    above = jnp.where(is_one, last - middle, last - i + (high - values) / width) / last
+    tail = ndtri(jnp.clip(jnp.minimum(below, above), 0, 1))
+    normal = jnp.clip(jnp.where(below < 0.5, tail, -tail), -FARTHEST, FARTHEST)
+    normal = jnp.where(values + EDGE > quantiles[-1:], FARTHEST, normal)
+    normal = jnp.where(values - EDGE < quantiles[:1], -FARTHEST, normal)
+    return jnp.where(jnp.isnan(values), values, normal)
 
 
 def _from_normal(own: Column, outputs: jax.Array) -> jax.Array:
-    shares = jnp.linspace(0, 1, NUM_QUANTILES, dtype=outputs.dtype)
-    return _by_column(lambda quantiles, column: jnp.interp(ndtr(column), shares, quantiles), own["quantiles"], outputs)
-
-
-def _by_column(function: Callable[[jax.Array, jax.Array], jax.Array], own: jax.Array, values: jax.Array) -> jax.Array:
-    """Maps a function of (statistics [quantile], values [n]) over the columns of values [n, ...]."""
-    columns = jax.vmap(function, 1, 1)(own.reshape(len(own), -1), values.reshape(len(values), -1))
-    return columns.reshape(values.shape)
+    quantiles, place = own["quantiles"], ndtr(outputs) * (NUM_QUANTILES - 1)
+    i = jnp.clip(jnp.floor(place).astype(int), 0, NUM_QUANTILES - 2)
+    low, high = (jnp.take_along_axis(quantiles, k, axis=0) for k in (i, i + 1))
+    return low + (place - i) * (high - low)
 
 
 quantiles = _of_each(_fit_quantiles, _to_normal, _from_normal)
