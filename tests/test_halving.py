@@ -296,11 +296,11 @@ def kept_states(monkeypatch):
         slots = {int(n): i for i, n in reversed(list(enumerate(trials.numbers)))}  # the first: empty ones follow
         return {n: (params, [leaf[i] for leaf in leaves]) for n, i in slots.items()}
 
-    def recording(members, state, trials, *, first_epoch, last_epoch=None):
+    def recording(members, state, trials, *, first_epoch, **settings):
         searched = not members.config.first_fold
         if searched:
             begun.update({(n, first_epoch): own for n, own in kept(state, trials).items()})
-        for step in resume(members, state, trials, first_epoch=first_epoch, last_epoch=last_epoch):
+        for step in resume(members, state, trials, first_epoch=first_epoch, **settings):
             if searched:
                 ended.update({(n, step.num_epochs): own for n, own in kept(step.state, trials).items()})
             yield step

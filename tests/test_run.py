@@ -391,7 +391,9 @@ def test_what_belongs_to_a_search_is_all_that_its_results_depend_on(tmp_path_fac
     config = json.loads((finished_run("toy", tmp_path_factory) / "results.json").read_text())["config"]
     settings = {field.name for field in fields(SearchConfig)}
     study = {"own_folds", "stratify", "space", "metrics", "score", "direction", "task_sha256", "task_versions"}
-    # Of the settings of the program and the output there are none: the plan stands for those that matter.
+    # Of the settings of the program and the output there are none: the plan stands for those that matter. These two
+    # are recorded where they are used.
+    settings -= {"repeats", "early_stopping"}
     assert set(config) == settings | study | {"data_sha256", "plan", "plan_sha256", "format", "num_trials"}
 
 
@@ -476,8 +478,8 @@ def test_a_refit_that_diverges_leaves_results_without_a_test_loss_and_the_same_a
 ):
     refit, drawn = Brackets.refit, []
 
-    def diverging(*args):
-        params, state, train_loss = refit(*args)
+    def diverging(*args, **settings):
+        params, state, train_loss = refit(*args, **settings)
         return jax.tree.map(lambda a: a * np.nan, params), state, train_loss * np.nan
 
     monkeypatch.setattr(Brackets, "refit", diverging)
