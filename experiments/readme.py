@@ -51,7 +51,8 @@ def collect(runs: Path) -> None:
     RESULTS.mkdir(exist_ok=True)
     if (runs / "regression" / "results.json").exists():
         shutil.copy(runs / "regression" / "results.json", RESULTS / "regression.json")
-    for source in (runs / "seeds" / "seeds.json", *(runs / "benchmark" / f"{name}.md" for name in MEASURED)):
+    kept = (f"{name}/{name}.json" for name in ("seeds", "estimators"))
+    for source in (runs / path for path in (*kept, *(f"benchmark/{name}.md" for name in MEASURED))):
         if source.exists():
             shutil.copy(source, RESULTS / source.name)
     for source in (source for block in FIGURES.values() for source in block):
@@ -112,9 +113,39 @@ def seeds_tables(seeds: dict[str, Any]) -> str:
     return "\n".join([*lines, origin(seeds)])
 
 
+def estimators(found: dict[str, Any]) -> dict[str, str]:
+    """Three blocks of medians over the seeds: all numbers, the seconds alone, and a sentence on the README's search."""
+    forms = {"seconds": "{:.0f} s", "cpu_seconds": "{:.0f} s", "cv_score": "{:.3f}", "test_score": "{:.3f}"}
+    lines, seconds, loads = [], [], []
+    for name, data in found["data"].items():
+        searches = data["runs"]
+        rows = [
+            [search, *(_median([run[key] for run in runs], form) for key, form in forms.items())]
+            for search, runs in searches.items()
+        ]
+        work = "{samples:,} samples x {features}, {trials} trials x {folds} folds x {epochs} epochs".format(**data)
+        heads = ["search", "time", "processor time", "validation score", "test score"]
+        lines += [f"**{name}**: {work}, median of {len(data['seeds'])}", "", *table(heads, rows), ""]
+        seconds.append([name, *(row[1] for row in rows)])
+        loads += [run["load"] for runs in searches.values() for run in runs]
+    where = found["environment"]
+    busy = f"{where['cores']} cores of {where['device']}, load average {min(loads):.0f} to {max(loads):.0f}"
+    versions = f"jax {where['packages']['jax']}, scikit-learn {found['sklearn']}"
+    took = dict(zip(found["data"]["digits"]["runs"], seconds[0][1:], strict=True))
+    return {
+        "estimators": "\n".join([*lines, f"`experiments/estimators.py`, {where['date'][:10]}: {busy}, {versions}."]),
+        "estimators short": "\n".join(table(["data", *searches], seconds)),
+        "first search": (
+            f"As a script this takes {took['hw1jax, halving']}, the first time "
+            f"{took['hw1jax, nothing compiled yet, halving']}; scikit-learn's `HalvingRandomSearchCV` of its "
+            f"`MLPClassifier`, with as many trials, folds and epochs, {took['scikit-learn, halving']} ({busy})."
+        ),
+    }
+
+
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of Markdown; columns of numbers are aligned right."""
-    sides = ["---" if head in ("study", "search", "seeds") else "--:" for head in heads]
+    sides = ["---" if head in ("study", "search", "seeds", "data") else "--:" for head in heads]
     return [f"| {' | '.join(row)} |" for row in (heads, sides, *rows)]
 
 
@@ -192,6 +223,8 @@ def blocks(page: Path) -> dict[str, str]:
     if (RESULTS / "seeds.json").exists():
         seeds = json.loads((RESULTS / "seeds.json").read_text())
         found |= {"results": results_table(seeds), "seeds": seeds_tables(seeds)}
+    if (RESULTS / "estimators.json").exists():
+        found |= estimators(json.loads((RESULTS / "estimators.json").read_text()))
     for name in (name for name in MEASURED if (RESULTS / f"{name}.md").exists()):
         text = (RESULTS / f"{name}.md").read_text().strip()
         found[name] = text.replace("\n### ", "\n## ") if name == "benchmark" else text  # sections of docs/speed.md

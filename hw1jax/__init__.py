@@ -36,6 +36,7 @@ from hw1jax.core.preprocessing import standardize as standardize
 from hw1jax.core.tasks import Fitted as Fitted
 from hw1jax.core.tasks import Task as Task
 from hw1jax.data import Dataset as Dataset
+from hw1jax.search.observer import Observer as Observer
 from hw1jax.search.space import Choice as Choice
 from hw1jax.search.space import Float as Float
 from hw1jax.search.space import Int as Int

@@ -30,7 +30,7 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)  # runs/ goes here
     shown = {"__name__": "shown"}
     for block in blocks(page, "python"):
-        exec(block, shown)
+        exec(block.replace("max_iter=81", "max_iter=3"), shown)  # in a second
     if page.name == "README.md":  # whose code runs its study as a script alone
         results = shown["hw"].run_study(shown["study"], num_trials=1, num_epochs=1, out="sine")
         assert set(results.best.params) == {"learning_rate", "weight_decay", "depth"}

@@ -11,7 +11,7 @@ from hw1jax.search.trial_score import TrialScore
 
 
 class Observer:
-    """Receives the progress of a run; this base class ignores it."""
+    """Receives the progress of a run (`observer=`); this base class ignores it, a subclass overrides what it needs."""
 
     def start(self, study: Study, num_trials: int, num_folds: int, num_epochs: int, work: int | None = None) -> None:
         """A search begins. `work`: total epochs of its trials if not all train to the last."""
@@ -31,7 +31,11 @@ class Observer:
         """A note for the user."""
 
     def trials(self, trials: Sequence[TrialScore], study: Study) -> None:
-        """Trials have been scored."""
+        """More trials have been scored; `trials`: all so far.
+
+        Each has `number`, `draw` (its hyperparameters by name), `state`, `epochs`, `scores` (by name, a value for each
+        fold) and `mean(name)` over the folds. A name is "loss" or that of a metric; `study.score` ranks the trials.
+        """
 
     def finish(self, results: dict[str, Any], folder: Path) -> None:
         """The study has ended; its files are in `folder`."""
