@@ -53,7 +53,6 @@ STUDY = hw.Study(
         "optimizer": hw.Choice("adam", "sgd", "rmsprop"),
         "channels": hw.Choice(4, 8, 16, static=True),
     },
-    metrics={"accuracy": hw.accuracy},
     loss_name="cross entropy (nats)",
     classes=[str(digit) for digit in range(10)],
     num_trials=12,

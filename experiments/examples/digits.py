@@ -68,7 +68,6 @@ STUDY = hw.Study(
     metrics={"accuracy": hw.accuracy},
     maximize="accuracy",
     loss_name="cross entropy (nats)",
-    classes=[str(digit) for digit in range(10)],
     num_trials=30,
     num_epochs=40,
     batch_size=64,

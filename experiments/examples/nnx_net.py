@@ -29,13 +29,10 @@ class Net(nnx.Module):
 
 
 def task(fixed):
-    def make(key):
-        return nnx.split(Net(fixed["width"], nnx.Rngs(key)), nnx.Param, ...)
-
     structure = nnx.graphdef(nnx.eval_shape(lambda: Net(fixed["width"], nnx.Rngs(0))))
 
     def init(key, h):
-        _, params, state = make(key)
+        _, params, state = nnx.split(Net(fixed["width"], nnx.Rngs(key)), nnx.Param, ...)
         return params, state
 
     def apply(params, x, h, state, train, mask):
@@ -49,9 +46,7 @@ def task(fixed):
 
 def data():
     x, y = load_digits(return_X_y=True)
-    x_train, x_test, y_train, y_test = train_test_split(
-        np.float32(x / 16), y, test_size=0.25, random_state=0, stratify=y
-    )
+    x_train, x_test, y_train, y_test = train_test_split(np.float32(x / 16), y, random_state=0, stratify=y)
     return hw.Dataset(x_train, y_train, x_test, y_test)
 
 
@@ -61,9 +56,7 @@ STUDY = hw.Study(
     task=task,
     data=data,
     space={"learning_rate": hw.Float(1e-3, 1e-1, log=True), "width": hw.Choice(16, 32, 64, static=True)},
-    metrics={"accuracy": hw.accuracy},
     loss_name="cross entropy (nats)",
-    classes=[str(digit) for digit in range(10)],
     num_trials=12,
     num_epochs=10,
     batch_size=64,

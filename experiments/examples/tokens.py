@@ -33,9 +33,7 @@ def task(fixed):
         init=lambda key, h: net.init(key, jnp.zeros((1, 64), int)),
         apply=lambda params, x, h: net.apply(params, x),
         loss=hw.cross_entropy,
-        optimizer=lambda h: optax.chain(
-            optax.clip_by_global_norm(h["largest_gradient"]), optax.adam(h["learning_rate"])
-        ),
+        optimizer=lambda h: optax.chain(optax.clip_by_global_norm(h["clip"]), optax.adam(h["learning_rate"])),
     )
 
 
@@ -52,12 +50,10 @@ STUDY = hw.Study(
     data=data,
     space={
         "learning_rate": hw.Float(1e-3, 1e-1, log=True),
-        "largest_gradient": hw.Float(0.1, 10, log=True),
+        "clip": hw.Float(0.1, 10, log=True),
         "cell": hw.Choice("gru", "lstm", static=True),
     },
-    metrics={"accuracy": hw.accuracy},
     loss_name="cross entropy (nats)",
-    classes=[str(digit) for digit in range(10)],
     num_trials=20,
     num_epochs=20,
     batch_size=64,

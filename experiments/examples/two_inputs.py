@@ -52,7 +52,6 @@ STUDY = hw.Study(
     metrics={"accuracy": hw.accuracy},
     folds=StratifiedKFold(5, shuffle=True, random_state=0),
     loss_name="cross entropy (nats)",
-    classes=["class 0", "class 1", "class 2"],
     num_trials=60,
     num_epochs=50,
     batch_size=16,
