@@ -4,6 +4,7 @@ They stand where `RandomizedSearchCV(MLPClassifier(), ...)` stands: in a `Pipeli
 `TransformedTargetRegressor`, in `clone` and in joblib's files.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -105,6 +106,8 @@ class _Search(BaseEstimator):
         if (given := getattr(self, "class_weight", None)) is not None:  # `SearchCV` has none: its task has the loss
             each = compute_class_weight(given, classes=self.classes_, y=y)
             self._class_weights = tuple(map(float, each))
+        if self.scoring in ("f1", "average_precision") and self._num_outputs == 2 and self.classes_[0] == 1:
+            raise ValueError(f"scoring={self.scoring!r} is of class 1, which must be the second of {self.classes_}")
         return index.astype(np.int32)
 
     def _search(self, X: np.ndarray, y: np.ndarray, weights: Any, groups: Any) -> Any:
@@ -155,7 +158,7 @@ class _Search(BaseEstimator):
         """Sets the attributes of a fitted search."""
         name, sign, trials = asked.score, 1 if asked.maximize else -1, found.trials
         draws = [self._named(trial.draw) for trial in trials]
-        scores = sign * np.array([trial.scores[name] for trial in trials])
+        scores = sign * np.array([trial.scores[name] for trial in trials], float)  # NaN: undefined in the fold
         results: dict[str, Any] = {f"param_{key}": _column([draw[key] for draw in draws]) for key in draws[0]}
         results |= {"params": draws} | {f"split{i}_test_score": column for i, column in enumerate(scores.T)}
         results["mean_test_score"] = sign * np.array([trial.mean(name) for trial in trials])
@@ -168,6 +171,7 @@ class _Search(BaseEstimator):
         self.best_params_, self.best_score_ = draws[self.best_index_], float(sign * found.best.mean(name))
         self.n_iter_, self._draw = found.best.epochs, found.best.draw
         self._arrays = found.model[2:]  # of the trained networks, without functions: they can be pickled
+        self._settings = self.get_params(deep=False)  # of the trained networks, whatever `set_params` does later
 
     def _outputs(self, X: Any) -> np.ndarray:
         """Outputs of the network, [sample, output]."""
@@ -175,7 +179,9 @@ class _Search(BaseEstimator):
         if not (self.refit or self.ensemble):
             raise NotFittedError("refit=False leaves no network to predict with: give ensemble=True, or refit=True")
         X = self._checked(X, reset=False)
-        model = Model(self._study(Dataset(X, X)), self._draw, *self._arrays)
+        fitted = copy.copy(self)
+        fitted.__dict__ |= self._settings
+        model = Model(fitted._study(Dataset(X, X)), self._draw, *self._arrays)
         return np.asarray(model.predict(X, ensemble=self.ensemble), np.float64)
 
     def _checked(self, X: Any, y: Any = "no_validation", **options: Any) -> Any:
@@ -257,7 +263,8 @@ class _MLP(_Search):
 
     def _named(self, draw: Mapping[str, Any]) -> dict[str, Any]:
         named = {WORDS[name]: value for name, value in draw.items()}
-        return named | ({"alpha": named["alpha"] * self._batch_size} if "alpha" in named else {})
+        # Rounded, so that a value of a list is the one that was given.
+        return named | ({"alpha": float(f"{named['alpha'] * self._batch_size:.14g}")} if "alpha" in named else {})
 
 
 WORDS = {  # of `tabular.mlp`: of scikit-learn

@@ -1,5 +1,6 @@
 """The estimators of `hw1jax.sklearn` in scikit-learn's own tools."""
 
+import copy
 import pickle
 
 import compilations
@@ -119,6 +120,15 @@ def test_halving_prunes_and_its_resources_are_epochs():
     assert search.cv_results_["n_resources"][search.best_index_] == 9
 
 
+def test_a_fold_that_leaves_the_score_undefined_is_nan_and_does_not_count():
+    x, y = CANCER[np.argsort(-IS_BENIGN, kind="stable")], np.sort(IS_BENIGN)[::-1]  # first those of class 1
+    search = clone(CLASSIFIER).set_params(cv=KFold(3), scoring="roc_auc").fit(x, y)
+    splits = np.stack([search.cv_results_[f"split{i}_test_score"] for i in range(3)])
+    assert np.isnan(splits).any(axis=1).tolist() == [True, False, True]
+    np.testing.assert_allclose(search.cv_results_["mean_test_score"], np.nanmean(splits, axis=0))
+    assert search.best_score_ == splits[1].max()
+
+
 # Data
 
 
@@ -195,6 +205,12 @@ def test_targets_may_be_transformed_around_a_search():
     assert search.fit(SUGAR, PROGRESSION).score(SUGAR, PROGRESSION) > 0.3
 
 
+@pytest.mark.parametrize("changed", [{"activation": "tanh"}, {"standardize": False}, {"hidden_layer_sizes": [(7,)]}])
+def test_settings_that_change_after_a_fit_are_those_of_the_next_one(fitted, changed):
+    again = copy.deepcopy(fitted).set_params(**changed)
+    np.testing.assert_array_equal(again.predict_proba(CANCER), fitted.predict_proba(CANCER))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("search", [CLASSIFIER, REGRESSOR], ids=["classifier", "regressor"])
 def test_scikit_learns_own_checks_pass(search):
@@ -224,8 +240,9 @@ def test_hyperparameters_are_numbers_pairs_lists_distributions_or_ranges():
         hidden_layer_sizes=[(4,), (4, 4)],
         solver=["adam", "sgd"],
         alpha=[1e-4, 1e-2],
+        batch_size=200,
         learning_rate_init=stats.loguniform(1e-3, 1e-1),
-        **SMALL | {"n_iter": 8, "max_iter": 2},
+        **{name: value for name, value in SMALL.items() if name != "batch_size"} | {"n_iter": 8, "max_iter": 2},
     ).fit(CANCER, IS_BENIGN)
     found = search.cv_results_
     assert set(found["param_hidden_layer_sizes"]) == {(4,), (4, 4)} and set(found["param_solver"]) == {"adam", "sgd"}
@@ -257,6 +274,18 @@ def test_without_a_refit_the_fold_networks_predict():
 def test_a_wrong_setting_is_one_line_that_names_it(changed, message):
     with pytest.raises(ValueError, match=message):
         clone(CLASSIFIER).set_params(**changed).fit(CANCER, IS_BENIGN)
+
+
+def test_a_score_of_class_1_is_never_that_of_another_class_than_scikit_learns():
+    with pytest.raises(ValueError, match="'f1' is of class 1, which must be the second of"):
+        clone(CLASSIFIER).set_params(scoring="f1").fit(CANCER, IS_BENIGN + 1)
+
+
+def test_weights_that_leave_a_fold_nothing_are_no_divergence():
+    weights = np.arange(len(CANCER)) % 3 > 0
+    folds = [(np.flatnonzero(weights), np.flatnonzero(~weights))]
+    with pytest.raises(ValueError, match="weights= are all 0 in the validation part of fold 0"):
+        clone(CLASSIFIER).set_params(cv=folds).fit(CANCER, IS_BENIGN, sample_weight=weights)
 
 
 def test_each_score_can_rank(fitted):

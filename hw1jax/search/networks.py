@@ -283,7 +283,6 @@ class Networks:
         Raises:
           ValueError, TypeError: they can't be trained, or a hyperparameter has no effect; one line.
         """
-        array_checks.check_weights(self.data.weights, self.folds)
         if not all(tasks.fits_x(network.task.prepare) for network in self.of_each_program):
             parts = ("x_train", "x_test") if self.data.has_test_set else ("x_train",)
             _ = [array_checks.as_arrays(getattr(self.data, part), part) for part in parts]  # without NaN

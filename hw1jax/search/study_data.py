@@ -50,6 +50,9 @@ def splits_of(study: Study, search: SearchConfig, data: Dataset) -> list[Fold]:
     """The study's own folds, or `num_folds` shuffled ones; `repeats` times, one repeat after the other.
 
     Initial parameters and minibatches depend on a fold's number, which goes on from one repeat to the next.
+
+    Raises:
+      TypeError, ValueError: invalid folds, or weights that are all 0 in a part of a fold; one line.
     """
     splits = folds_.make_folds(
         data.x_train,
@@ -60,4 +63,5 @@ def splits_of(study: Study, search: SearchConfig, data: Dataset) -> list[Fold]:
         groups=data.groups,
         stratify=study.stratify,
     )
+    array_checks.check_weights(data.weights, splits)
     return splits * search.repeats
