@@ -1,6 +1,7 @@
 """Cross-validated training of many small networks at once: all folds of all trials in one compiled program.
 
-`import hw1jax` imports JAX, Optax and NumPy alone. Flax, Optuna, matplotlib, rich and tyro are imported on first use.
+`import hw1jax` imports JAX, Optax and NumPy alone. Flax, Optuna, rich and tyro are imported on first use, matplotlib
+before the first figure.
 """
 
 from importlib import import_module

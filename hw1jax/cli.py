@@ -1,6 +1,7 @@
 """The command line of a study: flags from its space and settings, devices, signals and exit codes."""
 
 import contextlib
+import gc
 import os
 import select
 import signal
@@ -67,6 +68,7 @@ def main(study: Study, description: str | None = None, **settings: Study) -> NoR
         environment.use_all_cores(config.program.num_devices)
         if config.program.reproducible:
             environment.make_reproducible()
+        gc.freeze()  # what is imported stays: no collection goes through it again
         return run_and_report(config, flags, STARTED, stop_on_signals())
 
     with_exit_code(work)

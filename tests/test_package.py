@@ -57,11 +57,15 @@ def python(*args, **options):
         ("import hw1jax as hw\nhw.Study, hw.Float, hw.data.Dataset", set()),
         ("import hw1jax as hw\nhw.models, hw.load_model", {"flax", "msgpack", "rich"}),
         ("import hw1jax as hw\nhw.run_study, hw.Results", {"flax", "msgpack", "rich", "optuna", "sqlalchemy"}),
+        (
+            "from hw1jax import cli\nfrom hw1jax.report import network, sections",
+            {"flax", "msgpack", "rich", "optuna", "sqlalchemy", "tyro"},
+        ),
     ],
-    ids=["cross-validation", "study", "model", "search"],
+    ids=["cross-validation", "study", "model", "search", "command line"],
 )
 def test_each_part_imports_what_it_needs_alone(code, allowed):
-    """The command line needs all the others."""
+    """A page needs matplotlib too, when it draws its first figure."""
     done = python("-W", "error::DeprecationWarning:hw1jax", "-c", f"{code}\nimport sys\n{IMPORTED}")
     assert done.returncode == 0, done.stderr
     assert set(done.stdout.splitlines()[-1].split()) <= allowed

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from studies import pixels
 
-from hw1jax.report import drawing, plots, trial_plots
+from hw1jax.report import drawing, look, plots, trial_plots
+from hw1jax.report.look import BEST
 from hw1jax.report.trial_plots import Scores
 
 RANDOM = np.random.default_rng(0)
@@ -310,7 +311,7 @@ def test_parallel_coordinates_have_a_line_a_trial_and_the_best_in_front(ax):
     trials = [line for line in ax.lines if len(line.get_xdata()) == 3]
     assert [line.get_ydata().tolist() for line in trials] == [places[row].tolist() for row in (1, 0, 2, 2)]
     assert [line.get_linestyle() for line in trials[:3]] == ["--", "-", "-"]
-    assert trials[-1].get_label() == "best trial" and trials[-1].get_color() == drawing.BEST
+    assert trials[-1].get_label() == "best trial" and trials[-1].get_color() == BEST
     assert [text.get_text() for text in ax.texts] == ["10", "50", "adam", "low"]
     assert tick_labels(ax.xaxis) == ["hidden\nunits", "optimizer", "loss"]
     assert sum(trials[2].get_color()[:3]) < sum(trials[0].get_color()[:3]), "the better is darker"
@@ -331,7 +332,10 @@ def test_histograms_count_every_value_and_mark_the_biases(ax):
 
 def test_activation_profile_has_a_bar_a_unit_between_0_and_1(ax):
     plots.activation_profile(ax, np.array([0.1, 0.9, 0.5]), title="x = 2")
-    assert [patch.get_height() for patch in ax.patches] == [0.1, 0.9, 0.5]
+    corners = ax.patches[0].get_xy()
+    bars = [[0.6, 0.6, 1.4, 1.4], [1.6, 1.6, 2.4, 2.4], [2.6, 2.6, 3.4, 3.4]]
+    np.testing.assert_allclose(corners[:12, 0].reshape(3, 4), bars)
+    np.testing.assert_allclose(corners[:12, 1].reshape(3, 4), [[0, a, a, 0] for a in (0.1, 0.9, 0.5)])
     assert ax.get_ylim() == (0, 1)
     plots.activation_profile(ax, np.array([-1, 3.0]), title="x = 2", limits=(-1, 3))
     assert ax.get_ylim() == (-1, 3)
@@ -416,10 +420,27 @@ def test_the_style_holds_within_alone_and_pyplots_global_state_stays_out():
     with drawing.style():
         assert matplotlib.rcParams["font.size"] == drawing.STYLE["font.size"]
     assert dict(matplotlib.rcParams) == before
-    for module in (drawing, plots, trial_plots):
+    for module in (drawing, look, plots, trial_plots):
         tree = ast.parse(inspect.getsource(module))
         imports = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
         assert imports and not any("pyplot" in line or "pylab" in line for line in imports)
+
+
+@pytest.mark.parametrize("height", [3.5, 5])
+def test_panels_are_laid_out_within_the_figure_and_beside_each_other(height):
+    with drawing.style():
+        figure, axes = drawing.figure(2, 3, height=height, sharey=True)
+        for i, ax in enumerate(axes.flat):
+            plots.histogram(ax, RANDOM.permuted(np.arange(300.0)) * 10**i, title=f"layer {i}", label="weight")
+        plots.confusion_matrix(axes[1, 2], np.eye(3), ["trouser", "pullover", "ankle boot"])
+        figure.supylabel("activation")
+        figure.draw_without_rendering()
+        assert not [ax for ax in axes.flat if "get_tightbbox" in vars(ax)], "matplotlib's own again"
+        boxes = [ax.get_tightbbox(for_layout_only=True) for ax in axes.flat]  # a title may be wide
+    for i, box in enumerate(boxes):
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+        assert not any(box.overlaps(other) for other in boxes[:i])
+    assert axes[0, 0].get_position().height > 0.2, "the room is used"
 
 
 def test_a_figure_is_a_page_wide_its_png_the_same_every_time_and_a_notebooks_smaller():

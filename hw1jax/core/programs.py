@@ -47,6 +47,11 @@ def trace(function: Callable[..., Any], *args: Any) -> Traced:
     return jax.jit(function, keep_unused=True).trace(*args)
 
 
+def evaluated(function: Callable[..., Any], *args: Any) -> Any:
+    """function(*args) in one program, instead of one for each operation; not optimized, as it runs once."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})(*args)
+
+
 def key_parts(key: jax.Array) -> tuple[Any, np.ndarray]:
     """(implementation, key data) of a PRNG key, as programs take it: plain numbers can be shared by processes."""
     return jax.random.key_impl(key), np.asarray(jax.random.key_data(key))

@@ -1,34 +1,30 @@
-"""The look of figures: their style, colours, size and files, and the axes that plots share.
+"""Figures: their style, size, layout and files.
 
-With `plots` and `trial_plots` it is all that knows matplotlib. Nothing is global: no pyplot, and the style holds within
-`style()`. Colours are Okabe and Ito's, which the colour-blind can tell apart, and matplotlib's viridis, Blues and RdBu.
+The one module that imports matplotlib, which takes a second: others import this one where they draw. Nothing is global:
+no pyplot, and the style holds within `style()`.
 """
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogFormatterMathtext, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import LogFormatterMathtext
+from matplotlib.transforms import Bbox
 from PIL import Image  # which matplotlib writes its PNGs with
 
-Array = np.ndarray
+from hw1jax.report.look import plain_numbers
 
 WIDTH = 6.5  # inches: the text of a printed page
 DOTS_PER_INCH = 190
 NOTEBOOK_DOTS_PER_INCH = 100  # a notebook keeps its pictures in itself, as text
-PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
-BLACK, GREY, LIGHT = "#000000", "#777777", "#bbbbbb"
-BLUE, ORANGE, GREEN, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
-TRAINING, VALIDATION, REFIT, TEST, BEST, PRUNED = BLUE, ORANGE, GREEN, BLACK, ORANGE, SKY
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -50,6 +46,38 @@ STYLE: dict[Any, Any] = {
     "figure.facecolor": "white",
     "text.parse_math": False,  # a dollar sign in a name is one
 }
+
+
+class MeasuredOnce(ConstrainedLayoutEngine):
+    """matplotlib's constrained layout, which lays out twice, with one measurement of each panel's texts.
+
+    Measuring takes as long as drawing. The second time the texts stand out as far from their panels as the first time.
+    """
+
+    def execute(self, fig: Figure) -> None:
+        """Moves and resizes the panels."""
+        panels = fig.get_axes()
+        for ax in panels:
+            ax.get_tightbbox = _measured_once(ax)
+        try:
+            super().execute(fig)
+        finally:
+            for ax in panels:
+                del ax.get_tightbbox
+
+
+def _measured_once(ax: Axes) -> Callable[..., Any]:
+    measure, beyond = ax.get_tightbbox, []
+
+    def bounds(*args: Any, **options: Any) -> Bbox | None:
+        whole = None if beyond else measure(*args, **options)
+        ax.apply_aspect()
+        panel = np.asarray(ax.get_window_extent().extents)
+        if whole is not None:
+            beyond.append(whole.extents - panel)
+        return Bbox.from_extents(panel + beyond[0]) if beyond else None
+
+    return bounds
 
 
 class Drawing(Figure):
@@ -78,7 +106,7 @@ def _with_colours(most: int, canvas: FigureCanvasAgg) -> bytes:
     """The canvas as a PNG file of at most `most` colours; it is a third as large as with all colours."""
     pixels, buffer, dots = Image.fromarray(np.asarray(canvas.buffer_rgba())), io.BytesIO(), canvas.figure.dpi
     pixels.convert("RGB").quantize(most, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
-        buffer, "PNG", optimize=True, dpi=(dots, dots)
+        buffer, "PNG", compress_level=6, dpi=(dots, dots)
     )
     return buffer.getvalue()
 
@@ -93,7 +121,7 @@ def style() -> Iterator[None]:
 
 def figure(num_rows: int = 1, num_columns: int = 1, *, height: float, **options) -> tuple[Drawing, np.ndarray]:
     """A figure as wide as a page and `height` inches high, with its axes [row, column]; options as of `subplots`."""
-    new = Drawing(figsize=(WIDTH, height), dpi=DOTS_PER_INCH, layout="constrained")
+    new = Drawing(figsize=(WIDTH, height), dpi=DOTS_PER_INCH, layout=MeasuredOnce())
     return new, new.subplots(num_rows, num_columns, squeeze=False, **options)
 
 
@@ -102,47 +130,3 @@ def png(figure: Figure) -> bytes:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return _with_colours(256, canvas)
-
-
-def dots(epochs: Array) -> dict[str, Any]:
-    """A few epochs are drawn as points too: a line of one epoch would not be seen."""
-    return {"marker": "o", "markersize": 2.5} if len(epochs) <= 30 else {}
-
-
-def epoch_axis(ax: Axes, epochs: Array) -> None:
-    """An x axis over all epochs ([epoch], from 1), with whole numbers."""
-    room = max(0.02 * len(epochs), 0.2)
-    ax.set_xlim(epochs[0] - room, epochs[-1] + room)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-
-
-def plain_numbers(axis: Axis) -> None:
-    """Numbers such as 0.01 on a logarithmic axis, at its main ticks alone."""
-    axis.set_major_formatter(PLAIN)
-    axis.set_minor_formatter(NullFormatter())
-
-
-def log_axis(ax: Axes, values: Array) -> None:
-    """A logarithmic y axis with plain numbers if the positive finite `values` span more than a factor of 4."""
-    values = np.asarray(values)
-    values = values[np.isfinite(values)]
-    if not len(values) or values.min() <= 0 or values.max() < 4 * values.min():
-        return
-    ax.set_yscale("log")
-    plain_numbers(ax.yaxis)
-    if values.max() < 300 * values.min():  # too narrow for the powers of 10 alone
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.yaxis.set_minor_locator(NullLocator())
-
-
-def range_axis(ax: Axes, axis: str, low: float, high: float, *, log: bool) -> None:
-    """An axis from low to high with a little room; a logarithmic one needs a factor of 20, to have ticks enough."""
-    ticks = ax.xaxis if axis == "x" else ax.yaxis
-    if log and high >= 20 * low:
-        room = (high / low) ** 0.05
-        ax.set(**{f"{axis}scale": "log", f"{axis}lim": (low / room, high * room)})
-        plain_numbers(ticks)
-    else:
-        room = 0.06 * (high - low) or 0.5
-        ax.set(**{f"{axis}lim": (low - room, high + room)})
-        ticks.set_major_locator(MaxNLocator(5, integer=high > 2))

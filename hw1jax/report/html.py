@@ -2,12 +2,16 @@
 
 import html
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hw1jax import formatting
-from hw1jax.report import drawing
 
-Panel = Callable[[drawing.Axes], Any]  # draws into an ax
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from hw1jax.report.drawing import Drawing
+
+Panel = Callable[["Axes"], Any]  # draws into an ax
 
 
 class Markup(str):
@@ -27,7 +31,7 @@ class Figure(NamedTuple):
     name: str
     alt: str
     caption: str
-    draw: Callable[[], drawing.Drawing]
+    draw: "Callable[[], Drawing]"
 
 
 Item = Figure | str
@@ -35,10 +39,12 @@ Item = Figure | str
 
 def grid(
     panels: Sequence[Panel], num_columns: int, *, height: float, title: str = "", label: str = "", **options: Any
-) -> Callable[[], drawing.Drawing]:
+) -> "Callable[[], Drawing]":
     """A function that draws panels into a figure, row by row; `label` is that of all y axes, `height` is in inches."""
 
-    def draw() -> drawing.Drawing:
+    def draw() -> "Drawing":
+        from hw1jax.report import drawing
+
         figure, axes = drawing.figure(-(-len(panels) // num_columns), num_columns, height=height, **options)
         for ax, cell in zip(axes.flat, panels, strict=False):
             cell(ax)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hw1jax import layers
+from hw1jax.core import programs
 from hw1jax.report import plots
 from hw1jax.report.classes import has_images, image
 from hw1jax.report.html import Figure, Item, Panel, grid
@@ -81,7 +82,7 @@ def profiles(results: Results, inputs: Sequence[float]) -> list[Item]:
     if model is None or activations is None:
         return []
     x = np.array(inputs, results.data.x_train.dtype)[:, None]
-    found = activations(model.fixed)(model.params, x, model.hyperparameters)
+    found = programs.evaluated(activations(model.fixed), model.params, x, model.hyperparameters)
     found = {name: np.asarray(values) for name, values in found.items() if name != "output"}
     every = np.concatenate([np.ravel(values) for values in found.values()])
     low, high = min(0.0, float(every.min())), max(1.0, float(every.max()))
@@ -132,7 +133,8 @@ def feature_maps(results: Results, example: int = 0) -> list[Item]:
     if model is None or activations is None:
         return []
     x, y, kind = (data.x_test, data.y_test, "test") if data.has_test_set else (data.x_train, data.y_train, "training")
-    found = activations(model.fixed)(model.params, x[example : example + 1], model.hyperparameters)
+    one = x[example : example + 1]
+    found = programs.evaluated(activations(model.fixed), model.params, one, model.hyperparameters)
     maps = {name: np.asarray(v)[0] for name, v in found.items() if v.ndim == 4 and not name.startswith("pool")}
     name = results.study.classes[y[example]] if results.study.classes else f"{kind} image {example}"
     shown = image(x, example, f"{kind} image {example}:\n{name}") if has_images(results) else plots.nothing

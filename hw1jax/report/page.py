@@ -11,7 +11,7 @@ import jax
 
 from hw1jax import storage
 from hw1jax.core import tracebacks
-from hw1jax.report import comparison, drawing, network, sections, trials
+from hw1jax.report import comparison, network, sections, trials
 from hw1jax.report.html import Figure, Item, Markup, duration, escape, number, score, theirs, words
 from hw1jax.results import evaluation
 from hw1jax.results.results import Results, load_results, study_of
@@ -36,6 +36,8 @@ def write_report(folder: Path | str, study: Study) -> Path:
     Raises:
       ValueError: a file is missing or damaged, or the data are not those of the run; the message is one line.
     """
+    from hw1jax.report import drawing
+
     folder = Path(folder)
     results = load_results(folder, study)
     content = _sections(results)
@@ -122,6 +124,8 @@ def write_comparison(folders: Sequence[Path | str], out: Path | str) -> Path:
     Raises:
       ValueError: fewer than two folders, one twice, or a file is missing or damaged; the message is one line.
     """
+    from hw1jax.report import drawing
+
     if len(folders) < 2:
         raise ValueError("a comparison needs the folders of at least two runs")
     runs, out = comparison.read_runs(folders), Path(out)

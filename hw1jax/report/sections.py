@@ -3,9 +3,11 @@
 A section is a function of a run's results that returns an item (see `items`) or a list of them, in the page's order.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -19,6 +21,9 @@ from hw1jax.results.results import Results
 from hw1jax.results.trials import where_defined
 from hw1jax.search import space as space_
 from hw1jax.search.space import Choice, Int, Range
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 PARTS = {"training": "train", "validation": "val"}  # of a fold, with their names in histories.npz
 Gaps = Sequence[tuple[float, float]]  # intervals of the inputs without training points
@@ -223,7 +228,7 @@ def fit(results: Results, gaps: Gaps = ()) -> list[Item]:
     spread = {"low": folds.min(axis=0), "high": folds.max(axis=0), "mean": folds.mean(axis=0)}
     curve = {"x": h["curve_x"], "y": h["curve_outputs"], **spread}
 
-    def draw_fit(ax: plots.Axes) -> None:
+    def draw_fit(ax: Axes) -> None:
         _draw_points(results, gaps)(ax)
         plots.fitted_curve(ax, **curve)
 

@@ -1,29 +1,31 @@
 """Plots of a search's trials: each function takes arrays and an `ax`, draws into it, and returns it."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from itertools import cycle
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
-from matplotlib.ticker import MaxNLocator
 
-from hw1jax.report.drawing import (
+from hw1jax.report.look import (
     BEST,
     BLACK,
     BLUE,
     GREY,
     LIGHT,
-    PLAIN,
     PRUNED,
     Array,
     dots,
     epoch_axis,
+    few_ticks,
     log_axis,
     range_axis,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 OFF = "failed or off the scale"  # how a legend calls these trials
@@ -51,10 +53,19 @@ class Scores(NamedTuple):
     @property
     def look(self) -> dict[str, Any]:
         """The colours of scores, as a scatter plot and a colour bar take them; dark is good."""
+        from matplotlib.colors import Normalize
+
         shown = self.values[self.on_scale]
         low, high = float(shown.min()), float(shown.max())
         norm = Normalize(low, high) if low < high else Normalize(low - 0.5, high + 0.5)
         return {"norm": norm, "cmap": "viridis_r" if self.high_is_good else "viridis"}
+
+    @property
+    def colours(self) -> ScalarMappable:
+        """The same for single values."""
+        from matplotlib.cm import ScalarMappable
+
+        return ScalarMappable(**self.look)
 
 
 def rungs(ax: Axes, names: Sequence[str], went_on: Array, pruned: Array, failed: Array) -> Axes:
@@ -75,7 +86,7 @@ def rungs(ax: Axes, names: Sequence[str], went_on: Array, pruned: Array, failed:
             begin = begin + values
     ax.invert_yaxis()
     ax.set(title="Trials of each rung", xlabel="trials")
-    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
+    few_ticks(ax.xaxis, nbins=5, integer=True, min_n_ticks=1)
     ax.legend(loc="lower right")
     return ax
 
@@ -207,7 +218,7 @@ def score_plane(
     for axis, (low, high) in zip("xy", ranges, strict=True):
         range_axis(ax, axis, low, high, log=True)
     ax.set(title=title, xlabel=labels[0], ylabel=labels[1])
-    ax.figure.colorbar(ScalarMappable(**scores.look), ax=ax, label=scores.label, format=PLAIN)
+    ax.figure.colorbar(scores.colours, ax=ax, label=scores.label, format="%g")
     ax.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=5)
     return ax
 
@@ -224,7 +235,7 @@ def parallel_coordinates(
       names: of the axes.
       ticks: of each axis, (place, text).
     """
-    values, colours = scores.values, ScalarMappable(**scores.look)
+    values, colours = scores.values, scores.colours
     worst_first = np.argsort(values if scores.high_is_good else -values, kind="stable")
     axes = np.arange(places.shape[1])
     for row in worst_first:
@@ -243,7 +254,7 @@ def parallel_coordinates(
     ax.set_yticks([])
     ax.spines[:].set_visible(False)
     ax.set(title="Each trial a line through its hyperparameters", xlim=(-0.45, axes[-1] + 0.1), ylim=(-0.06, 1.06))
-    ax.figure.colorbar(ScalarMappable(**scores.look), ax=ax, label=scores.label, format=PLAIN)
+    ax.figure.colorbar(scores.colours, ax=ax, label=scores.label, format="%g")
     return ax
 
 

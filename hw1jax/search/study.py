@@ -93,7 +93,7 @@ class Study:
       inputs: names of optional data files, each with a description.
       help: descriptions of hyperparameters, by name, for --help.
       epochs_per_call: epochs between two progress reports, at most; default: by the amount of work.
-      activations: fixed -> (params, x, h) -> {layer: array [example, ...]}, for sections of the page.
+      activations: fixed -> (params, x, h) -> {layer: array [example, ...]}, in JAX's operations, for the page.
       sections: sections of the page, by heading: functions of the run's results (see `report.sections`), which replace
         the page's content under that heading or follow the others.
     """
