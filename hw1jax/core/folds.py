@@ -5,7 +5,7 @@ The order depends on (seed, fold, epoch) alone, so every trial of a fold sees th
 comparison between trials, and lets them share the gathered batch.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -167,17 +167,15 @@ def rare_classes(y: Any, splits: Sequence[Fold]) -> str | None:
     return f"some folds hold out no sample of class {names}: their scores say nothing about it"
 
 
-def held_out(predict: Callable[[int, Any], Any], splits: Sequence[Fold], x: Any) -> list[Any]:
-    """Outputs [sample, ...] of predict(fold's number, x) on the validation part of each fold."""
+def held_out(predict: Callable[[int, Any], Any], splits: Sequence[Fold], x: Any) -> Iterator[Any]:
+    """Outputs [sample, ...] of predict(fold's number, x) on the validation part of one fold after the other."""
     longest = max(len(fold.validation) for fold in splits)  # all parts are padded to it, so that one program serves
-    found = []
     for i, (_, index) in enumerate(splits):
         outputs = predict(i, jax.tree.map(lambda a: a[np.resize(index, longest)], x))  # noqa: B023
-        found.append(jax.tree.map(lambda a: a[: len(index)], outputs))  # noqa: B023
-    return found
+        yield jax.tree.map(lambda a: a[: len(index)], outputs)  # noqa: B023
 
 
-def out_of_fold(splits: Sequence[Fold], outputs: Sequence[Any], num_samples: int) -> Any:
+def out_of_fold(splits: Sequence[Fold], outputs: Iterable[Any], num_samples: int) -> Any:
     """Puts the outputs of `held_out` together: [sample, ...], NaN if no fold held it out, the mean if several did."""
     indices = [fold.validation for fold in splits]
     count = np.bincount(np.concatenate(indices), minlength=num_samples)

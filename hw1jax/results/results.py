@@ -114,8 +114,7 @@ class Results(NamedTuple):
             raise ValueError(f"out_of_fold: {self.folder} has no fold models")
         splits, x = self.folds, self.data.x_train
         with jax.default_matmul_precision(self.record["config"]["precision"]):
-            outputs = self.model.held_out(splits, x)
-        return folds_.out_of_fold(splits, outputs, len(jax.tree.leaves(x)[0]))
+            return folds_.out_of_fold(splits, self.model.held_out(splits, x), len(jax.tree.leaves(x)[0]))
 
     @property
     def out_of_fold_probabilities(self) -> np.ndarray:

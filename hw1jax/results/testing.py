@@ -1,6 +1,6 @@
 """The test of a run's networks: outputs on what the folds held out and on the test set, and scores in the record."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from hw1jax.search.networks import Networks
 from hw1jax.search.trial_score import TrialScore
 
 SCORED_AGAIN = 0.02  # relative tolerance between a network's loss in the search and alone, in any precision
-LARGEST_KEPT = 2**26  # bytes of out-of-fold outputs in histories.npz; larger ones are computed where they are needed
+LARGEST_KEPT = 2**24  # bytes of out-of-fold outputs in histories.npz; larger ones are computed where they are needed
 
 
 def out_of_fold(model: Model, best: TrialScore, networks: Networks) -> dict[str, Any]:
@@ -23,12 +23,14 @@ def out_of_fold(model: Model, best: TrialScore, networks: Networks) -> dict[str,
     Raises:
       ValueError: the losses of these outputs aren't those of the search.
     """
-    x = networks.data.x_train
-    outputs = model.held_out(networks.folds, x)
-    _check(model, best, networks, model.held_out(networks.folds, x, of_loss=True) if model.task.prepare_y else outputs)
-    together = folds.out_of_fold(networks.folds, outputs, len(jax.tree.leaves(x)[0]))
-    small = isinstance(together, np.ndarray) and together.nbytes <= LARGEST_KEPT
-    return {"out_of_fold_outputs": together} if small else {}
+    splits, x, kept = networks.folds, networks.data.x_train, []
+    num_samples = len(jax.tree.leaves(x)[0])
+    of_loss = model.held_out(splits, x, of_loss=True) if model.task.prepare_y else None
+    for i, outputs in enumerate(model.held_out(splits, x)):  # all of them may not fit into the memory
+        _check(model, best, networks, i, next(of_loss) if of_loss else outputs)
+        if isinstance(outputs, np.ndarray) and num_samples * outputs[:1].nbytes <= LARGEST_KEPT:
+            kept.append(outputs)
+    return {"out_of_fold_outputs": folds.out_of_fold(splits, kept, num_samples)} if kept else {}
 
 
 def outputs(model: Model, data: Dataset) -> dict[str, Any]:
@@ -72,22 +74,20 @@ def scores(
     return {"refit": refit, "test": test, "ensemble": ensemble}
 
 
-def _check(model: Model, best: TrialScore, networks: Networks, outputs: Sequence[Any]) -> None:
-    """Raises a ValueError unless the best trial's fold networks have the losses of the search.
+def _check(model: Model, best: TrialScore, networks: Networks, fold: int, outputs: Any) -> None:
+    """Raises a ValueError unless the outputs of a fold's network have the loss of the search.
 
-    They may be cut out of wider networks, and are evaluated in another program. `outputs`: of each on what it held
-    out, as the loss takes them.
+    It may be cut out of a wider network, and is evaluated in another program. `outputs`: as the loss takes them.
     """
-    data, losses = networks.data, best.defined("loss")
-    for i, (fold, own, (_, state)) in enumerate(zip(networks.folds, outputs, model.folds, strict=True)):
-        y, weights = jax.tree.map(lambda a: a[fold.validation], (data.y_train, data.weights))  # noqa: B023
-        y = tasks.prepared_y(model.task, state.statistics if isinstance(state, tasks.Fit) else None, y)
-        loss = float(np.average(np.asarray(model.task.loss(own, y), np.float64), weights=weights))
-        if np.isfinite(loss) and not np.isclose(loss, losses[i], rtol=SCORED_AGAIN, atol=1e-5):
-            raise ValueError(
-                f"trial {best.number} has a validation loss of {losses[i]:.6g} in fold {i}, and the "
-                f"network that is kept of it {loss:.6g}: it depends on more than parameters, state and inputs"
-            )
+    data, expected, state = networks.data, best.defined("loss")[fold], model.folds[fold][1]
+    y, weights = jax.tree.map(lambda a: a[networks.folds[fold].validation], (data.y_train, data.weights))
+    y = tasks.prepared_y(model.task, state.statistics if isinstance(state, tasks.Fit) else None, y)
+    loss = float(np.average(np.asarray(model.task.loss(outputs, y), np.float64), weights=weights))
+    if np.isfinite(loss) and not np.isclose(loss, expected, rtol=SCORED_AGAIN, atol=1e-5):
+        raise ValueError(
+            f"trial {best.number} has a validation loss of {expected:.6g} in fold {fold}, and the network that is kept "
+            f"of it {loss:.6g}: it depends on more than parameters, state and inputs"
+        )
 
 
 def _failure(model: Model, test: dict[str, Any] | None) -> str | None:

@@ -1,6 +1,6 @@
 """Trained networks with those of their folds: predictions, and a file format that is checked when it is read."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,8 +100,8 @@ class Model(NamedTuple):
         """Outputs [example, ...] of each fold's network."""
         return self._outputs(self.folds, x)
 
-    def held_out(self, folds: Sequence[Fold], x: Any, *, of_loss: bool = False) -> list[Any]:
-        """Outputs [sample, ...] of each fold's network on the validation part of its fold.
+    def held_out(self, folds: Sequence[Fold], x: Any, *, of_loss: bool = False) -> Iterator[Any]:
+        """Outputs [sample, ...] of one fold's network after the other on the validation part of its fold.
 
         `of_loss`: as the loss takes them, instead of in the unit of y.
         """
