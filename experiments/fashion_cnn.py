@@ -80,7 +80,10 @@ STUDY = hw.Study(
         test={"loss": 0.30, "accuracy": 0.89},
     ),
     activations=activations,
-    sections={"Inside the network": [network.weights, network.receptive_fields, network.feature_maps]},
+    sections={
+        "Summary": [homework.questions],
+        "Inside the network": [network.weights, network.receptive_fields, network.feature_maps],
+    },
 )
 
 # The report proposes more units and more trials; this adds ReLU as an activation, and averaged parameters.

@@ -62,7 +62,7 @@ STUDY = hw.Study(
         params={"hidden_units": (49, 26, 24), "learning_rate": 0.002, "l2": 0.0001, "optimizer": "adam"},
         test={"loss": 0.35, "accuracy": 0.87},
     ),
-    sections={"Inside the network": [network.weights]},
+    sections={"Summary": [homework.questions], "Inside the network": [network.weights]},
 )
 
 # The report proposes more units and more trials; this adds ReLU as an activation, and averaged parameters.

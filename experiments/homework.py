@@ -1,13 +1,20 @@
 """The homework report that the three studies reproduce, and how they differ from it."""
 
+import contextlib
+import json
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from hw1jax import Reference, Results
+from hw1jax import Halving, Reference, Results, Study
+from hw1jax.report import comparison, html
+from hw1jax.results import run_folder
 
+SEEDS = Path(__file__).parent / "results" / "seeds.json"
 # Halving searches the report's spaces with more trials in about the time that the report's own numbers of trials take.
-HALVING = {"halving": 3, "averaging": 0.99}
-HALVING_TRIALS = {"regression": 150, "fashion_mlp": 54, "fashion_cnn": 48}
+NUM_TRIALS = {"regression": 150, "fashion_mlp": 54, "fashion_cnn": 48}
+BETTER = {name: {"halving": Halving(3), "averaging": 0.99, "num_trials": n} for name, n in NUM_TRIALS.items()}
 
 
 def report(params: Mapping[str, Any], test: Mapping[str, float], data: str = "") -> Reference:
@@ -42,3 +49,31 @@ def noise(results: Results) -> str | list[str]:
         "average no network has a mean squared error below 0.25 on the validation parts of its folds, or below 0.01 on "
         "the test set, and the two are not comparable."
     )
+
+
+def ways(study: Study) -> list[Study]:
+    """The searches that answer a study's three questions, see `questions`; its own is the last."""
+    name, title = study.name, study.shown
+    reported = replace(study, name=f"{name}_as_reported", title=f"{title}, the report's hyperparameters")
+    halving = replace(study, name=f"{name}_halving", title=f"{title}, halving and averaging", **BETTER[name])
+    return [reported, halving, study]
+
+
+QUESTIONS = {
+    "_as_reported": "Is it reproduced? The report's hyperparameters, trained here",
+    "": "How lucky was it? Its search",
+    "_halving": "What should one do instead? Halving and averaging, in about the same time",
+}
+
+
+def questions(results: Results) -> list[html.Item]:
+    """Three questions on a study, and the runs of `reproduce.py` that answer them, if there are any beside this one."""
+    name, runs = results.study.name, []
+    for suffix, question in QUESTIONS.items():
+        with contextlib.suppress(ValueError):  # it hasn't run
+            runs.append((question, run_folder.read_record(results.folder.parent / f"{name}{suffix}")))
+    tests = [seed["test"] for seed in json.loads(SEEDS.read_text())[name]["report"]]
+    shown = [f"{t['accuracy']:.1%}" if "accuracy" in t else f"{t['loss']:.3f}" for t in tests]
+    what = "accuracy" if "accuracy" in tests[0] else "loss"
+    luck = f"With seeds 0 to {len(tests) - 1}, the report's search ends at a test {what} of {', '.join(shown)}."
+    return [comparison.headlines(runs), luck] if len(runs) > 1 else []

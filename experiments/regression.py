@@ -74,6 +74,7 @@ STUDY = hw.Study(
     ),
     activations=activations,
     sections={
+        "Summary": [homework.questions],
         "Data": [partial(sections.points, gaps=regression.GAPS), homework.noise],
         "Test set": [partial(sections.fit, gaps=regression.GAPS)],
         "Inside the network": [network.weights, partial(network.profiles, inputs=(-2.0, 0.0, 2.0))],

@@ -1,8 +1,9 @@
 """Runs the three studies of the homework, each into its own folder, and writes one report page for all.
 
-If a study fails, the others still run; the failure is printed at the end and the exit code is 1.
+Each study runs three times: the report's best hyperparameters, halving and averaging, and the report's own search. If
+one fails, the others still run; the failure is printed at the end and the exit code is 1.
 
-    python experiments/reproduce.py [--quick] [--out DIR] [--data-dir DIR] [--help]
+    python experiments/reproduce.py [--quick] [--as-reported] [--out DIR] [--data-dir DIR] [--help]
 """
 
 import argparse
@@ -10,15 +11,18 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import fashion_cnn
 import fashion_mlp
+import homework
 import regression
 
 from hw1jax import cli, environment, report
 from hw1jax.progress import print_summary
-from hw1jax.search.study import RunConfig
+from hw1jax.search.given import Given, enqueued
+from hw1jax.search.study import RunConfig, Study
 
 STUDIES = {s.name: s for s in (regression.STUDY, fashion_mlp.STUDY, fashion_cnn.STUDY)}
 BEYOND = {name: module.BEYOND for name, module in zip(STUDIES, (regression, fashion_mlp, fashion_cnn), strict=True)}
@@ -32,6 +36,7 @@ def parse(args: Sequence[str]) -> tuple[Path, list[RunConfig], cli.Flags]:
         allow_abbrev=False,
     )
     parser.add_argument("--quick", action="store_true", help="small runs on the real data: two minutes in all")
+    parser.add_argument("--as-reported", action="store_true", help="the report's best hyperparameters alone")
     parser.add_argument("--out", type=Path, help="results folder (default: runs; with --quick: runs/quick)")
     parser.add_argument("--data-dir", help="folder with the four Fashion-MNIST files, instead of fetching them")
     own, flags = parser.parse_known_args(args)
@@ -40,9 +45,20 @@ def parse(args: Sequence[str]) -> tuple[Path, list[RunConfig], cli.Flags]:
     configs = []
     for study in STUDIES.values():
         inputs = ["--data-dir", own.data_dir] if own.data_dir and "data_dir" in study.inputs else []
-        config, shown = cli.parse(study, None, [*flags, *inputs, "--out", str(folder / study.name)])
-        configs.append(config)
+        for asked in homework.ways(study)[: 1 if own.as_reported else None]:
+            config, shown = cli.parse(asked, None, [*flags, *inputs, "--out", str(folder / asked.name)])
+            configs.append(as_reported(config, study) if asked.name == f"{study.name}_as_reported" else config)
     return folder, configs, shown
+
+
+def as_reported(config: RunConfig, study: Study) -> RunConfig:
+    """The config of a search whose only trial has the report's best hyperparameters."""
+    params = [dict(study.reference.params)]
+    search = replace(config.search, halving=None, first_rung=None, brackets=False, sampler="random")
+    asked = replace(config.study, space=study.space)
+    return config._replace(
+        study=asked, num_trials=1, search=search, given=Given(enqueued=enqueued(study.space, params))
+    )
 
 
 def reproduce(folder: Path, configs: Sequence[RunConfig], shown: cli.Flags, stop: threading.Event) -> int:

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from homework import HALVING, HALVING_TRIALS
+from homework import BETTER
 from reproduce import BEYOND, STUDIES
 
 import hw1jax as hw
@@ -40,7 +40,9 @@ def search(name: str, way: str, seed: int, out: Path, **given: Any) -> dict[str,
     """Runs a search, unless its folder has results, and returns its numbers."""
     asked, settings = BEYOND[name] if way == "beyond" else STUDIES[name], {}
     if way == "halving":
-        settings = HALVING | ({} if given["quick"] else {"num_trials": HALVING_TRIALS[name]})
+        settings = dict(BETTER[name])
+        if given["quick"]:
+            del settings["num_trials"]
     if not (out / "results.json").exists():
         hw.run_study(asked, seed=seed, out=out, **settings, **given)
     read = json.loads((out / "results.json").read_text())

@@ -23,7 +23,7 @@ from studies import LINE, few_images
 
 import hw1jax as hw
 from hw1jax import cli, environment, run
-from hw1jax.search import study
+from hw1jax.search import space, study
 from hw1jax.search.study import Output, ProgramConfig, SearchConfig
 
 EXPERIMENTS = Path(reproduce.__file__).parent
@@ -422,10 +422,23 @@ def test_reproduce_gives_its_flags_to_each_study(call):
     folder, configs, shown = reproduce.parse(["--quick", *flags.split(), "--data-dir", "data", "--out", "here"])
     assert folder == Path("here") and shown.quiet
     assert reproduce.parse(["--quick"])[0] == Path("runs", "quick")
-    for config, (name, asked) in zip(configs, BY_NAME.items(), strict=True):
+    assert [config.study.name for config in configs[:3]] == [
+        "regression_as_reported",
+        "regression_halving",
+        "regression",
+    ]
+    for config, (name, asked) in zip(configs[2::3], BY_NAME.items(), strict=True):
         inputs = {} if name == "regression" else {"data_dir": Path("data")}
         expected = study.run_config(asked, inputs=inputs, quick=True, out=Path("here", name), **settings)
         assert content(config) == content(expected)
+    for config, asked in zip(configs[::3], BY_NAME.values(), strict=True):
+        assert config.num_trials == 1 and config.search.halving is None
+        assert space.unflatten(asked.space, config.given.enqueued[0]) == dict(asked.reference.params)
+    for config in configs[1::3]:
+        assert config.search.halving == 3 and config.search.averaging == 0.99 and config.num_trials == 2
+    assert [config.num_trials for config in reproduce.parse([])[1][1::3]] == [150, 54, 48]
+    only = reproduce.parse(["--as-reported"])[1]
+    assert [config.study.name for config in only] == [f"{name}_as_reported" for name in BY_NAME]
 
 
 # How mistakes end.

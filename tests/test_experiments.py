@@ -5,7 +5,10 @@ import inspect
 import json
 import runpy
 import threading
+from pathlib import Path
+from types import SimpleNamespace
 
+import homework
 import jax
 import jax.numpy as jnp
 import pytest
@@ -106,3 +109,23 @@ def test_one_more_hyperparameter_is_a_flag_and_in_all_that_a_run_leaves(tmp_path
     assert len(set(drawn)) == 3 and all(0.6 <= value <= 0.9 for value in drawn)
     assert "<td>momentum</td>" in (out / "report.html").read_text()
     assert hw.load_model(out / "model.msgpack", other).predict(jnp.zeros((7, 1))).shape == (7, 1)
+
+
+@HOMEWORK
+def test_a_page_answers_three_questions_by_the_runs_that_there_are(asked, monkeypatch):
+    def record(folder):
+        if folder.name.endswith("_halving"):
+            raise ValueError("it has not run")
+        test = dict.fromkeys(asked.reference.test, 0.123 if folder.name == asked.name else 0.456)
+        best, config = {"mean_val_loss": 0.5, "std_val_loss": 0.1}, {"num_folds": 3, "num_trials": 1}
+        theirs = {"name": "the report", "test": dict(asked.reference.test), "data": ""}
+        counts = {"complete": 1, "pruned": 0, "failed": 0}
+        return {"title": "", "best": best, "config": config, "test": test, "ensemble": test, "reference": theirs,
+                "trials": counts, "timing": {"total_seconds": 1.0}, "refit": {"failure": None}}  # fmt: skip
+
+    monkeypatch.setattr(homework.run_folder, "read_record", record)
+    table, luck = homework.questions(SimpleNamespace(study=asked, folder=Path("runs") / asked.name))
+    assert "Is it reproduced?" in table and "How lucky was it?" in table and "instead" not in table
+    assert "0.123" in table and "0.456" in table and "With seeds 0 to " in luck
+    monkeypatch.setattr(homework.run_folder, "read_record", lambda folder: record(Path("x_halving")))
+    assert homework.questions(SimpleNamespace(study=asked, folder=Path("runs") / asked.name)) == []

@@ -548,6 +548,7 @@ def test_reproduce_goes_on_after_a_study_that_fails(toy, monkeypatch, capsys):
     told = []
     studies = {"toy": TOY, "classes": replace(CLASSES, data=no_data), "line": LINE}
     monkeypatch.setattr(reproduce, "STUDIES", studies)
+    monkeypatch.setattr(reproduce.homework, "ways", lambda study: [study])
     monkeypatch.setattr(cli.report, "write_report", lambda *_: None)
     monkeypatch.setattr(reproduce.report, "write_overview", lambda *args: told.append(args))
     folder, orders, shown = reproduce.parse(["--out", str(toy.parent), "--quiet", "--num-devices", "1"])

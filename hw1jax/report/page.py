@@ -158,6 +158,7 @@ def _sections(results: Results) -> list[Section]:
     with jax.default_matmul_precision(results.record["config"]["precision"]):
         missing = [Markup(f'<p class="notice">{escape(results.failure)}.</p>')] if results.failure else []
         makers = {
+            "Summary": [],  # a study's own
             "Hyperparameters": [sections.hyperparameters, sections.repeats],
             "Data": [sections.data],
             "Learning": [sections.learning],
