@@ -167,6 +167,8 @@ def test_weights_of_samples_and_classes_change_what_is_learned():
     assert recall(clone(usual).fit(x, y, sample_weight=np.where(y == 1, 6.0, 1.0))) > recall(plain) + 0.1
     ones = clone(usual).set_params(class_weight={0: 1.0, 1: 1.0}).fit(x, y)
     np.testing.assert_array_equal(ones.cv_results_["mean_test_score"], plain.cv_results_["mean_test_score"])
+    ones, plain = (search.set_params(ensemble=True).predict_proba(x) for search in (ones, plain))
+    np.testing.assert_allclose(ones, plain, atol=1e-5, err_msg="the ensemble has the mean of the probabilities")
 
 
 def test_groups_stay_together_also_when_they_are_routed():

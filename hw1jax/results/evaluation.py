@@ -1,5 +1,6 @@
 """Evaluation of a trained model's outputs on a test set."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -25,10 +26,10 @@ def ensemble(loss: Callable[..., Any], outputs: Sequence[Any]) -> Any:
     """Combines the outputs of networks ([example, ...] each, arrays or trees) into outputs that the same loss takes.
 
     Returns:
-      The logarithm of the mean probabilities if the loss is the cross entropy, else the mean of the outputs; float32,
-      or float64 if the outputs are.
+      The logarithm of the mean probabilities if the loss is the cross entropy or wraps it (`functools.wraps`), as with
+      weights of classes, else the mean of the outputs; float32, or float64 if the outputs are.
     """
-    together = _log_mean_softmax if loss is losses.cross_entropy else _mean
+    together = _log_mean_softmax if inspect.unwrap(loss) is losses.cross_entropy else _mean
 
     def of_arrays(*arrays: Any) -> np.ndarray:
         stacked = np.stack(arrays)
