@@ -63,6 +63,7 @@ class _Search(BaseEstimator):
     batch_size: int | str = "auto"
     halving: Halving | int | None = None
     averaging: float | None = None
+    early_stopping: int | None = None
     ensemble: bool = False
     random_state: Any = None
     verbose: int = 0
@@ -119,7 +120,8 @@ class _Search(BaseEstimator):
             "seed": seed,
             "halving": self.halving,
         }
-        settings |= {"averaging": self.averaging, "refit": self.refit, "out": self.out}
+        settings |= {"averaging": self.averaging, "early_stopping": self.early_stopping, "refit": self.refit}
+        settings["out"] = self.out
         folds, num_folds = None, 5 if self.cv is None else self.cv
         if isinstance(num_folds, int | np.integer):  # shuffled and, of classes, stratified
             settings["num_folds"] = int(num_folds)
@@ -342,6 +344,8 @@ class MLPClassifierCV(ClassifierMixin, _MLP):
       batch_size: samples a step; "auto": 200, or all if there are fewer.
       halving: successive halving: `hw1jax.Halving`, or its factor.
       averaging: decay of an exponential moving average of the parameters, which is evaluated and kept.
+      early_stopping: epochs without a better score after which a network stops; its best epoch counts. None: it never
+        does.
       ensemble: predict with the mean of the best trial's fold networks.
       random_state: seed of folds, draws, initial parameters and minibatches.
       verbose: 1: progress; 2: also each trial's score.

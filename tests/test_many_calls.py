@@ -11,6 +11,7 @@ from jax._src import monitoring
 from studies import LINE
 
 import hw1jax as hw
+from hw1jax.sklearn import MLPRegressorCV
 
 X = np.linspace(-1, 1, 20, dtype=np.float32)[:, None]
 
@@ -41,8 +42,12 @@ def validate(_):
     )
 
 
+def fit(_):
+    MLPRegressorCV((4,), n_iter=2, cv=2, max_iter=1, batch_size=5, random_state=0).fit(X, X[:, 0])
+
+
 def test_calls_leave_nothing_behind(tmp_path):
-    for call in (search, validate):
+    for call in (search, validate, fit):
         for _ in range(3):  # caches fill
             call(tmp_path / "run")
         before = left()

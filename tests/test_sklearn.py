@@ -129,6 +129,12 @@ def test_a_fold_that_leaves_the_score_undefined_is_nan_and_does_not_count():
     assert search.best_score_ == splits[1].max()
 
 
+def test_a_network_stops_early_and_the_refit_too():
+    search = clone(CLASSIFIER).set_params(max_iter=40, early_stopping=3).fit(CANCER, IS_BENIGN)
+    longer = clone(CLASSIFIER).set_params(max_iter=40).fit(CANCER, IS_BENIGN)
+    assert search.best_score_ >= longer.best_score_ and search.score(CANCER, IS_BENIGN) > 0.9
+
+
 # Data
 
 
