@@ -8,8 +8,10 @@ import jax
 import numpy as np
 import pytest
 import studies
+from matplotlib.figure import Figure
 
 from hw1jax import cli, cross_validate, roc_auc, run, run_study, write_comparison, write_report
+from hw1jax.report import sections
 from hw1jax.search import jobs
 from hw1jax.search import study as study_
 from hw1jax.search.observer import Observer
@@ -236,6 +238,18 @@ def test_only_a_search_with_early_stopping_has_its_columns_and_setting(plain, st
     assert "early_stopping" not in plain.record["config"] and stopped.record["config"]["early_stopping"] == 2
     with pytest.raises(ValueError, match="holds a search with early_stopping = 2, not 3"):
         run_study(TOY, out=stopped.folder, early_stopping=3, **PADDED)
+
+
+def test_folds_that_have_stopped_count_in_a_pages_means_with_their_scores(stopped):
+    curves, own = sections.counting_curves(stopped, "val_loss"), stopped.histories["val_loss"]
+    ended = np.isnan(own[:, :, -1])
+    np.testing.assert_array_equal(curves[:, :, -1][ended], stopped.trials.folds["loss"][ended])
+    assert ended.any() and np.isfinite(curves).all()
+    np.testing.assert_array_equal(curves[np.isfinite(own)], own[np.isfinite(own)])
+    ax = Figure().add_subplot()
+    sections.learning_panels(stopped)[0](ax)
+    (mean,) = (line.get_ydata() for line in ax.lines if line.get_label() == "validation, mean of 3 folds")
+    np.testing.assert_array_equal(mean, curves[stopped.row].mean(axis=0)[: len(mean)])
 
 
 def test_pages_show_a_search_with_early_stopping(stopped, plain, tmp_path):

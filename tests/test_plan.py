@@ -169,7 +169,8 @@ def test_rungs_end_at_the_epochs_over_powers_of_the_factor_and_not_below_the_fir
     [
         ({}, [20], [1]),
         ({"sampler": "tpe"}, [4] * 5, [1] * 5),
-        ({"sampler": "tpe", "num_trials": 3}, [1] * 3, [1] * 3),
+        ({"sampler": "tpe", "num_trials": 7}, [3, 4], [1] * 2),
+        ({"sampler": "tpe", "num_trials": 2}, [2], [1]),
         ({"brackets": True}, [11, 5, 4], [1, 3, 9]),
         ({"brackets": True, "sampler": "tpe"}, [11, 5, 4], [1, 3, 9]),
         ({"brackets": True, "num_trials": 3}, [1, 1, 1], [1, 3, 9]),

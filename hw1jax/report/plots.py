@@ -129,7 +129,13 @@ def _thinned(values: Array) -> Array:
 
 
 def learning_profile(
-    ax: Axes, folds: Mapping[str, Array], *, title: str, label: str, refit: Array | None = None
+    ax: Axes,
+    folds: Mapping[str, Array],
+    *,
+    title: str,
+    label: str,
+    refit: Array | None = None,
+    means: Mapping[str, Array] | None = None,
 ) -> Axes:
     """A loss or metric of a trial by epoch: each fold thin, their mean bold.
 
@@ -140,12 +146,13 @@ def learning_profile(
       label: of the y axis.
       refit: [epoch], the training loss of the refit. With it, or with training losses of folds, the y axis is that
         of a loss, perhaps logarithmic.
+      means: [epoch] at least, by the names of `folds`, if they aren't those of the values.
     """
     for name, values in folds.items():
         epochs, color = np.arange(1, values.shape[1] + 1), TRAINING if name == "training" else VALIDATION
         ax.plot(epochs, values.T, color=color, linewidth=0.6, alpha=0.55, **dots(epochs))
-        mean = f"{name}, mean of {len(values)} folds"
-        ax.plot(epochs, values.mean(axis=0), color=color, linewidth=1.8, label=mean, **dots(epochs))
+        mean, bold = f"{name}, mean of {len(values)} folds", values.mean(axis=0) if means is None else means[name]
+        ax.plot(epochs, bold[: len(epochs)], color=color, linewidth=1.8, label=mean, **dots(epochs))
         epoch_axis(ax, epochs)
     ax.set(title=title, xlabel="epoch", ylabel=label)
     drawn = list(folds.values())

@@ -120,12 +120,15 @@ def learning(results: Results) -> list[Item]:
     num_trials, limit = len(results.trials.rows), end_of_scale(results, "loss")[1]
     last = float(results.trials.means["loss"][results.row])
     ends = " A ring ends the line of a pruned one." if results.trials.pruned.any() else ""
+    stopped = ""
+    if "early_stopping" in results.record["config"]:
+        stopped = "A fold that has stopped counts in the means with its best epoch. "
     beyond = f", and those that ended beyond {limit}," if limit else ""
     return [
         Figure(
             "learning_profile",
             f"Loss by epoch of the best trial, training and validation; validation ends at {last:.4g}",
-            f"The best trial (number {results.best.number}): each fold thin, their mean bold{refit}. "
+            f"The best trial (number {results.best.number}): each fold thin, their mean bold{refit}. {stopped}"
             "Training losses are means over an epoch while the network changes.",
             grid([profile], 1, height=3.2),
         ),
@@ -147,17 +150,29 @@ def best_curves(results: Results, name: str) -> np.ndarray:
     return values[:, : np.flatnonzero(np.isfinite(values).any(axis=0))[-1] + 1]
 
 
+def counting_curves(results: Results, name: str) -> np.ndarray:
+    """A history of all trials, [trial, fold, epoch], in which the best epoch of a fold goes on after it has stopped."""
+    values, trials = results.histories[name], results.trials
+    if "early_stopping" not in results.record["config"]:
+        return values
+    best = np.stack([trials[f"split{i}_best_epoch"] for i in range(values.shape[1])], axis=1)[:, :, None].astype(int)
+    epochs = np.arange(1, values.shape[2] + 1)
+    stopped = np.isnan(values) & (best > 0) & (best < epochs) & (epochs <= trials["epochs"][:, None, None])
+    return np.where(stopped, np.take_along_axis(values, np.maximum(best - 1, 0), axis=2), values)
+
+
 def learning_panels(results: Results) -> list[Panel]:
     """Losses by epoch, of the best trial and of all."""
     folds = {part: best_curves(results, f"{key}_loss") for part, key in PARTS.items()}
+    means = {part: counting_curves(results, f"{key}_loss")[results.row].mean(axis=0) for part, key in PARTS.items()}
     title, label = "Learning profile of the best trial", results.study.loss_name
     refit = results.histories.get("refit_train_loss")
-    profile = partial(plots.learning_profile, folds=folds, refit=refit, title=title, label=label)
+    profile = partial(plots.learning_profile, folds=folds, means=means, refit=refit, title=title, label=label)
     return [profile, _curves(results, "loss", "Validation loss of all trials, mean over the folds", label)]
 
 
 def _curves(results: Results, name: str, title: str, label: str) -> Panel:
-    curves = where_defined(results.histories[f"val_{name}"]).mean(axis=1)  # [trial, epoch]
+    curves = where_defined(counting_curves(results, f"val_{name}")).mean(axis=1)  # [trial, epoch]
     look = {"title": title, "label": label, "is_loss": name == "loss"}
     return partial(trial_plots.trial_curves, curves=curves, scores=scores_of(results, name), **look)
 
@@ -165,8 +180,9 @@ def _curves(results: Results, name: str, title: str, label: str) -> Panel:
 def _metric_by_epoch(results: Results, name: str) -> Figure:
     values, label = where_defined(best_curves(results, f"val_{name}")[None])[0], words(name)
     last = results.trials.means[name][results.row]
+    means = {"validation": where_defined(counting_curves(results, f"val_{name}"))[results.row].mean(axis=0)}
     panels = [
-        partial(plots.learning_profile, folds={"validation": values}, title="Best trial", label=label),
+        partial(plots.learning_profile, folds={"validation": values}, means=means, title="Best trial", label=label),
         _curves(results, name, "All trials, mean over the folds", label),
     ]
     return Figure(

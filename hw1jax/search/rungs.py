@@ -9,7 +9,7 @@ import numpy as np
 from hw1jax.search.study import SearchConfig
 
 EARLIER_RUNGS = 3  # before the last one, without first_rung=
-TPE_BRACKETS = 5  # of a TPE search with halving
+TPE_BRACKETS = 5  # of a TPE search with halving, at most
 
 
 class Stage(NamedTuple):
@@ -82,7 +82,7 @@ def brackets(num_trials: int, search: SearchConfig) -> list[tuple[int, list[int]
         return [(num_trials, [search.num_epochs])]
     kinds = _kinds(search)
     if search.sampler != "random" and not search.brackets:  # samplers learn between brackets
-        kinds = kinds * min(TPE_BRACKETS, num_trials)
+        kinds = kinds * max(1, min(TPE_BRACKETS, num_trials // search.halving))  # a smaller one would prune nothing
     # Hyperband (Li et al. 2018): brackets cost the same, so one with a longer first rung has fewer trials.
     costs = [sum(step / search.halving**i for i, step in enumerate(np.diff([0, *kind]))) for kind in kinds]
     if num_trials < len(kinds):
