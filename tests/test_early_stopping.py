@@ -254,6 +254,7 @@ def test_folds_that_have_stopped_count_in_a_pages_means_with_their_scores(stoppe
 
 def test_pages_show_a_search_with_early_stopping(stopped, plain, tmp_path):
     page = write_report(stopped.folder, TOY).read_text()
+    assert "mean over its folds in their best epochs" in page
     assert "validation ends at " + f"{stopped.trials.means['loss'][stopped.row]:.4g}" in page
     both = write_comparison([stopped.folder, plain.folder], tmp_path / "both.html").read_text()
     assert "ends at nan" not in page + both and "could not be shown" not in page

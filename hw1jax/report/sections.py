@@ -50,6 +50,7 @@ def repeats(results: Results) -> list[Item]:
     rows = []
     for name, values in results.trials.folds.items():
         each = values[results.row].reshape(results.repeats, -1)  # [repeat, fold]
+        each = each[:, ~np.isnan(each).all(axis=0)]  # undefined there
         spreads = [html.spread(float(each.mean()), float(np.std(each.mean(axis=axis))), name) for axis in (0, 1)]
         rows.append([results.study.loss_name if name == "loss" else words(name), *spreads])
     between = ["between folds (means of the repeats)", "between repeats (means of the folds)"]

@@ -33,6 +33,7 @@ def all_trials(results: Results) -> list[Item]:
     hollow = f" Hollow: {num_hollow} learned no more than a constant." if num_hollow else ""
     small, triangles = (" Small: pruned.", " Triangles: pruned.") if trials.pruned.any() else ("", "")
     idle = "" if constant is None else _idle(trials["state"][scored & ~learned], int(scored.sum()), constant)
+    when = "in their best epochs" if "early_stopping" in results.record["config"] else "after its last epoch"
     constant = constant if study.score == "loss" else None
     dashed = "" if constant is None else f" The dashed line is the loss of the best constant, {constant:.3g}."
     every = partial(
@@ -52,7 +53,7 @@ def all_trials(results: Results) -> list[Item]:
         Figure(
             "trial_scores",
             f"Validation {words(study.score)} of each of {len(scored)} trials with its folds; {num_failed} failed",
-            f"The score of a trial is the mean over its folds after its last epoch.{dashed}{idle}{notes}",
+            f"The score of a trial is the mean over its folds {when}.{dashed}{idle}{notes}",
             grid([every], 1, height=3),
         ),
         Figure(
