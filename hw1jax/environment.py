@@ -145,10 +145,13 @@ def check_devices() -> None:
 
 
 class Clock:
-    """Seconds of each step, and of compilation, which the steps exclude."""
+    """Seconds of each step, and of compilation, which the steps exclude.
 
-    def __init__(self) -> None:
-        self._seconds = {"compile_seconds": 0.0}
+    `before`: seconds from the start of the process to the first step.
+    """
+
+    def __init__(self, before: float = 0.0) -> None:
+        self._seconds = {"start_seconds": before, "compile_seconds": 0.0}
         self._compiling: dict[int, list[tuple[float, float]]] = {}  # {thread: [(begin, end)]}
 
     def _listen(self, event: str, duration_secs: float, **_: Any) -> None:

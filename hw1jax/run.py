@@ -147,11 +147,13 @@ def _in_folder(
         raise TypeError(f"executor= must be a concurrent.futures.Executor, got {type(executor).__name__}")
     if executor is not None and config.program.num_devices is None:  # of a worker
         config = config._replace(program=replace(config.program, num_devices=1))
+    clock = Clock(max(0.0, time.time() - started))
     with jax.default_matmul_precision(config.search.precision):
-        networks = load(config)
-        identity = _identity(config, networks)
-        new = not (config.folder / "journal.log").exists() or config.output.overwrite
-        made = make_plan(networks, config.num_trials, config.program) if new else None  # before anything is written
+        with clock.measure("check_seconds"):
+            networks = load(config)
+            identity = _identity(config, networks)
+            new = not (config.folder / "journal.log").exists() or config.output.overwrite
+            made = make_plan(networks, config.num_trials, config.program) if new else None  # nothing is written yet
         with storage.run_lock(config.folder):
             if config.output.overwrite:
                 run_folder.remove(config.folder)
@@ -164,7 +166,7 @@ def _in_folder(
                 config.folder,
                 new_plan=lambda: (made or make_plan(networks, config.num_trials, config.program)).to_json(),
             )
-            begun = _Run(config, networks, identity, _plan_of(identity, executor), observer, Clock(), executor, stop)
+            begun = _Run(config, networks, identity, _plan_of(identity, executor), observer, clock, executor, stop)
             trainer = _trainer(begun, Folder(config.folder / "brackets" / storage.digest(identity)))
             searched = _searched(begun, opened, trainer)
             return _write(begun, opened, trainer, searched, command, started), searched

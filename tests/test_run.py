@@ -7,6 +7,7 @@ import platform
 import signal
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import fields, replace
 
@@ -22,7 +23,7 @@ import reproduce
 from processes import contents, lasting
 from studies import TOY, TOY_DATA, change_record, finished_copy, finished_run
 
-from hw1jax import cli, environment, run, storage
+from hw1jax import cli, environment, models, run, storage
 from hw1jax.core import population
 from hw1jax.core.folds import PADDING, Fold, minibatches
 from hw1jax.core.losses import accuracy, cross_entropy, squared_error
@@ -165,6 +166,7 @@ def test_run_leaves_consistent_files_behind(study, tmp_path, tmp_path_factory):
     assert rung == {"num_epochs": study.num_epochs, "num_trials": study.num_trials, "went_on": 0, "failed": failed}
     assert found["num_programs"] == (2 if study is CLASSES else 1)
     assert min(found["timing"].values()) >= 0
+    assert sum(found["timing"].values()) <= 2 * found["timing"]["total_seconds"], "the parts are disjoint"
 
 
 def test_the_same_command_gives_the_same_files_and_compiles_no_training_again(tmp_path, tmp_path_factory):
@@ -174,6 +176,32 @@ def test_the_same_command_gives_the_same_files_and_compiles_no_training_again(tm
         go_on(tmp_path / "second")
     assert lasting(tmp_path / "first") == lasting(tmp_path / "second") == lasting(finished)
     assert "jit(_fit)" not in compiled and "jit(_init)" not in compiled
+
+
+def test_a_run_traces_and_compiles_its_networks_few_times(tmp_path):
+    """Each check that needs a trace or a program of its own costs every run a tenth of a second or more."""
+    traced = Counter()
+
+    def task(fixed):
+        net = models.MLP((fixed["units"],), num_outputs=1)
+
+        def init(key, h):
+            traced["init"] += 1
+            return net.init(key, jnp.zeros((1, 1)), (h["units"],))["params"]
+
+        def apply(params, x, h):
+            traced["apply"] += 1
+            return net.apply({"params": params}, x, (h["units"],))
+
+        return line(fixed)._replace(init=init, apply=apply)
+
+    space = LINE.space | {"units": Int(2, 3, width=True)}
+    with compilations.counted() as compiled:
+        run_study(replace(LINE, task=task, space=space), out=tmp_path, widths="padded")
+    assert traced["init"] <= 8 and traced["apply"] <= 14
+    own = {name: count for name, count in Counter(compiled).items() if name.startswith("jit(_")}
+    programs = {"jit(_init)": 1, "jit(_try_out)": 1, "jit(_first_step)": 2, "jit(_fit)": 2}
+    assert {name: own.get(name, 0) for name in programs} == programs
 
 
 def test_the_refit_is_fold_k_of_trial_0_on_all_training_data_as_a_plain_loop_has_it(tmp_path):

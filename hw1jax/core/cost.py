@@ -1,14 +1,13 @@
 """Costs of programs on this machine's devices, and the population's layout that follows from them."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
 from hw1jax.core import layout as layout_
-from hw1jax.core import tasks, training
+from hw1jax.core import member_states, tasks, training
 from hw1jax.core.layout import Layout
 from hw1jax.core.population import Plan, Population, lowered
 from hw1jax.core.tasks import Hyperparameters, Params, Task
@@ -85,8 +84,7 @@ def choose_layout(
 def flops(task: Task, data: Data, hyperparameters: Hyperparameters) -> float:
     """Floating-point operations of one member's loss and gradient on these samples, as counted by XLA."""
     num_samples = len(jax.tree.leaves(data.x)[0])
-    init = partial(tasks.init_variables, task)
-    params, state = jax.eval_shape(init, jax.random.key(0), hyperparameters)
+    params, state = member_states.variable_shapes(task, hyperparameters)
 
     def compute(params, state, key, data, hyperparameters):
         index: Any = np.arange(num_samples)

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from hw1jax.core import programs, training
-from hw1jax.core.tasks import Hyperparameters, NumSteps, Task
+from hw1jax.core import programs, tasks, training
+from hw1jax.core.tasks import Hyperparameters, NumSteps, Params, Task
 from hw1jax.core.training import State
 
 NEW_AT_ONCE, NEW_PARAMETERS = 32, 2**17  # at most so many members, and parameters, are initialized in one call
@@ -25,8 +25,8 @@ def new_members(
     if num_steps is not None and steps is None:
         steps = np.zeros(len(numbers), np.int32)
     members = numbers, folds, hyperparameters, steps
-    shapes = _initial(task, num_steps).eval_shape(key, jax.tree.map(lambda a: a[0], hyperparameters))
-    size = sum(leaf.size for leaf in jax.tree.leaves((shapes.params, shapes.model_state)))
+    shapes = variable_shapes(task, jax.tree.map(lambda a: a[0], hyperparameters))
+    size = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     at_once = max(1, min(NEW_AT_ONCE, NEW_PARAMETERS // max(1, size)))
     few = np.arange(-(-len(numbers) // at_once) * at_once).reshape(-1, at_once) % len(numbers)
     batches = [jax.tree.map(lambda a: a[index], members) for index in few]  # noqa: B023
@@ -65,13 +65,25 @@ def corner(array: np.ndarray, shape: Sequence[int], *, num_leading: int) -> np.n
 
 def member_shapes(task: Task, num_steps: tuple[int, ...] | None, hyperparameters: Hyperparameters) -> State:
     """Shapes and dtypes of a member's state; `hyperparameters` are one trial's."""
-    return _initial(task, num_steps).eval_shape(jax.random.key(0), hyperparameters)
+    return _begin(task, num_steps).eval_shape(*variable_shapes(task, hyperparameters), hyperparameters)
+
+
+def variable_shapes(task: Task, hyperparameters: Hyperparameters) -> tuple[Params, Any]:
+    """Shapes and dtypes of a member's (params, state); `hyperparameters` are one trial's."""
+    return _variables(task).eval_shape(jax.random.key(0), hyperparameters)
+
+
+# Jitted for their shapes alone: JAX caches a trace.
 
 
 @lru_cache(programs.KEPT_TASKS)
-def _initial(task: Task, num_steps: tuple[int, ...] | None) -> Any:
-    """A jitted initialization for shapes alone: JAX caches its trace."""
-    return jax.jit(partial(training.init, task, num_steps=own_num_steps(num_steps, 0)))
+def _variables(task: Task) -> Any:
+    return jax.jit(partial(tasks.init_variables, task))
+
+
+@lru_cache(programs.KEPT_TASKS)
+def _begin(task: Task, num_steps: tuple[int, ...] | None) -> Any:
+    return jax.jit(partial(training.begin, task, num_steps=own_num_steps(num_steps, 0)))
 
 
 def own_num_steps(numbers: tuple[int, ...] | None, index: Any) -> NumSteps | None:

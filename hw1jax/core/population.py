@@ -212,7 +212,7 @@ def init_narrow(wide: Population, narrow: Population, trials: Trials) -> State:
     So the program that initializes parameters is compiled once, not for each trial.
     """
     params = init(wide, trials).params
-    shapes = jax.eval_shape(narrow.task.init, trials.key, jax.tree.map(lambda a: a[0], trials.hyperparameters))
+    shapes, _ = member_states.variable_shapes(narrow.task, jax.tree.map(lambda a: a[0], trials.hyperparameters))
     params = jax.tree.map(lambda a, own: member_states.corner(np.asarray(a), own.shape, num_leading=2), params, shapes)
     opt_state = _init_optimizer(narrow.task)(narrow.num_steps, params, trials.hyperparameters, narrow.steps_of_folds)
     average = training.new_average(narrow.task, params, np.zeros((len(trials.numbers), len(narrow.folds))))

@@ -109,19 +109,15 @@ def padding_changes(
     None if nothing differs. `key` is that of a new member, `hyperparameters` are one trial's, `data` a few examples.
     """
     one, first = jax.tree.map(lambda a: np.asarray(a)[None], hyperparameters), np.zeros(1, int)
-    members = [member_states.new_members(task, num_steps, key, first, first, one) for task in (wide, narrow)]
-    padded, own = (jax.tree.map(lambda a: np.asarray(a[0]), (m.params, m.model_state)) for m in members)
-    if not _same(padded, own):
-        return "its initial parameters"
-    # Not the initial parameters: a last layer of zeros would hide the layers before it.
-    own = jax.tree.map(lambda a: a + (0.01 * np.cos(np.arange(a.size))).astype(a.dtype).reshape(a.shape), own)
-    padded = jax.tree.map(_with_corner, padded, own)
+    new = member_states.new_members(wide, num_steps, key, first, first, one)
+    padded = jax.tree.map(lambda a: np.asarray(a[0]), (new.params, new.model_state))
     with jax.default_matmul_precision("float32"):
-        kind, key_data = programs.key_parts(key)
-        found = [
-            _first_step(task)(kind, num_steps, key_data, *variables, hyperparameters, data)
-            for task, variables in ((wide, padded), (narrow, own))
-        ]
+        begin = (*programs.key_parts(key), num_steps)
+        own, changed, *narrow_way = _first_step(narrow)(*begin, None, hyperparameters, data)
+        if not _same(padded, own):
+            return "its initial parameters"
+        _, _, *wide_way = _first_step(wide)(*begin, jax.tree.map(_with_corner, padded, changed), hyperparameters, data)
+    found = wide_way, narrow_way
     for name, one_way, other in zip(("its outputs", "its loss's gradient"), *(f[:2] for f in found), strict=True):
         if not _same(one_way, other):
             return name
@@ -138,9 +134,9 @@ def _corner(wide: Any, narrow: Any) -> np.ndarray:
     return np.asarray(wide)[tuple(map(slice, np.shape(narrow)))]
 
 
-def _with_corner(wide: np.ndarray, narrow: np.ndarray) -> np.ndarray:
+def _with_corner(wide: np.ndarray, narrow: Any) -> np.ndarray:
     made = np.array(wide)
-    made[tuple(map(slice, narrow.shape))] = narrow
+    made[tuple(map(slice, np.shape(narrow)))] = narrow
     return made
 
 
@@ -159,10 +155,21 @@ def _same(wide: Any, narrow: Any) -> bool:
     return all(jax.tree.leaves(jax.tree.map(same, wide, narrow)))
 
 
-@programs.quickly_for_each_task(0, 1)
-def _first_step(task: Task, kind, num_steps, key_data, params: Params, state, hyperparameters, data: Data):
-    """(outputs, gradient, update) of one training step; of evaluation if training is random."""
-    key = jax.random.wrap_key_data(key_data, impl=kind)
+@programs.quickly_for_each_task(0, 2)
+def _first_step(task: Task, kind, key_data, num_steps, variables, hyperparameters, data: Data):
+    """-> (variables of a new member, those of the step, and of one training step outputs, gradient, update).
+
+    The step begins at `variables`, (params, state); None: at the new member's, a little changed. If training is random,
+    the outputs are those of evaluation.
+    """
+    key, new = jax.random.wrap_key_data(key_data, impl=kind), None
+    if variables is None:
+        new = tasks.init_variables(task, jax.random.fold_in(jax.random.fold_in(key, 0), 0), hyperparameters)
+        # Not the initial parameters: a last layer of zeros would hide the layers before it.
+        variables = jax.tree.map(
+            lambda a: a + (0.01 * jnp.cos(jnp.arange(a.size))).astype(a.dtype).reshape(jnp.shape(a)), new
+        )
+    params, state = variables
     is_random = tasks.takes_key(task)
     steps = None if num_steps is None else NumSteps(num_steps)
     mask = jnp.ones(len(jax.tree.leaves(data.y)[0]), bool)
@@ -184,4 +191,4 @@ def _first_step(task: Task, kind, num_steps, key_data, params: Params, state, hy
     (value, outputs), gradient = jax.value_and_grad(loss, has_aux=True)(params)
     rule = tasks.optimizer_of(task, hyperparameters, steps)
     updates, _ = rule.update(gradient, rule.init(params), params, value=value)
-    return outputs, gradient, updates
+    return new, variables, outputs, gradient, updates

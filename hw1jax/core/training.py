@@ -68,7 +68,18 @@ class Batch(NamedTuple):
 
 def init(task: Task, key: jax.Array, hyperparameters: Hyperparameters, *, num_steps: NumSteps | None = None) -> State:
     """The state of a new member."""
-    params, model_state = init_variables(task, key, hyperparameters)
+    return begin(task, *init_variables(task, key, hyperparameters), hyperparameters, num_steps=num_steps)
+
+
+def begin(
+    task: Task,
+    params: Params,
+    model_state: Any,
+    hyperparameters: Hyperparameters,
+    *,
+    num_steps: NumSteps | None = None,
+) -> State:
+    """The state of a member with these initial parameters."""
     opt_state = optimizer_of(task, hyperparameters, num_steps).init(params)
     return State(params, opt_state, model_state, new_average(task, params))
 

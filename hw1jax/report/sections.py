@@ -293,13 +293,15 @@ def timing(results: Results) -> Figure:
     seconds = {name: value for name, value in results.record["timing"].items() if isinstance(value, int | float)}
     total = seconds.pop("total_seconds")
     names = {
+        "start_seconds": "start (imports)",
+        "check_seconds": "data, checks and plan",
         "compile_seconds": "compiling",
         "train_seconds": "search (training and validation)",
         "refit_seconds": "refit of the best trial",
         "test_seconds": "evaluation on the test set",
     }
     parts = {names.get(name, words(name)): value for name, value in seconds.items()}
-    parts["the rest (start, data, files)"] = max(0.0, total - sum(parts.values()))
+    parts["the rest (files)"] = max(0.0, total - sum(parts.values()))
     title = f"{formatting.duration(total)} in all"
     bars = partial(plots.bars, values=parts, title=title, label="seconds", form=formatting.duration)
     alt = "; ".join(f"{name}: {formatting.duration(value)}" for name, value in parts.items())

@@ -64,8 +64,7 @@ class Network:
     @property
     def shapes(self) -> tuple[Any, Any]:
         """Shapes and dtypes of (params, state)."""
-        init = jax.tree_util.Partial(tasks.init_variables, self.task)
-        return jax.eval_shape(lambda key, h: init(key, h), jax.random.key(0), self.hyperparameters)
+        return member_states.variable_shapes(self.task, self.hyperparameters)
 
     @property
     def num_parameters(self) -> int:
