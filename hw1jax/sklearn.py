@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import jax
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, is_classifier
 from sklearn.exceptions import NotFittedError
@@ -87,7 +88,8 @@ class _Search(BaseEstimator):
           groups: [sample], for a splitter in `cv` that keeps groups together.
         """
         numeric = {} if is_classifier(self) else {"y_numeric": True, "multi_output": True}
-        X, y = self._checked(X, y, ensure_min_samples=2, **numeric)
+        X, y = validate_data(self, X, y, ensure_min_samples=2, **numeric)
+        X = as_arrays(X, "X")
         weights = None if sample_weight is None else _check_sample_weight(sample_weight, X)
         return self._search(X, self._targets(y, weights), weights, groups)
 
@@ -180,16 +182,13 @@ class _Search(BaseEstimator):
         check_is_fitted(self)
         if not (self.refit or self.ensemble):
             raise NotFittedError("refit=False leaves no network to predict with: give ensemble=True, or refit=True")
-        X = self._checked(X, reset=False)
+        X = np.asarray(validate_data(self, X, reset=False))
+        # In JAX's dtype at once: rows to predict may be more alike than it can tell, other than those of a fit.
+        X = as_arrays(X.astype(jax.dtypes.canonicalize_dtype(X.dtype)) if X.dtype.kind == "f" else X, "X")
         fitted = copy.copy(self)
         fitted.__dict__ |= self._settings
         model = Model(fitted._study(Dataset(X, X)), self._draw, *self._arrays)
         return np.asarray(model.predict(X, ensemble=self.ensemble), np.float64)
-
-    def _checked(self, X: Any, y: Any = "no_validation", **options: Any) -> Any:
-        """X, or (X, y), as scikit-learn checks it, in numbers that JAX can hold."""
-        checked = validate_data(self, X, y, **options)
-        return (as_arrays(checked[0], "X"), checked[1]) if isinstance(checked, tuple) else as_arrays(checked, "X")
 
     def predict(self, X: Any) -> np.ndarray:
         """The most probable classes [sample]; the numbers [sample] or [sample, target] of a regression."""

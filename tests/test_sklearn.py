@@ -219,6 +219,14 @@ def test_settings_that_change_after_a_fit_are_those_of_the_next_one(fitted, chan
     np.testing.assert_array_equal(again.predict_proba(CANCER), fitted.predict_proba(CANCER))
 
 
+def test_rows_that_are_all_but_equal_are_predicted_alike(fitted):
+    rows = np.repeat(CANCER[:1], 2, axis=0)
+    rows[1] *= 1 + 1e-10
+    np.testing.assert_array_equal(*fitted.predict_proba(rows))
+    with pytest.raises(ValueError, match="X= must be finite, got 30 of 30"), np.errstate(over="ignore"):
+        fitted.predict(CANCER[:1] * 1e300)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("search", [CLASSIFIER, REGRESSOR], ids=["classifier", "regressor"])
 def test_scikit_learns_own_checks_pass(search):
