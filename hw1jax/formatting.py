@@ -72,3 +72,8 @@ def counts(trials: Mapping[str, int]) -> str:
     """Formats the numbers of complete, pruned and failed trials: 81 + 54 pruned + 2 failed."""
     pruned = f" + {trials['pruned']} pruned" if trials["pruned"] else ""
     return f"{trials['complete']}{pruned} + {trials['failed']} failed"
+
+
+def trials(number: int) -> str:
+    """1 trial, 2 trials, .."""
+    return f"{number} trial{'' if number == 1 else 's'}"

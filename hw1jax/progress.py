@@ -194,7 +194,9 @@ def print_summary(all_results: Sequence[dict[str, Any]], folder: Path) -> None:
 
     `all_results` are the studies' records, what their `results.json` hold.
     """
-    on_test_sets = [test for r in all_results for test in (r["test"], r["ensemble"]) if test]
+    of_search = [r.get("search_ensemble") or {} for r in all_results]
+    tests = [(r["test"], r["ensemble"], own.get("test")) for r, own in zip(all_results, of_search, strict=True)]
+    on_test_sets = [test for own in tests for test in own if test]
     numbers = [name for test in on_test_sets for name, value in test.items() if isinstance(value, int | float)]
     tested = list(dict.fromkeys(["loss", *numbers])) if on_test_sets else []
     validated = list(dict.fromkeys(["loss", *(r["config"]["score"] for r in all_results)]))
@@ -207,7 +209,7 @@ def print_summary(all_results: Sequence[dict[str, Any]], folder: Path) -> None:
     )
     for heading in ("study", *headings):
         table.add_column(Text(heading.replace("_", " ")), justify="left" if heading == "study" else "right")
-    for r in all_results:
+    for r, chosen in zip(all_results, of_search, strict=True):
         values = [_with_spread(r["best"], name) for name in validated] + [_compared(r, name) for name in tested]
         counts = [formatting.counts(r["trials"]), formatting.duration(r["timing"]["total_seconds"])]
         table.add_row(*(Text(formatting.plain(cell)) for cell in (r["title"], *values, *counts)))
@@ -215,6 +217,10 @@ def print_summary(all_results: Sequence[dict[str, Any]], folder: Path) -> None:
             num_networks = r["config"]["num_folds"] * r["config"].get("repeats", 1)
             name, theirs = f"  ensemble of its {num_networks} folds", r["ensemble"]
             table.add_row(name, *[""] * len(validated), *(_shown(theirs.get(name), name) for name in tested))
+        if chosen:
+            name, theirs = f"  ensemble of {formatting.trials(len(chosen['trials']))}", chosen["test"] or {}
+            values = [_number(chosen["out_of_fold"].get(name)) for name in validated]
+            table.add_row(name, *values, *(_shown(theirs.get(name), name) if theirs else "-" for name in tested))
     console = Console(width=None if sys.stdout.isatty() else 110)
     console.print(table)
     for r in all_results:

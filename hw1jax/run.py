@@ -18,8 +18,9 @@ from hw1jax.core import folds, metric_checks, tracebacks
 from hw1jax.data import sha256
 from hw1jax.environment import Clock
 from hw1jax.progress import default_observer
-from hw1jax.results import results, run_folder, testing
+from hw1jax.results import ensembles, results, run_folder, testing
 from hw1jax.results import trials as trials_
+from hw1jax.results.ensembles import Chosen
 from hw1jax.results.results import Results
 from hw1jax.results.trained_model import Model
 from hw1jax.search import brackets, optuna_search, space_text, study, study_data
@@ -110,6 +111,7 @@ class Searched(NamedTuple):
     best: TrialScore
     model: Model
     arrays: dict[str, np.ndarray]  # of the refit, for histories.npz
+    chosen: Chosen | None = None  # the ensemble of the search
 
 
 def search(config: RunConfig, observer: Observer, *, check: bool = True) -> Searched:
@@ -222,14 +224,21 @@ def _searched(run: _Run, opened: Any, trainer: Brackets) -> Searched:
             where = f", see {path}"
         who = "every trial" + (" of the last rung" if any(trial.state == "pruned" for trial in trials) else "")
         raise ValueError(f"{who} diverged{where}; search smaller learning rates")
-    return Searched(run.networks, trials, history, best, *_trained(run, trainer, best))
+    model, arrays = _trained(run, trainer, best)
+    chosen, most = None, run.config.search.ensemble
+    if most is not None:
+        run.observer.stage("choosing an ensemble of the search")
+        with run.clock.measure("ensemble_seconds"):
+            chosen = ensembles.choose(run.networks, trainer, trials, best, most)
+        model = model._replace(members=chosen.members)
+    return Searched(run.networks, trials, history, best, model, arrays, chosen)
 
 
 def _write(
     run: _Run, opened: Any, trainer: Brackets, searched: Searched, command: str, started: float
 ) -> dict[str, Any]:
     """Evaluates the test set and writes all files of the folder -> the content of results.json."""
-    _, trials, history, best, model, _ = searched
+    _, trials, history, best, model, _, chosen = searched
     train_loss = history.train_loss[best.number][np.arange(len(best.last_epochs)), best.last_epochs - 1]
     study_, data, arrays = run.config.study, run.networks.data, searched.arrays
     if data.has_test_set:
@@ -251,6 +260,7 @@ def _write(
         "rungs": run_folder.rungs(trials, run.plan.of(len(trials)), trainer.seconds),
         "best": run_folder.summary(best),
         **testing.scores(model, data.y_test, best, arrays, train_loss),
+        **({"search_ensemble": testing.of_search(chosen, model, data.y_test, arrays)} if chosen else {}),
         "reference": run_folder.reference(study_),
         "timing": run.clock.seconds() | {"total_seconds": time.time() - started},
     }

@@ -65,7 +65,7 @@ class _Search(BaseEstimator):
     halving: Halving | int | None = None
     averaging: float | None = None
     early_stopping: int | None = None
-    ensemble: bool = False
+    ensemble: bool | int = False
     random_state: Any = None
     verbose: int = 0
     out: Any = None
@@ -116,14 +116,10 @@ class _Search(BaseEstimator):
     def _search(self, X: np.ndarray, y: np.ndarray, weights: Any, groups: Any) -> Any:
         environment.use_all_cores()
         seed = int(check_random_state(self.random_state).randint(2**31))
-        settings: dict[str, Any] = {
-            "num_trials": self.n_iter,
-            "num_epochs": self.max_iter,
-            "seed": seed,
-            "halving": self.halving,
-        }
-        settings |= {"averaging": self.averaging, "early_stopping": self.early_stopping, "refit": self.refit}
-        settings["out"] = self.out
+        settings: dict[str, Any] = {"num_trials": self.n_iter, "num_epochs": self.max_iter, "seed": seed}
+        same = ("halving", "averaging", "early_stopping", "refit", "out")
+        settings |= {name: getattr(self, name) for name in same}
+        settings["ensemble"] = None if isinstance(self.ensemble, bool) else self.ensemble
         folds, num_folds = None, 5 if self.cv is None else self.cv
         if isinstance(num_folds, int | np.integer):  # shuffled and, of classes, stratified
             settings["num_folds"] = int(num_folds)
@@ -188,7 +184,8 @@ class _Search(BaseEstimator):
         fitted = copy.copy(self)
         fitted.__dict__ |= self._settings
         model = Model(fitted._study(Dataset(X, X)), self._draw, *self._arrays)
-        return np.asarray(model.predict(X, ensemble=self.ensemble), np.float64)
+        model = model._replace(members=()) if self.ensemble is True else model
+        return np.asarray(model.predict(X, ensemble=bool(self.ensemble)), np.float64)
 
     def predict(self, X: Any) -> np.ndarray:
         """The most probable classes [sample]; the numbers [sample] or [sample, target] of a regression."""
@@ -345,7 +342,8 @@ class MLPClassifierCV(ClassifierMixin, _MLP):
       averaging: decay of an exponential moving average of the parameters, which is evaluated and kept.
       early_stopping: epochs without a better score after which a network stops; its best epoch counts. None: it never
         does.
-      ensemble: predict with the mean of the best trial's fold networks.
+      ensemble: True: predict with the mean of the best trial's fold networks; a number from 2: with an ensemble of the
+        fold networks of at most so many trials, chosen by what they predict out of fold.
       random_state: seed of folds, draws, initial parameters and minibatches.
       verbose: 1: progress; 2: also each trial's score.
       out: folder for the files of `hw1jax.run_study`, from which `fit` resumes. None: no files.

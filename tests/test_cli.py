@@ -135,7 +135,8 @@ def test_the_reports_settings_are_those_of_its_table():
 def test_every_flag_reaches_its_setting():
     line = (
         "--num-trials 3 --num-folds 4 --num-epochs 5 --batch-size 6 --seed 7 --sampler tpe --halving 2 --first-rung 3 "
-        "--brackets --averaging 0.9 --precision bfloat16 --repeats 2 --early-stopping 5 --widths exact "
+        "--brackets --averaging 0.9 --precision bfloat16 --repeats 2 --early-stopping 5 --ensemble 4 "
+        "--widths exact "
         "--members-per-program 8 --num-devices 9 --workers 3 --reproducible --timeout 9.5 --out some/where --no-refit "
         "--overwrite --quick "
         "--hidden-units 10-50 20-60 3-3 --channels 4-10 10-15 2-3 --learning-rate 1e-3-1e-1 --l2 0.5-2 "
@@ -155,7 +156,7 @@ def test_every_flag_reaches_its_setting():
     }
     assert config[1:6] == (
         3,
-        SearchConfig(5, 6, 4, 7, "tpe", 2, 3, True, averaging=0.9, precision="bfloat16", repeats=2, early_stopping=5),
+        SearchConfig(5, 6, 4, 7, "tpe", 2, 3, True, 0.9, "bfloat16", repeats=2, early_stopping=5, ensemble=4),
         ProgramConfig("exact", members_per_program=8, workers=3, num_devices=9, reproducible=True, timeout=9.5),
         Output(Path("some/where"), refit=False, overwrite=True, quick=True),
         {"data_dir": Path("data")},

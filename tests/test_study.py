@@ -124,7 +124,8 @@ RANGE = "must be an Int, a Float, a Choice or a tuple of them"
 BAD_SETTINGS = [
     (
         {"colour": 3},
-        "there is no setting colour; there are averaging, batch_size, brackets, callbacks, early_stopping, enqueue, ",
+        "there is no setting colour; there are averaging, batch_size, brackets, callbacks, early_stopping, enqueue, "
+        "ensemble, ",
     ),
     ({"epochs": 3}, "there is no setting epochs: give num_epochs="),
     ({"n_trials": 3}, "there is no setting n_trials: give num_trials="),

@@ -163,6 +163,7 @@ def _sections(results: Results) -> list[Section]:
             "Data": [sections.data],
             "Learning": [sections.learning],
             "Test set": [sections.test_set],
+            "Ensemble of the search": [sections.search_ensemble],
             OUT_OF_FOLD: [] if results.data.has_test_set else [sections.classification],
             "All trials": [trials.all_trials],
             "What matters": [trials.what_matters],

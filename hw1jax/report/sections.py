@@ -206,6 +206,8 @@ def scores(results: Results) -> Markup:
     """Loss and metrics on the test set, of the refit, of the ensemble and of the reference."""
     reference, names = results.record["reference"], {"loss": results.study.loss_name}
     both = {"refit": results.test, _ensemble(results): results.ensemble}
+    if chosen := results.search_ensemble:
+        both |= {f"ensemble of {formatting.trials(len(chosen['trials']))}": chosen["test"]}
     tested = {name: test for name, test in both.items() if test}
     names |= {"accuracy": "accuracy"} if any(test["accuracy"] is not None for test in tested.values()) else {}
     names |= {name: words(name) for name in results.study.metrics}
@@ -217,6 +219,33 @@ def scores(results: Results) -> Markup:
 
 def _ensemble(results: Results) -> str:
     return f"ensemble of the {results.num_folds} fold models"
+
+
+def search_ensemble(results: Results) -> list[Item]:
+    """The trials of the search's ensemble with their weights, and its scores out of fold; nothing without one."""
+    chosen, trials = results.search_ensemble, results.trials
+    if chosen is None:
+        return []
+    score, rows = results.study.score, []
+    for own in chosen["trials"]:
+        row = int(np.flatnonzero(trials["number"] == own["number"])[0])
+        mean, std = (float(trials[f"{part}_val_{score}"][row]) for part in ("mean", "std"))
+        rows.append([own["number"], html.number(own["weight"], "{:.0%}"), html.spread(mean, std, score)])
+    names = {"loss": results.study.loss_name} | {name: words(name) for name in results.study.metrics}
+    whose = {
+        f"ensemble of {formatting.trials(len(rows))}": chosen["out_of_fold"],
+        f"trial {results.best.number} alone": chosen["best_out_of_fold"],
+    }
+    scored = [[shown, *(html.score(name, own[name]) for own in whose.values())] for name, shown in names.items()]
+    text = (
+        "Chosen greedily, with replacement, by what the trials' fold models predict out of fold: the scores there are "
+        "a little optimistic. The test set took no part."
+    )
+    return [
+        table(["trial", "weight", f"validation {words(score)}"], rows),
+        table(["out of fold", *whose], scored),
+        text,
+    ]
 
 
 def errors_by_part(results: Results, gaps: Gaps, outputs: str = "test_outputs") -> dict[str, tuple[int, float]]:
@@ -298,6 +327,7 @@ def timing(results: Results) -> Figure:
         "compile_seconds": "compiling",
         "train_seconds": "search (training and validation)",
         "refit_seconds": "refit of the best trial",
+        "ensemble_seconds": "choice of the ensemble",
         "test_seconds": "evaluation on the test set",
     }
     parts = {names.get(name, words(name)): value for name, value in seconds.items()}

@@ -1,13 +1,12 @@
 """Evaluation of a trained model's outputs on a test set."""
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from hw1jax.core import losses
+from hw1jax.core import losses, selection
 from hw1jax.data import Dataset
 
 CURVE_POINTS = 400  # of the fitted curve of a scalar regression
@@ -22,29 +21,34 @@ def softmax(outputs: np.ndarray) -> np.ndarray:
     return exponentials / exponentials.sum(axis=1, keepdims=True)
 
 
-def ensemble(loss: Callable[..., Any], outputs: Sequence[Any]) -> Any:
+def ensemble(loss: Callable[..., Any], outputs: Sequence[Any], weights: Sequence[float] | None = None) -> Any:
     """Combines the outputs of networks ([example, ...] each, arrays or trees) into outputs that the same loss takes.
+
+    `weights` of the networks, of sum 1; by default they are equal.
 
     Returns:
       The logarithm of the mean probabilities if the loss is the cross entropy or wraps it (`functools.wraps`), as with
       weights of classes, else the mean of the outputs; float32, or float64 if the outputs are.
     """
-    together = _log_mean_softmax if inspect.unwrap(loss) is losses.cross_entropy else _mean
+    together = _log_mean_softmax if selection.combines_probabilities(loss) else _mean
+    own = None if weights is None else np.asarray(weights, np.float64)
 
     def of_arrays(*arrays: Any) -> np.ndarray:
         stacked = np.stack(arrays)
-        return together(stacked.astype(np.float64)).astype(np.promote_types(stacked.dtype, np.float32))
+        return together(stacked.astype(np.float64), own).astype(np.promote_types(stacked.dtype, np.float32))
 
     return jax.tree.map(of_arrays, *outputs)
 
 
-def _mean(outputs: np.ndarray) -> np.ndarray:
-    return outputs.mean(axis=0)
+def _mean(outputs: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+    return outputs.mean(axis=0) if weights is None else np.tensordot(weights, outputs, 1)
 
 
-def _log_mean_softmax(outputs: np.ndarray) -> np.ndarray:
+def _log_mean_softmax(outputs: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
     """[example, class] of outputs [network, example, class]; finite even if a probability underflows."""
     logs = outputs - np.logaddexp.reduce(outputs, axis=-1, keepdims=True)
+    if weights is not None:
+        return np.logaddexp.reduce(logs + np.log(weights).reshape(-1, *[1] * (logs.ndim - 1)), axis=0)
     return np.logaddexp.reduce(logs, axis=0) - np.log(len(outputs))
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from hw1jax import storage
+from hw1jax import formatting, storage
 from hw1jax.core import folds as folds_
 from hw1jax.core import losses, tracebacks
 from hw1jax.core.folds import Fold
@@ -80,6 +80,15 @@ class Results(NamedTuple):
     def ensemble(self) -> dict[str, Any] | None:
         """As `test`, of the ensemble of the best trial's fold networks."""
         return self.record["ensemble"]
+
+    @property
+    def search_ensemble(self) -> dict[str, Any] | None:
+        """The ensemble of the whole search (`ensemble=`), or None.
+
+        "trials": each one's "number", "weight" and "params"; "out_of_fold": its loss and metrics, a little optimistic,
+        since it was chosen by them, beside "best_out_of_fold" of the best trial; "test": as `test`, or None.
+        """
+        return self.record.get("search_ensemble")
 
     @property
     def folds(self) -> list[Fold]:
@@ -222,6 +231,10 @@ class Results(NamedTuple):
             lines.append(self.failure)
         if self.ensemble:
             lines.append(f"ensemble of the folds: {_in_words(self.ensemble)}")
+        if chosen := self.search_ensemble:
+            own, tested = _in_words(chosen["out_of_fold"]), chosen["test"] and f"; test: {_in_words(chosen['test'])}"
+            who = f"ensemble of {formatting.trials(len(chosen['trials']))}"
+            lines.append(f"{who}: out of fold {own}{tested or ''}")
         shown = [textwrap.shorten(line, 98, placeholder=" ..") for line in lines]
         notes = [self.stopped, self.warning and f"warning: {self.warning}"]
         shown += [line for note in filter(None, notes) for line in textwrap.wrap(note, 98)]

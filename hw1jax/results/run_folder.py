@@ -111,8 +111,9 @@ def write(
         write_trials(folder / "trials.csv", study, trials, train_loss, val)
         storage.write_arrays(folder / "histories.npz", histories)
         folds = model.folds if model.has_ensemble else ()
+        members = model.members if all(model.alone(member).has_ensemble for member in model.members) else ()
         if model.is_finite and (model.has_refit or folds):
-            save_model(folder / "model.msgpack", model._replace(folds=folds), x)
+            save_model(folder / "model.msgpack", model._replace(folds=folds, members=members), x)
         else:
             (folder / "model.msgpack").unlink(missing_ok=True)  # the best model of fewer trials
         storage.write_json(folder / "results.json", record)

@@ -9,7 +9,9 @@ import numpy as np
 from hw1jax.core import folds, tasks
 from hw1jax.data import Dataset
 from hw1jax.results import evaluation, run_folder, trained_model
+from hw1jax.results.ensembles import Chosen
 from hw1jax.results.trained_model import Model
+from hw1jax.search import space_text
 from hw1jax.search.networks import Networks
 from hw1jax.search.trial_score import TrialScore
 
@@ -42,7 +44,9 @@ def outputs(model: Model, data: Dataset) -> dict[str, Any]:
         arrays |= {"curve_x": curve_x, "curve_outputs": model.predict(curve_x[:, None])[:, 0]}
         arrays["curve_fold_outputs"] = np.stack(model.fold_outputs(curve_x[:, None]))[:, :, 0]
     if model.is_finite and model.has_ensemble:
-        arrays["ensemble_outputs"] = model.predict(data.x_test, ensemble=True)
+        arrays["ensemble_outputs"] = model.fold_ensemble(data.x_test)
+    if model.members:
+        arrays["search_ensemble_outputs"] = model.predict(data.x_test, ensemble=True)
     return arrays
 
 
@@ -72,6 +76,20 @@ def scores(
     if best.refit_epochs is not None and model.has_refit:
         refit["num_epochs"] = best.refit_epochs
     return {"refit": refit, "test": test, "ensemble": ensemble}
+
+
+def of_search(chosen: Chosen, model: Model, y_test: Any, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry "search_ensemble" of the record; arguments as of `scores`."""
+    tested = None
+    if "search_ensemble_outputs" in arrays:
+        tested = trained_model.score(model, arrays["search_ensemble_outputs"], y_test)
+    trials = [
+        {"number": member.number, "weight": member.weight, "params": space_text.draw_to_json(member.draw)}
+        for member in chosen.members
+    ]
+    both = {"out_of_fold": chosen.scores, "best_out_of_fold": chosen.of_best}
+    finite = {key: {name: run_folder.finite(value) for name, value in own.items()} for key, own in both.items()}
+    return {"trials": trials, **finite, "test": tested}
 
 
 def _check(model: Model, best: TrialScore, networks: Networks, fold: int, outputs: Any) -> None:

@@ -8,7 +8,7 @@ import flax.serialization
 import jax
 import numpy as np
 
-from hw1jax import storage
+from hw1jax import formatting, storage
 from hw1jax.core import folds as folds_
 from hw1jax.core import population, tracebacks
 from hw1jax.core.folds import Fold
@@ -24,6 +24,15 @@ LARGEST_DIFFERENCE = 0.02  # between machines and precisions, relative to the la
 NUM_EXAMPLES = 4  # in a model's file, with their outputs
 
 
+class Member(NamedTuple):
+    """A trial of the search's ensemble."""
+
+    number: int
+    weight: float  # of its folds together; those of all trials sum to 1
+    draw: Draw
+    folds: tuple[tuple[Any, Any], ...]  # as `Model.folds`, at this trial's widths
+
+
 class Model(NamedTuple):
     """A trained network at its own widths, without padding."""
 
@@ -32,6 +41,7 @@ class Model(NamedTuple):
     params: Any  # of the refit: a tree of arrays, as from the task's `init`; None without a refit
     state: Any = None  # the same of untrained arrays, with typed PRNG keys; a `tasks.Fit` with fitted preprocessing
     folds: tuple[tuple[Any, Any], ...] = ()  # (params, state) of the cross-validation's networks
+    members: tuple[Member, ...] = ()  # of the search's ensemble (ensemble=)
 
     @property
     def fixed(self) -> dict[str, Any]:
@@ -70,8 +80,9 @@ class Model(NamedTuple):
     def predict(self, x: Any, *, ensemble: bool = False) -> Any:
         """Outputs [example, ...] on examples in the format of the study's data.
 
-        With `ensemble`, those of the fold networks combined, without the refit: the logarithm of their mean
-        probabilities if the loss is `hw1jax.cross_entropy`, else the mean of their outputs.
+        With `ensemble`, those of the search's ensemble (`members`), or without one of the fold networks, combined: the
+        logarithm of their mean probabilities if the loss is `hw1jax.cross_entropy`, else the mean of their outputs. The
+        refit takes no part.
 
         Raises:
           ValueError: an ensemble of a model without fold networks, or a prediction without a refit.
@@ -82,9 +93,25 @@ class Model(NamedTuple):
             )
         if not ensemble:
             return self._outputs([(self.params, self.state)], x)[0]
+        if not self.members:
+            return self.fold_ensemble(x)
+        each = [[*self.alone(member).fold_outputs(x)] for member in self.members]
+        weights = [member.weight / len(member.folds) for member in self.members for _ in member.folds]
+        return evaluation.ensemble(self.task.loss, [outputs for own in each for outputs in own], weights)
+
+    def fold_ensemble(self, x: Any) -> Any:
+        """As `predict` with `ensemble`, of the fold networks alone.
+
+        Raises:
+          ValueError: there are none.
+        """
         if not self.folds:
             raise ValueError("ensemble=True: this model has no fold models")
         return evaluation.ensemble(self.task.loss, self.fold_outputs(x))
+
+    def alone(self, member: Member) -> "Model":
+        """The fold networks of a trial of the search's ensemble, as a model without a refit."""
+        return Model(self.study, member.draw, None, folds=member.folds)
 
     def losses(self, outputs: Any, y: Any) -> Any:
         """The loss of outputs in the unit of y, [example]."""
@@ -132,6 +159,7 @@ class Model(NamedTuple):
         params = self.params if self.has_refit else self.folds[0][0]
         size = sum(np.size(leaf) for leaf in jax.tree.leaves(params))
         folds = f"; {len(self.folds)} fold models" if self.folds else ""
+        folds += f"; an ensemble of {formatting.trials(len(self.members))}" if self.members else ""
         folds += "" if self.has_refit else " without a refit"
         return f"Model({self.study.name}: {size:,} parameters, {space_text.in_words(self.draw)}{folds})"
 
@@ -189,6 +217,7 @@ def save_model(path: Path, model: Model, x: Any = None) -> None:
         "hyperparameters": space_text.draw_to_json(model.draw),
         **(_network_to_file(model.params, model.state) if model.has_refit else {"refit": False}),
         "folds": [_network_to_file(*network) for network in model.folds],
+        **({"members": list(map(_member_to_file, model.members))} if model.members else {}),
         "examples": {"x": x, "outputs": outputs} if kept else {},
     }
     storage.write_bytes(path, flax.serialization.msgpack_serialize(content))
@@ -216,8 +245,11 @@ def load_model(path: Path | str, study: Study) -> Model:
         params, state = _network_from_file(content, shapes) if content.get("refit", True) else (None, None)
         folds = tuple(_network_from_file(network, shapes) for network in content["folds"])
         model = model._replace(params=params, state=state, folds=folds)
-        _check_statistics(model)
-        if not _all_finite((params, state, folds)):
+        members = tuple(_member_from_file(member, model.study) for member in content.get("members", ()))
+        model = model._replace(members=members)
+        for each in (model, *map(model.alone, members)):
+            _check_statistics(each)
+        if not _all_finite((params, state, folds, [member.folds for member in members])):
             raise ValueError("parameters that are not finite")
         if not model.has_refit and not folds:
             raise ValueError("neither a refit nor fold models")
@@ -249,6 +281,24 @@ def _network_to_file(params: Any, state: Any) -> dict[str, Any]:
 def _network_from_file(content: Any, shapes: tuple[Any, Any]) -> tuple[Any, Any]:
     params, state = _from_paths(content["params"], shapes[0]), with_keys(_from_paths(content["state"], shapes[1]))
     return params, Fit(state, _from_plain(content["statistics"])) if "statistics" in content else state
+
+
+def _member_to_file(member: Member) -> dict[str, Any]:
+    return {
+        "number": member.number,
+        "weight": member.weight,
+        "hyperparameters": space_text.draw_to_json(member.draw),
+        "folds": [_network_to_file(*network) for network in member.folds],
+    }
+
+
+def _member_from_file(content: Any, study: Study) -> Member:
+    draw = space_text.draw_from_json(study.space, content["hyperparameters"])
+    shapes = networks.own(study, draw).shapes
+    if not 0 < content["weight"] <= 1 or not content["folds"]:
+        raise ValueError("a trial of the ensemble without weight or networks")
+    folds = tuple(_network_from_file(network, shapes) for network in content["folds"])
+    return Member(int(content["number"]), content["weight"], draw, folds)
 
 
 def _plain(tree: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ A rung begins when all jobs of the one before are done, so the trials that go on
 
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
@@ -23,7 +23,7 @@ from hw1jax.search.observer import Observer
 from hw1jax.search.plan import Bracket, Job, Rung, SearchPlan
 from hw1jax.search.rungs import num_kept
 from hw1jax.search.space import Draw
-from hw1jax.search.trainer import Gone, Trained, Trainer, scored
+from hw1jax.search.trainer import FoldNetworks, Gone, Trained, Trainer, scored
 from hw1jax.search.trial_score import TrialScore, Values
 from hw1jax.storage import Folder
 
@@ -137,9 +137,17 @@ class Brackets:
                     "out=, or overwrite=True"
                 )
 
-    def fold_models(self, number: int, draw: Draw) -> tuple[tuple[Any, Any], ...]:
-        """(params, state) of each fold's network of a bracket's best trial, at its own widths."""
-        return self._trainer.networks_of(self._last_jobs[number], number, draw)
+    def fold_models(self, number: int, draw: Draw) -> FoldNetworks:
+        """(params, state) of each fold's network, at its own widths, of a bracket's best trial or an ensemble's."""
+        return self._trainer.networks_of(self._last_jobs[number], {number: draw})[0]
+
+    def as_trained(self, draws: dict[int, Draw]) -> Iterator[tuple[int, Network, FoldNetworks]]:
+        """(number, network, its folds' (params, state)) of an ensemble's candidates, as wide as in their programs."""
+        for job in {job.name: job for job in self._last_jobs.values()}.values():
+            own = {number: draws[number] for number in job.numbers if number in draws}
+            kept = self._trainer.networks_of(job, own, as_trained=True) if own else []
+            for (number, draw), folds in zip(own.items(), kept, strict=True):
+                yield number, Network(self._study, draw, job.fixed), folds
 
     def refit(
         self, number: int, draw: Draw, *, num_epochs: int | None = None, padded: bool = False
@@ -271,7 +279,7 @@ def refit(
     trained = trainer.train(
         job, show=lambda job, done, val: observer.epochs("refit of the best trial", done, num_epochs, None)
     )
-    ((params, state),) = trainer.networks_of(job, 0, draw)
+    (((params, state),),) = trainer.networks_of(job, {0: draw})
     return params, state, trained.train_loss[0, 0]
 
 

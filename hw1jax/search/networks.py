@@ -208,7 +208,8 @@ class Networks:
     def for_refit(self) -> "Networks":
         """The same networks with one more fold, which trains on all training data."""
         everything = Fold(np.arange(len(jax.tree.leaves(self.data.x_train)[0])), np.arange(0))
-        search = replace(self.search, halving=None, first_rung=None, brackets=False, early_stopping=None)
+        alone = {"halving": None, "first_rung": None, "brackets": False, "early_stopping": None, "ensemble": None}
+        search = replace(self.search, **alone)
         made = Networks(self.study, search, self.data, [everything], first_fold=len(self.folds))
         made.__dict__ |= {"layout": self.layout, "starts_in_corners": self.starts_in_corners}
         made._layouts = self._layouts

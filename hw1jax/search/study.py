@@ -169,13 +169,19 @@ class SearchConfig:
     """Trainings on each fold, with different initial parameters and minibatches."""
     early_stopping: int | None = None
     """Epochs without a better score after which a network stops; its best epoch counts."""
+    ensemble: int | None = None
+    """An ensemble of the search: of the last rung's trials at most so many are chosen, by their outputs out of fold."""
 
     def recorded(self) -> dict[str, Any]:
         """The settings as results.json and the journal have them: those that came later only if they are used."""
         return {name: value for name, value in asdict(self).items() if (name, value) not in UNUSED.items()}
 
 
-UNUSED = {"repeats": 1, "early_stopping": None}  # defaults that are not recorded, as in folders of earlier versions
+UNUSED = {
+    "repeats": 1,
+    "early_stopping": None,
+    "ensemble": None,
+}  # defaults that are not recorded, as in folders of earlier versions
 
 
 @dataclass(frozen=True)
@@ -293,10 +299,10 @@ def halving_settings(halving: Halving | int | None) -> dict[str, Any]:
 def check(config: RunConfig) -> None:
     """Raises a ValueError of one line if settings or study are invalid; reads and writes nothing."""
     study, num_trials, search, program, output = config[:5]
-    optional = ("num_devices", "members_per_program", "halving", "first_rung", "early_stopping")
+    optional = ("num_devices", "members_per_program", "halving", "first_rung", "early_stopping", "ensemble")
     values = {"num_trials": num_trials, **vars(search), **vars(program)}
     for name in ("num_trials", "num_epochs", "batch_size", "num_folds", "repeats", "seed", "workers", *optional):
-        value, least = values[name], {"num_folds": 2, "seed": 0, "halving": 2}.get(name, 1)
+        value, least = values[name], {"num_folds": 2, "seed": 0, "halving": 2, "ensemble": 2}.get(name, 1)
         if value is None and name in optional:
             continue
         if isinstance(value, bool) or not isinstance(value, int):

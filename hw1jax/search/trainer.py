@@ -26,6 +26,9 @@ from hw1jax.storage import Folder, Memory
 LOSSES, MEMBERS = "npz", "members.npz"  # kinds of a job's files
 
 
+FoldNetworks = tuple[tuple[Any, Any], ...]  # (params, state) of each fold's network of a trial
+
+
 class Gone(Exception):
     """The states of a finished job are missing: their file was removed. The job will be trained again."""
 
@@ -85,7 +88,7 @@ class Trainer:
         train_loss, val = done.losses
         best = jobs.best_values(self.networks, job, done.state)
         trained = Trained(train_loss, val, np.full(len(job.numbers), done.seconds / len(job.numbers)), best)
-        members = self._best_of(job, trained, done.state) if self._is_last(job) else _by_index(done.state)
+        members = self._kept_of(job, trained, done.state) if self._is_last(job) else _by_index(done.state)
         self._files.write(_name(job, MEMBERS), members, compressed=False)  # first, as they are needed
         named = {f"val_{name}": values for name, values in val.items()}
         kept = {"train_loss": train_loss, "seconds": trained.seconds, "draws": _draws_as_text(job)}
@@ -115,25 +118,31 @@ class Trainer:
         """Removes the states of a job whose successors are done."""
         self._files.remove(_name(job, MEMBERS))
 
-    def networks_of(self, job: Job, number: int, draw: Draw) -> tuple[tuple[Any, Any], ...]:
-        """(params, state) of each fold's network of a last job's best trial, at its own widths.
+    def networks_of(self, job: Job, draws: dict[int, Draw], *, as_trained: bool = False) -> list[FoldNetworks]:
+        """The fold networks of some trials {number: draw} that a last job has kept: its best, or those of an ensemble.
+
+        They are at the trials' own widths; `as_trained`: at those of the job's program.
 
         Raises:
-          ValueError: the file is damaged, or of another trial.
+          ValueError: the file is damaged, or of other trials.
         """
         arrays = self._files.read(_name(job, MEMBERS))
-        leaves, tree = jax.tree.flatten(networks.own(self.networks.study, draw).shapes)
-        try:
-            if int(arrays["number"]) != number:
-                raise ValueError("another trial's networks")
-            wide = [storage.restored(arrays[f"leaf_{i}"], leaf.dtype) for i, leaf in enumerate(leaves)]
-            narrow = [member_states.corner(a, leaf.shape, num_leading=1) for a, leaf in zip(wide, leaves, strict=True)]
-        except (KeyError, TypeError, ValueError) as error:
-            raise damaged(self._files.path(_name(job, MEMBERS)), error) from error
-        each = [jax.tree.unflatten(tree, [np.array(a[i]) for a in narrow]) for i in range(len(self.networks.folds))]
-        fitted = self.networks.statistics(networks.own(self.networks.study, draw).task)
-        kept = [tasks.with_keys(network) for network in each]
-        return tuple((params, _with_statistics(state, fitted, i)) for i, (params, state) in enumerate(kept))
+        found = []
+        for number, draw in draws.items():
+            network = networks.own(self.networks.study, draw)
+            network = replace(network, fixed=job.fixed) if as_trained else network
+            leaves, tree = jax.tree.flatten(network.shapes)
+            try:
+                row = np.atleast_1d(arrays["number"]).tolist().index(number)
+                stored = [storage.restored(arrays[f"leaf_{i}"], leaf.dtype) for i, leaf in enumerate(leaves)]
+                wide = [leaf[row] if arrays["number"].ndim else leaf for leaf in stored]
+                own = [member_states.corner(a, leaf.shape, num_leading=1) for a, leaf in zip(wide, leaves, strict=True)]
+            except (IndexError, KeyError, TypeError, ValueError) as error:
+                raise damaged(self._files.path(_name(job, MEMBERS)), error) from error
+            each = [jax.tree.unflatten(tree, [np.array(a[i]) for a in own]) for i in range(len(self.networks.folds))]
+            fitted, kept = self.networks.statistics(network.task), [tasks.with_keys(network) for network in each]
+            found.append(tuple((params, _with_statistics(state, fitted, i)) for i, (params, state) in enumerate(kept)))
+        return found
 
     def _is_last(self, job: Job) -> bool:
         is_refit = not self._val_names()
@@ -165,16 +174,23 @@ class Trainer:
         held_out = all(len(fold.validation) for fold in self.networks.folds)
         return ("loss", *self.networks.study.metrics) if held_out else ()
 
-    def _best_of(self, job: Job, trained: Trained, state: list[np.ndarray]) -> dict[str, np.ndarray]:
-        """The networks of the job's best trial, which may be the search's best."""
+    def _kept_of(self, job: Job, trained: Trained, state: list[np.ndarray]) -> dict[str, np.ndarray]:
+        """The networks of the job's best trial, which may be the search's best; for an ensemble, of all its trials."""
         row = 0
         if trained.val:
             trials = scored(self.networks, job, trained)
             finite = [trial for trial in trials if trial.state != "failed"]
+            if self.networks.search.ensemble is not None:
+                numbers = np.array([trial.number for trial in finite], int)
+                rows = [job.numbers.index(number) for number in numbers]
+                return _by_index(self._variables_of(job, state, rows)) | {"number": numbers}
             best = min(finite, key=lambda trial: trial_score.sort_key(trial, self.networks.study), default=trials[0])
             row = job.numbers.index(best.number)
-        leaves = jobs.final_variables(self.networks, job, [leaf[row : row + 1] for leaf in state])
+        leaves = self._variables_of(job, state, [row])
         return _by_index([leaf[0] for leaf in leaves]) | {"number": np.array(job.numbers[row])}
+
+    def _variables_of(self, job: Job, state: list[np.ndarray], rows: list[int]) -> list[np.ndarray]:
+        return jobs.final_variables(self.networks, job, [leaf[rows] for leaf in state])
 
     def _train(
         self,
