@@ -419,9 +419,9 @@ def test_what_belongs_to_a_search_is_all_that_its_results_depend_on(tmp_path_fac
     config = json.loads((finished_run("toy", tmp_path_factory) / "results.json").read_text())["config"]
     settings = {field.name for field in fields(SearchConfig)}
     study = {"own_folds", "stratify", "space", "metrics", "score", "direction", "task_sha256", "task_versions"}
-    # Of the settings of the program and the output there are none: the plan stands for those that matter. These two
+    # Of the settings of the program and the output there are none: the plan stands for those that matter. These
     # are recorded where they are used.
-    settings -= {"repeats", "early_stopping"}
+    settings -= {"repeats", "early_stopping", "ensemble"}
     assert set(config) == settings | study | {"data_sha256", "plan", "plan_sha256", "format", "num_trials"}
 
 
