@@ -136,9 +136,8 @@ def estimators(found: dict[str, Any]) -> dict[str, str]:
         "estimators": "\n".join([*lines, f"`experiments/estimators.py`, {where['date'][:10]}: {busy}, {versions}."]),
         "estimators short": "\n".join(table(["data", *list(took)[:3]], seconds)),
         "first search": (
-            f"This takes {took['hw1jax, halving']}, or {took['hw1jax, nothing compiled yet, halving']} the first time; "
-            "scikit-learn's `HalvingRandomSearchCV` of its `MLPClassifier` takes "
-            f"{took['scikit-learn, halving']} ({busy})."
+            f"This takes {took['hw1jax']}, or {took['hw1jax, nothing compiled yet']} the first time; scikit-learn's "
+            f"`RandomizedSearchCV` of its `MLPClassifier` takes {took['scikit-learn']} ({busy})."
         ),
     }
 
