@@ -233,7 +233,7 @@ def test_scikit_learns_own_checks_pass(search):
     # A sample of weight 0 keeps its place in folds and minibatches, and one of weight 2 is drawn once.
     expected = {"check_sample_weight_equivalence_on_dense_data": "weights are not repetitions in minibatches"}
     usual = clone(search).set_params(n_iter=3, max_iter=20)
-    found = check_estimator(usual, on_fail=None, expected_failed_checks=expected)
+    found = check_estimator(usual, on_fail=None, on_skip=None, expected_failed_checks=expected)
     wrong = [(check["check_name"], str(check["exception"])) for check in found if check["status"] == "failed"]
     assert wrong == []
 
