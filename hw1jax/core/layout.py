@@ -109,7 +109,9 @@ def _evaluate(closed: core.ClosedJaxpr, args: list[jax.Array]) -> list[jax.Array
         elif equation.primitive.name in ("jit", "pjit"):
             outputs = _evaluate(equation.params["jaxpr"], inputs)
         else:
-            outputs = equation.primitive.bind(*inputs, **equation.primitive.get_bind_params(equation.params))
+            bound: Any = equation.primitive.get_bind_params(equation.params)
+            functions, params = bound if isinstance(bound, tuple) else ((), bound)  # a pair in older versions of JAX
+            outputs = equation.primitive.bind(*functions, *inputs, **params)
             outputs = outputs if equation.primitive.multiple_results else [outputs]
         values.update(zip(equation.outvars, outputs, strict=True))
     return [read(variable) for variable in jaxpr.outvars]
