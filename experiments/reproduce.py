@@ -35,7 +35,7 @@ def parse(args: Sequence[str]) -> tuple[Path, list[RunConfig], cli.Flags]:
         epilog="Each study also gets the other flags, such as --num-trials or --seed: see regression.py --help.",
         allow_abbrev=False,
     )
-    parser.add_argument("--quick", action="store_true", help="small runs on the real data: two minutes in all")
+    parser.add_argument("--quick", action="store_true", help="small runs on the real data: three minutes in all")
     parser.add_argument("--as-reported", action="store_true", help="the report's best hyperparameters alone")
     parser.add_argument("--out", type=Path, help="results folder (default: runs; with --quick: runs/quick)")
     parser.add_argument("--data-dir", help="folder with the four Fashion-MNIST files, instead of fetching them")
