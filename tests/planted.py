@@ -129,7 +129,7 @@ FAULTS = [
     Fault(
         "Another seed changes the folds and not the order of the minibatches",
         "search/networks.py",
-        "(self.search.seed,), per_call",
+        "(search.seed,), per_call",
         "(0,), per_call",
         ("test_halving.py", "test_averaging.py", "test_brackets.py", "test_run.py"),
     ),
@@ -283,14 +283,14 @@ FAULTS = [
     # What is asked, and drawn.
     Fault(
         "A search has as many folds as the study says, whatever num_folds is given",
-        "search/study.py",
+        "search/study_data.py",
         "num_folds=search.num_folds if",
         "num_folds=study.num_folds if",
         ("test_study.py",),
     ),
     Fault(
         "A splitter that keeps groups together is not given them",
-        "search/study.py",
+        "search/study_data.py",
         "        groups=data.groups,",
         "        groups=None,",
         ("test_study.py",),
@@ -305,7 +305,7 @@ FAULTS = [
     Fault(
         "A learning rate whose range is narrowed is no longer drawn on its logarithmic scale",
         "search/space_text.py",
-        "return replace(declared, low=low, high=high)",
+        'return replace(declared, low=low, high=high, **({} if step is None else {"step": step}))',
         "return type(declared)(low, high)",
         ("test_space.py", "test_cli.py"),
     ),

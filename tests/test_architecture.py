@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import planted
 import pytest
 from importlinter import configuration
 from importlinter.application import use_cases
@@ -265,3 +266,9 @@ def test_modules_and_public_functions_say_what_they_do():
         public = [node for node in tree.body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
         assert ast.get_docstring(tree), name
         assert [node.name for node in public if not ast.get_docstring(node)] == [], name
+
+
+def test_each_planted_fault_finds_its_line():
+    """`planted.py` takes long and runs by hand; a move of code must not leave it behind."""
+    texts = {fault: (PACKAGE / fault.file).read_text(encoding="utf-8") for fault in planted.FAULTS}
+    assert [fault.name for fault, text in texts.items() if text.count(fault.old) != 1] == []
