@@ -128,8 +128,13 @@ def test_without_a_class_they_are_undefined_and_not_0(name):
     assert np.isnan(getattr(hw, name)(outputs, other, np.float32(1 - other)))
 
 
-@pytest.mark.parametrize("name", ["r2", "spearman"])
-def test_of_a_constant_y_they_are_undefined(name):
+def test_of_a_constant_y_spearman_is_undefined_and_r2_is_scikit_learns():
     y, weights = np.full(9, 0.1, np.float32), np.ones(9, np.float32)
     y[0], weights[0] = 3, 0
-    assert np.isnan(getattr(hw, name)(np.arange(9, dtype=np.float32), y, weights))
+    outputs = np.arange(9, dtype=np.float32)
+    assert np.isnan(hw.spearman(outputs, y, weights))
+    both = np.stack([outputs, y], 1), np.stack([y, y], 1)  # the second column is predicted exactly
+    for ours, y_true in ((outputs, y), (y, y), both):
+        known = theirs.r2_score(np.float64(y_true[1:]), ours[1:])
+        assert float(hw.r2(ours, y_true, weights)) == pytest.approx(known, abs=1e-6)
+    assert np.isnan(hw.r2(outputs[:2], y[:2], weights[:2])), "a single example, as scikit-learn's"

@@ -183,13 +183,15 @@ def _ratio(part: jax.Array, total: jax.Array) -> jax.Array:
 
 @whole
 def r2(outputs: Array, y: Array, weights: Array) -> jax.Array:
-    """Coefficient of determination, the mean over the outputs; NaN if y is constant.
+    """Coefficient of determination, the mean over the outputs; NaN of a single example.
 
-    Outputs and y: float [n, output] or [n]. scikit-learn's `r2_score`, which is 0 or 1 for a constant y.
+    Outputs and y: float [n, output] or [n]. scikit-learn's `r2_score`: of a constant y it is 1 if all outputs are
+    right, else 0.
     """
     outputs, y = _columns(outputs, y)
     left, variance = _mean(jnp.square(outputs - y), weights), _mean(jnp.square(_centred(y, weights)), weights)
-    return jnp.mean(jnp.where(variance > 0, 1 - left / variance, jnp.nan))
+    each = jnp.where(variance > 0, 1 - left / jnp.where(variance > 0, variance, 1), left == 0)
+    return jnp.where(jnp.sum(weights > 0) > 1, jnp.mean(each), jnp.nan)
 
 
 @whole
