@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from hw1jax import cli, cross_validate, roc_auc, run, run_study, write_comparison, write_report
 from hw1jax.report import sections
+from hw1jax.results import run_folder
 from hw1jax.search import jobs
 from hw1jax.search import study as study_
 from hw1jax.search.observer import Observer
@@ -250,6 +251,18 @@ def test_folds_that_have_stopped_count_in_a_pages_means_with_their_scores(stoppe
     sections.learning_panels(stopped)[0](ax)
     (mean,) = (line.get_ydata() for line in ax.lines if line.get_label() == "validation, mean of 3 folds")
     np.testing.assert_array_equal(mean, curves[stopped.row].mean(axis=0)[: len(mean)])
+
+
+def test_a_comparisons_curves_go_on_to_the_last_epoch_of_any_fold(stopped):
+    _, curves = run_folder.read_curves(stopped.folder)
+    own = stopped.histories["val_loss"][stopped.row]
+    ends = np.isfinite(own).sum(axis=1)
+    assert ends.min() < ends.max() == curves["val_loss"].shape[1], "folds of the best trial stop at several epochs"
+    of_page = sections.counting_curves(stopped, "val_loss")[stopped.row]
+    np.testing.assert_array_equal(curves["val_loss"], of_page[:, : ends.max()])
+    has_stopped, scores = ends < ends.max(), stopped.trials.folds["loss"][stopped.row]
+    np.testing.assert_array_equal(curves["val_loss"][has_stopped, -1], scores[has_stopped])
+    assert np.isfinite(curves["train_loss"]).all()
 
 
 def test_pages_show_a_search_with_early_stopping(stopped, plain, tmp_path):

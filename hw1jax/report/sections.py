@@ -17,6 +17,7 @@ from hw1jax.report import html, plots, trial_plots
 from hw1jax.report.classes import classification, has_images, pictures
 from hw1jax.report.html import Figure, Item, Markup, Panel, grid, table, words
 from hw1jax.report.trials import end_of_scale, scores_of
+from hw1jax.results import trials as trials_
 from hw1jax.results.results import Results
 from hw1jax.results.trials import where_defined
 from hw1jax.search import space as space_
@@ -156,10 +157,8 @@ def counting_curves(results: Results, name: str) -> np.ndarray:
     values, trials = results.histories[name], results.trials
     if "early_stopping" not in results.record["config"]:
         return values
-    best = np.stack([trials[f"split{i}_best_epoch"] for i in range(values.shape[1])], axis=1)[:, :, None].astype(int)
-    epochs = np.arange(1, values.shape[2] + 1)
-    stopped = np.isnan(values) & (best > 0) & (best < epochs) & (epochs <= trials["epochs"][:, None, None])
-    return np.where(stopped, np.take_along_axis(values, np.maximum(best - 1, 0), axis=2), values)
+    best = np.stack([trials[f"split{i}_best_epoch"] for i in range(values.shape[1])], axis=1).astype(int)
+    return trials_.counting_curves(values, best, trials["epochs"])
 
 
 def learning_panels(results: Results) -> list[Panel]:

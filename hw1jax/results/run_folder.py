@@ -23,7 +23,7 @@ import numpy as np
 from hw1jax import storage
 from hw1jax.core.folds import Fold
 from hw1jax.results.trained_model import Model, by_path, save_model
-from hw1jax.results.trials import write_trials
+from hw1jax.results.trials import counting_curves, write_trials
 from hw1jax.search import space_text
 from hw1jax.search.plan import Bracket
 from hw1jax.search.study import Study
@@ -161,7 +161,8 @@ def read_curves(folder: Path | str) -> tuple[dict[str, Any], dict[str, np.ndarra
     """Reads the record and the best trial's curves of any study's run.
 
     Returns:
-      (content of results.json, {"train_loss", "val_loss", "val_" + metric: [fold, epoch]}).
+      (content of results.json, {"train_loss", "val_loss", "val_" + metric: [fold, epoch]}). With early stopping, the
+      best epoch of a fold goes on after it has stopped.
 
     Raises:
       ValueError: a file is missing or damaged; one line.
@@ -175,6 +176,9 @@ def read_curves(folder: Path | str) -> tuple[dict[str, Any], dict[str, np.ndarra
     row = [row["number"] for row in rows].index(str(record["best"]["number"]))
     names = ["train_loss", *(name for name in arrays if name.startswith("val_"))]
     last = int(rows[row]["epochs"])
-    if "early_stopping" in record["config"]:  # up to the first fold that stopped
-        last = int(np.isfinite(arrays["val_loss"][row]).sum(axis=1).min())
-    return record, {name: arrays[name][row, :, :last] for name in names}
+    curves = {name: arrays[name][row, :, :last] for name in names}
+    if "early_stopping" in record["config"]:  # up to the last epoch of any fold
+        end = np.flatnonzero(np.isfinite(curves["val_loss"]).any(axis=0))[-1] + 1
+        best = np.array([[int(rows[row][f"split{i}_best_epoch"]) for i in range(len(curves["val_loss"]))]])
+        curves = {name: counting_curves(own[None, :, :end], best, np.array([end]))[0] for name, own in curves.items()}
+    return record, curves

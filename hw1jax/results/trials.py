@@ -95,6 +95,16 @@ def where_defined(values: np.ndarray) -> np.ndarray:
     return values if missing.all() else values[:, ~missing]
 
 
+def counting_curves(values: np.ndarray, best_epochs: np.ndarray, epochs: np.ndarray) -> np.ndarray:
+    """Values [trial, fold, epoch] in which the best epoch of a fold goes on after it has stopped.
+
+    `best_epochs` [trial, fold] are from 1, 0 if none is finite; `epochs` [trial] are each trial's.
+    """
+    best, each = best_epochs[:, :, None], np.arange(1, values.shape[2] + 1)
+    stopped = np.isnan(values) & (best > 0) & (best < each) & (each <= epochs[:, None, None])
+    return np.where(stopped, np.take_along_axis(values, np.maximum(best - 1, 0), axis=2), values)
+
+
 def write_trials(
     path: Path, study: Study, trials: Sequence[TrialScore], train_loss: np.ndarray, val: Mapping[str, np.ndarray]
 ) -> None:
