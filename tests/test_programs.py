@@ -17,8 +17,12 @@ import numpy as np
 import pytest
 from compilations import counted
 
-from hw1jax.core import programs
+from hw1jax.core import programs, tasks
+from hw1jax.core.losses import cross_entropy
+from hw1jax.core.metrics import roc_auc
+from hw1jax.core.tasks import Whole
 from hw1jax.search import study
+from hw1jax.tabular import class_weighted
 
 X = np.arange(6.0, dtype=np.float32)
 LARGE = 5000  # numbers
@@ -125,6 +129,17 @@ def test_what_has_changed_in_the_meantime_is_seen(make, change, monkeypatch):
     assert compiled == []
     change(monkeypatch)
     np.testing.assert_array_equal(called(make())(X), 3 * X)
+
+
+def test_a_users_function_that_wraps_one_of_ours_is_traced_again_and_ours_is_not():
+    @functools.wraps(cross_entropy)
+    def weighted(outputs, y):
+        return FACTOR * cross_entropy(outputs, y)
+
+    for own in (weighted, Whole(weighted), lambda outputs, y: FACTOR):
+        assert tasks.fresh(own) is not own
+    for ours in (cross_entropy, roc_auc, class_weighted((1.0, 2.0))):
+        assert tasks.fresh(ours) is ours
 
 
 def test_the_same_function_is_not_even_traced_again(monkeypatch):

@@ -132,9 +132,11 @@ def fresh(function: Any) -> Any:
         return Fitted(*map(fresh, function))
     if type(function) is tuple:
         return tuple(map(fresh, function))
-    if not callable(function) or getattr(function, "__module__", "").partition(".")[0] == "hw1jax":
-        return function
-    return Whole(fresh(function.function)) if isinstance(function, Whole) else partial(function)
+    if isinstance(function, Whole):
+        return function if (renewed := fresh(function.function)) is function.function else Whole(renewed)
+    # `functools.wraps` gives a user's function the module of the one that it wraps, but not its globals.
+    module = getattr(function, "__globals__", {}).get("__name__") or getattr(function, "__module__", None) or ""
+    return function if not callable(function) or module.partition(".")[0] == "hw1jax" else partial(function)
 
 
 def original(function: Any) -> Any:
