@@ -85,6 +85,14 @@ def test_without_a_test_set_both_are_shown_of_what_the_folds_held_out(alone, bla
     assert alone.test is None and "could not be" not in page.text
 
 
+def test_accuracy_out_of_fold_counts_weights_as_a_metric_does(alone):
+    weights = np.where(np.arange(150) % 7 == 0, 0, 1 + IRIS_Y.astype(float))
+    found = alone._replace(data=alone.data._replace(weights=weights)).classified
+    known = accuracy_score(found.y, found.outputs.argmax(axis=1), sample_weight=weights[:76])
+    assert found.accuracy == pytest.approx(known) and abs(known - alone.classified.accuracy) > 0.01
+    assert found.whose.endswith("Each counts once here, whatever its weight. ")
+
+
 def test_without_a_refit_the_confusion_is_the_ensembles(tmp_path, blank):  # noqa: F811
     found = run_study(IRIS, out=tmp_path, refit=False)
     assert found.ensemble["confusion"] == confusion_matrix(SPLIT[3], found.classified.outputs.argmax(axis=1)).tolist()

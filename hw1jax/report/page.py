@@ -236,8 +236,8 @@ def _cards(results: Results) -> Markup:
         own = [(f"ensemble&rsquo;s test {words(n)}", score(n, results.ensemble[n]), of) for n in ("loss", *names)]
         cards = [*own, *cards] if refit_fails else [*cards, *own]
     elif results.classified and not test:
-        right = evaluation.accuracy(results.classified.outputs, results.classified.y)
-        cards.append(("accuracy out of fold", score("accuracy", right), f"trial {number(best['number'], '{}')}"))
+        right = score("accuracy", results.classified.accuracy)
+        cards.append(("accuracy out of fold", right, f"trial {number(best['number'], '{}')}"))
     for name in ("loss", *results.study.metrics):
         std = f"± {score(name, best[f'std_val_{name}'])} over the folds, trial {number(best['number'], '{}')}"
         cards.append((f"validation {words(name)}", score(name, best[f"mean_val_{name}"]), std))

@@ -52,9 +52,9 @@ def _log_mean_softmax(outputs: np.ndarray, weights: np.ndarray | None) -> np.nda
     return np.logaddexp.reduce(logs, axis=0) - np.log(len(outputs))
 
 
-def accuracy(outputs: np.ndarray, y: np.ndarray) -> float:
+def accuracy(outputs: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) -> float:
     """Share of the examples whose largest output ([example, class]) is that of their class (`y`: [example])."""
-    return float(np.mean(np.argmax(outputs, axis=1) == y))
+    return float(np.average(np.argmax(outputs, axis=1) == y, weights=weights))
 
 
 def confusion_matrix(outputs: np.ndarray, y: np.ndarray) -> np.ndarray:

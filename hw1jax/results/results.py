@@ -46,6 +46,12 @@ class Classified(NamedTuple):
     part: str  # of the data: "test" or "training"
     where: str  # the same in words
     whose: str  # a sentence on the networks, unless they are the refit
+    weights: np.ndarray | None = None  # [example]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the examples that are classified right, by weight."""
+        return evaluation.accuracy(self.outputs, self.y, self.weights)
 
 
 class Results(NamedTuple):
@@ -186,11 +192,12 @@ class Results(NamedTuple):
             found = Classified(outputs, data.x_test, data.y_test, (), "test", "on the test set", whose)
         else:
             whose = "Each training sample as classified by the best trial's fold model that held it out. "
-            outputs, x, y = h.get("out_of_fold_outputs"), data.x_train, data.y_train
+            whose += "" if data.weights is None else "Each counts once here, whatever its weight. "
+            outputs, x, y, weights = h.get("out_of_fold_outputs"), data.x_train, data.y_train, data.weights
             if outputs is not None and np.isnan(outputs).any():  # some were never held out
                 rows = np.flatnonzero(np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1))
-                outputs, x, y = jax.tree.map(lambda a: a[rows], (outputs, x, y))
-            found = Classified(outputs, x, y, (), "training", "out of fold", whose)
+                outputs, x, y, weights = jax.tree.map(lambda a: a[rows], (outputs, x, y, weights))
+            found = Classified(outputs, x, y, (), "training", "out of fold", whose, weights)
         if outputs is None or not evaluation.are_classes(self.study.classes, outputs, found.y):
             return None
         names = evaluation.class_names(self.study.classes, outputs)
