@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from hw1jax import environment, storage
-from hw1jax.core import folds, metric_checks, tracebacks
+from hw1jax.core import folds, metric_checks, tasks, tracebacks
 from hw1jax.data import sha256
 from hw1jax.environment import Clock
 from hw1jax.progress import default_observer
@@ -307,6 +307,8 @@ def _trained(run: _Run, trainer: Brackets, best: TrialScore) -> tuple[Model, dic
             params, state, train_loss = trainer.refit(best.number, best.draw, **how)
             arrays = {"refit_number": np.array(best.number), "refit_train_loss": train_loss}
         model = Model(run.config.study, best.draw, params, state, trainer.fold_models(best.number, best.draw))
+        if not model.has_refit and tasks.is_fitted(model.task):  # the unit of the test loss is that of a refit
+            model = model._replace(state=tasks.Fit(None, run.networks.statistics_of_all(model.task)))
         if not run.in_memory:
             arrays |= testing.out_of_fold(model, best, run.networks)
     return model, arrays

@@ -222,6 +222,12 @@ def test_a_studys_refit_is_fitted_on_all_training_data_and_its_scores_are_in_the
     np.testing.assert_allclose(model.predict(HOLES[342:], ensemble=True), ensemble, rtol=1e-5)
 
 
+def test_without_a_refit_the_ensembles_test_loss_is_in_the_unit_of_a_refits(finished, tmp_path):
+    without = hw.run_study(a_study(), out=tmp_path, refit=False)
+    assert without.ensemble["loss"] == pytest.approx(finished.ensemble["loss"], rel=1e-6)
+    assert without.test is None and not without.model.has_refit
+
+
 def test_a_models_file_has_the_statistics_and_refuses_wrong_ones(finished):
     again = hw.load_model(finished.folder / "model.msgpack", a_study())
     assert jax.tree.structure(again.state) == jax.tree.structure(finished.model.state)

@@ -119,8 +119,8 @@ class Model(NamedTuple):
 
     @property
     def statistics(self) -> Any:
-        """Those of fitted preprocessing of the refit, or without one of the first fold; None if there are none."""
-        state = self.state if self.has_refit else self.folds[0][1]
+        """Of fitted preprocessing, on all training data (from a file without a refit, on the first fold); or None."""
+        state = self.state if self.has_refit or self.state is not None else self.folds[0][1]
         return state.statistics if isinstance(state, Fit) else None
 
     def fold_outputs(self, x: Any) -> list[Any]:

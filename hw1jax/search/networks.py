@@ -164,6 +164,15 @@ class Networks:
         """The training data, with the task's statistics of the first fold."""
         return fitting.of_fold(self._data._replace(statistics=self.statistics(task)), 0)
 
+    def statistics_of_all(self, task: Task) -> Any:
+        """The task's statistics of all training data, as the refit has them."""
+        each = fitting.statistics(task, self._data, [self._everything])
+        return jax.tree.map(lambda a: a[0], each)
+
+    @property
+    def _everything(self) -> Fold:
+        return Fold(np.arange(len(jax.tree.leaves(self.data.x_train)[0])), np.arange(0))
+
     @property
     def _data(self) -> Data:
         return Data(self.data.x_train, self.data.y_train, self.data.weights)
@@ -207,10 +216,9 @@ class Networks:
 
     def for_refit(self) -> "Networks":
         """The same networks with one more fold, which trains on all training data."""
-        everything = Fold(np.arange(len(jax.tree.leaves(self.data.x_train)[0])), np.arange(0))
         alone = {"halving": None, "first_rung": None, "brackets": False, "early_stopping": None, "ensemble": None}
         search = replace(self.search, **alone)
-        made = Networks(self.study, search, self.data, [everything], first_fold=len(self.folds))
+        made = Networks(self.study, search, self.data, [self._everything], first_fold=len(self.folds))
         made.__dict__ |= {"layout": self.layout, "starts_in_corners": self.starts_in_corners}
         made._layouts = self._layouts
         return made
