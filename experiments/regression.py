@@ -101,9 +101,9 @@ BEYOND = replace(
     name="regression_beyond",
     title="Regression, beyond the report",
     space={
-        "hidden_units": (hw.Int(32, 64, width=True), hw.Int(16, 64, width=True)),
-        "learning_rate": hw.Float(3e-3, 3e-2, log=True),
-        "l2": hw.Float(1e-5, 3e-3, log=True),
+        "hidden_units": (hw.Int(10, 64, width=True),),
+        "learning_rate": hw.Float(1e-3, 1e-1, log=True),
+        "l2": hw.Float(1e-5, 1e-1, log=True),
         "optimizer": hw.Choice("adam", "sgd", "rmsprop", among=("adam",)),
         "activation": hw.Choice("sigmoid", "tanh", static=True, among=("tanh",)),
     },
@@ -111,6 +111,7 @@ BEYOND = replace(
     folds=Blocks(),
     halving=hw.Halving(3),
     averaging=0.99,
+    ensemble=3,
     num_trials=108,
 )
 

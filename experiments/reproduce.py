@@ -1,7 +1,7 @@
 """Runs the three studies of the homework, each into its own folder, and writes one report page for all.
 
-Each study runs three times: the report's best hyperparameters, halving and averaging, and the report's own search. If
-one fails, the others still run; the failure is printed at the end and the exit code is 1.
+Each study runs three times: the report's best hyperparameters, halving with an ensemble, and the report's own search.
+If one fails, the others still run; the failure is printed at the end and the exit code is 1.
 
     python experiments/reproduce.py [--quick] [--as-reported] [--out DIR] [--data-dir DIR] [--help]
 """
@@ -54,7 +54,7 @@ def parse(args: Sequence[str]) -> tuple[Path, list[RunConfig], cli.Flags]:
 def as_reported(config: RunConfig, study: Study) -> RunConfig:
     """The config of a search whose only trial has the report's best hyperparameters."""
     params = [dict(study.reference.params)]
-    search = replace(config.search, halving=None, first_rung=None, brackets=False, sampler="random")
+    search = replace(config.search, halving=None, first_rung=None, brackets=False, ensemble=None, sampler="random")
     asked = replace(config.study, space=study.space)
     return config._replace(
         study=asked, num_trials=1, search=search, given=Given(enqueued=enqueued(study.space, params))

@@ -49,7 +49,8 @@ def search(name: str, way: str, seed: int, out: Path, **given: Any) -> dict[str,
     found = {"seed": seed, "seconds": read["timing"]["total_seconds"], "val_loss": read["best"]["mean_val_loss"]}
     where = f"{read['environment']['cores']} cores of {read['environment']['device']}"
     found |= {"machine": where, "trials": read["config"]["num_trials"], "test": numbers(read["test"])}
-    return found | ({"ensemble": numbers(read["ensemble"])} if read["ensemble"] else {})
+    ensemble = read["search_ensemble"]["test"] if "search_ensemble" in read else read["ensemble"]
+    return found | ({"ensemble": numbers(ensemble)} if ensemble else {})
 
 
 def numbers(test: dict[str, Any]) -> dict[str, float]:

@@ -229,7 +229,7 @@ def _searched(run: _Run, opened: Any, trainer: Brackets) -> Searched:
     if most is not None:
         run.observer.stage("choosing an ensemble of the search")
         with run.clock.measure("ensemble_seconds"):
-            chosen = ensembles.choose(run.networks, trainer, trials, best, most)
+            chosen = ensembles.choose(run.networks, trainer, trials, best, most, refit=run.config.output.refit)
         model = model._replace(members=chosen.members)
     return Searched(run.networks, trials, history, best, model, arrays, chosen)
 

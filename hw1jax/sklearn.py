@@ -342,8 +342,8 @@ class MLPClassifierCV(ClassifierMixin, _MLP):
       averaging: decay of an exponential moving average of the parameters, which is evaluated and kept.
       early_stopping: epochs without a better score after which a network stops; its best epoch counts. None: it never
         does.
-      ensemble: True: predict with the mean of the best trial's fold networks; a number from 2: with an ensemble of the
-        fold networks of at most so many trials, chosen by what they predict out of fold.
+      ensemble: True: predict with the mean of the best trial's fold networks; a number from 2: with an ensemble of at
+        most so many trials, chosen by what their fold networks predict out of fold, and their refits.
       random_state: seed of folds, draws, initial parameters and minibatches.
       verbose: 1: progress; 2: also each trial's score.
       out: folder for the files of `hw1jax.run_study`, from which `fit` resumes. None: no files.

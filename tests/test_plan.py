@@ -203,6 +203,16 @@ def test_one_in_so_many_goes_on_rounded_up(num_trials, factor, kept, work):
     assert SearchPlan((bracket,), factor).work(bracket) == work
 
 
+def test_with_an_ensemble_as_many_trials_train_to_the_end():
+    bracket = Bracket(range(10), tuple(Rung(end, Plan(1)) for end in (1, 3, 9)))
+    assert [rungs.num_kept(n, 3, 3) for n in (10, 4, 3, 2)] == [4, 3, 3, 2]
+    planned = SearchPlan((bracket,), 3, 3)
+    assert planned.work(bracket) == 10 + 4 * 2 + 3 * 6
+    assert SearchPlan.from_json(planned.to_json()) == planned
+    search = SearchConfig(9, 20, halving=3, ensemble=3)
+    assert rungs.work_of_search(10, search) == planned.work(bracket) and rungs.ends(search) == [1, 3, 9]
+
+
 def test_brackets_follow_one_another_again_and_again_and_only_those_without_rungs_may_be_a_part():
     long, short = Bracket(range(5), (Rung(1, Plan(5)), Rung(3, Plan(2)))), Bracket(range(5, 8), (Rung(3, Plan(3)),))
     planned = SearchPlan((long, short), 3)

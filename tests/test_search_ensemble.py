@@ -15,11 +15,13 @@ from sklearn.preprocessing import StandardScaler
 
 import hw1jax as hw
 from hw1jax import cli, progress, run, tabular
-from hw1jax.core import losses, selection
+from hw1jax.core import losses, population, selection
+from hw1jax.core.population import Plan
 from hw1jax.core.tasks import Task
 from hw1jax.results import evaluation
 from hw1jax.search import networks
 from hw1jax.search import study as study_
+from hw1jax.search.brackets import Brackets
 from hw1jax.search.observer import Observer
 from hw1jax.sklearn import MLPClassifierCV
 
@@ -143,9 +145,14 @@ def test_the_weights_sum_to_one_and_the_score_out_of_fold_is_that_of_the_weighte
     assert entry["out_of_fold"]["loss"] < alone
 
 
-def test_predictions_are_the_weighted_means_of_the_fold_models_and_stay_so_once_loaded(found):
+def halves(shown, model, x):
+    """The mean of what the refit predicts and of what the fold models do."""
+    return (shown(model.predict(x)) + np.mean([shown(own) for own in model.fold_outputs(x)], axis=0)) / 2
+
+
+def test_predictions_are_weighted_means_half_of_refits_half_of_fold_models_and_stay_so_once_loaded(found):
     model, x = found.model, found.data.x_test
-    expected = sum(m.weight * np.mean(model.alone(m).fold_outputs(x), axis=0) for m in model.members)
+    expected = sum(m.weight * halves(lambda outputs: outputs, model.alone(m), x) for m in model.members)
     np.testing.assert_allclose(model.predict(x, ensemble=True), expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(model.predict(x, ensemble=True), found.histories["search_ensemble_outputs"])
     np.testing.assert_array_equal(model.fold_ensemble(x), found.histories["ensemble_outputs"])
@@ -153,7 +160,7 @@ def test_predictions_are_the_weighted_means_of_the_fold_models_and_stay_so_once_
     assert found.search_ensemble["test"]["loss"] == pytest.approx(own, rel=1e-4)
     for member in model.members:
         shapes = networks.own(found.study, member.draw).shapes[0]
-        for params, _ in member.folds:
+        for params, _ in (*member.folds, (member.params, member.state)):
             assert jax.tree.map(np.shape, params) == jax.tree.map(lambda a: a.shape, shapes), "own widths"
     assert model.has_refit and not np.allclose(model.predict(x), expected)
 
@@ -170,10 +177,7 @@ def test_a_classification_with_several_programs_and_repeats_means_probabilities(
     assert entry["out_of_fold"]["accuracy"] == pytest.approx(np.mean(total.argmax(axis=1) == own))
     assert entry["out_of_fold"]["accuracy"] >= entry["best_out_of_fold"]["accuracy"]
     x = deep.data.x_test
-    expected = sum(
-        m.weight * np.mean([evaluation.softmax(own) for own in deep.model.alone(m).fold_outputs(x)], axis=0)
-        for m in deep.model.members
-    )
+    expected = sum(m.weight * halves(evaluation.softmax, deep.model.alone(m), x) for m in deep.model.members)
     np.testing.assert_allclose(np.exp(deep.model.predict(x, ensemble=True)), expected, rtol=1e-4)
 
 
@@ -191,11 +195,45 @@ def test_networks_at_their_own_widths_give_the_same_ensemble():
     assert padded.scores["loss"] == pytest.approx(exact.scores["loss"], rel=1e-5)
 
 
-def test_with_halving_candidates_are_of_the_last_rung_and_all_brackets():
-    settings = PADDED | {"num_trials": 9, "halving": 2, "brackets": True, "ensemble": 9, "refit": False}
+def test_with_halving_as_many_trials_reach_the_last_rung_of_each_bracket():
+    settings = PADDED | {"num_trials": 12, "halving": 3, "brackets": True, "ensemble": 3, "refit": False}
     found = searched(LINE, **settings)
+    first = [trial.state for trial in found.trials if trial.number < 5]
+    assert sorted(first) == ["complete"] * 3 + ["pruned"] * 2, "one without an ensemble"
     complete = {trial.number for trial in found.trials if trial.state == "complete"}
-    assert {m.number for m in found.chosen.members} <= complete and 2 < len(complete) < 9
+    assert {m.number for m in found.chosen.members} <= complete and 3 < len(complete) < 12
+
+
+def test_a_trial_of_the_ensemble_is_its_network_trained_alone_on_all_samples():
+    padded, exact = (searched(LINE, **ONE, widths=widths) for widths in ("padded", "exact"))
+    x = LINE.data.x_train
+    for found in (padded, exact):
+        for member in found.chosen.members:
+            own = found.networks.for_refit()
+            members = own.population(Plan(1, layout=own.layout), networks.padded(LINE, member.draw))
+            *_, last = population.train(members, own.trials([member.number], [member.draw]))
+            params = jax.tree.map(lambda a: a[0, 0], last.state.params)
+            network = networks.padded(LINE, member.draw)
+            expected = population.predict(network.task, params, network.hyperparameters, x)
+            np.testing.assert_allclose(found.model.alone(member).predict(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_without_a_refit_and_where_one_diverges_fold_models_predict(monkeypatch):
+    found = searched(LINE, **PADDED, refit=False)
+    x = LINE.data.x_train
+    for member in found.chosen.members:
+        assert not found.model.alone(member).has_refit
+    expected = sum(m.weight * np.mean(found.model.alone(m).fold_outputs(x), axis=0) for m in found.model.members)
+    np.testing.assert_allclose(found.model.predict(x, ensemble=True), expected, rtol=1e-5, atol=1e-6)
+    trained = Brackets.refits
+
+    def diverged(*args):
+        return {number: jax.tree.map(lambda a: a * np.nan, own) for number, own in trained(*args).items()}
+
+    monkeypatch.setattr(Brackets, "refits", diverged)
+    model = searched(LINE, **PADDED).model
+    assert model.has_refit and not any(model.alone(member).has_refit for member in model.members)
+    np.testing.assert_allclose(model.predict(x, ensemble=True), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_fitted_preprocessing_is_each_folds_own():

@@ -53,11 +53,14 @@ def headlines(
 ) -> Markup:
     """The numbers that count, a row a run: in validation, and on a test set those of refit, reference and ensemble.
 
+    The ensemble is that of the search if it has one, else that of the best trial's fold models.
+
     Args:
       runs: of each its name, and what results.json holds.
       with_title: has a column for the title of each run's study.
       others: rows without numbers: the name, and why.
     """
+    runs = [(name, record | {"ensemble": _ensemble(record)}) for name, record in runs]
     every = [record for _, record in runs]
     columns: dict[str, Callable[[dict[str, Any]], Any]] = {"study": lambda r: r["title"]} if with_title else {}
     names = {r["reference"]["name"].removeprefix("the ") for r in every if r["reference"]}
@@ -83,6 +86,10 @@ def headlines(
     rows = [[name, *(cell(record) for cell in columns.values())] for name, record in runs]
     rows += [[name, why, *["-"] * (len(columns) - 1)] for name, why in others]
     return table(["run" if with_title else "study", *columns], rows)
+
+
+def _ensemble(record: dict[str, Any]) -> dict[str, Any] | None:
+    return record["search_ensemble"]["test"] if "search_ensemble" in record else record["ensemble"]
 
 
 def _validated(record: dict[str, Any], name: str) -> Markup | str:

@@ -238,7 +238,8 @@ def search_ensemble(results: Results) -> list[Item]:
     scored = [[shown, *(html.score(name, own[name]) for own in whose.values())] for name, shown in names.items()]
     text = (
         "Chosen greedily, with replacement, by what the trials' fold models predict out of fold: the scores there are "
-        "a little optimistic. The test set took no part."
+        "a little optimistic. The test set took no part. A trial predicts half with its refit on all training data, "
+        "half with its fold models; without a refit, with these alone."
     )
     return [
         table(["trial", "weight", f"validation {words(score)}"], rows),

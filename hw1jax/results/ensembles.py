@@ -9,7 +9,7 @@ import numpy as np
 
 from hw1jax.core import population, selection
 from hw1jax.core.folds import Fold
-from hw1jax.results.trained_model import Member
+from hw1jax.results.trained_model import Member, Model
 from hw1jax.search.brackets import Brackets
 from hw1jax.search.networks import Network, Networks
 from hw1jax.search.trainer import FoldNetworks
@@ -33,10 +33,13 @@ class _HeldOut(NamedTuple):
     weights: np.ndarray  # float [row]
 
 
-def choose(networks: Networks, trainer: Brackets, trials: Sequence[TrialScore], best: TrialScore, most: int) -> Chosen:
+def choose(
+    networks: Networks, trainer: Brackets, trials: Sequence[TrialScore], best: TrialScore, most: int, *, refit: bool
+) -> Chosen:
     """Chooses at most so many complete trials, and their weights, by the study's score; the test set takes no part.
 
-    The outputs of all candidates are in memory: 4 bytes for each of them, sample and output.
+    With `refit` each of them is also trained on all training data. The outputs of all candidates are in memory: 4 bytes
+    for each of them, sample and output.
     """
     draws = {trial.number: trial.draw for trial in trials if trial.state == "complete"}
     held_out, task = _held_out(networks), networks.widest.task
@@ -59,7 +62,13 @@ def choose(networks: Networks, trainer: Brackets, trials: Sequence[TrialScore], 
     names = ("loss", *networks.study.metrics)
     scores = selection.scores(task)(names, edges, nothing, np.float32(1), both, *shared)
     own = {number: float(weight) for number, weight in zip(numbers, weights, strict=True) if weight}
-    members = [Member(n, own[n], draws[n], trainer.fold_models(n, draws[n])) for n in own]
+    epochs = {trial.number: trial.refit_epochs for trial in trials if trial.number in own}
+    refits = trainer.refits({n: draws[n] for n in own}, epochs) if refit else dict.fromkeys(own, (None, None))
+    members = []
+    for n, (params, state) in refits.items():
+        finite = Model(networks.study, draws[n], params, state).is_finite  # else its folds predict
+        refitted = (params, state) if finite else (None, None)
+        members.append(Member(n, own[n], draws[n], *refitted, trainer.fold_models(n, draws[n])))
     members.sort(key=lambda member: -member.weight)  # those of equal weight by number
     return Chosen(tuple(members), *({name: float(scores[name][i]) for name in names} for i in range(2)))
 

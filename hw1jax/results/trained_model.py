@@ -21,6 +21,8 @@ from hw1jax.search.space import Draw
 from hw1jax.search.study import Study
 
 LARGEST_DIFFERENCE = 0.02  # between machines and precisions, relative to the largest output
+# Of a trial's weight in the ensemble of a search. The refit knows all samples, the fold networks are several.
+SHARE_OF_REFIT = 0.5
 NUM_EXAMPLES = 4  # in a model's file, with their outputs
 
 
@@ -28,9 +30,11 @@ class Member(NamedTuple):
     """A trial of the search's ensemble."""
 
     number: int
-    weight: float  # of its folds together; those of all trials sum to 1
+    weight: float  # of its networks together; those of all trials sum to 1
     draw: Draw
-    folds: tuple[tuple[Any, Any], ...]  # as `Model.folds`, at this trial's widths
+    params: Any  # these are as in `Model`, at this trial's widths
+    state: Any
+    folds: tuple[tuple[Any, Any], ...]
 
 
 class Model(NamedTuple):
@@ -81,8 +85,8 @@ class Model(NamedTuple):
         """Outputs [example, ...] on examples in the format of the study's data.
 
         With `ensemble`, those of the search's ensemble (`members`), or without one of the fold networks, combined: the
-        logarithm of their mean probabilities if the loss is `hw1jax.cross_entropy`, else the mean of their outputs. The
-        refit takes no part.
+        logarithm of their mean probabilities if the loss is `hw1jax.cross_entropy`, else the mean of their outputs. A
+        trial of the search's ensemble predicts half with its refit, half with its fold networks.
 
         Raises:
           ValueError: an ensemble of a model without fold networks, or a prediction without a refit.
@@ -95,9 +99,17 @@ class Model(NamedTuple):
             return self._outputs([(self.params, self.state)], x)[0]
         if not self.members:
             return self.fold_ensemble(x)
-        each = [[*self.alone(member).fold_outputs(x)] for member in self.members]
-        weights = [member.weight / len(member.folds) for member in self.members for _ in member.folds]
-        return evaluation.ensemble(self.task.loss, [outputs for own in each for outputs in own], weights)
+        outputs, weights = [], []
+        for member in self.members:
+            model, num_folds = self.alone(member), len(member.folds)
+            left = member.weight
+            if model.has_refit:
+                outputs.append(model.predict(x))
+                weights.append(SHARE_OF_REFIT * member.weight)
+                left -= weights[-1]
+            outputs += model.fold_outputs(x)
+            weights += [left / num_folds] * num_folds
+        return evaluation.ensemble(self.task.loss, outputs, weights)
 
     def fold_ensemble(self, x: Any) -> Any:
         """As `predict` with `ensemble`, of the fold networks alone.
@@ -110,8 +122,8 @@ class Model(NamedTuple):
         return evaluation.ensemble(self.task.loss, self.fold_outputs(x))
 
     def alone(self, member: Member) -> "Model":
-        """The fold networks of a trial of the search's ensemble, as a model without a refit."""
-        return Model(self.study, member.draw, None, folds=member.folds)
+        """The networks of a trial of the search's ensemble, as a model."""
+        return Model(self.study, *member[2:])
 
     def losses(self, outputs: Any, y: Any) -> Any:
         """The loss of outputs in the unit of y, [example]."""
@@ -249,7 +261,7 @@ def load_model(path: Path | str, study: Study) -> Model:
         model = model._replace(members=members)
         for each in (model, *map(model.alone, members)):
             _check_statistics(each)
-        if not _all_finite((params, state, folds, [member.folds for member in members])):
+        if not _all_finite((params, state, folds, [member[3:] for member in members])):
             raise ValueError("parameters that are not finite")
         if not model.has_refit and not folds:
             raise ValueError("neither a refit nor fold models")
@@ -288,6 +300,7 @@ def _member_to_file(member: Member) -> dict[str, Any]:
         "number": member.number,
         "weight": member.weight,
         "hyperparameters": space_text.draw_to_json(member.draw),
+        **({} if member.params is None else _network_to_file(member.params, member.state)),
         "folds": [_network_to_file(*network) for network in member.folds],
     }
 
@@ -298,7 +311,8 @@ def _member_from_file(content: Any, study: Study) -> Member:
     if not 0 < content["weight"] <= 1 or not content["folds"]:
         raise ValueError("a trial of the ensemble without weight or networks")
     folds = tuple(_network_from_file(network, shapes) for network in content["folds"])
-    return Member(int(content["number"]), content["weight"], draw, folds)
+    refit = _network_from_file(content, shapes) if "params" in content else (None, None)
+    return Member(int(content["number"]), content["weight"], draw, *refit, folds)
 
 
 def _plain(tree: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
+from functools import partial
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ from hw1jax.search.rungs import num_kept
 from hw1jax.search.space import Draw
 from hw1jax.search.trainer import FoldNetworks, Gone, Trained, Trainer, scored
 from hw1jax.search.trial_score import TrialScore, Values
-from hw1jax.storage import Folder
+from hw1jax.storage import Folder, digest
 
 MOST_WAITING = 256  # threads that wait for workers of an executor
 
@@ -164,6 +165,39 @@ class Brackets:
         how = {"num_epochs": num_epochs, "padded": padded}
         return refit(self._trainer_of(self._networks.for_refit()), name, draw, self._observer, **how)
 
+    def refits(self, draws: dict[int, Draw], epochs: dict[int, int | None]) -> dict[int, tuple[Any, Any]]:
+        """Trains several trials' networks on all training data -> {trial: (params, state)}.
+
+        Trials that can share a program do, and each is initialized by its number. `epochs` of each; None: all.
+        """
+        networks, waiting = self._networks.for_refit(), list[Job]()
+        groups: dict[Any, dict[int, Draw]] = {}
+        for number in sorted(draws):
+            key = space_.key_of(networks_.padded(self._study, draws[number]).fixed), epochs[number]
+            groups.setdefault(key, {})[number] = draws[number]
+        for (_, num_epochs), own in groups.items():
+            rung = plan.for_refits(networks, self._last_jobs[min(own)].rung, len(own), num_epochs)
+            for job in plan.jobs_of(networks, rung, own):
+                name = f"ensemble-{digest([job.numbers, job.rung.end_epoch])}"
+                waiting.append(job._replace(name=name))
+        for name in self._files.names("ensemble-*"):
+            if name.partition(".")[0] not in {job.name for job in waiting}:  # of a search of fewer trials
+                self._files.remove(name)
+        trainer = self._trainer_of(networks)
+
+        def train(i: int, device: int) -> None:
+            job = waiting[i]
+            show = partial(self._observer.epochs, "refits of the ensemble")
+            trainer.train(job, device=device, show=lambda job, done, val: show(done, job.rung.end_epoch, None))
+
+        rung = waiting[0].rung
+        side_by_side(train, len(waiting), rung.plan.num_devices if rung.own_widths else 1, self._stop)
+        found = {}
+        for job in waiting:
+            own = {number: draws[number] for number in job.numbers}
+            found |= {n: folds[0] for n, folds in zip(own, trainer.networks_of(job, own), strict=True)}
+        return found
+
     def _climb(self, bracket: Bracket, draws: dict[int, Draw]) -> list[tuple[Job, Trained]]:
         """Trains a bracket from rung to rung -> its jobs.
 
@@ -229,7 +263,7 @@ class Brackets:
         self._epochs |= {trial.number: (end, trial.defined(self._study.score)) for trial in trials}
         finite = [trial for trial in trials if trial.state != "failed"]
         in_order = sorted(finite, key=lambda trial: (trial_score.sort_key(trial, self._study), trial.number))
-        best = sorted(trial.number for trial in in_order[: num_kept(len(left), self._plan.factor)])
+        best = sorted(trial.number for trial in in_order[: num_kept(len(left), self._plan.factor, self._plan.fewest)])
         return {number: left[number] for number in best}
 
     def _count(self, job: Job, trained: Trained) -> None:

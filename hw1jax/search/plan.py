@@ -72,6 +72,7 @@ class SearchPlan:
 
     brackets: tuple[Bracket, ...]  # repeated in this order until all trials have one
     factor: int | None = None  # one in `factor` of a rung's trials goes on; None: no halving
+    fewest: int = 1  # trials of a bracket that train to the end at least
 
     @property
     def rungs(self) -> list[Rung]:
@@ -99,7 +100,7 @@ class SearchPlan:
 
     def work(self, bracket: Bracket) -> int:
         """Epochs of all trials of a bracket together, if none fails."""
-        return rungs.work(len(bracket.numbers), bracket.ends, self.factor)
+        return rungs.work(len(bracket.numbers), bracket.ends, self.factor, self.fewest)
 
     def to_json(self) -> dict[str, Any]:
         def rung(rung: Rung) -> dict[str, Any]:
@@ -107,7 +108,7 @@ class SearchPlan:
             return asdict(rung) | {"plan": plan, "groups": None if rung.groups is None else list(rung.groups)}
 
         brackets = [{"num_trials": len(b.numbers), "rungs": list(map(rung, b.rungs))} for b in self.brackets]
-        return {"brackets": brackets, "factor": self.factor}
+        return {"brackets": brackets, "factor": self.factor, "fewest": self.fewest}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "SearchPlan":
@@ -119,7 +120,7 @@ class SearchPlan:
             return Rung(**{**values, "plan": plan, "groups": None if groups is None else tuple(groups)})
 
         brackets = [(b["num_trials"], tuple(map(rung, b["rungs"]))) for b in values["brackets"]]
-        return cls(_in_a_row(brackets), values["factor"])
+        return cls(_in_a_row(brackets), values["factor"], values["fewest"])
 
 
 def _in_a_row(brackets: Sequence[tuple[int, tuple[Rung, ...]]]) -> tuple[Bracket, ...]:
@@ -189,7 +190,7 @@ class _Planner:
     def with_halving(self) -> SearchPlan:
         search = self.networks.search
         sizes = rungs.brackets(self.num_trials, search)
-        brackets = [rungs.stages(size, ends, search.halving) for size, ends in sizes]
+        brackets = [rungs.stages(size, ends, search.halving, rungs.fewest(search)) for size, ends in sizes]
         shared = {}
         if jax.default_backend() == "cpu" and not self.own_widths:
             shared = self._shared_programs(list(chain(*brackets)))
@@ -201,7 +202,7 @@ class _Planner:
             return Rung(stage.last_epoch, shared.get(stage) or self._fit(in_a_job)[1])
 
         laid_out = [(stages[0].num_trials, tuple(map(rung, stages))) for stages in brackets]
-        return SearchPlan(_in_a_row(laid_out), search.halving)
+        return SearchPlan(_in_a_row(laid_out), search.halving, rungs.fewest(search))
 
     def _most_slots(self) -> int:
         if self.program.members_per_program is None:
@@ -318,6 +319,15 @@ def narrower(plan: Plan, num_trials: int) -> Plan:
     """The same plan for fewer trials, after running out of memory."""
     num_slots = -(-num_trials // plan.num_devices) * plan.num_devices
     return replace(plan, num_slots=num_slots, trials_per_vmap=num_slots // plan.num_devices)
+
+
+def for_refits(networks: Networks, rung: Rung, num_trials: int, num_epochs: int | None) -> Rung:
+    """The last rung, laid out for the refits of so many of its trials that share a program; `networks`: the refits'."""
+    end = num_epochs or rung.end_epoch
+    if rung.own_widths:
+        return replace(rung, end_epoch=end)
+    made = cost.make_plan(num_trials, 1, networks.largest_params, rung.plan.layout, rung.plan.num_devices)
+    return replace(rung, end_epoch=end, plan=made)
 
 
 def jobs_of(networks: Networks, rung: Rung, draws: Mapping[int, Draw], first_epoch: int = 0) -> list[Job]:

@@ -24,28 +24,34 @@ class Stage(NamedTuple):
         return self.last_epoch - self.first_epoch
 
 
-def num_kept(num_trials: int, factor: int | None) -> int:
-    """Number of a rung's trials that go on to the next; all without halving."""
-    return num_trials if factor is None else -(-num_trials // factor)
+def num_kept(num_trials: int, factor: int | None, fewest: int = 1) -> int:
+    """Number of a rung's trials that go on to the next, at least `fewest`; all without halving."""
+    return num_trials if factor is None else min(num_trials, max(fewest, -(-num_trials // factor)))
 
 
-def stages(num_trials: int, ends: Sequence[int], factor: int | None) -> list[Stage]:
+def fewest(search: SearchConfig) -> int:
+    """The least number of a bracket's trials that train to the end: an ensemble chooses among them."""
+    return search.ensemble or 1
+
+
+def stages(num_trials: int, ends: Sequence[int], factor: int | None, fewest: int = 1) -> list[Stage]:
     """The stages of a bracket whose rungs end at these epochs."""
     found, left = [], num_trials
     for before, end in pairwise([0, *ends]):
         found.append(Stage(left, before, end))
-        left = num_kept(left, factor)
+        left = num_kept(left, factor, fewest)
     return found
 
 
-def work(num_trials: int, ends: Sequence[int], factor: int | None) -> int:
+def work(num_trials: int, ends: Sequence[int], factor: int | None, fewest: int = 1) -> int:
     """Total epochs of a bracket's trials, if none fails."""
-    return sum(stage.num_trials * stage.num_epochs for stage in stages(num_trials, ends, factor))
+    return sum(stage.num_trials * stage.num_epochs for stage in stages(num_trials, ends, factor, fewest))
 
 
 def work_of_search(num_trials: int, search: SearchConfig) -> int:
     """Total epochs of a search's trials, if none fails."""
-    return sum(work(size, ends, search.halving) for size, ends in brackets(num_trials, search))
+    each = brackets(num_trials, search)
+    return sum(work(size, ends, search.halving, fewest(search)) for size, ends in each)
 
 
 def ends(search: SearchConfig) -> list[int]:

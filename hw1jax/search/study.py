@@ -82,6 +82,7 @@ class Study:
         batch has at most all of its samples.
       halving: default halving; None: all trials train to the last epoch.
       averaging: default decay of the parameters' moving average; None: as in `task`.
+      ensemble: default number of trials of an ensemble of the search at most; None: no such ensemble.
       folds: list of (training indices, validation indices), or a splitter as in scikit-learn (with the data's
         `groups`), instead of shuffled `num_folds`.
       stratify: True: equal shares of each class in all shuffled folds; None: if y are classes (`folds.are_classes`).
@@ -111,6 +112,7 @@ class Study:
     batch_size: int = 32
     halving: Halving | None = None
     averaging: float | None = None
+    ensemble: int | None = None
     folds: Any = None
     stratify: bool | None = None
     quick: Mapping[str, int] = field(default_factory=lambda: {"num_trials": 4, "num_epochs": 2})
@@ -253,7 +255,7 @@ def unchecked_run_config(
     study: Study, *, inputs: Mapping[str, Any] | None = None, quick: bool = False, **settings: Any
 ) -> RunConfig:
     """As `run_config`, without checking the values."""
-    names = ("num_trials", "num_folds", "num_epochs", "batch_size", "averaging")
+    names = ("num_trials", "num_folds", "num_epochs", "batch_size", "averaging", "ensemble")
     settings = {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}
     chosen = {name: getattr(study, name) for name in names} | (dict(study.quick) if quick else {}) | settings
     parts: dict[type, dict[str, Any]] = {SearchConfig: {}, ProgramConfig: {}, Output: {"quick": quick}}

@@ -175,19 +175,20 @@ class Trainer:
         return ("loss", *self.networks.study.metrics) if held_out else ()
 
     def _kept_of(self, job: Job, trained: Trained, state: list[np.ndarray]) -> dict[str, np.ndarray]:
-        """The networks of the job's best trial, which may be the search's best; for an ensemble, of all its trials."""
-        row = 0
-        if trained.val:
+        """The networks of the job's best trial, which may be the search's best; of all, for an ensemble and its refits."""
+        if not trained.val:
+            numbers = job.numbers
+        else:
             trials = scored(self.networks, job, trained)
             finite = [trial for trial in trials if trial.state != "failed"]
-            if self.networks.search.ensemble is not None:
-                numbers = np.array([trial.number for trial in finite], int)
-                rows = [job.numbers.index(number) for number in numbers]
-                return _by_index(self._variables_of(job, state, rows)) | {"number": numbers}
-            best = min(finite, key=lambda trial: trial_score.sort_key(trial, self.networks.study), default=trials[0])
-            row = job.numbers.index(best.number)
-        leaves = self._variables_of(job, state, [row])
-        return _by_index([leaf[0] for leaf in leaves]) | {"number": np.array(job.numbers[row])}
+            if self.networks.search.ensemble is None:
+                best = min(finite, key=lambda each: trial_score.sort_key(each, self.networks.study), default=trials[0])
+                finite = [best]
+            numbers = [trial.number for trial in finite]
+        leaves = self._variables_of(job, state, [job.numbers.index(number) for number in numbers])
+        if self.networks.search.ensemble is None and len(numbers) == 1:
+            return _by_index([leaf[0] for leaf in leaves]) | {"number": np.array(numbers[0])}
+        return _by_index(leaves) | {"number": np.array(numbers, int)}
 
     def _variables_of(self, job: Job, state: list[np.ndarray], rows: list[int]) -> list[np.ndarray]:
         return jobs.final_variables(self.networks, job, [leaf[rows] for leaf in state])
