@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import optax
 import pytest
-from studies import TOY
+from studies import LINE
 
 import hw1jax as hw
 from hw1jax.core import array_checks, checks, folds, identity
@@ -185,9 +185,9 @@ def test_an_update_that_fails_has_a_note_that_names_the_optimizer():
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_an_extended_or_interrupted_search_draws_as_a_whole_one(tmp_path, sampler, monkeypatch):
     settings = {"sampler": sampler, "num_epochs": 1, "widths": "padded"}
-    whole = hw.run_study(TOY, out=tmp_path / "whole", num_trials=14, **settings)
-    hw.run_study(TOY, out=tmp_path / "extended", num_trials=6, **settings)
-    extended = hw.run_study(TOY, out=tmp_path / "extended", num_trials=14, **settings)
+    whole = hw.run_study(LINE, out=tmp_path / "whole", num_trials=14, **settings)
+    hw.run_study(LINE, out=tmp_path / "extended", num_trials=6, **settings)
+    extended = hw.run_study(LINE, out=tmp_path / "extended", num_trials=14, **settings)
     for name, values in whole.trials.params.items():
         np.testing.assert_array_equal(extended.trials.params[name], values)
     np.testing.assert_allclose(extended.trials.folds["loss"], whole.trials.folds["loss"], rtol=1e-3)
@@ -205,11 +205,11 @@ def test_an_extended_or_interrupted_search_draws_as_a_whole_one(tmp_path, sample
         patched.setattr(Brackets, "train", interrupted)
         if sampler == "tpe":  # its brackets follow one another; the random search has one
             with pytest.raises(KeyboardInterrupt):
-                hw.run_study(TOY, out=tmp_path / "stopped", num_trials=14, **settings)
-    went_on = hw.run_study(TOY, out=tmp_path / "stopped", num_trials=14, **settings)
+                hw.run_study(LINE, out=tmp_path / "stopped", num_trials=14, **settings)
+    went_on = hw.run_study(LINE, out=tmp_path / "stopped", num_trials=14, **settings)
     assert (went_on.folder / "trials.csv").read_bytes() == (whole.folder / "trials.csv").read_bytes()
     if sampler == "tpe":
-        random = [space.random_draw(TOY.space, 0, number)["learning_rate"] for number in range(14)]
+        random = [space.random_draw(LINE.space, 0, number)["learning_rate"] for number in range(14)]
         assert not set(random) & set(whole.trials.params["learning_rate"])
 
 
@@ -355,7 +355,7 @@ def layers(mask_second, scale_only=False):
         return hw.Task(start, forward, hw.squared_error, lambda h: optax.sgd(h["rate"]))
 
     space = {"units": (hw.Int(2, 6, width=True), hw.Int(2, 6, width=True)), "rate": hw.Float(1e-3, 1e-2, log=True)}
-    return hw.Study("widths", task=task, data=TOY.data, space=space, num_trials=3, num_epochs=1, batch_size=20)
+    return hw.Study("widths", task=task, data=LINE.data, space=space, num_trials=2, num_epochs=1, batch_size=20)
 
 
 @pytest.mark.parametrize(("mask_second", "scale_only"), [(False, False), (False, True), (True, False)])
@@ -367,7 +367,7 @@ def test_widths_that_are_not_masked_are_not_padded(tmp_path, mask_second, scale_
     found = hw.run_study(study, out=tmp_path / "out", **({"widths": "padded"} if mask_second else {}))
     [rung] = found.record["config"]["plan"]["brackets"][0]["rungs"]
     assert rung["own_widths"] != mask_second
-    x, y = TOY.data.x_train, TOY.data.y_train
+    x, y = LINE.data.x_train, LINE.data.y_train
     for i, fold in enumerate(hw.k_fold(len(x), 3, (0,))):
         outputs = found.model.fold_outputs(x[fold.validation])[i]
         assert np.mean((outputs - y[fold.validation]) ** 2) == pytest.approx(
