@@ -19,7 +19,7 @@ from hw1jax.search.observer import Observer
 from hw1jax.search.space import Choice, Float, Int
 
 TOY = replace(studies.TOY, name="stopping", num_trials=6, num_epochs=24, batch_size=41, epochs_per_call=3)
-DEEP = replace(studies.DEEP, num_trials=6, num_epochs=16, epochs_per_call=2)
+DEEP = replace(studies.DEEP, num_trials=5, num_epochs=16, epochs_per_call=2)
 LINE = replace(studies.LINE, num_trials=4, num_epochs=12, epochs_per_call=3)
 PADDED = {"num_devices": 1, "widths": "padded"}
 
@@ -78,6 +78,7 @@ def test_a_metric_that_is_maximized_decides_in_random_training_with_state_and_st
     usual = run_study(DEEP, out=tmp_path / "plain", num_devices=1)
     found = run_study(DEEP, out=tmp_path / "stopped", early_stopping=3, num_devices=1)
     assert_follows_the_rule(found, usual, 3)
+    assert len(set(found.trials["depth"])) == 2 and np.isnan(found.histories["val_loss"]).any()
 
 
 def test_the_refit_trains_for_the_mean_of_the_best_epochs_on_the_schedule_of_all(plain, stopped):

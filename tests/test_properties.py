@@ -83,7 +83,7 @@ def assert_valid(config):
     assert set(space["optimizer"].among) <= set(space["optimizer"].values) == {"adam", "sgd", "rmsprop"}
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(STUDY, lines)
 def test_any_flags_are_valid_settings_or_a_mistake_told_in_one_line(study, flags):
     args, out, err = [arg for flag in flags for arg in flag], io.StringIO(), io.StringIO()
