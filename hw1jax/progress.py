@@ -51,9 +51,11 @@ class Progress(Observer):
         self._title, self._score, self._high_is_good, self._best = "", "loss", False, ""
         self._paces = {"search": formatting.Pace(), "refit": formatting.Pace()}
         self._last_line = time.monotonic()
+        self._num_listed = 0  # trials whose lines have been shown
 
     def start(self, study: Study, num_trials: int, num_folds: int, num_epochs: int, work: int | None = None) -> None:
         self._title, self._score, self._high_is_good = study.shown, study.score, bool(study.maximize)
+        self._num_listed = 0
         most = num_trials * num_epochs
         less = f", of which halving trains {work / most:.0%}" if work is not None and work < most else ""
         first = f"{study.shown}: {num_trials} trials x {num_folds} folds x {num_epochs} epochs{less}"
@@ -107,10 +109,11 @@ class Progress(Observer):
         if winner:
             self._best = f", {what} so far {_number(winner.mean(study.score))} (trial {winner.number})"
         if self._verbose:
-            for trial in trials:
+            for trial in trials[self._num_listed :]:
                 state = "failed" if trial.state == "failed" else _scores(trial, study)
                 state += f", pruned after {trial.epochs} epochs" if trial.state == "pruned" else ""
                 self._line(f"trial {trial.number}: {state}, {space_text.in_words(trial.draw)}")
+            self._num_listed = len(trials)
         dropped = f"{pruned} pruned, " if pruned else ""
         self._line(f"{len(trials)} trials done, {dropped}{failed} failed{self._best}")
 

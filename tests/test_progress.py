@@ -53,6 +53,19 @@ def test_verbose_shows_every_call_and_every_trial(capsys):
     assert f"[Regression] trial 1: failed, {words} sgd" in found
 
 
+def test_verbose_shows_each_trial_once(capsys):
+    observer = Progress(verbose=True)
+    for _ in range(2):  # searches
+        observer.start(STUDY, 2, 2, 4)
+        observer.trials(TRIALS[:1], STUDY)
+        observer.trials(TRIALS, STUDY)
+        found = capsys.readouterr().err.splitlines()
+        assert [line[:20] for line in found if "trial " in line[:20]] == [
+            "[Regression] trial 0",
+            "[Regression] trial 1",
+        ]
+
+
 def test_metrics_have_names_and_the_highest_is_the_best_where_it_is_maximised(capsys):
     study = replace(STUDY, metrics={"accuracy": accuracy}, maximize="accuracy")
     trials = [
