@@ -273,7 +273,7 @@ def _write(
 def _search(run: _Run, opened: Any, trainer: Brackets) -> list[TrialScore]:
     """Trains all trials of the search, bracket by bracket."""
     asked, num_epochs = run.config.study, run.config.search.num_epochs
-    if rare := folds.rare_classes(run.networks.data.y_train, run.networks.folds):
+    if rare := folds.rare_classes(run.networks.data.y_train, run.networks.folds, asked.classes):
         run.observer.note(rare)
     if missing := metric_checks.in_words(run.networks.undefined):
         run.observer.note(missing)

@@ -5,7 +5,9 @@ They stand where `RandomizedSearchCV(MLPClassifier(), ...)` stands: in a `Pipeli
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -15,15 +17,15 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, is_clas
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import get_scorer
 from sklearn.model_selection import check_cv
-from sklearn.utils import ClassifierTags, RegressorTags, check_random_state
+from sklearn.utils import ClassifierTags, RegressorTags, check_random_state, get_tags
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from hw1jax import environment, run, tabular
-from hw1jax.core import losses, metrics
-from hw1jax.core.array_checks import as_arrays
+from hw1jax import environment, run, sklearn_words, tabular
+from hw1jax.core import losses, metrics, tasks
+from hw1jax.core.array_checks import as_arrays, check_number
 from hw1jax.core.tasks import Metric
 from hw1jax.data import Dataset
 from hw1jax.progress import Progress
@@ -31,8 +33,7 @@ from hw1jax.results import evaluation
 from hw1jax.results import trials as trials_
 from hw1jax.results.trained_model import Model
 from hw1jax.search import study
-from hw1jax.search.observer import Observer
-from hw1jax.search.space import Choice, Float, Int, Space
+from hw1jax.search.space import Space
 from hw1jax.search.study import Halving, Study
 
 SCORES: dict[str, tuple[Metric, bool]] = {  # scikit-learn's names: (metric, True if it is maximized)
@@ -50,6 +51,7 @@ SCORES: dict[str, tuple[Metric, bool]] = {  # scikit-learn's names: (metric, Tru
     "neg_mean_squared_error": (losses.squared_error, False),
     "neg_root_mean_squared_error": (metrics.rmse, False),
 }
+OF_NUMBERS = ("r2", "neg_mean_squared_error", "neg_root_mean_squared_error")  # the others are of classes
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -70,6 +72,8 @@ class _Search(BaseEstimator):
     verbose: int = 0
     out: Any = None
 
+    _words = sklearn_words.ARGUMENTS
+
     def _network(self) -> tuple[Any, Space]:
         """(task, space) for the data that were given to `fit`."""
         raise NotImplementedError
@@ -88,15 +92,27 @@ class _Search(BaseEstimator):
           groups: [sample], for a splitter in `cv` that keeps groups together.
         """
         numeric = {} if is_classifier(self) else {"y_numeric": True, "multi_output": True}
-        X, y = validate_data(self, X, y, ensure_min_samples=2, **numeric)
-        X = as_arrays(X, "X")
-        weights = None if sample_weight is None else _check_sample_weight(sample_weight, X)
+        sklearn_words.check_labels(y)
+        X, y = self._validated(X, y=y, ensure_min_samples=2, **numeric)
+        X = as_arrays(X, "X", nan=True)
+        weights = sample_weight
+        if weights is not None:
+            weights = _check_sample_weight(weights, X, ensure_non_negative=True)
         return self._search(X, self._targets(y, weights), weights, groups)
+
+    def _validated(self, X: Any, **more: Any) -> Any:
+        """scikit-learn's `validate_data`; of a data frame, errors name the column."""
+        if hasattr(X, "columns"):
+            as_arrays(X, "X", nan=True)
+        finite = "allow-nan" if get_tags(self).input_tags.allow_nan else True
+        return validate_data(self, X, ensure_all_finite=finite, **more)
 
     def _targets(self, y: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
         """y as the network's loss takes it: indices of classes, int [sample], or numbers [sample, target]."""
         if not is_classifier(self):
             self._is_column = y.ndim == 1
+            if y.dtype.kind not in "biuf":
+                raise ValueError(f"y must be numbers, got {y.dtype}: classes are for a classifier")
             y = as_arrays(y.reshape(len(y), -1), "y")
             self._num_outputs = y.shape[1]
             return y if y.dtype.kind == "f" else y.astype(np.float32)
@@ -108,6 +124,8 @@ class _Search(BaseEstimator):
         self._class_weights = None
         if (given := getattr(self, "class_weight", None)) is not None:  # `SearchCV` has none: its task has the loss
             each = compute_class_weight(given, classes=self.classes_, y=y)
+            if (each < 0).any():
+                raise ValueError(f"class_weight= must be at least 0, got {given}")
             self._class_weights = tuple(map(float, each))
         if self.scoring in ("f1", "average_precision") and self._num_outputs == 2 and self.classes_[0] == 1:
             raise ValueError(f"scoring={self.scoring!r} is of class 1, which must be the second of {self.classes_}")
@@ -123,19 +141,24 @@ class _Search(BaseEstimator):
         folds, num_folds = None, 5 if self.cv is None else self.cv
         if isinstance(num_folds, int | np.integer):  # shuffled and, of classes, stratified
             settings["num_folds"] = int(num_folds)
+        elif isinstance(self.cv, type):
+            raise TypeError(f"cv= is a class: give cv={self.cv.__name__}(), say")
         else:
             splitter: Any = check_cv(cast(Any, self.cv), y, classifier=is_classifier(self))
             folds = list(splitter.split(X, y, groups))
             groups = None
         self._batch_size: Any = min(200, len(X)) if self.batch_size == "auto" else self.batch_size
+        check_number(self._batch_size, "batch_size")
         settings["batch_size"] = self._batch_size
-        asked = self._study(Dataset(X, y, weights=weights, groups=groups), folds)
-        observer = Progress(verbose=self.verbose > 1) if self.verbose else Observer()
-        try:
+        notes = sklearn_words.Notes()
+        observer = Progress(verbose=self.verbose > 1) if self.verbose else notes
+        with closing(observer), sklearn_words.in_messages(self._words):
+            asked = self._study(Dataset(X, y, weights=weights, groups=groups), folds)
             config = study.run_config(asked, **settings)
-            found = run.search(config, observer, check=not isinstance(self, _MLP))
-        finally:
-            observer.close()
+            check = callable(self.scoring) or not isinstance(self, _MLP)
+            found = run.search(config, observer, check=check)
+        for note in notes.kept:
+            warnings.warn(note, stacklevel=3)
         self._keep(found, asked)
         return self
 
@@ -143,15 +166,17 @@ class _Search(BaseEstimator):
         task, space = self._network()
         metric, maximized = self._metric()
         goal: Any = {"maximize" if maximized else "minimize": "score"}
-        return Study("search", task, data, space, metrics={"score": metric}, folds=folds, **goal)
+        classes = tuple(map(str, self.classes_)) if is_classifier(self) else None
+        return Study("search", task, data, space, metrics={"score": metric}, folds=folds, classes=classes, **goal)
 
     def _metric(self) -> tuple[Metric, bool]:
         """(metric that ranks the trials, True if it is maximized)."""
-        if callable(self.scoring):
+        if callable(self.scoring) and not _is_scikit_learns(self.scoring):
             return self.scoring, True
-        scoring = self.scoring or ("accuracy" if is_classifier(self) else "r2")
-        if scoring not in SCORES:
-            raise ValueError(f"scoring= must be a metric of hw1jax or one of {', '.join(SCORES)}, got {scoring!r}")
+        scoring: Any = self.scoring or ("accuracy" if is_classifier(self) else "r2")
+        known = [name for name in SCORES if (name in OF_NUMBERS) != is_classifier(self)]
+        if scoring not in known:
+            raise ValueError(f"scoring= must be a metric of hw1jax or one of {', '.join(known)}, got {scoring!r}")
         return SCORES[scoring]
 
     def _keep(self, found: run.Searched, asked: Study) -> None:
@@ -159,7 +184,9 @@ class _Search(BaseEstimator):
         name, sign, trials = asked.score, 1 if asked.maximize else -1, found.trials
         draws = [self._named(trial.draw) for trial in trials]
         scores = sign * np.array([trial.scores[name] for trial in trials], float)  # NaN: undefined in the fold
-        results: dict[str, Any] = {f"param_{key}": _column([draw[key] for draw in draws]) for key in draws[0]}
+        results: dict[str, Any] = {
+            f"param_{key}": sklearn_words.column([draw[key] for draw in draws]) for key in draws[0]
+        }
         results |= {"params": draws} | {f"split{i}_test_score": column for i, column in enumerate(scores.T)}
         results["mean_test_score"] = sign * np.array([trial.mean(name) for trial in trials])
         results["std_test_score"] = np.array([trial.std(name) for trial in trials])
@@ -178,14 +205,18 @@ class _Search(BaseEstimator):
         check_is_fitted(self)
         if not (self.refit or self.ensemble):
             raise NotFittedError("refit=False leaves no network to predict with: give ensemble=True, or refit=True")
-        X = np.asarray(validate_data(self, X, reset=False))
-        # In JAX's dtype at once: rows to predict may be more alike than it can tell, other than those of a fit.
-        X = as_arrays(X.astype(jax.dtypes.canonicalize_dtype(X.dtype)) if X.dtype.kind == "f" else X, "X")
+        X = np.asarray(self._validated(X, reset=False))
         fitted = copy.copy(self)
         fitted.__dict__ |= self._settings
         model = Model(fitted._study(Dataset(X, X)), self._draw, *self._arrays)
         model = model._replace(members=()) if self.ensemble is True else model
-        return np.asarray(model.predict(X, ensemble=bool(self.ensemble)), np.float64)
+        # In JAX's dtype at once: rows to predict may be more alike than it can tell, other than those of a fit.
+        X = X.astype(jax.dtypes.canonicalize_dtype(X.dtype)) if X.dtype.kind == "f" else X
+        X = as_arrays(X, "X", nan=tasks.fits_x(model.task.prepare))
+        outputs = np.asarray(model.predict(X, ensemble=bool(self.ensemble)), np.float64)
+        if np.isnan(outputs).any() and np.isnan(X).any():
+            raise ValueError("X has NaN that the task's prepare= does not fill")
+        return outputs
 
     def predict(self, X: Any) -> np.ndarray:
         """The most probable classes [sample]; the numbers [sample] or [sample, target] of a regression."""
@@ -206,6 +237,7 @@ class _Search(BaseEstimator):
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """The score by `scoring`; by default accuracy, of a regression R2."""
+        check_is_fitted(self)
         if callable(self.scoring):
             raise TypeError("scoring= is a metric of hw1jax, which takes outputs: give scikit-learn's name of a score")
         scorer = get_scorer(self.scoring or ("accuracy" if is_classifier(self) else "r2"))
@@ -223,13 +255,8 @@ class _Search(BaseEstimator):
         return tags
 
 
-def _column(values: Sequence[Any]) -> np.ma.MaskedArray:
-    """A hyperparameter's values as scikit-learn has them; tuples as objects."""
-    if not isinstance(values[0], tuple):
-        return np.ma.array(values)
-    objects = np.ma.empty(len(values), object)
-    objects[:] = values
-    return objects
+def _is_scikit_learns(scoring: Any) -> bool:
+    return (getattr(scoring, "__module__", None) or "").startswith("sklearn")
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -243,6 +270,8 @@ class _MLP(_Search):
     learning_rate_init: Any = (1e-4, 1e-1)
     standardize: bool = True
 
+    _words = sklearn_words.ARGUMENTS | {f"{ours}=": f"{theirs}=" for ours, theirs in sklearn_words.OF_MLP.items()}
+
     def _network(self) -> tuple[Any, Space]:
         loss = losses.squared_error
         if is_classifier(self):
@@ -251,68 +280,18 @@ class _MLP(_Search):
             cast(Any, self).n_features_in_,
             self._num_outputs,
             loss,
-            layers=_layers(self.hidden_layer_sizes),
-            learning_rate=_range(self.learning_rate_init, "learning_rate_init"),
-            l2=_scaled(_range(self.alpha, "alpha"), 1 / self._batch_size),
-            optimizer=self.solver if isinstance(self.solver, str) else tuple(self.solver),
+            layers=sklearn_words.layers(self.hidden_layer_sizes),
+            learning_rate=sklearn_words.as_range(self.learning_rate_init, "learning_rate_init"),
+            l2=sklearn_words.scaled(sklearn_words.as_range(self.alpha, "alpha"), 1 / self._batch_size),
+            optimizer=self.solver,
             activation="sigmoid" if self.activation == "logistic" else self.activation,
             standardize=self.standardize,
         )
 
     def _named(self, draw: Mapping[str, Any]) -> dict[str, Any]:
-        named = {WORDS[name]: value for name, value in draw.items()}
+        named = {sklearn_words.OF_MLP[name]: value for name, value in draw.items()}
         # Rounded, so that a value of a list is the one that was given.
         return named | ({"alpha": float(f"{named['alpha'] * self._batch_size:.14g}")} if "alpha" in named else {})
-
-
-WORDS = {  # of `tabular.mlp`: of scikit-learn
-    "layers": "hidden_layer_sizes",
-    "learning_rate": "learning_rate_init",
-    "l2": "alpha",
-    "optimizer": "solver",
-}
-
-
-def _layers(sizes: Any) -> Any:
-    """Widths for `tabular.mlp`."""
-    if isinstance(sizes, list):
-        return Choice(*(tuple(one) if isinstance(one, Sequence) else (one,) for one in sizes), static=True)
-    if isinstance(sizes, Choice):
-        return Choice(*sizes.values, static=True, among=sizes.among)
-    sizes = sizes if isinstance(sizes, Sequence) else (sizes,)
-    return tuple(_range(size, "hidden_layer_sizes") if hasattr(size, "dist") else size for size in sizes)
-
-
-def _range(value: Any, name: str) -> Any:
-    """A range from a pair, a list of values or a frozen distribution of scipy's; a number stays one."""
-    if isinstance(value, list):
-        return Choice(*value)
-    if not hasattr(value, "dist"):
-        return value
-    low, high = (bound.item() for bound in value.support())
-    ranges = (
-        {"randint": Int(int(low), int(high))}
-        if value.dist.name == "randint"
-        else {
-            "uniform": Float(low, high),
-            "loguniform": Float(low, high, log=True),
-            "reciprocal": Float(low, high, log=True),
-        }
-    )
-    if value.dist.name not in ranges:
-        raise ValueError(
-            f"{name}= has scipy's {value.dist.name}: give uniform, loguniform or randint, or hw1jax's Float"
-        )
-    return ranges[value.dist.name]
-
-
-def _scaled(value: Any, factor: float) -> Any:
-    """A range or number times a factor."""
-    if isinstance(value, Float):
-        return Float(value.low * factor, value.high * factor, value.log)
-    if isinstance(value, Choice):
-        return Choice(*(one * factor for one in value.values))
-    return tuple(one * factor for one in value) if isinstance(value, tuple) else value * factor
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -388,6 +367,8 @@ class SearchCV(_Search):
         return self.task, self.space
 
     def __sklearn_tags__(self) -> Any:
+        if self.estimator_type not in ("classifier", "regressor"):
+            raise ValueError(f"estimator_type= must be classifier or regressor, got {self.estimator_type!r}")
         tags = super().__sklearn_tags__()
         tags.estimator_type = self.estimator_type
         if self.estimator_type == "classifier":
@@ -395,4 +376,5 @@ class SearchCV(_Search):
         else:
             tags.regressor_tags = RegressorTags()
         tags.target_tags.required = True
+        tags.input_tags.allow_nan = True  # `fit` refuses it unless the task's `prepare` fills it
         return tags

@@ -59,9 +59,9 @@ def mlp(
     Raises:
       ValueError: unknown names.
     """
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise ValueError(f"activation= must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-    rules = (optimizer,) if isinstance(optimizer, str) else tuple(optimizer)
+    rules = tuple(optimizer) if isinstance(optimizer, list | tuple) else (optimizer,)
     if unknown := [rule for rule in rules if rule not in optimizers.OPTIMIZERS]:
         raise ValueError(f"optimizer= must be of {', '.join(optimizers.OPTIMIZERS)}, got {unknown[0]!r}")
     chosen = {

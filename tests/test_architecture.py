@@ -197,7 +197,7 @@ def test_what_any_study_goes_through_names_no_hyperparameter_study_or_flag():
     """Nor does a message name a flag: it has `name=`, which the command line replaces by the flag."""
     tree = ast.parse("def f(h): raise ValueError('give adam: --optimizers adam', h['l2'], chosen_l2)")
     assert mentioned(tree) == {"l2", "chosen_l2"}, "not the example in a message"
-    offered = {"hw1jax", "layers", "models", "optimizers", "tabular", "sklearn"}  # to any study
+    offered = {"hw1jax", "layers", "models", "optimizers", "tabular", "sklearn", "sklearn_words"}  # to any study
     for name, tree in MODULES.items():
         folder = name.split(".")[1:2]
         if stem(name) not in offered and folder not in (["data"], ["report"]):

@@ -14,7 +14,7 @@ from sklearn.base import clone
 from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
 from sklearn.exceptions import NotFittedError
-from sklearn.metrics import log_loss, r2_score, roc_auc_score
+from sklearn.metrics import log_loss, make_scorer, r2_score, roc_auc_score
 from sklearn.model_selection import GroupKFold, KFold, StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
@@ -122,7 +122,9 @@ def test_halving_prunes_and_its_resources_are_epochs():
 
 def test_a_fold_that_leaves_the_score_undefined_is_nan_and_does_not_count():
     x, y = CANCER[np.argsort(-IS_BENIGN, kind="stable")], np.sort(IS_BENIGN)[::-1]  # first those of class 1
-    search = clone(CLASSIFIER).set_params(cv=KFold(3), scoring="roc_auc").fit(x, y)
+    search = clone(CLASSIFIER).set_params(cv=KFold(3), scoring="roc_auc")
+    with pytest.warns(UserWarning, match="score in fold"), pytest.warns(UserWarning, match="no sample of class 0"):
+        search.fit(x, y)
     splits = np.stack([search.cv_results_[f"split{i}_test_score"] for i in range(3)])
     assert np.isnan(splits).any(axis=1).tolist() == [True, False, True]
     np.testing.assert_allclose(search.cv_results_["mean_test_score"], np.nanmean(splits, axis=0))
@@ -249,11 +251,25 @@ def test_a_network_of_ones_own_is_searched_by_its_task_and_space():
     assert numbers.predict(SUGAR).shape == PROGRESSION.shape
 
 
+def test_a_network_whose_task_fills_nan_takes_them_and_another_refuses_them():
+    task, space = hw.mlp(30, 2, layers=((4, 8),), learning_rate=(1e-2, 1e-1))
+    fills = lambda fixed: task(fixed)._replace(prepare=(hw.impute_mean, hw.standardize))  # noqa: E731
+    holes = np.where(np.random.default_rng(0).random(CANCER.shape) < 0.05, np.nan, CANCER)
+    search = SearchCV(fills, space, **SMALL).fit(holes, IS_BENIGN)
+    assert search.score(holes, IS_BENIGN) > 0.8
+    for other in (task, lambda fixed: task(fixed)._replace(prepare=lambda x: x)):
+        with pytest.raises(ValueError, match=r"^prepare= gives values in fold 0 that are NaN|^X= must be finite"):
+            SearchCV(other, space, **SMALL).fit(holes, IS_BENIGN)
+    whole = SearchCV(task, space, **SMALL | {"n_iter": 1, "max_iter": 1}).fit(CANCER, IS_BENIGN)
+    with pytest.raises(ValueError, match="^X has NaN that the task's prepare= does not fill"):
+        whole.predict(holes)
+
+
 def test_hyperparameters_are_numbers_pairs_lists_distributions_or_ranges():
     search = MLPClassifierCV(
         hidden_layer_sizes=[(4,), (4, 4)],
         solver=["adam", "sgd"],
-        alpha=[1e-4, 1e-2],
+        alpha=np.array([1e-4, 1e-2]),
         batch_size=200,
         learning_rate_init=stats.loguniform(1e-3, 1e-1),
         **{name: value for name, value in SMALL.items() if name != "batch_size"} | {"n_iter": 8, "max_iter": 2},
@@ -277,17 +293,70 @@ def test_without_a_refit_the_fold_networks_predict():
     ("changed", "message"),
     [
         ({"scoring": "silhouette"}, r"scoring= must be a metric of hw1jax or one of accuracy, .*, got 'silhouette'"),
-        ({"solver": "lbfgs"}, "optimizer= must be of adam, sgd, rmsprop, got 'lbfgs'"),
+        ({"solver": "lbfgs"}, "^solver= must be of adam, sgd, rmsprop, got 'lbfgs'"),
         ({"activation": "step"}, "activation= must be one of relu, .*, got 'step'"),
+        ({"solver": None}, "^solver= must be of adam"),
+        ({"activation": ["relu", "tanh"]}, "activation= must be one of relu"),
+        ({"scoring": "r2"}, "^scoring= must be a metric of hw1jax or one of accuracy, .*, got 'r2'"),
+        ({"scoring": ["accuracy"]}, "^scoring= must be a metric"),
+        ({"scoring": make_scorer(log_loss)}, "^scoring= must be a metric"),
+        ({"class_weight": {0: -1, 1: 1}}, "^class_weight= must be at least 0"),
+        ({"alpha": None}, r"^alpha= must be a number of at least 0, a pair \(low, high\), .*, got None"),
+        ({"alpha": (1e-1, 1e-6)}, r"^alpha= is searched on a logarithmic scale, .*, got \(0.1, 1e-06\)"),
+        ({"learning_rate_init": (1e-3, 1e-2, 1e-1)}, "^learning_rate_init= must be a number"),
+        ({"learning_rate_init": "adaptive"}, "^learning_rate_init= must be a number of at least 0, .*'adaptive'"),
+        ({"hidden_layer_sizes": [((4, 8),)]}, "^hidden_layer_sizes= in a list must be numbers of units"),
+        ({"batch_size": 0}, "^batch_size= must be a whole number, at least 1, got 0"),
         ({"alpha": stats.norm()}, "alpha= has scipy's norm: give uniform, loguniform or randint"),
-        ({"n_iter": 0}, "num_trials= must be at least 1"),
-        ({"cv": 1}, "num_folds= must be at least 2"),
+        ({"n_iter": 0}, "^n_iter= must be at least 1"),
+        ({"cv": 1}, "^cv= must be at least 2"),
+        ({"max_iter": 0}, "^max_iter= must be at least 1"),
         ({"halving": 1}, "halving= must be at least 2"),
     ],
 )
 def test_a_wrong_setting_is_one_line_that_names_it(changed, message):
     with pytest.raises(ValueError, match=message):
         clone(CLASSIFIER).set_params(**changed).fit(CANCER, IS_BENIGN)
+
+
+MISSING = {
+    "None": lambda y: np.where(np.arange(len(y)) == 3, None, y.astype(object)),
+    "NaN": lambda y: np.where(np.arange(len(y)) == 3, np.nan, y.astype(object)),
+    "pandas' NA": lambda y: pd.Series(y, dtype="string").where(np.arange(len(y)) != 3),
+    "a list": lambda y: [label if i != 3 else float("nan") for i, label in enumerate(y)],
+}
+
+
+@pytest.mark.parametrize("make", MISSING.values(), ids=MISSING)
+def test_a_missing_label_is_no_class(make):
+    labels = np.where(IS_BENIGN, "benign", "malignant")
+    with pytest.raises(ValueError, match=r"^y has missing labels \(1 of 569, the first in row 3\)"):
+        clone(CLASSIFIER).fit(CANCER, make(labels))
+
+
+def test_wrong_data_are_one_line_that_names_them():
+    table = pd.DataFrame(CANCER[:, :2], columns=["a", "b"])
+    with pytest.raises(TypeError, match=r"^X\['c'\] must be numbers, got .*: encode names as numbers"):
+        clone(CLASSIFIER).fit(table.assign(c=pd.Categorical(np.where(IS_BENIGN, "x", "y"))), IS_BENIGN)
+    with pytest.raises(ValueError, match=r"^y must be numbers, got <U9: classes are for a classifier"):
+        clone(REGRESSOR).fit(CANCER, np.where(IS_BENIGN, "benign", "malignant"))
+    with pytest.raises(ValueError, match="^Negative values in data passed to `sample_weight`"):
+        clone(CLASSIFIER).fit(CANCER, IS_BENIGN, sample_weight=-np.ones(len(CANCER)))
+    with pytest.raises(TypeError, match=r"^cv= is a class: give cv=KFold\(\)"):
+        clone(CLASSIFIER).set_params(cv=KFold).fit(CANCER, IS_BENIGN)
+    with pytest.raises(ValueError, match="^estimator_type= must be classifier or regressor, got 'classifer'"):
+        SearchCV(*hw.mlp(30, 2), estimator_type="classifer").fit(CANCER, IS_BENIGN)
+    with pytest.raises(NotFittedError):
+        clone(CLASSIFIER).score(CANCER, IS_BENIGN)
+    with pytest.raises(ValueError, match="^scoring= is NaN in every fold"):
+        clone(REGRESSOR).set_params(cv=5).fit(SUGAR[:5], PROGRESSION[:5])
+
+
+def test_a_class_that_a_fold_lacks_is_a_warning_that_names_it(fitted):
+    y = np.where(np.arange(len(CANCER)) == 7, "rare", np.where(IS_BENIGN, "benign", "malignant"))
+    with pytest.warns(UserWarning, match=r"no sample of class rare \(1 samples\)") as caught:
+        clone(CLASSIFIER).set_params(max_iter=1, n_iter=1).fit(CANCER, y)
+    assert {warning.filename for warning in caught} == {__file__}
 
 
 def test_a_score_of_class_1_is_never_that_of_another_class_than_scikit_learns():
@@ -298,7 +367,7 @@ def test_a_score_of_class_1_is_never_that_of_another_class_than_scikit_learns():
 def test_weights_that_leave_a_fold_nothing_are_no_divergence():
     weights = np.arange(len(CANCER)) % 3 > 0
     folds = [(np.flatnonzero(weights), np.flatnonzero(~weights))]
-    with pytest.raises(ValueError, match="weights= are all 0 in the validation part of fold 0"):
+    with pytest.raises(ValueError, match="^sample_weight= are all 0 in the validation part of fold 0"):
         clone(CLASSIFIER).set_params(cv=folds).fit(CANCER, IS_BENIGN, sample_weight=weights)
 
 

@@ -72,6 +72,8 @@ def _numbers(values: Any, name: str, nan: bool = False) -> np.ndarray:
         kinds = sorted({type(value).__name__ for value in array.flat}) if array.dtype.kind == "O" else ()
         what = f"an array of {array.dtype}" + (f" ({', '.join(kinds)})" if kinds else "")
         way = ": give its .toarray()" if hasattr(values, "toarray") else ""
+        if name[:1] in "xX" and (array.dtype.kind in "UST" or "str" in kinds):
+            way = ": encode names as numbers, as scikit-learn's OneHotEncoder does"
         if name.startswith("y") and (array.dtype.kind in "UST" or kinds == ["str"]):
             way = f": give np.unique({name[:-1]}, return_inverse=True)[1], or use hw1jax.sklearn"
         raise TypeError(f"{name} must be numbers, got {what}{way}")

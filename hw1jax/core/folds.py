@@ -156,15 +156,16 @@ def are_classes(y: Any, num_folds: int) -> bool:
         len(np.unique(y)) * num_folds <= len(y))  # fmt: skip
 
 
-def rare_classes(y: Any, splits: Sequence[Fold]) -> str | None:
-    """A warning that names classes of which some fold holds out no sample; None without any."""
+def rare_classes(y: Any, splits: Sequence[Fold], classes: Sequence[str] | None = None) -> str | None:
+    """A warning that names classes of which some fold holds out no sample; None without any. `classes`: their names."""
     if not are_classes(y, len(splits)):
         return None
     missing = [value for value in np.unique(y) if not all((y[fold.validation] == value).any() for fold in splits)]
     if not missing:
         return None
-    names = ", ".join(f"{value} ({np.count_nonzero(y == value)} samples)" for value in missing[:5])
-    return f"some folds hold out no sample of class {names}: their scores say nothing about it"
+    names = dict(enumerate(classes or ()))
+    counts = ", ".join(f"{names.get(value, value)} ({np.count_nonzero(y == value)} samples)" for value in missing[:5])
+    return f"some folds hold out no sample of class {counts}: their scores say nothing about it"
 
 
 def held_out(predict: Callable[[int, Any], Any], splits: Sequence[Fold], x: Any) -> Iterator[Any]:
