@@ -264,6 +264,16 @@ def test_what_is_finished_is_not_trained_again_and_more_trials_extend_it(toy, tr
     assert [{**row, "rank": ""} for row in rows_of(toy)] == unranked[:2]
 
 
+def test_a_search_of_fewer_trials_whose_best_is_another_has_the_networks_of_its_own_best(tmp_path):
+    line = {"out": tmp_path, "widths": "padded", "num_devices": 1}
+    three = run_study(studies.LINE, **line)
+    two = run_study(studies.LINE, num_trials=2, **line)
+    assert three.best.number == 2 and two.best.number < 2
+    alone = run_study(studies.LINE, num_trials=2, **line | {"out": tmp_path / "alone"})
+    np.testing.assert_allclose(two.out_of_fold, alone.out_of_fold, rtol=1e-5)
+    assert run_study(studies.LINE, **line).test == three.test
+
+
 def test_a_bracket_that_is_filled_up_does_not_go_on_from_the_checkpoint_of_a_smaller_one(tmp_path):
     """The slots of trials that were not asked for yet held copies of the last one."""
     calls = replace(LINE, num_trials=3, epochs_per_call=1)

@@ -74,14 +74,15 @@ class Trainer:
         """Returns the losses of a job's trials, from its files or by training it; other arguments as in `jobs.train`.
 
         `state` loads the members' state after the rung before, [slot, fold, ...], if needed. The last job of a search
-        is trained again if its files have fewer trials.
+        is trained again if its files have fewer trials, or more of which one that is not asked for is the best.
 
         Raises:
           jobs.Stopped: training was asked to stop.
         """
         if self._has(job, LOSSES) and (not self._is_last(job) or self._has(job, MEMBERS)):
             trained = self._read(job)
-            if len(trained.train_loss) >= len(job.numbers):
+            more = len(trained.train_loss) - len(job.numbers)
+            if more == 0 or (more > 0 and not self._has_another_best(job)):
                 self.read.add(job.name)
                 return jax.tree.map(lambda a: a[: len(job.numbers)], trained)
         done = self._train(job, state, device, show)
@@ -148,6 +149,11 @@ class Trainer:
         is_refit = not self._val_names()
         return is_refit or job.rung.end_epoch == self.networks.num_epochs(job.fixed)
 
+    def _has_another_best(self, job: Job) -> bool:
+        """True if the job's files keep the networks of a trial that isn't asked for any more."""
+        kept = self._files.read(_name(job, MEMBERS)) if self._is_last(job) else {}
+        return "number" in kept and kept["number"].ndim == 0 and int(kept["number"]) not in job.numbers
+
     def _has(self, job: Job, kind: str) -> bool:
         return self._files.exists(_name(job, kind))
 
@@ -175,7 +181,7 @@ class Trainer:
         return ("loss", *self.networks.study.metrics) if held_out else ()
 
     def _kept_of(self, job: Job, trained: Trained, state: list[np.ndarray]) -> dict[str, np.ndarray]:
-        """The networks of the job's best trial, which may be the search's best; of all, for an ensemble and its refits."""
+        """The networks of the job's best trial, which may be the search's best; of all trials for an ensemble."""
         if not trained.val:
             numbers = job.numbers
         else:
