@@ -1,4 +1,4 @@
-"""The layout for each kind of device; rewritten convolutions compute the same."""
+"""The layout for each kind of device; rewritten convolutions and products compute the same."""
 
 import chex
 import fashion_cnn
@@ -7,18 +7,24 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import plain
 import pytest
 import regression
 from jax import lax
 
-from hw1jax.core import cost, layout
+from hw1jax.core import cost, layout, population
+from hw1jax.core.folds import k_fold
 from hw1jax.core.layout import Layout
+from hw1jax.core.losses import cross_entropy
+from hw1jax.core.population import Plan, TrainConfig, Trials
 from hw1jax.core.tasks import Task
+from hw1jax.core.training import Data
 from hw1jax.search import space
 from hw1jax.search.networks import padded
 
-CPU = {"regression": Layout(None, 500), "fashion_mlp": Layout(None, 500), "fashion_cnn": Layout(20, 20, True)}
+AT_ONCE, CPU_AT_ONCE = Layout(None, 500), Layout(None, 500, canonical=True)
+CPU = {"regression": CPU_AT_ONCE, "fashion_mlp": CPU_AT_ONCE, "fashion_cnn": Layout(20, 20, True, True)}
 
 
 class ConvNet(nn.Module):
@@ -45,17 +51,17 @@ class Wide(nn.Module):
         return jax.jit(lambda x, w: x @ (w.T + 1)[:5])(x, weights)
 
 
-IMAGES, ROWS, AT_ONCE = np.zeros((30, 8, 8, 1), np.float32), np.zeros((30, 5), np.float32), Layout(None, 500)
+IMAGES, ROWS = np.zeros((30, 8, 8, 1), np.float32), np.zeros((30, 5), np.float32)
 
 
 @pytest.mark.parametrize(
     ("net", "x", "batch_size", "platform", "expected"),
     [
-        (ConvNet(), IMAGES, 20, "cpu", Layout(None, 500, sequential=True)),
-        (nn.Dense(3), ROWS, 20, "cpu", AT_ONCE),
-        (OneWayOrTheOther(), ROWS, 20, "cpu", AT_ONCE),
-        (OneWayOrTheOther(), ROWS, 100, "cpu", Layout(50, 50, sequential=True)),
-        (Wide(), ROWS, 20, "cpu", AT_ONCE),
+        (ConvNet(), IMAGES, 20, "cpu", Layout(None, 500, sequential=True, canonical=True)),
+        (nn.Dense(3), ROWS, 20, "cpu", CPU_AT_ONCE),
+        (OneWayOrTheOther(), ROWS, 20, "cpu", CPU_AT_ONCE),
+        (OneWayOrTheOther(), ROWS, 100, "cpu", Layout(50, 50, sequential=True, canonical=True)),
+        (Wide(), ROWS, 20, "cpu", CPU_AT_ONCE),
         (ConvNet(), IMAGES, 20, "gpu", AT_ONCE),
         (nn.Dense(3), ROWS, 20, "tpu", AT_ONCE),
         (nn.Dense(3), ROWS, 400, "gpu", Layout(None, 800)),
@@ -124,5 +130,90 @@ def test_convolutions_in_canonical_form_equal_those_written(numbers, x, kernel, 
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
         given = rng.normal(size=x), rng.normal(size=kernel)
-        found, expected = (plain.compiled(f)(*given) for f in (layout.canonical_convolutions(both), both))
+        found, expected = (plain.compiled(f)(*given) for f in (layout.canonical(both), both))
     chex.assert_trees_all_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def products(function, *args):
+    """The `dimension_numbers` of a function's products."""
+    equations = jax.make_jaxpr(function)(*args).jaxpr.eqns
+    return [e.params["dimension_numbers"] for e in equations if e.primitive.name == "dot_general"]
+
+
+NO_BATCH, ONE, TWO = ((), ()), ((0,), (0,)), ((0, 1), (0, 1))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "numbers", "expected"),
+    [
+        ((5, 3), (5, 4), (ONE, NO_BATCH), (((1,), (0,)), NO_BATCH)),
+        ((5, 6, 3), (5, 6, 4), (TWO, NO_BATCH), (((1, 2), (0, 1)), NO_BATCH)),
+        ((2, 5, 3), (2, 5, 4, 6), (((1,), (1,)), ONE), (((3,), (1,)), ONE)),
+        ((2, 5, 6, 3, 2), (2, 5, 6, 4), (((1, 2), (1, 2)), ONE), (((2, 3), (1, 2)), ONE)),
+        ((2, 3, 5, 3), (2, 3, 5, 4), (((2,), (2,)), TWO), (((3,), (2,)), TWO)),
+        ((2, 3), (2, 4097), (ONE, NO_BATCH), None),  # a larger copy costs too much
+        ((3, 5), (5, 4), (((1,), (0,)), NO_BATCH), None),
+        ((3, 5), (4, 5), (((1,), (1,)), NO_BATCH), None),
+        ((5, 3), (5,), (ONE, NO_BATCH), None),
+        ((5, 3, 2), (5, 4, 2), (ONE, ((2,), (2,))), None),
+        ((5, 6, 3), (6, 5, 4), (((0, 1), (1, 0)), NO_BATCH), None),
+        ((3,), (4,), (((), ()), NO_BATCH), None),
+    ],
+)
+def test_products_over_the_first_axes_contract_the_last_ones_of_a_copy_and_are_equal(a, b, numbers, expected):
+    rng = np.random.default_rng(0)
+
+    def product(a, b):
+        return lax.dot_general(a, b, numbers)
+
+    rewritten = layout.canonical(product, products=True)
+    with jax.enable_x64(True):
+        given = rng.normal(size=a), rng.normal(size=b)
+        chex.assert_trees_all_close(rewritten(*given), product(*given), rtol=1e-12, atol=1e-12)
+        assert products(rewritten, *given) == [numbers if expected is None else expected]
+        assert products(layout.canonical(product), *given) == [numbers]
+
+
+def test_products_keep_their_dtype_and_precision_and_those_of_integers_their_form():
+    a, b = jnp.ones((5, 3), jnp.bfloat16), jnp.full((5, 4), 1 / 3, jnp.float32)
+    precision = lax.Precision.HIGHEST, lax.Precision.DEFAULT
+
+    def product(a, b):
+        return lax.dot_general(a, b, (ONE, NO_BATCH), precision, preferred_element_type=jnp.float32)
+
+    rewritten = layout.canonical(product, products=True)
+    (found,) = [e for e in jax.make_jaxpr(rewritten)(a, b).jaxpr.eqns if e.primitive.name == "dot_general"]
+    assert found.params["precision"] == precision[::-1], "as the arrays change places"
+    assert [v.aval.dtype for v in found.invars] == [jnp.float32, jnp.bfloat16]
+    assert rewritten(a, b).dtype == jnp.float32
+    np.testing.assert_allclose(rewritten(a, b), product(a, b), rtol=1e-6)
+    assert products(rewritten, a.astype(int), b.astype(int)) == [(ONE, NO_BATCH)]
+
+
+class Tokens(nn.Module):
+    """Dense layers on tokens, within a loop and with a remat too."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.remat(nn.Dense)(6)(jnp.tanh(nn.Dense(7)(x[..., None])))
+        x, _ = lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, self.param("w", nn.initializers.normal(), (2, 6, 6)))
+        return nn.Dense(3)(x.mean(1))
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_a_step_with_rewritten_products_is_the_same_step(sequential):
+    net, rng = Tokens(), np.random.default_rng(0)
+    with jax.enable_x64(True):
+        x, y = rng.normal(size=(30, 5)), rng.integers(0, 3, 30)
+        task = Task(lambda key, h: net.init(key, x[:1]), lambda p, x, h: net.apply(p, x), cross_entropy, optax.adam)
+        folds, config = k_fold(30, 3, (0,)), TrainConfig(3, 8, (0,), 3)
+        trials = Trials(jax.random.key(0), np.arange(2), np.array([0.01, 0.02]))
+        found, barriers = [], []
+        for chosen in (Layout(None, 10, sequential, canonical) for canonical in (False, True)):
+            members = population.make_population(task, Plan(2, 1, 2, chosen), config, Data(x, y), folds)
+            text = population.lowered(members, trials.hyperparameters).as_text()
+            barriers.append(text.count("optimization_barrier"))  # remat has some of its own
+            (last,) = population.train(members, trials)
+            found.append((last.state.params, last.train_loss, last.val))
+    assert barriers[0] < barriers[1]
+    chex.assert_trees_all_close(*found, rtol=1e-10, atol=1e-10)

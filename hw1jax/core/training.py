@@ -8,7 +8,7 @@ import optax
 from jax import lax
 from jax.custom_batching import sequential_vmap
 
-from hw1jax.core.layout import Layout, canonical_convolutions
+from hw1jax.core.layout import Layout, canonical
 from hw1jax.core.losses import masked_sum
 from hw1jax.core.tasks import (
     Hyperparameters,
@@ -224,7 +224,8 @@ def epoch(
         steps = None if num_steps is None else NumSteps(num_steps.numbers, index)
         return step(task, state, batch, hyperparameters, key=key, num_steps=steps)
 
-    one = sequential_vmap(canonical_convolutions(one)) if layout.sequential else one
+    one = canonical(one, products=layout.canonical) if layout.canonical or layout.sequential else one
+    one = sequential_vmap(one) if layout.sequential else one
 
     def body(state: State, index_and_number: tuple[jax.Array, jax.Array | None]):
         index, number = index_and_number
@@ -257,7 +258,7 @@ def evaluate(
         calls = (task.loss, outputs, batch.y), *((metric, own, own_y) for _, metric in task.each)
         return tuple(weighted_sum(function(o, y), batch) for function, o, y in calls), own if task.wholes else None
 
-    one = sequential_vmap(canonical_convolutions(one)) if layout.sequential else one
+    one = sequential_vmap(canonical(one)) if layout.sequential else one
 
     def body(totals: tuple[jax.Array, ...], index: jax.Array):
         batch = gather(task, data, index, len(index))
