@@ -141,8 +141,8 @@ def activations(network: MLP | CNN, params: Any, x: jax.Array, *widths: Any) -> 
     if isinstance(network, CNN):  # for a few examples: XLA's convolutions compile 30 times faster
         network = network.clone(first_conv_pool=layers.lax_conv_pool, conv_pool=layers.lax_conv_pool)
     applied: Any = network.apply({"params": params}, x, *widths, mutable=["intermediates"])
-    found = applied[1]["intermediates"]["activations"]
-    return {name: values.transpose(3, 0, 1, 2) if values.ndim == 4 else values for name, values in found.items()}
+    by_layer = applied[1]["intermediates"]["activations"]
+    return {name: values.transpose(3, 0, 1, 2) if values.ndim == 4 else values for name, values in by_layer.items()}
 
 
 def most_convolutions(image_size: int) -> int:

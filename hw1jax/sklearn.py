@@ -156,10 +156,10 @@ class _Search(BaseEstimator):
             asked = self._study(Dataset(X, y, weights=weights, groups=groups), folds)
             config = study.run_config(asked, **settings)
             check = callable(self.scoring) or not isinstance(self, _MLP)
-            found = run.search(config, observer, check=check)
+            searched = run.search(config, observer, check=check)
         for note in notes.kept:
             warnings.warn(note, stacklevel=3)
-        self._keep(found, asked)
+        self._keep(searched, asked)
         return self
 
     def _study(self, data: Dataset, folds: Any = None) -> Study:

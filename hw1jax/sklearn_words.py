@@ -95,8 +95,8 @@ def in_messages(words: dict[str, str]) -> Iterator[None]:
         yield
     except (ValueError, TypeError) as error:
         if checks.note_of(error) is None and error.args and isinstance(error.args[0], str):
-            found = "|".join(rf"(?<!\w){re.escape(word)}" for word in words)
-            error.args = (re.sub(found, lambda word: words[word[0]], error.args[0]), *error.args[1:])
+            pattern = "|".join(rf"(?<!\w){re.escape(word)}" for word in words)
+            error.args = (re.sub(pattern, lambda word: words[word[0]], error.args[0]), *error.args[1:])
         raise
 
 

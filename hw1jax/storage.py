@@ -32,10 +32,10 @@ class FormatError(ValueError):
 
 def check_format(content: Mapping[str, Any], name: object) -> None:
     """Raises a FormatError of one line unless this version reads the format of `content`."""
-    found = np.asarray(content.get("format", 1)).tolist()  # the first format had no number
-    if found != FORMAT:
+    version = np.asarray(content.get("format", 1)).tolist()  # the first format had no number
+    if version != FORMAT:
         raise FormatError(
-            f"{name} has the format {str(found)[:20]}, this version of hw1jax reads {FORMAT}: go on with the version "
+            f"{name} has the format {str(version)[:20]}, this version of hw1jax reads {FORMAT}: go on with the version "
             "that wrote it, or give another out="
         )
 

@@ -20,6 +20,6 @@ def meant(name: str, known: Collection[str], others: Collection[str] = ()) -> st
     `others` are arguments of a related function, which may be meant.
     """
     every = {*known, *others}
-    found = [ours for theirs, names in ELSEWHERE if name in theirs for ours in names if ours in every]
-    found = found or get_close_matches(name, sorted(every), n=1)
-    return f": give {' or '.join(f'{each}=' for each in found)}" if found else f"; there are {', '.join(sorted(known))}"
+    close = [ours for theirs, names in ELSEWHERE if name in theirs for ours in names if ours in every]
+    close = close or get_close_matches(name, sorted(every), n=1)
+    return f": give {' or '.join(f'{each}=' for each in close)}" if close else f"; there are {', '.join(sorted(known))}"

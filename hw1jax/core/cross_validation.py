@@ -117,8 +117,8 @@ def cross_validate(
     train_loss, values, last = _train(members, trials, len(jax.tree.leaves(hyperparameters)[0]), say)
     for name, missing in undefined.items():
         values[name][:, list(missing)] = np.nan
-    found = _result(task, early_stopping, return_params, train_loss, values, last, hyperparameters, splits, data.x)
-    return replace(found, undefined=undefined, statistics=data.statistics)
+    result = _result(task, early_stopping, return_params, train_loss, values, last, hyperparameters, splits, data.x)
+    return replace(result, undefined=undefined, statistics=data.statistics)
 
 
 def _checked(

@@ -89,6 +89,6 @@ def _fit(task: Task, x: Any, y: Any, weights: jax.Array) -> Any:
 @programs.quickly_for_each_task()
 def _are_finite(task: Task, statistics: Any, x: Any, y: Any) -> dict[str, jax.Array]:
     """Whether all prepared values are finite, by argument."""
-    made = {"prepare": tasks.prepared(task, statistics, x), "prepare_y": tasks.prepared_y(task, statistics, y)}
-    leaves = {name: jax.tree.leaves(tree) for name, tree in made.items()}
+    values = {"prepare": tasks.prepared(task, statistics, x), "prepare_y": tasks.prepared_y(task, statistics, y)}
+    leaves = {name: jax.tree.leaves(tree) for name, tree in values.items()}
     return {name: jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in own])) for name, own in leaves.items()}

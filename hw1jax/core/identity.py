@@ -67,12 +67,12 @@ def digest(operations: Traced) -> str:
 
 
 def _constants(jaxpr: ClosedJaxpr) -> Sequence[np.ndarray]:
-    found = [np.asarray(constant) for constant in jaxpr.consts]
+    constants = [np.asarray(constant) for constant in jaxpr.consts]
     for equation in jaxpr.jaxpr.eqns:
         for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda p: isinstance(p, ClosedJaxpr)):
             if isinstance(inner, ClosedJaxpr):
-                found += _constants(inner)
-    return found
+                constants += _constants(inner)
+    return constants
 
 
 def unused(operations: Traced) -> list[str]:

@@ -30,10 +30,10 @@ def new_members(
     at_once = max(1, min(NEW_AT_ONCE, NEW_PARAMETERS // max(1, size)))
     few = np.arange(-(-len(numbers) // at_once) * at_once).reshape(-1, at_once) % len(numbers)
     batches = [jax.tree.map(lambda a: a[index], members) for index in few]  # noqa: B023
-    made = [_init(task)(*programs.key_parts(key), num_steps, *batch) for batch in batches]
+    states = [_init(task)(*programs.key_parts(key), num_steps, *batch) for batch in batches]
 
     # On the host, since each shape would compile a program.
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(numbers)], *made)
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(numbers)], *states)
 
 
 def select(shapes: State, states: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:

@@ -34,10 +34,10 @@ def undefined(task: Task, hyperparameters: Hyperparameters, data: Data, folds: S
     outputs = jax.eval_shape(lambda h, x: _outputs(task, h, x, data.statistics), hyperparameters, some)
     padded = [_part(data, fold, outputs, _longest(folds) + NUM_EXTRA) for fold in folds]
     named = {name: np.asarray(values) for name, values in _of_parts(task)(*jax.tree.map(_stack, *padded)).items()}
-    found = {}
+    missing = {}
     for name, values in named.items():
-        found[name] = np.flatnonzero(np.isnan(values)).tolist()
-        if len(found[name]) == len(folds):
+        missing[name] = np.flatnonzero(np.isnan(values)).tolist()
+        if len(missing[name]) == len(folds):
             raise ValueError(f"metrics[{name!r}] is NaN in every fold, whatever the outputs are: y leaves it undefined")
     firsts = {name: int(np.argmin(np.isnan(values))) for name, values in named.items()}
     for i in sorted(set(firsts.values())):
@@ -48,7 +48,7 @@ def undefined(task: Task, hyperparameters: Hyperparameters, data: Data, folds: S
                     f"metrics[{name!r}] counts rows of weight 0, which fill up batches: it is {alone[name][0]:.6g} "
                     f"without and {named[name][i]:.6g} with {NUM_EXTRA} or more of them; multiply by weights"
                 )
-    return {name: folds for name, folds in found.items() if folds}
+    return {name: folds for name, folds in missing.items() if folds}
 
 
 def in_words(undefined: Undefined) -> str | None:

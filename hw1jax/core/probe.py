@@ -135,9 +135,9 @@ def _corner(wide: Any, narrow: Any) -> np.ndarray:
 
 
 def _with_corner(wide: np.ndarray, narrow: Any) -> np.ndarray:
-    made = np.array(wide)
-    made[tuple(map(slice, np.shape(narrow)))] = narrow
-    return made
+    changed = np.array(wide)
+    changed[tuple(map(slice, np.shape(narrow)))] = narrow
+    return changed
 
 
 def _same(wide: Any, narrow: Any) -> bool:

@@ -294,11 +294,11 @@ def is_fitted(task: Task) -> bool:
 
 def fit(task: Task, x: Any, y: Any, weights: Any) -> tuple[tuple[Any, ...], Any]:
     """Statistics of a training part: (those of each step of `prepare`, None for a function; those of `prepare_y`)."""
-    found, values = [], x
+    statistics, values = [], x
     for step in steps_of(task.prepare):
-        found.append(step.fit(values, y, weights) if isinstance(step, Fitted) else None)
-        values = step.transform(found[-1], values) if isinstance(step, Fitted) else step(values)
-    return tuple(found), None if task.prepare_y is None else task.prepare_y.fit(y, y, weights)
+        statistics.append(step.fit(values, y, weights) if isinstance(step, Fitted) else None)
+        values = step.transform(statistics[-1], values) if isinstance(step, Fitted) else step(values)
+    return tuple(statistics), None if task.prepare_y is None else task.prepare_y.fit(y, y, weights)
 
 
 def prepared(task: Task, statistics: Any, x: Any) -> Any:

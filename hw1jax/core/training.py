@@ -271,14 +271,14 @@ def evaluate(
     zero = jnp.zeros((), jnp.result_type(float))
     totals, (weights, whole) = lax.scan(body, (zero,) * len(names), val_batches)
     weight = jnp.sum(val_batches >= 0) if weights is None else jnp.sum(weights)
-    found = {name: total / weight.astype(total.dtype) for name, total in zip(names, totals, strict=True)}
+    means = {name: total / weight.astype(total.dtype) for name, total in zip(names, totals, strict=True)}
     if whole is not None:
         outputs, y, real, weights = whole
         outputs = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), outputs)  # [batch, example, ..] -> [example, ..]
         y = jax.tree.map(lambda a: a.reshape(-1, *a.shape[3:]), y)  # [batch, microbatch, example, ..]
         weights = (real if weights is None else weights).astype(zero.dtype).reshape(-1)
-        found |= {name: jnp.asarray(metric(outputs, y, weights), zero.dtype) for name, metric in task.wholes}
-    return found
+        means |= {name: jnp.asarray(metric(outputs, y, weights), zero.dtype) for name, metric in task.wholes}
+    return means
 
 
 def fit(

@@ -53,13 +53,13 @@ def classification(results: Results) -> list[Item]:
     true, predicted = evaluation.most_confused_pair(confusion)
     pair = f"{names[true]} that were taken for {names[predicted]}"
     count = f"{confusion[true, predicted]} of {confusion[true].sum()}"
-    found = evaluation.calibration(outputs, y)
-    error = f"expected calibration error ({len(found.right)} bins): {found.expected_error:.3f}"
+    bins = evaluation.calibration(outputs, y)
+    error = f"expected calibration error ({len(bins.right)} bins): {bins.expected_error:.3f}"
     matrix = partial(plots.confusion_matrix, shares=evaluation.normalise_rows(confusion), names=names, where=where)
     by_class = partial(plots.precision_and_recall, precision=precision, recall=recall, names=names)
-    histogram = partial(plots.confidence_histogram, edges=found.edges, right=found.right, wrong=found.wrong)
+    histogram = partial(plots.confidence_histogram, edges=bins.edges, right=bins.right, wrong=bins.wrong)
     calibration = [
-        partial(plots.reliability, confidence=found.confidence, accuracy=found.accuracy),
+        partial(plots.reliability, confidence=bins.confidence, accuracy=bins.accuracy),
         partial(histogram, what=f"{classified.part} {what}"),
     ]
     return [

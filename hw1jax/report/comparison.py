@@ -139,9 +139,9 @@ def _shown_settings(record: dict[str, Any]) -> dict[str, str]:
 
 def _best(runs: Sequence[Run]) -> Markup:
     """The best trials' hyperparameters, a column a run."""
-    found = [run.record["best"]["params"] for run in runs]
+    draws = [run.record["best"]["params"] for run in runs]
     rows = [
-        [words(name), *(_value(params[name]) if name in params else "-" for params in found)] for name in _names(found)
+        [words(name), *(_value(params[name]) if name in params else "-" for params in draws)] for name in _names(draws)
     ]
     return table(["best trial's", *(run.name for run in runs)], rows)
 

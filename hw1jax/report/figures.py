@@ -55,12 +55,12 @@ def confusion_matrix(results: Results) -> Drawing:
 
 def _test_set(results: Results) -> list[Item]:
     """The study's own items below that heading, which may know more of the data."""
-    found: list[Item] = []
+    content: list[Item] = []
     for function in results.study.sections.get("Test set", [sections.test_set]):
-        made = function(results)
-        found += [made] if isinstance(made, Figure | str) else made
-    figures = [item for item in found if isinstance(item, Figure)]
-    return found if any(p.name == "fitted_curve" for p in figures) else [*sections.fit(results)]
+        items = function(results)
+        content += [items] if isinstance(items, Figure | str) else items
+    figures = [item for item in content if isinstance(item, Figure)]
+    return content if any(p.name == "fitted_curve" for p in figures) else [*sections.fit(results)]
 
 
 def _named(items: list[Item], name: str) -> Figure:

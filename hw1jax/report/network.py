@@ -56,8 +56,8 @@ def _histograms(panels: list[Panel], names: str, caption: str) -> list[Item]:
 
 def parameters(model: Model) -> dict[str, np.ndarray]:
     """A model's arrays by their places in its tree, "dense1/kernel", in the order of the numbers in these."""
-    found = model._replace(state=None).named_parameters()
-    return {name: found[name].astype(np.float32) for name in sorted(found, key=_with_numbers)}
+    named = model._replace(state=None).named_parameters()
+    return {name: named[name].astype(np.float32) for name in sorted(named, key=_with_numbers)}
 
 
 def _with_numbers(name: str) -> list[tuple[int, str]]:
@@ -71,9 +71,9 @@ def weights_and_biases(model: Model) -> dict[str, np.ndarray]:
     The inputs of a convolution are (input channel, row, column) of its window, those of the dense layer after it
     (channel, row, column) of its images.
     """
-    found = {name.removesuffix("/weights"): values.T for name, values in parameters(model).items()}
-    known = all(LAYER.fullmatch(name) and values.ndim == 2 for name, values in found.items())
-    return found if known else {}
+    layers = {name.removesuffix("/weights"): values.T for name, values in parameters(model).items()}
+    known = all(LAYER.fullmatch(name) and values.ndim == 2 for name, values in layers.items())
+    return layers if known else {}
 
 
 def profiles(results: Results, inputs: Sequence[float]) -> list[Item]:
@@ -82,25 +82,25 @@ def profiles(results: Results, inputs: Sequence[float]) -> list[Item]:
     if model is None or activations is None:
         return []
     x = np.array(inputs, results.data.x_train.dtype)[:, None]
-    found = programs.evaluated(activations(model.fixed), model.params, x, model.hyperparameters)
-    found = {name: np.asarray(values) for name, values in found.items() if name != "output"}
-    every = np.concatenate([np.ravel(values) for values in found.values()])
+    units = programs.evaluated(activations(model.fixed), model.params, x, model.hyperparameters)
+    units = {name: np.asarray(values) for name, values in units.items() if name != "output"}
+    every = np.concatenate([np.ravel(values) for values in units.values()])
     low, high = min(0.0, float(every.min())), max(1.0, float(every.max()))
     panels = [
         partial(plots.activation_profile, activations=v[i], title=f"{in_words(name)}, x = {x:g}", limits=(low, high))
-        for name, v in found.items()
+        for name, v in units.items()
         for i, x in enumerate(inputs)
     ]
     alt = f"Activation of every hidden unit for the inputs {', '.join(f'{x:g}' for x in inputs)}"
-    draw = grid(panels, len(inputs), height=0.3 + 1.4 * len(found), label="activation", sharey=True)
+    draw = grid(panels, len(inputs), height=0.3 + 1.4 * len(units), label="activation", sharey=True)
     return [Figure("activations", alt, f"{alt}: a row a layer, a column an input.", draw)]
 
 
 def receptive_fields(results: Results) -> list[Item]:
     """The kernels of each convolution of a `hw1jax.models.CNN`."""
     model = _refitted(results)
-    found = {} if model is None else kernels(model, results.data.x_train)
-    return [_receptive_fields(name, values) for name, values in found.items()]
+    filters = {} if model is None else kernels(model, results.data.x_train)
+    return [_receptive_fields(name, values) for name, values in filters.items()]
 
 
 def kernels(model: Model, x: np.ndarray) -> dict[str, np.ndarray]:

@@ -183,15 +183,15 @@ def _sections(results: Results) -> list[Section]:
 
 def _items(functions: Sequence[Any], results: Results) -> list[Item]:
     """The items that a heading's functions return; a function that fails becomes a line of text."""
-    found: list[Item] = []
+    content: list[Item] = []
     for function in functions:
         try:
-            made = function(results)
+            items = function(results)
         except Exception as error:  # somebody's own, perhaps: it costs this section, not the page
             name, reason = getattr(function, "__name__", "a section"), " ".join(str(error).split())
-            made = f"{name} could not be shown: {type(error).__name__}: {reason}"
-        found += [made] if isinstance(made, Figure | str) else made
-    return found
+            items = f"{name} could not be shown: {type(error).__name__}: {reason}"
+        content += [items] if isinstance(items, Figure | str) else items
+    return content
 
 
 def _figures(content: Sequence[Section]) -> list[Figure]:

@@ -68,9 +68,9 @@ class Results(NamedTuple):
     @property
     def best(self) -> Best:
         """The best trial."""
-        found, name = self.record["best"], self.study.score
-        params = space_text.draw_from_json(self.study.space, found["params"])
-        return Best(found["number"], params, found[f"mean_val_{name}"], found[f"std_val_{name}"])
+        best, name = self.record["best"], self.study.score
+        params = space_text.draw_from_json(self.study.space, best["params"])
+        return Best(best["number"], params, best[f"mean_val_{name}"], best[f"std_val_{name}"])
 
     @property
     def task(self) -> Task:
@@ -107,12 +107,12 @@ class Results(NamedTuple):
         search = SearchConfig(
             **{field.name: config[field.name] for field in fields(SearchConfig) if field.name in config}
         )
-        found = study_data.splits_of(replace(self.study, stratify=config["stratify"]), search, self.data)
-        if config["own_folds"] not in (None, run_folder.digest_of_folds(found)):
+        splits = study_data.splits_of(replace(self.study, stratify=config["stratify"]), search, self.data)
+        if config["own_folds"] not in (None, run_folder.digest_of_folds(splits)):
             raise ValueError(
                 "folds= are others than those of the run: restore them, or give the splitter a random_state"
             )
-        return found
+        return splits
 
     @property
     def out_of_fold(self) -> Any:
@@ -189,7 +189,7 @@ class Results(NamedTuple):
         if data.has_test_set:
             outputs = h.get("test_outputs", h.get("ensemble_outputs"))
             whose = "" if "test_outputs" in h else "The ensemble of the fold models. "
-            found = Classified(outputs, data.x_test, data.y_test, (), "test", "on the test set", whose)
+            classified = Classified(outputs, data.x_test, data.y_test, (), "test", "on the test set", whose)
         else:
             whose = "Each training sample as classified by the best trial's fold model that held it out. "
             whose += "" if data.weights is None else "Each counts once here, whatever its weight. "
@@ -197,11 +197,11 @@ class Results(NamedTuple):
             if outputs is not None and np.isnan(outputs).any():  # some were never held out
                 rows = np.flatnonzero(np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1))
                 outputs, x, y, weights = jax.tree.map(lambda a: a[rows], (outputs, x, y, weights))
-            found = Classified(outputs, x, y, (), "training", "out of fold", whose, weights)
-        if outputs is None or not evaluation.are_classes(self.study.classes, outputs, found.y):
+            classified = Classified(outputs, x, y, (), "training", "out of fold", whose, weights)
+        if outputs is None or not evaluation.are_classes(self.study.classes, outputs, classified.y):
             return None
         names = evaluation.class_names(self.study.classes, outputs)
-        return found._replace(names=names) if names else None
+        return classified._replace(names=names) if names else None
 
     @property
     def has_curve(self) -> bool:

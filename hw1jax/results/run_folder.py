@@ -80,11 +80,11 @@ def digest_of_folds(splits: Sequence[Fold]) -> str:
 
 def reference(study: Study) -> dict[str, Any] | None:
     """The published results' entry in the record."""
-    found = study.reference
-    if found is None:
+    published = study.reference
+    if published is None:
         return None
-    params = space_text.draw_to_json(found.params)
-    return {"name": found.name, "params": params, "test": dict(found.test), "data": found.data}
+    params = space_text.draw_to_json(published.params)
+    return {"name": published.name, "params": params, "test": dict(published.test), "data": published.data}
 
 
 def write(

@@ -160,12 +160,12 @@ class Model(NamedTuple):
         """
         state, statistics = self.state if isinstance(self.state, Fit) else (self.state, None)
         named = [*_by_name(self.params, ""), *_by_name(state, "state/"), *_by_name(statistics, "statistics/")]
-        found = dict(named)
-        if len(found) < len(named):
+        by_name = dict(named)
+        if len(by_name) < len(named):
             raise ValueError(
                 "parameters: two have the same name; rename a part of the tree that is called state or statistics"
             )
-        return found
+        return by_name
 
     def __repr__(self) -> str:
         params = self.params if self.has_refit else self.folds[0][0]
@@ -183,15 +183,15 @@ def score(model: Model, outputs: Any, y: Any) -> dict[str, Any]:
     are None if the loss is not finite; a metric that isn't is None alone.
     """
     functions = {"loss": model.losses, **model.study.metrics}
-    found: dict[str, Any] = {name: _mean(function(outputs, y)) for name, function in functions.items()}
-    found = {name: value if np.isfinite(value) else None for name, value in found.items()}
-    if found["loss"] is None:
-        found = dict.fromkeys(found)
+    scores: dict[str, Any] = {name: _mean(function(outputs, y)) for name, function in functions.items()}
+    scores = {name: value if np.isfinite(value) else None for name, value in scores.items()}
+    if scores["loss"] is None:
+        scores = dict.fromkeys(scores)
     elif evaluation.are_classes(model.study.classes, outputs, y):
-        found.setdefault("accuracy", evaluation.accuracy(outputs, y))
+        scores.setdefault("accuracy", evaluation.accuracy(outputs, y))
         if evaluation.class_names(model.study.classes, outputs):
-            found["confusion"] = evaluation.confusion_matrix(outputs, y).tolist()
-    return {"loss": found["loss"], "accuracy": None, "confusion": None} | found
+            scores["confusion"] = evaluation.confusion_matrix(outputs, y).tolist()
+    return {"loss": scores["loss"], "accuracy": None, "confusion": None} | scores
 
 
 def _mean(values: Any) -> float:

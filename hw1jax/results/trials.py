@@ -66,11 +66,11 @@ class Trials(dict[str, np.ndarray]):
     @property
     def folds(self) -> dict[str, np.ndarray]:
         """ "loss" and metrics by name, float [trial, fold], in validation after a trial's last epoch."""
-        found = {}
+        scores = {}
         for name in self._scores:
             columns = [column for column in self if re.fullmatch(rf"split\d+_val_{re.escape(name)}", column)]
-            found[name] = np.stack([self[column] for column in columns], axis=1)
-        return found
+            scores[name] = np.stack([self[column] for column in columns], axis=1)
+        return scores
 
     @property
     def complete(self) -> np.ndarray:

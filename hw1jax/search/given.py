@@ -30,13 +30,13 @@ def taken(settings: dict[str, Any], space: Space) -> Given:
       ValueError, TypeError: an invalid argument; one line that names it.
     """
     sampler, seed = settings.get("sampler", ""), settings.get("seed", 0)
-    made = None
+    new_sampler = None
     if not isinstance(sampler, str):
-        settings["sampler"], made = seeding.seeded(sampler, seed)
+        settings["sampler"], new_sampler = seeding.seeded(sampler, seed)
     callbacks = settings.pop("callbacks", ())
     if not isinstance(callbacks, list | tuple) or not all(map(callable, callbacks)):
         raise TypeError("callbacks= must be a list of functions (study, trial)")
-    return Given(made, tuple(enqueued(space, settings.pop("enqueue", ()))), tuple(callbacks))
+    return Given(new_sampler, tuple(enqueued(space, settings.pop("enqueue", ()))), tuple(callbacks))
 
 
 def enqueued(space: Space, enqueue: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -47,7 +47,7 @@ def enqueued(space: Space, enqueue: Sequence[Mapping[str, Any]]) -> list[dict[st
     """
     if not isinstance(enqueue, list | tuple) or not all(isinstance(draw, Mapping) for draw in enqueue):
         raise TypeError("enqueue= must be a list of dicts, each with the hyperparameters of a trial by name")
-    found = []
+    rows = []
     if enqueue:
         space_.check(space)
     for draw in enqueue:
@@ -59,8 +59,8 @@ def enqueued(space: Space, enqueue: Sequence[Mapping[str, Any]]) -> list[dict[st
                 raise ValueError(f"enqueue= has {name} = {value!r}, which must be a tuple of {len(ranges)}")
             if isinstance(ranges, Int | Float) and num_values is not None:
                 raise ValueError(f"enqueue= has {name} = {value!r}, which must be one value")
-        found.append(check_columns(space, space_.flatten(draw, space), "enqueue= has"))
-    return found
+        rows.append(check_columns(space, space_.flatten(draw, space), "enqueue= has"))
+    return rows
 
 
 def check_columns(space: Space, params: Mapping[str, Any], what: str) -> dict[str, Any]:

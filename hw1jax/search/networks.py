@@ -218,10 +218,10 @@ class Networks:
         """The same networks with one more fold, which trains on all training data."""
         alone = {"halving": None, "first_rung": None, "brackets": False, "early_stopping": None, "ensemble": None}
         search = replace(self.search, **alone)
-        made = Networks(self.study, search, self.data, [self._everything], first_fold=len(self.folds))
-        made.__dict__ |= {"layout": self.layout, "starts_in_corners": self.starts_in_corners}
-        made._layouts = self._layouts
-        return made
+        networks = Networks(self.study, search, self.data, [self._everything], first_fold=len(self.folds))
+        networks.__dict__ |= {"layout": self.layout, "starts_in_corners": self.starts_in_corners}
+        networks._layouts = self._layouts
+        return networks
 
     def population(self, plan: Plan, network: Network) -> Population:
         """The population of a program; the data are put on each plan's devices once."""
@@ -254,12 +254,12 @@ class Networks:
     def undefined(self) -> metric_checks.Undefined:
         """The folds in which a metric is undefined, by its name; checks the metrics of a whole held-out part."""
         task, score = self.widest.task, self.study.score
-        found = metric_checks.undefined(task, self.widest.hyperparameters, self.samples(task), self.folds)
-        if self.search.early_stopping is not None and score in found:
+        undefined = metric_checks.undefined(task, self.widest.hyperparameters, self.samples(task), self.folds)
+        if self.search.early_stopping is not None and score in undefined:
             raise ValueError(
                 f"early_stopping= needs {score} in each fold, and it is undefined in some: give other folds="
             )
-        return found
+        return undefined
 
     def masked(self, values: Values) -> Values:
         """A trial's values with a mask over the folds in which a metric is undefined."""

@@ -238,14 +238,14 @@ def _ask(opened: optuna.Study, number: int, study: Study) -> Trial:
 
 def _finished(opened: optuna.Study, study: Study, draws: Mapping[int, Draw]) -> dict[int, TrialScore]:
     frozen = opened.get_trials(deepcopy=False)
-    found = {}
+    finished = {}
     for number, draw in draws.items():
         state, kept = frozen[number].state, frozen[number].user_attrs
         if state.is_finished():
             scores = {name: tuple(kept[f"scores_{name}"]) for name in ("loss", *study.metrics)}
             best_epochs = tuple(kept.get("best_epochs", ()))
-            found[number] = TrialScore(number, draw, STATES[state], scores, kept["epochs"], best_epochs)
-    return found
+            finished[number] = TrialScore(number, draw, STATES[state], scores, kept["epochs"], best_epochs)
+    return finished
 
 
 def _tell(

@@ -39,20 +39,20 @@ def _made(sampler: Any, seed: int) -> tuple[Any, Any]:
     """A new sampler, and what `_content` tells of it."""
     if all(hasattr(sampler, part) for part in PARTS) and not isinstance(sampler, type):
         try:
-            made = copy.deepcopy(sampler)
+            new = copy.deepcopy(sampler)
         except Exception as error:
             raise TypeError(f"sampler= can't be copied ({error}): give a function seed -> sampler") from error
     else:
-        made = sampler
+        new = sampler
         if callable(sampler) and not isinstance(sampler, type):
             with checks.in_function("sampler", sampler, seed=seed):
-                made = sampler(seed)
-    if isinstance(made, type) or not all(hasattr(made, part) for part in PARTS):
-        what = f"the class {made.__name__}" if isinstance(made, type) else type(made).__name__
+                new = sampler(seed)
+    if isinstance(new, type) or not all(hasattr(new, part) for part in PARTS):
+        what = f"the class {new.__name__}" if isinstance(new, type) else type(new).__name__
         raise TypeError(
             f"sampler= must be random, tpe, a sampler of Optuna's or a function seed -> sampler, got {what}"
         )
-    return made, _content(made, str(seed), set())
+    return new, _content(new, str(seed), set())
 
 
 def _call(sampler: Any) -> str:

@@ -246,9 +246,9 @@ def run_config(
       TypeError: unknown settings or inputs.
       ValueError: invalid settings or an invalid study; one line that names the argument.
     """
-    made = unchecked_run_config(study, inputs=inputs, quick=quick, **settings)
-    check(made)
-    return made
+    config = unchecked_run_config(study, inputs=inputs, quick=quick, **settings)
+    check(config)
+    return config
 
 
 def unchecked_run_config(
