@@ -22,8 +22,8 @@ from hw1jax.search.observer import Observer
 
 WAYS = {
     "report": "the report's search",
-    "halving": "the report's space, with halving and averaging",
-    "beyond": "larger networks, with halving and averaging",
+    "halving": "the report's space, halving and an ensemble",
+    "beyond": "beyond the report",
 }
 
 
