@@ -209,6 +209,8 @@ def test_with_an_ensemble_as_many_trials_train_to_the_end():
     planned = SearchPlan((bracket,), 3, 3)
     assert planned.work(bracket) == 10 + 4 * 2 + 3 * 6
     assert SearchPlan.from_json(planned.to_json()) == planned
+    before = {name: value for name, value in planned.to_json().items() if name != "fewest"}
+    assert SearchPlan.from_json(before) == SearchPlan((bracket,), 3), "of a search that began without it"
     search = SearchConfig(9, 20, halving=3, ensemble=3)
     assert rungs.work_of_search(10, search) == planned.work(bracket) and rungs.ends(search) == [1, 3, 9]
 

@@ -120,7 +120,8 @@ class SearchPlan:
             return Rung(**{**values, "plan": plan, "groups": None if groups is None else tuple(groups)})
 
         brackets = [(b["num_trials"], tuple(map(rung, b["rungs"]))) for b in values["brackets"]]
-        return cls(_in_a_row(brackets), values["factor"], values["fewest"])
+        fewest = values.get("fewest", 1)  # searches that began before it existed go on
+        return cls(_in_a_row(brackets), values["factor"], fewest)
 
 
 def _in_a_row(brackets: Sequence[tuple[int, tuple[Rung, ...]]]) -> tuple[Bracket, ...]:
