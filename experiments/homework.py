@@ -63,7 +63,7 @@ def ways(study: Study) -> list[Study]:
 QUESTIONS = {
     "_as_reported": "Is it reproduced? The report's hyperparameters, trained here",
     "": "How lucky was it? Its search",
-    "_halving": "What should one do instead? Halving, averaging and an ensemble, in about the same time",
+    "_halving": "What should one do instead? Halving and an ensemble",
 }
 
 
