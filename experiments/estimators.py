@@ -1,13 +1,15 @@
-"""Measures the estimators of `hw1jax.sklearn` beside scikit-learn's searches of its own networks.
+"""Measures the estimators of `hw1jax.sklearn` beside searches of scikit-learn's networks and of pytabkit's RealMLP.
 
     python experiments/estimators.py [--quick] [--data NAME ..] [--out DIR] [--help]
 
 Both sides get the same samples in float32, folds, distributions, numbers of trials and epochs, and batches; their draws
 differ. A search runs in a process of its own, whose seconds include imports, the refit and the test. hw1jax runs first
-with an empty cache of compiled programs, then with what that process has left in it.
+with an empty cache of compiled programs, then with what that process has left in it. RealMLP is skipped where pytabkit
+is not installed.
 """
 
 import argparse
+import importlib.util
 import itertools
 import json
 import os
@@ -19,11 +21,20 @@ from typing import Any
 
 import numpy as np
 import sklearn
+from joblib import Parallel, delayed
 from scipy.stats import loguniform, randint
 from sklearn import datasets
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
-from sklearn.model_selection import HalvingRandomSearchCV, KFold, RandomizedSearchCV, StratifiedKFold, train_test_split
+from sklearn.metrics import accuracy_score, r2_score
+from sklearn.model_selection import (
+    HalvingRandomSearchCV,
+    KFold,
+    ParameterSampler,
+    RandomizedSearchCV,
+    StratifiedKFold,
+    train_test_split,
+)
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
@@ -37,7 +48,7 @@ SMALL = {"trials": 27, "epochs": 81, "folds": 5, "seeds": [0, 1, 2]}
 DATA: dict[str, dict[str, Any]] = dict.fromkeys(("digits", "breast_cancer", "diabetes"), SMALL)
 DATA |= {"diamonds": {"trials": 27, "epochs": 9, "folds": 3, "seeds": [0]}}
 QUICK = {"trials": 4, "epochs": 2, "seeds": [0]}
-FORMS = {"scikit-learn": False, "hw1jax, nothing compiled yet": True, "hw1jax": True}  # {name: True if it is ours}
+SKLEARN, COLD, WARM, REALMLP = "scikit-learn", "hw1jax, nothing compiled yet", "hw1jax", "RealMLP of pytabkit, seed 0"
 
 
 def load(name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -74,14 +85,65 @@ def our_search(classes: bool, halving: bool, trials: int, epochs: int, **shared:
     return search(**SPACE, n_iter=trials, max_iter=epochs, halving=3 if halving else None, **shared)
 
 
-def run(file: str, ours: bool, halving: bool, seed: int, trials: int, epochs: int, folds: int) -> dict[str, float]:
+class RealMLPSearch:
+    """A random search of RealMLP, which trains the folds of one configuration at once; a process for each core.
+
+    Its network embeds each number, and keeps the epoch with the best score of a fold. There is no refit: the ensemble
+    of the best configuration's folds predicts.
+    """
+
+    def __init__(self, classes: bool, halving: bool, trials: int, epochs: int, *, cv: Any, random_state: int):
+        assert not halving, "RealMLP can't go on with a network"
+        self.classes, self.trials, self.epochs, self.cv, self.random_state = classes, trials, epochs, cv, random_state
+
+    def _fitted(self, draw: dict[str, Any], held_out: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[float, Any]:
+        """(score on what the folds hold out, model) of one configuration."""
+        from pytabkit import RealMLP_TD_Classifier, RealMLP_TD_Regressor
+
+        model: Any = (RealMLP_TD_Classifier if self.classes else RealMLP_TD_Regressor)(
+            hidden_sizes=[int(draw["hidden_layer_sizes"])],
+            wd=draw["alpha"],
+            lr=draw["learning_rate_init"],
+            n_cv=len(held_out),
+            n_epochs=self.epochs,
+            batch_size=200,
+            random_state=self.random_state,
+            device="cpu",
+            n_threads=1,
+        )
+        model.fit(x, y, val_idxs=held_out)
+        score = accuracy_score if self.classes else r2_score
+        outputs = zip(model.predict_ensemble(x), held_out, strict=True)
+        return float(np.mean([score(y[own], fold[own]) for fold, own in outputs])), model
+
+    def fit(self, x: np.ndarray, y: np.ndarray) -> None:
+        held_out = [own for _, own in self.cv.split(x, y)]
+        equal = np.stack([own[: min(map(len, held_out))] for own in held_out])  # it takes no others
+        draws = ParameterSampler(SPACE, self.trials, random_state=self.random_state)
+        found = Parallel(n_jobs=-1)(delayed(self._fitted)(draw, equal, x, y) for draw in draws)
+        self.best_score_, self._best = max(found, key=lambda one: one[0])
+
+    def score(self, x: np.ndarray, y: np.ndarray) -> float:
+        return self._best.score(x, y)
+
+
+SEARCHES: dict[str, Any] = {SKLEARN: their_search, COLD: our_search, WARM: our_search, REALMLP: RealMLPSearch}
+
+
+def forms(halving: bool, seed: int) -> list[str]:
+    """The forms that run: RealMLP with one seed, without halving, and where it is installed."""
+    has_realmlp = not halving and seed == 0 and importlib.util.find_spec("pytabkit") is not None
+    return [form for form in SEARCHES if form != REALMLP or has_realmlp]
+
+
+def run(file: str, form: str, halving: bool, seed: int, trials: int, epochs: int, folds: int) -> dict[str, float]:
     """Searches and tests, in the process that calls it."""
     with np.load(file, allow_pickle=False) as data:
         x, y = data["x"], data["y"]
     classes = y.dtype.kind == "i"
     x, x_test, y, y_test = train_test_split(x, y, random_state=0, stratify=y if classes else None)
     splitter = (StratifiedKFold if classes else KFold)(folds, shuffle=True, random_state=seed)
-    search = (our_search if ours else their_search)(classes, halving, trials, epochs, cv=splitter, random_state=seed)
+    search = SEARCHES[form](classes, halving, trials, epochs, cv=splitter, random_state=seed)
     search.fit(x, y)
     return {"cv_score": search.best_score_, "test_score": search.score(x_test, y_test)}
 
@@ -106,6 +168,8 @@ def main() -> None:
     options = parser.parse_args()
     from hw1jax import environment, storage
 
+    if REALMLP not in forms(False, 0):
+        print("skipped: RealMLP: pytabkit is not installed: pip install '.[peers]' brings it", file=sys.stderr)
     found = {name: DATA[name] | (QUICK if options.quick else {}) | {"runs": {}} for name in options.data}
     for seed, name in itertools.product(range(3), found):
         (x, y), work = load(name), found[name]
@@ -114,11 +178,12 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 np.savez(Path(folder, "data.npz"), x=x, y=y)
                 how = (halving, seed, *(work[size] for size in ("trials", "epochs", "folds")))
-                for form, ours in FORMS.items():
+                for form in forms(halving, seed):
                     print(f"{name}: {form}, {halving=}, {seed=}", file=sys.stderr)
                     runs = work["runs"].setdefault(form + ", halving" * halving, [])
-                    runs.append(measure(folder, f"{folder}/data.npz", ours, *how))
-            results = {"environment": environment.describe(), "sklearn": sklearn.__version__, "data": found}
+                    runs.append(measure(folder, f"{folder}/data.npz", form, *how))
+            versions = {"sklearn": sklearn.__version__, "pytabkit": environment.version_of("pytabkit")}
+            results = {"environment": environment.describe(), **versions, "data": found}
             storage.write_json(options.out / "estimators.json", results)
 
 
