@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import sklearn
-from joblib import Parallel, delayed
 from scipy.stats import loguniform, randint
 from sklearn import datasets
 from sklearn.compose import TransformedTargetRegressor
@@ -38,6 +37,7 @@ from sklearn.model_selection import (
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils.parallel import Parallel, delayed
 
 SPACE = {  # one hidden layer
     "hidden_layer_sizes": randint(10, 101),

@@ -1,5 +1,7 @@
 """Properties of every population: independence, one compilation, plans, unequal folds."""
 
+from itertools import pairwise
+
 import chex
 import compilations
 import jax
@@ -274,6 +276,24 @@ def test_a_plan_has_a_slot_for_each_trial_and_few_to_spare(num_trials):
     plan = cost.make_plan(num_trials, 3, params, Layout())
     assert num_trials <= plan.num_slots < num_trials + plan.num_devices * plan.trials_per_vmap
     assert plan.num_devices == min(num_trials, len(jax.devices()))
+
+
+def test_on_a_cpu_more_trials_step_at_once_if_most_of_their_state_is_weights_of_the_inputs():
+    def dense(*sizes):
+        shapes = [shape for n, m in pairwise(sizes) for shape in ((n, m), (m,))]
+        return [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes]
+
+    wide, deep = dense(784, 20, 10), dense(64, 100, 100, 10)
+    assert cost.trials_that_fit(wide, 3) == cost.trials_that_fit(deep, 3) == 3
+    assert cost.trials_at_once(wide, 3, 784) > 50 and cost.trials_at_once(deep, 3, 64) == 3
+    with_bias_columns = [jax.ShapeDtypeStruct((20, 785), np.float32), jax.ShapeDtypeStruct((10, 21), np.float32)]
+    assert cost.trials_at_once(with_bias_columns, 3, 784) > 50
+    assert cost.num_inputs(np.zeros((5, 28, 28))) == 784 and cost.num_inputs({"a": np.zeros((5, 3))}) is None
+    assert cost.trials_at_once(wide, 3, None) == 3
+    num_devices = len(jax.devices())
+    for layout, at_once in ((Layout(), 12), (Layout(sequential=True), 3)):
+        plan = cost.make_plan(12 * num_devices, 3, wide, layout, num_inputs=784)
+        assert (plan.num_slots, plan.trials_per_vmap) == (12 * num_devices, at_once)
 
 
 def test_predictions_in_pieces_equal_predictions_at_once():

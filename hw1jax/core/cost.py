@@ -1,5 +1,6 @@
 """Costs of programs on this machine's devices, and the population's layout that follows from them."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,15 +21,26 @@ MANY_INDICES = 2**19  # minibatch entries of the longest call
 STATE_COPIES = 3  # the parameters and an optimizer's two moments
 
 
-def make_plan(num_trials: int, num_folds: int, params: Params, layout: Layout, num_devices: int | None = None) -> Plan:
+def make_plan(
+    num_trials: int,
+    num_folds: int,
+    params: Params,
+    layout: Layout,
+    num_devices: int | None = None,
+    *,
+    num_inputs: int | None = None,
+) -> Plan:
     """Plans one program for all trials: split evenly over devices, on a CPU in groups that fit the cache.
 
-    Slots may be a few more than `num_trials`, to divide evenly; `params` may be shapes; at most `num_devices` are used.
+    Slots may be a few more than `num_trials`, to divide evenly; `params` may be shapes; at most `num_devices` are used;
+    `num_inputs` as in `trials_at_once`.
     """
     devices = jax.devices()[:num_devices]
     num_devices = min(len(devices), num_trials)
     a_device = -(-num_trials // num_devices)
-    fit = trials_that_fit(params, num_folds) if devices[0].platform == "cpu" else a_device
+    fit = a_device
+    if devices[0].platform == "cpu":
+        fit = trials_at_once(params, num_folds, None if layout.sequential else num_inputs)
     num_groups = -(-a_device // fit)
     at_once = -(-a_device // num_groups)
     return Plan(num_devices * num_groups * at_once, num_devices, at_once, layout)
@@ -36,8 +48,31 @@ def make_plan(num_trials: int, num_folds: int, params: Params, layout: Layout, n
 
 def trials_that_fit(params: Params, num_folds: int) -> int:
     """Number of trials whose state fits a CPU core's cache; at least one."""
-    trial_bytes = STATE_COPIES * num_folds * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
-    return max(1, CACHED_BYTES // trial_bytes)
+    return max(1, CACHED_BYTES // _state_bytes(jax.tree.leaves(params), num_folds))
+
+
+def trials_at_once(params: Params, num_folds: int, num_inputs: int | None) -> int:
+    """Number of trials that step together on a CPU core.
+
+    Their first layers multiply the same batch, so they are one product, which is the faster the more trials it has. It
+    outweighs the cache: half of it must hold the other layers of all trials.
+
+    `num_inputs`: the numbers of an example's x; None if it isn't one array, or trials share no product.
+    """
+    fit = trials_that_fit(params, num_folds)
+    sizes = set() if num_inputs is None else {num_inputs, num_inputs + 1}  # with a column for the bias
+    later = [leaf for leaf in jax.tree.leaves(params) if sizes.isdisjoint(leaf.shape)]
+    return fit if not sizes else max(fit, CACHED_BYTES // 2 // max(1, _state_bytes(later, num_folds)))
+
+
+def _state_bytes(leaves: Sequence[Any], num_folds: int) -> int:
+    """Bytes of a trial's state for these leaves of its parameters."""
+    return STATE_COPIES * num_folds * sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
+def num_inputs(x: Any) -> int | None:
+    """The numbers of an example of x [example, ...]; None if x isn't one array."""
+    return math.prod(x.shape[1:]) if isinstance(x, np.ndarray) else None
 
 
 def enough_epochs(num_indices: int) -> int:

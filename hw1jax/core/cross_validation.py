@@ -161,7 +161,8 @@ def _laid_out(
         task, params, state, data.x, first, batch_size=config.batch_size, statistics=of_first.statistics
     )
     num_trials = len(jax.tree.leaves(hyperparameters)[0])
-    plan = cost.make_plan(_num_slots(num_trials), len(splits), params, layout)
+    num_inputs = cost.num_inputs(data.x)
+    plan = cost.make_plan(_num_slots(num_trials), len(splits), params, layout, num_inputs=num_inputs)
     num_indices = len(splits) * folds_.num_steps(splits, config.batch_size) * config.batch_size
     per_call = cost.epochs_of_a_call([config.num_epochs], cost.enough_epochs(num_indices))
     slots = np.arange(plan.num_slots) % num_trials  # slots that are left over train some trials twice

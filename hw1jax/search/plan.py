@@ -239,7 +239,10 @@ class _Planner:
     def _plan_for(self, num_trials: int) -> Plan:
         """The plan of one of the programs that share `num_trials`."""
         each = -(-num_trials // (self.num_programs * self.program.workers))
-        return cost.make_plan(each, self.num_folds, self.params, self.layout, self.program.num_devices)
+        num_inputs = cost.num_inputs(self.networks.data.x_train)
+        return cost.make_plan(
+            each, self.num_folds, self.params, self.layout, self.program.num_devices, num_inputs=num_inputs
+        )
 
     def _fit(self, wanted: int) -> tuple[int, Plan]:
         """(trials, plan of their program): `wanted` trials, or fewer if the memory is too small."""
