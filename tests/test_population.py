@@ -285,9 +285,9 @@ def test_on_a_cpu_more_trials_step_at_once_if_most_of_their_state_is_weights_of_
 
     wide, deep = dense(784, 20, 10), dense(64, 100, 100, 10)
     assert cost.trials_that_fit(wide, 3) == cost.trials_that_fit(deep, 3) == 3
-    assert cost.trials_at_once(wide, 3, 784) > 50 and cost.trials_at_once(deep, 3, 64) == 3
+    assert cost.trials_at_once(wide, 3, 784) == 29 and cost.trials_at_once(deep, 3, 64) == 3
     with_bias_columns = [jax.ShapeDtypeStruct((20, 785), np.float32), jax.ShapeDtypeStruct((10, 21), np.float32)]
-    assert cost.trials_at_once(with_bias_columns, 3, 784) > 50
+    assert cost.trials_at_once(with_bias_columns, 3, 784) == 29
     assert cost.num_inputs(np.zeros((5, 28, 28))) == 784 and cost.num_inputs({"a": np.zeros((5, 3))}) is None
     assert cost.trials_at_once(wide, 3, None) == 3
     num_devices = len(jax.devices())
