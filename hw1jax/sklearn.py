@@ -172,6 +172,9 @@ class _Search(BaseEstimator):
     def _metric(self) -> tuple[Metric, bool]:
         """(metric that ranks the trials, True if it is maximized)."""
         if callable(self.scoring) and not _is_scikit_learns(self.scoring):
+            for name, (metric, maximized) in SCORES.items():
+                if metric is self.scoring and not maximized:
+                    raise ValueError(f"scoring= is maximized, and of this metric less is better: give {name!r}")
             return self.scoring, True
         scoring: Any = self.scoring or ("accuracy" if is_classifier(self) else "r2")
         known = [name for name in SCORES if (name in OF_NUMBERS) != is_classifier(self)]
@@ -298,9 +301,9 @@ class _MLP(_Search):
 class MLPClassifierCV(ClassifierMixin, _MLP):
     """Dense networks for classes, searched by cross-validation, all at once.
 
-    Like `RandomizedSearchCV(MLPClassifier(), ...)`. A hyperparameter is searched if it is given as a pair (low, high),
-    a list of values, a distribution of scipy.stats (loguniform, uniform, randint) or a range of hw1jax; a number is
-    fixed.
+    Like `RandomizedSearchCV(MLPClassifier(), ...)`. `hidden_layer_sizes`, `solver`, `alpha` and `learning_rate_init`
+    are searched if they are given as a pair (low, high), a list of values, a distribution of scipy.stats (loguniform,
+    uniform, randint) or a range of hw1jax; a number is fixed.
 
     Args:
       hidden_layer_sizes: numbers of units or ranges, one a layer; or a list of tuples to choose from.
@@ -313,7 +316,8 @@ class MLPClassifierCV(ClassifierMixin, _MLP):
       n_iter: trials, each a draw of hyperparameters.
       cv: number of folds, shuffled and stratified; a splitter of scikit-learn's; or a list of (training indices,
         validation indices). None: 5 folds.
-      scoring: ranks the trials: a name in `SCORES`, or a metric of hw1jax (maximized). None: accuracy.
+      scoring: ranks the trials: a name in `SCORES`, or a metric of hw1jax of which more is better. None:
+        accuracy.
       refit: train the best network on all samples in the end.
       max_iter: epochs of a trial.
       batch_size: samples a step; "auto": 200, or all if there are fewer.

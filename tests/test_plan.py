@@ -275,6 +275,12 @@ def test_trials_that_fill_a_cores_cache_train_alone_in_narrower_groups_the_longe
     assert {rung.groups for rung in planned.rungs} == {groups}
 
 
+def test_one_split_of_ones_own_has_groups_too(monkeypatch):
+    monkeypatch.setattr(cost, "trials_that_fit", lambda *_: 1)
+    one_split = replace(WIDE, folds=[(np.arange(20), np.arange(20, 30))])
+    assert only_rung(laid_out(one_split, num_trials=24)).groups == (1, 1)
+
+
 # Which trials share a program.
 
 

@@ -299,6 +299,7 @@ def test_without_a_refit_the_fold_networks_predict():
         ({"activation": ["relu", "tanh"]}, "activation= must be one of relu"),
         ({"scoring": "r2"}, "^scoring= must be a metric of hw1jax or one of accuracy, .*, got 'r2'"),
         ({"scoring": ["accuracy"]}, "^scoring= must be a metric"),
+        ({"scoring": hw.rmse}, "^scoring= is maximized, .* less is better: give 'neg_root_mean_squared_error'"),
         ({"scoring": make_scorer(log_loss)}, "^scoring= must be a metric"),
         ({"class_weight": {0: -1, 1: 1}}, "^class_weight= must be at least 0"),
         ({"alpha": None}, r"^alpha= must be a number of at least 0, a pair \(low, high\), .*, got None"),

@@ -211,8 +211,7 @@ class Networks:
         network = own(self.study, draw)
         few = Data(x, y, statistics=self.samples(network.task).statistics)
         flops = cost.flops(network.task, few, network.hyperparameters)
-        num_samples = len(jax.tree.leaves(self.data.x_train)[0])
-        return flops / len(jax.tree.leaves(x)[0]) * (len(self.folds) - self.search.repeats) * num_samples
+        return flops / len(jax.tree.leaves(x)[0]) * sum(len(fold.train) for fold in self.folds)
 
     def for_refit(self) -> "Networks":
         """The same networks with one more fold, which trains on all training data."""
