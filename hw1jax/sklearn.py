@@ -92,6 +92,7 @@ class _Search(BaseEstimator):
           groups: [sample], for a splitter in `cv` that keeps groups together.
         """
         numeric = {} if is_classifier(self) else {"y_numeric": True, "multi_output": True}
+        vars(self).pop("_settings", None)  # it is not fitted, until this fit has ended
         sklearn_words.check_labels(y)
         X, y = self._validated(X, y=y, ensure_min_samples=2, **numeric)
         X = as_arrays(X, "X", nan=True)
@@ -154,6 +155,7 @@ class _Search(BaseEstimator):
         observer = Progress(verbose=self.verbose > 1) if self.verbose else notes
         with closing(observer), sklearn_words.in_messages(self._words):
             asked = self._study(Dataset(X, y, weights=weights, groups=groups), folds)
+            settings = {name: value for name, value in settings.items() if name not in asked.space}
             config = study.run_config(asked, **settings)
             check = callable(self.scoring) or not isinstance(self, _MLP)
             searched = run.search(config, observer, check=check)
@@ -208,6 +210,8 @@ class _Search(BaseEstimator):
         check_is_fitted(self)
         if not (self.refit or self.ensemble):
             raise NotFittedError("refit=False leaves no network to predict with: give ensemble=True, or refit=True")
+        if type(self.ensemble) is int and isinstance(self._settings["ensemble"], bool):
+            raise NotFittedError(f"ensemble={self.ensemble}: fit again, as the search chooses the ensemble's trials")
         X = np.asarray(self._validated(X, reset=False))
         fitted = copy.copy(self)
         fitted.__dict__ |= self._settings
@@ -251,6 +255,9 @@ class _Search(BaseEstimator):
         """The search itself, which predicts with its best network."""
         check_is_fitted(self)
         return self
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "_settings")
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -63,15 +63,24 @@ def _of_distribution(value: Any, name: str) -> Range:
         return Int(int(low), int(high))
     if kind not in ("uniform", "loguniform", "reciprocal"):
         raise ValueError(f"{name}= has scipy's {kind}: give uniform, loguniform or randint, or hw1jax's Float")
+    if kind != "uniform" and any((*value.args[2:3], value.kwds.get("loc", 0))):
+        raise ValueError(f"{name}= has scipy's {kind} with loc=: give one without, or hw1jax's Float")
     return Float(low, high, log=kind != "uniform")
 
 
 def scaled(value: Any, factor: float) -> Any:
-    """A range or number times a factor."""
+    """A range or number times a factor.
+
+    Raises:
+      ValueError: a range of whole numbers, which would no longer be any.
+    """
+    if isinstance(value, Int):
+        raise ValueError(f"alpha= must be a number or a range of numbers, got whole numbers ({value}): give Float, say")
     if isinstance(value, Float):
         return Float(value.low * factor, value.high * factor, value.log)
     if isinstance(value, Choice):
-        return Choice(*(one * factor for one in value.values))
+        values, among = ([one * factor for one in each] for each in (value.values, value.among))
+        return Choice(*values, static=value.static, among=among)
     return tuple(one * factor for one in value) if isinstance(value, tuple) else value * factor
 
 

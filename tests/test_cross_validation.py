@@ -229,6 +229,8 @@ def test_a_table_is_in_scikit_learns_words():
 
 
 def test_a_hyperparameter_that_has_the_name_of_another_column_is_not_lost():
+    with pytest.raises(ValueError, match="^two hyperparameters have the same column in the table"):
+        scored(np.zeros((1, 2)), hyperparameters={"a": np.zeros((1, 2)), "a_1": np.zeros(1)}).table()
     with pytest.raises(ValueError, match="^the table has a column rank of its own"):
         scored(np.zeros((1, 2)), hyperparameters={"rank": np.arange(1)}).table()
 

@@ -49,6 +49,15 @@ def test_standardize_is_scikit_learns_with_weights_and_constant_columns():
         np.testing.assert_allclose(hw.standardize.inverse(own, made), x, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("unit", [2.0**-80, 2.0**80])
+def test_standardize_is_the_same_in_a_unit_whose_square_float32_has_not(unit):
+    x, weights = X.astype(np.float32), jnp.ones(len(X))
+    own, large = (hw.standardize.fit(values, None, weights) for values in (x, np.float32(unit) * x))
+    np.testing.assert_array_equal(
+        hw.standardize.transform(large, np.float32(unit) * x), hw.standardize.transform(own, x)
+    )
+
+
 def test_impute_mean_is_scikit_learns():
     own = hw.impute_mean.fit(np.float32(HOLES), None, jnp.ones(len(X)))
     known = SimpleImputer().fit_transform(HOLES)

@@ -128,6 +128,17 @@ def test_without_a_class_they_are_undefined_and_not_0(name):
     assert np.isnan(getattr(hw, name)(outputs, other, np.float32(1 - other)))
 
 
+@pytest.mark.parametrize("name", OF_NUMBERS)
+@pytest.mark.parametrize("unit", [2.0**-80, 2.0**80])
+def test_in_a_unit_whose_square_float32_has_not_they_are_the_same(name, unit):
+    rng, unit = np.random.default_rng(3), np.float32(unit)
+    y, outputs = (rng.normal(size=(30, 2)).astype(np.float32) for _ in range(2))
+    metric = getattr(hw, name)
+    assert metric(unit * outputs, unit * y) == metric(outputs, y) * (unit if name == "rmse" else 1)
+    constant = np.ones_like(y)
+    assert hw.r2(unit * outputs, unit * constant) == 0 and hw.r2(unit * constant, unit * constant) == 1
+
+
 def test_of_a_constant_y_spearman_is_undefined_and_r2_is_scikit_learns():
     y, weights = np.full(9, 0.1, np.float32), np.ones(9, np.float32)
     y[0], weights[0] = 3, 0

@@ -129,6 +129,41 @@ def test_an_average_of_parameters_of_few_bits_moves():
         assert float(found.params["w"][0, fold]) == pytest.approx(average, rel=1e-2)
 
 
+def test_numbers_whose_squares_float32_has_not_are_scaled_or_refused():
+    def adam(h):
+        return optax.adam(h["rate"])
+
+    tiny = np.float32(2.0**-70) * Y
+    with pytest.raises(
+        ValueError, match="^y has a standard deviation of .*, whose square is 0 in float32: give another"
+    ):
+        cross_validate(adam, y=tiny)
+    scaled = {"prepare_y": hw.standardize, "metrics": {"r2": hw.r2}}
+    own, usual = (cross_validate(adam, y=y, **scaled) for y in (tiny, Y))
+    np.testing.assert_array_equal(own.val_loss, usual.val_loss)
+    np.testing.assert_array_equal(own.metrics["r2"], usual.metrics["r2"])
+
+
+def test_features_of_float32_are_standardized_in_x64_mode():
+    x = np.random.default_rng(0).normal(size=(60, 5)).astype(np.float32)
+    with jax.enable_x64(True):
+        task = hw.mlp(5, 2, layers=(8,), learning_rate=0.01, l2=0)[0]({})
+        functions = {"apply": task.apply, "loss": task.loss, "optimizer": task.optimizer, "prepare": task.prepare}
+        hyperparameters = {"unused": np.zeros(1)}
+        for seed in range(4):
+            y = np.random.default_rng(seed).integers(0, 2, 60)
+            hw.cross_validate(
+                task.init,
+                **functions,
+                hyperparameters=hyperparameters,
+                x=x,
+                y=y,
+                key=jax.random.key(seed),
+                num_epochs=1,
+                batch_size=20,
+            )
+
+
 # Points of evaluation.
 
 

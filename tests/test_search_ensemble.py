@@ -311,6 +311,34 @@ def test_the_flag_and_its_mistakes():
             study_.run_config(studies.TOY, ensemble=wrong)
 
 
+def smoothed(outputs, y):
+    return losses.cross_entropy(outputs, y) - 0.1 * jax.nn.log_softmax(outputs).mean(axis=-1)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda task: task._replace(loss=smoothed),
+        lambda task: task._replace(apply=lambda params, x, h: task.apply(params, x, h) @ jnp.ones((3, 4))),
+    ],
+    ids=["loss", "outputs"],
+)
+def test_trials_whose_outputs_can_not_be_combined_are_refused_at_once(changed, tmp_path):
+    make, space = tabular.mlp(4, 3, layers=((4, 8),))
+    x, y = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32), np.arange(60) % 3
+    study = hw.Study(
+        "mixed",
+        lambda fixed: changed(make(fixed)) if fixed["other"] else make(fixed),
+        hw.Dataset(x, y),
+        space | {"other": hw.Choice(False, True, static=True)},
+        metrics={"accuracy": losses.accuracy},
+        maximize="accuracy",
+    )
+    with pytest.raises(ValueError, match="^ensemble= can't combine the trials: a static hyperparameter changes"):
+        hw.run_study(study, num_trials=4, num_epochs=1, ensemble=2, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 # Estimators
 
 X, Y = load_breast_cancer(return_X_y=True)

@@ -84,6 +84,16 @@ def test_a_search_resumes_and_its_counts_and_pages_are_whole(mixed, tmp_path):
         run_study(study_.narrow(MIXED, batch_size=Choice(7, 20, static=True)), out=again.folder, **ONE)
 
 
+def test_a_range_of_a_hyperparameter_named_like_a_part_of_the_configuration_is_compared(tmp_path):
+    def study(high):
+        named = lambda fixed: task(fixed)._replace(optimizer=lambda h, num_steps: optax.sgd(h["plan"]))  # noqa: E731
+        return replace(PLAIN, task=named, space={"plan": Float(1e-3, high, log=True)}, num_trials=2)
+
+    run_study(study(1e-2), out=tmp_path / "run", num_epochs=1)
+    with pytest.raises(ValueError, match="holds a search with plan = .*0.01.*, not .*0.1"):
+        run_study(study(1e-1), out=tmp_path / "run", num_epochs=1)
+
+
 def test_padded_widths_train_each_batch_size_as_alone(tmp_path):
     line = replace(studies.LINE, num_trials=4)
     asked = replace(line, space={**line.space, "batch_size": Choice(9, 30, static=True)})

@@ -282,6 +282,36 @@ def test_hyperparameters_are_numbers_pairs_lists_distributions_or_ranges():
     assert set(fixed.best_params_) == {"hidden_layer_sizes"} and fixed.best_params_["hidden_layer_sizes"][0] == 4
 
 
+def test_a_choice_of_alpha_keeps_what_it_is_among_and_whole_numbers_are_refused():
+    few = clone(CLASSIFIER).set_params(alpha=hw.Choice(1e-4, 1e-2, 1.0, among=(1e-4,)), max_iter=1)
+    np.testing.assert_allclose(few.fit(CANCER, IS_BENIGN).cv_results_["param_alpha"].astype(float), 1e-4)
+    for wrong in (hw.Int(1, 3), stats.randint(1, 4)):
+        with pytest.raises(ValueError, match="^alpha= must be a number or a range of numbers, got whole numbers"):
+            few.set_params(alpha=wrong).fit(CANCER, IS_BENIGN)
+
+
+def test_after_a_fit_that_failed_nothing_is_predicted(fitted):
+    labels = np.where(IS_BENIGN, "benign", "malignant")
+    for search in (copy.deepcopy(fitted), clone(CLASSIFIER)):
+        with pytest.raises(ValueError, match="^scoring="):
+            search.set_params(scoring="nonsense").fit(CANCER, labels)
+        with pytest.raises(NotFittedError):
+            search.predict(CANCER)
+
+
+def test_an_ensemble_of_trials_is_chosen_by_a_fit(fitted):
+    with pytest.raises(NotFittedError, match="^ensemble=5: fit again"):
+        copy.deepcopy(fitted).set_params(ensemble=5).predict(CANCER)
+
+
+def test_epochs_and_batch_sizes_may_be_in_a_searchs_space():
+    task, space = hw.mlp(30, 2, layers=((4, 8),), learning_rate=(1e-2, 1e-1))
+    space |= {"num_epochs": hw.Choice(1, 2, static=True), "batch_size": hw.Choice(50, 100, static=True)}
+    search = SearchCV(task, space, n_iter=4, cv=3, random_state=0).fit(CANCER, IS_BENIGN)
+    assert set(search.best_params_) == {"layers", "learning_rate", "l2", "num_epochs", "batch_size"}
+    assert set(search.cv_results_["n_resources"]) <= {1, 2}
+
+
 def test_without_a_refit_the_fold_networks_predict():
     search = clone(CLASSIFIER).set_params(refit=False).fit(CANCER, IS_BENIGN)
     with pytest.raises(NotFittedError, match="refit=False"):
@@ -308,6 +338,7 @@ def test_without_a_refit_the_fold_networks_predict():
         ({"learning_rate_init": "adaptive"}, "^learning_rate_init= must be a number of at least 0, .*'adaptive'"),
         ({"hidden_layer_sizes": [((4, 8),)]}, "^hidden_layer_sizes= in a list must be numbers of units"),
         ({"batch_size": 0}, "^batch_size= must be a whole number, at least 1, got 0"),
+        ({"alpha": stats.loguniform(1e-3, 1, loc=1)}, "alpha= has scipy's loguniform with loc="),
         ({"alpha": stats.norm()}, "alpha= has scipy's norm: give uniform, loguniform or randint"),
         ({"n_iter": 0}, "^n_iter= must be at least 1"),
         ({"cv": 1}, "^cv= must be at least 2"),

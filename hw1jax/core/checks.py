@@ -320,6 +320,7 @@ def check_examples(
     num_samples = len(jax.tree.leaves(data.x)[0])
     some = np.linspace(0, num_samples - 1, min(NUM_EXAMPLES, num_samples)).astype(int)
     y = data.y
+    _check_unit(task, y)
     if isinstance(y, np.ndarray) and y.size == num_samples and (y == y.flat[some[0]]).ravel()[some].all():
         some[-1] = np.argmax(y.ravel() != y.flat[some[0]])  # among equal labels, mixing them would not show
     few = Data(*(jax.tree.map(lambda a: a[some], tree) for tree in (data.x, data.y)), statistics=data.statistics)
@@ -359,6 +360,18 @@ def check_examples(
         raise ValueError(message)
 
 
+def _check_unit(task: Task, y: Any) -> None:
+    """Raises a ValueError if squared errors of y would be 0 in JAX's type."""
+    is_squared = tasks.original(task.loss) is losses.squared_error and task.prepare_y is None
+    if is_squared and isinstance(y, np.ndarray) and y.dtype.kind == "f":
+        limits, deviation = jnp.finfo(jax.dtypes.canonicalize_dtype(y.dtype)), np.std(y.astype(np.float64))
+        if 0 < deviation**2 < limits.tiny / limits.eps:
+            raise ValueError(
+                f"y has a standard deviation of {deviation:.3g}, whose square is 0 in {limits.dtype}: give another "
+                "unit, or prepare_y=hw1jax.standardize"
+            )
+
+
 def _shape(outputs: Alike) -> Any:
     shapes: Sequence[Any] = [np.shape(leaf) for leaf in jax.tree.leaves(outputs.together)]
     return shapes[0] if len(shapes) == 1 else shapes
@@ -370,7 +383,9 @@ def _equal(found: Alike) -> bool:
     def same(together: jax.Array, alone: jax.Array) -> bool:
         if together.shape != alone.shape:
             return False
-        tolerance = float(jnp.finfo(together.dtype).eps) ** 0.5 if jnp.issubdtype(together.dtype, jnp.inexact) else 0
+        tolerance = 0.0
+        if jnp.issubdtype(together.dtype, jnp.inexact):  # preprocessing may be in float32 where outputs are in float64
+            tolerance = max(float(jnp.finfo(dtype).eps) for dtype in (together.dtype, jnp.float32)) ** 0.5
         a, b = (np.asarray(v).astype(np.result_type(v.dtype, np.float32)) for v in (together, alone))
         largest = np.max(np.abs(a), where=np.isfinite(a), initial=0)
         return np.allclose(b, a, rtol=0, atol=tolerance * largest, equal_nan=True)

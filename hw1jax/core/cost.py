@@ -67,12 +67,12 @@ def trials_at_once(params: Params, num_folds: int, num_inputs: int | None) -> in
     leaves = jax.tree.leaves(params)
     later = [leaf for leaf in leaves if num_inputs not in leaf.shape and num_inputs + 1 not in leaf.shape]  # 1: a bias
     most = MOST_BYTES // _state_bytes(leaves, num_folds)
-    return max(fit, min(most, CACHED_BYTES // 2 // max(1, _state_bytes(later, num_folds))))
+    return max(fit, min(most, CACHED_BYTES // 2 // _state_bytes(later, num_folds)))
 
 
 def _state_bytes(leaves: Sequence[Any], num_folds: int) -> int:
-    """Bytes of a trial's state for these leaves of its parameters."""
-    return STATE_COPIES * num_folds * sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    """Bytes of a trial's state for these leaves of its parameters; at least one."""
+    return max(1, STATE_COPIES * num_folds * sum(leaf.size * leaf.dtype.itemsize for leaf in leaves))
 
 
 def num_inputs(x: Any) -> int | None:

@@ -78,16 +78,18 @@ class CrossValidation:
         Raises:
           ValueError: a hyperparameter has the name of another column.
         """
-        columns = _columns(self.hyperparameters)
-        values = {}
+        named, values = _columns(self.hyperparameters), {}
         for name, each in {"loss": self.val_loss, **self.metrics}.items():
             scored = self._scored(each)
             values |= {f"split{i}_val_{name}": scored[:, i] for i in range(scored.shape[1])}
             values |= {f"{part}_val_{name}": array for part, array in self._over_folds(name, each)._asdict().items()}
         mean = values["mean_val_loss"]
         values["rank"] = np.where(np.isnan(mean), np.nan, 1 + np.sum(mean[None] < mean[:, None], axis=1))
+        columns = dict(named)
         if taken := columns.keys() & values:
             raise ValueError(f"the table has a column {min(taken)} of its own: give that hyperparameter another name")
+        if len(columns) < len(named):
+            raise ValueError("two hyperparameters have the same column in the table: give one of them another name")
         return columns | values
 
     def predict(self, x: Any, trial: int | None = None) -> Any:
@@ -125,7 +127,7 @@ class CrossValidation:
             text += f"; the best is trial {self.best}, validation loss {mean[self.best]:.4g} +- {std[self.best]:.2g}"
             for name, values in self.metrics.items():
                 text += f", {name} {self._over_folds(name, values).mean[self.best]:.4g}"
-            text += "".join(f", {name}={c[self.best]:.4g}" for name, c in _columns(self.hyperparameters).items())
+            text += "".join(f", {name}={c[self.best]:.4g}" for name, c in _columns(self.hyperparameters))
         return textwrap.shorten(text, 400, placeholder=" ...") + ")"
 
     def _over_folds(self, name: str, values: np.ndarray) -> Scores:
@@ -155,11 +157,12 @@ class CrossValidation:
         return population.predict(self.task, params, own, x, state=state)
 
 
-def _columns(hyperparameters: Hyperparameters) -> dict[str, np.ndarray]:
-    """Arrays [trial] by name; those of an array with more axes are numbered from 1, as `hidden_units_1`."""
-    columns = {}
+def _columns(hyperparameters: Hyperparameters) -> list[tuple[str, np.ndarray]]:
+    """(name, array [trial]) of each; those of an array with more axes are numbered from 1, as `hidden_units_1`."""
+    columns: list[tuple[str, np.ndarray]] = []
     for path, leaf in jax.tree.leaves_with_path(hyperparameters):
         name = jax.tree_util.keystr(path, simple=True, separator="_") or "hyperparameters"
         flat = leaf.reshape(len(leaf), -1).T
-        columns |= {name: leaf} if leaf.ndim == 1 else {f"{name}_{i + 1}": column for i, column in enumerate(flat)}
+        several = [(f"{name}_{i + 1}", column) for i, column in enumerate(flat)]
+        columns += [(name, leaf)] if leaf.ndim == 1 else several
     return columns

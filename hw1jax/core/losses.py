@@ -52,6 +52,15 @@ def _wide(values: Array) -> Array:
     return values.astype(jnp.promote_types(values.dtype, jnp.float32))
 
 
+def unit_of(largest: jax.Array) -> jax.Array:
+    """A power of two near the largest of some absolute values, 1 if that is 0 or not finite.
+
+    In this unit their squares neither overflow nor become 0 in float32, and no bit of a value changes.
+    """
+    _, exponent = jnp.frexp(largest)
+    return jnp.where((largest > 0) & jnp.isfinite(largest), jnp.ldexp(jnp.ones_like(largest), exponent), 1)
+
+
 def masked_sum(values: jax.Array, mask: jax.Array) -> jax.Array:
     """Sum of `values` where `mask` is True, both [batch]; a NaN elsewhere has no effect."""
     return jnp.sum(jnp.where(mask, values, 0))

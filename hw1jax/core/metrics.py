@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from hw1jax.core.losses import Array
+from hw1jax.core.losses import Array, unit_of
 from hw1jax.core.tasks import Whole
 from hw1jax.core.training import in_float32
+
+LARGEST = 2.0**50  # an error in the unit of y's deviation; its square is finite in float32
 
 
 def whole(function: Callable[[Any, Any, Any], Any]) -> Whole:
@@ -189,8 +191,11 @@ def r2(outputs: Array, y: Array, weights: Array) -> jax.Array:
     right, else 0.
     """
     outputs, y = _columns(outputs, y)
-    left, variance = _mean(jnp.square(outputs - y), weights), _mean(jnp.square(_centred(y, weights)), weights)
-    each = jnp.where(variance > 0, 1 - left / jnp.where(variance > 0, variance, 1), left == 0)
+    left, centred = outputs - y, _centred(y, weights)
+    unit = unit_of(_largest(centred, weights))[None]
+    errors = jnp.where(jnp.isfinite(left), jnp.clip(left / unit, -LARGEST, LARGEST), left)
+    squared, variance = (_mean(jnp.square(values), weights) for values in (errors, centred / unit))
+    each = jnp.where(variance > 0, 1 - squared / jnp.where(variance > 0, variance, 1), _largest(left, weights) == 0)
     return jnp.where(jnp.sum(weights > 0) > 1, jnp.mean(each), jnp.nan)
 
 
@@ -201,7 +206,8 @@ def rmse(outputs: Array, y: Array, weights: Array) -> jax.Array:
     Arguments as of `r2`. scikit-learn's `root_mean_squared_error`.
     """
     outputs, y = _columns(outputs, y)
-    return jnp.mean(jnp.sqrt(_mean(jnp.square(outputs - y), weights)))
+    unit = unit_of(_largest(outputs - y, weights))
+    return jnp.mean(jnp.sqrt(_mean(jnp.square((outputs - y) / unit[None]), weights)) * unit)
 
 
 @whole
@@ -235,6 +241,11 @@ def _columns(outputs: Array, y: Array) -> tuple[jax.Array, jax.Array]:
 def _mean(values: jax.Array, weights: Array) -> jax.Array:
     """Weighted mean over the examples, [output]."""
     return jnp.sum(values * weights[:, None], axis=0) / jnp.sum(weights)
+
+
+def _largest(values: jax.Array, weights: Array) -> jax.Array:
+    """The largest absolute value of the examples that count, [output]."""
+    return jnp.max(jnp.where(weights[:, None] > 0, jnp.abs(values), 0), axis=0)
 
 
 def _centred(values: jax.Array, weights: Array) -> jax.Array:

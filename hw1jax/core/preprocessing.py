@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import ndtr, ndtri
 
+from hw1jax.core.losses import unit_of
 from hw1jax.core.tasks import Fitted
 from hw1jax.core.training import in_float32
 
@@ -55,11 +56,12 @@ def _over(values: jax.Array, weights: jax.Array) -> jax.Array:
 
 def _fit_standardize(values: jax.Array, weights: jax.Array) -> Column:
     mean = _mean(values, weights)
-    scale = jnp.sqrt(_mean(jnp.square(values - mean[None]), weights))
     highest, lowest = (
         extreme(values, axis=0, where=~jnp.isnan(values) & (_over(values, weights) > 0), initial=initial)
         for extreme, initial in ((jnp.max, -jnp.inf), (jnp.min, jnp.inf))
     )
+    unit = unit_of(jnp.maximum(highest - mean, mean - lowest))
+    scale = jnp.sqrt(_mean(jnp.square((values - mean[None]) / unit[None]), weights)) * unit
     return {"mean": mean, "scale": jnp.where(highest > lowest, scale, 1)}
 
 

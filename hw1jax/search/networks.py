@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ from hw1jax.core import (
     metric_checks,
     population,
     probe,
+    selection,
     tasks,
 )
 from hw1jax.core.folds import Fold
@@ -299,6 +300,8 @@ class Networks:
             samples = self.samples(task)
             checks.check_task(task, h, samples, steps)
             programs.append(identity.traced(task, h, samples, self.batch_size(network.fixed), steps))
+        if self.search.ensemble is not None:
+            self._check_combinable()
         digests = list(map(identity.digest, programs))
         task = self.widest.task  # one of them, as it is compiled
         checks.check_examples(
@@ -307,6 +310,21 @@ class Networks:
         _ = self.undefined
         self._check_used(programs, digests)
         return hashlib.sha256(" ".join(digests).encode()).hexdigest()
+
+    def _check_combinable(self) -> None:
+        """Raises a ValueError if outputs of trials can't be combined: static hyperparameters change what they are."""
+
+        def kind(network: Network) -> Any:
+            task, samples = network.task, self.samples(network.task)
+            arguments = *network.shapes, samples.x, network.hyperparameters, samples.statistics
+            outputs = jax.eval_shape(partial(tasks.evaluated, task), *arguments)
+            return selection.combines_probabilities(task.loss), task.prepare_y is None, str(outputs)
+
+        if len(set(map(kind, self.of_each_program))) > 1:
+            raise ValueError(
+                "ensemble= can't combine the trials: a static hyperparameter changes the shape or the unit of the "
+                "outputs, or whether the loss is cross_entropy"
+            )
 
     def _check_used(self, programs: Sequence[Traced], digests: Sequence[str]) -> None:
         """Raises a ValueError if a hyperparameter, misspelt or forgotten, has no effect in the programs."""

@@ -15,7 +15,7 @@ from hw1jax.core import checks
 from hw1jax.search.given import Given
 from hw1jax.search.samplers import BracketSampler, PureRandomSampler, StoppableStudy, suggest
 from hw1jax.search.space import Draw
-from hw1jax.search.study import Study
+from hw1jax.search.study import SETTINGS_IN_SPACE, Study
 from hw1jax.search.trial_score import TrialScore, Values, scored
 
 with warnings.catch_warnings():
@@ -152,17 +152,25 @@ def begin(
     if _digest(stored.get("plan")) != stored.get("plan_sha256"):
         raise ValueError(f"{folder / 'journal.log'} is damaged: the plan of its search has another digest than its own")
     wanted = json.loads(json.dumps(config))
-    # The space's batch_size and num_epochs replace the settings.
-    flat, flat_wanted = ({**c.get("space", {}), **c, **c.get("space", {}), "space": None} for c in (stored, wanted))
-    for name in [*flat_wanted, *(name for name in flat if name not in flat_wanted)]:
-        if name not in ("plan", "plan_sha256", "format", "task_versions") and flat_wanted.get(name) != flat.get(name):
-            if name == "task_sha256":
+    before, now = _compared(stored), _compared(wanted)
+    for key in [*now, *(key for key in before if key not in now)]:
+        if before.get(key) != now.get(key):
+            if key == ("setting", "task_sha256"):
                 raise ValueError(_another_task(folder, stored["task_versions"], wanted["task_versions"]))
             raise ValueError(
-                f"{folder} holds a search with {name} = {flat.get(name)}, not {flat_wanted.get(name)}: "
+                f"{folder} holds a search with {key[1]} = {before.get(key)}, not {now.get(key)}: "
                 "give the old settings to go on with it, or another out="
             )
     return stored
+
+
+def _compared(config: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
+    """What must not change of a configuration: {("space", name): range, ("setting", name): value}."""
+    space = config.get("space", {})
+    others = {"space", "plan", "plan_sha256", "format", "task_versions"}
+    others |= set(SETTINGS_IN_SPACE) & set(space)  # the space's replace the settings
+    settings = {("setting", name): value for name, value in config.items() if name not in others}
+    return {("space", name): value for name, value in space.items()} | settings
 
 
 def _digest(content: Any) -> str:
