@@ -102,6 +102,7 @@ BEYOND = replace(
     help=STUDY.help | {"activation": "Activations of the hidden dense layers to choose from."},
     halving=hw.Halving(3),
     averaging=0.995,
+    ensemble=3,
     num_trials=18,
     num_epochs=12,
     batch_size=100,

@@ -80,6 +80,7 @@ BEYOND = replace(
     help=STUDY.help | {"activation": "Activations of the hidden dense layers to choose from."},
     halving=hw.Halving(3),
     averaging=0.995,
+    ensemble=3,
     num_folds=5,
     num_trials=27,
 )
