@@ -78,8 +78,8 @@ def test_members_with_convolutions_equal_the_net_trained_alone(net, way, monkeyp
     net, x, (layout, num_devices) = net(), SIGNALS if net is Signals else IMAGES, WAYS[way]
     given, used = cost.make_plan, []
 
-    def make_plan(num_trials, num_folds, params, chosen):
-        used.append(given(num_trials, num_folds, params, layout or chosen, num_devices))
+    def make_plan(num_trials, num_folds, params, chosen, **more):
+        used.append(given(num_trials, num_folds, params, layout or chosen, num_devices, **more))
         return used[-1]
 
     def init(key, rate):
