@@ -131,7 +131,8 @@ def estimators(found: dict[str, Any]) -> dict[str, str]:
         loads += [run["load"] for runs in searches.values() for run in runs]
     where = found["environment"]
     busy = f"{where['cores']} cores of {where['device']}, load average {min(loads):.0f} to {max(loads):.0f}"
-    versions = f"jax {where['packages']['jax']}, scikit-learn {found['sklearn']}, pytabkit {found['pytabkit']}"
+    versions = f"jax {where['packages']['jax']}, scikit-learn {found['sklearn']}"
+    versions += f", pytabkit {found['pytabkit']}" if found["pytabkit"] != "none" else ""
     return {
         "estimators": "\n".join([*lines, f"`experiments/estimators.py`, {where['date'][:10]}: {busy}, {versions}."]),
         "estimators short": "\n".join(table(["data", *list(took)[:3]], seconds)),

@@ -155,7 +155,8 @@ class _Search(BaseEstimator):
         observer = Progress(verbose=self.verbose > 1) if self.verbose else notes
         with closing(observer), sklearn_words.in_messages(self._words):
             asked = self._study(Dataset(X, y, weights=weights, groups=groups), folds)
-            settings = {name: value for name, value in settings.items() if name not in asked.space}
+            for name in set(study.SETTINGS_IN_SPACE) & set(asked.space):
+                del settings[name]
             config = study.run_config(asked, **settings)
             check = callable(self.scoring) or not isinstance(self, _MLP)
             searched = run.search(config, observer, check=check)
@@ -210,7 +211,7 @@ class _Search(BaseEstimator):
         check_is_fitted(self)
         if not (self.refit or self.ensemble):
             raise NotFittedError("refit=False leaves no network to predict with: give ensemble=True, or refit=True")
-        if type(self.ensemble) is int and isinstance(self._settings["ensemble"], bool):
+        if not isinstance(self.ensemble, bool) and isinstance(self._settings["ensemble"], bool):
             raise NotFittedError(f"ensemble={self.ensemble}: fit again, as the search chooses the ensemble's trials")
         X = np.asarray(self._validated(X, reset=False))
         fitted = copy.copy(self)

@@ -129,7 +129,7 @@ def test_without_a_class_they_are_undefined_and_not_0(name):
 
 
 @pytest.mark.parametrize("name", OF_NUMBERS)
-@pytest.mark.parametrize("unit", [2.0**-80, 2.0**80])
+@pytest.mark.parametrize("unit", [2.0**-80, 2.0**80, 2.0**120])
 def test_in_a_unit_whose_square_float32_has_not_they_are_the_same(name, unit):
     rng, unit = np.random.default_rng(3), np.float32(unit)
     y, outputs = (rng.normal(size=(30, 2)).astype(np.float32) for _ in range(2))

@@ -138,6 +138,8 @@ def test_numbers_whose_squares_float32_has_not_are_scaled_or_refused():
         ValueError, match="^y has a standard deviation of .*, whose square is 0 in float32: give another"
     ):
         cross_validate(adam, y=tiny)
+    half = cross_validate(adam, y=np.float16(0.1 * Y))  # its squared errors are of float32
+    assert np.isfinite(half.val_loss).all()
     scaled = {"prepare_y": hw.standardize, "metrics": {"r2": hw.r2}}
     own, usual = (cross_validate(adam, y=y, **scaled) for y in (tiny, Y))
     np.testing.assert_array_equal(own.val_loss, usual.val_loss)

@@ -364,7 +364,8 @@ def _check_unit(task: Task, y: Any) -> None:
     """Raises a ValueError if squared errors of y would be 0 in JAX's type."""
     is_squared = tasks.original(task.loss) is losses.squared_error and task.prepare_y is None
     if is_squared and isinstance(y, np.ndarray) and y.dtype.kind == "f":
-        limits, deviation = jnp.finfo(jax.dtypes.canonicalize_dtype(y.dtype)), np.std(y.astype(np.float64))
+        limits = jnp.finfo(jnp.promote_types(jax.dtypes.canonicalize_dtype(y.dtype), jnp.float32))  # as the loss
+        deviation = np.std(y.astype(np.float64))
         if 0 < deviation**2 < limits.tiny / limits.eps:
             raise ValueError(
                 f"y has a standard deviation of {deviation:.3g}, whose square is 0 in {limits.dtype}: give another "

@@ -56,8 +56,7 @@ def trials_at_once(params: Params, num_folds: int, num_inputs: int | None) -> in
     """Number of trials that step together on a CPU core.
 
     Their first layers multiply the same batch, so they are one product, which takes less time a trial the more trials
-    there are. That gains more than the cache, so only the state of the other layers must fit, in half of it. Measured
-    on a core with 2 MB of its own, networks of 784-20-10 gain up to 48 trials at once, those of 784-50-10 up to 12.
+    there are. That gains more than the cache, so only the state of the other layers must fit, in half of it.
 
     `num_inputs`: the numbers of an example's x; None if it isn't one array, or trials share no product.
     """

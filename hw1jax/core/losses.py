@@ -53,12 +53,12 @@ def _wide(values: Array) -> Array:
 
 
 def unit_of(largest: jax.Array) -> jax.Array:
-    """A power of two near the largest of some absolute values, 1 if that is 0 or not finite.
+    """The highest power of two up to the largest of some absolute values; 1 if that is 0 or not finite.
 
     In this unit their squares neither overflow nor become 0 in float32, and no bit of a value changes.
     """
     _, exponent = jnp.frexp(largest)
-    return jnp.where((largest > 0) & jnp.isfinite(largest), jnp.ldexp(jnp.ones_like(largest), exponent), 1)
+    return jnp.where((largest > 0) & jnp.isfinite(largest), jnp.ldexp(jnp.ones_like(largest), exponent - 1), 1)
 
 
 def masked_sum(values: jax.Array, mask: jax.Array) -> jax.Array:
