@@ -70,11 +70,15 @@ QUESTIONS = {
 def questions(results: Results) -> list[html.Item]:
     """Three questions on a study, and the runs of `reproduce.py` that answer them, if there are any beside this one."""
     name, runs = results.study.name, []
+    if name not in NUM_TRIALS:  # one of the searches that answer them
+        return []
     for suffix, question in QUESTIONS.items():
         with contextlib.suppress(ValueError):  # it hasn't run
-            runs.append((question, run_folder.read_record(results.folder.parent / f"{name}{suffix}")))
+            record = run_folder.read_record(results.folder.parent / f"{name}{suffix}")
+            if record["config"]["data_sha256"] == results.record["config"]["data_sha256"]:
+                runs.append((question, record))
     tests = [seed["test"] for seed in json.loads(SEEDS.read_text())[name]["report"]]
     shown = [f"{t['accuracy']:.1%}" if "accuracy" in t else f"{t['loss']:.3f}" for t in tests]
     what = "accuracy" if "accuracy" in tests[0] else "loss"
     luck = f"With seeds 0 to {len(tests) - 1}, the report's search ends at a test {what} of {', '.join(shown)}."
-    return [comparison.headlines(runs), luck] if len(runs) > 1 else []
+    return [comparison.headlines(runs), *([luck] if results.has_usual_data else [])] if len(runs) > 1 else []

@@ -61,17 +61,27 @@ def as_reported(config: RunConfig, study: Study) -> RunConfig:
     )
 
 
-def reproduce(folder: Path, configs: Sequence[RunConfig], shown: cli.Flags, stop: threading.Event) -> int:
+def last_search(folder: Path, study: Study) -> Study:
+    """The last of a study's searches that has results; its own if none has."""
+    return next((search for search in reversed(homework.ways(study)) if has_run(folder / search.name)), study)
+
+
+def has_run(folder: Path) -> bool:
+    """True if there are results."""
+    return (folder / "results.json").exists()
+
+
+def reproduce(folder: Path, configs: Sequence[RunConfig], output: cli.Flags, stop: threading.Event) -> int:
     """Runs the studies and returns the exit code."""
     started, all_results, failures = cli.STARTED, [], {}
     for config in configs:
         try:
-            all_results.append(cli.run_and_report(config, shown, started, stop))
+            all_results.append(cli.run_and_report(config, output, started, stop))
         except (ValueError, OSError) as error:
             cli.report_error(error)
             failures[config.study.name] = str(error)
-        done = [folder / name for name in STUDIES if (folder / name / "results.json").exists()]
-        report.write_overview(folder, STUDIES, done, failures)
+        shown = {search.name: search for search in (last_search(folder, study) for study in STUDIES.values())}
+        report.write_overview(folder, shown, [folder / name for name in shown if has_run(folder / name)], failures)
         started = time.time()
     if all_results:
         print_summary(all_results, folder / "report.html")

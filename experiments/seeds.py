@@ -46,7 +46,9 @@ def search(name: str, way: str, seed: int, out: Path, **given: Any) -> dict[str,
     if not (out / "results.json").exists():
         hw.run_study(asked, seed=seed, out=out, **settings, **given)
     read = json.loads((out / "results.json").read_text())
-    found = {"seed": seed, "seconds": read["timing"]["total_seconds"], "val_loss": read["best"]["mean_val_loss"]}
+    found = {"seed": seed, "val_loss": read["best"]["mean_val_loss"]}
+    if not read["timing"]["resumed"]:  # else the time is of the last start alone
+        found["seconds"] = read["timing"]["total_seconds"]
     where = f"{read['environment']['cores']} cores of {read['environment']['device']}"
     found |= {"machine": where, "trials": read["config"]["num_trials"], "test": numbers(read["test"])}
     ensemble = read["search_ensemble"]["test"] if "search_ensemble" in read else read["ensemble"]

@@ -118,7 +118,8 @@ def parse(
     study = chosen_setting(study, settings, args)
     quick = [arg for arg in args if arg in ("--quick", "--no-quick")][-1:] == ["--quick"]  # the last one counts
     default = study_.unchecked_run_config(study, quick=quick)
-    search = _without(default.search, set(study.space) & set(study_.SETTINGS_IN_SPACE))
+    own_settings = {"num_folds"} if study.folds is not None else set()
+    search = _without(default.search, own_settings | set(study.space) & set(study_.SETTINGS_IN_SPACE))
     groups = {"program": default.program, "output": default.output, "other": Flags()}
     sections = ("search", "hyperparameter", "data", *groups)  # of --help
     names, own = flag_names(study), {"help", "search", *groups, *(field.name for field in fields(Flags))}
@@ -147,9 +148,7 @@ def parse(
     if chosen["other"].quiet and chosen["other"].verbose:
         raise ValueError("quiet= and verbose= don't go together")
     asked = vars(chosen["search"]["settings"]) | vars(chosen["program"]) | vars(chosen["output"])
-    if study.folds is not None and asked["num_folds"] == default.search.num_folds:
-        del asked["num_folds"]
-    asked = {name: value for name, value in asked.items() if name not in study.space}
+    asked = {name: value for name, value in asked.items() if name not in own_settings | set(study.space)}
     asked["num_trials"] = chosen["search"]["num_trials"]
     narrowed = replace(study, space=chosen["hyperparameter"])
     return study_.run_config(narrowed, inputs=chosen["data"], **asked), chosen["other"]

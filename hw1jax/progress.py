@@ -214,7 +214,7 @@ def print_summary(all_results: Sequence[dict[str, Any]], folder: Path) -> None:
         table.add_column(Text(heading.replace("_", " ")), justify="left" if heading == "study" else "right")
     for r, chosen in zip(all_results, of_search, strict=True):
         values = [_with_spread(r["best"], name) for name in validated] + [_compared(r, name) for name in tested]
-        counts = [formatting.counts(r["trials"]), formatting.duration(r["timing"]["total_seconds"])]
+        counts = [formatting.counts(r["trials"]), _time(r)]
         table.add_row(*(Text(formatting.plain(cell)) for cell in (r["title"], *values, *counts)))
         if r["ensemble"]:
             num_networks = r["config"]["num_folds"] * r["config"].get("repeats", 1)
@@ -234,6 +234,12 @@ def print_summary(all_results: Sequence[dict[str, Any]], folder: Path) -> None:
         if wrong := r["refit"]["failure"] or r["refit"]["warning"]:
             _print(console, f"{r['title']}: {wrong}")
     _print(console, f"Files: {folder}")
+
+
+def _time(record: dict[str, Any]) -> str:
+    """Of a resumed run since it was resumed."""
+    time = formatting.duration(record["timing"]["total_seconds"])
+    return f"{time} (resumed)" if record["timing"].get("resumed") else time
 
 
 def _with_spread(best: dict[str, Any], name: str) -> str:

@@ -18,7 +18,7 @@ from hw1jax.core import folds, metric_checks, tasks, tracebacks
 from hw1jax.data import sha256
 from hw1jax.environment import Clock
 from hw1jax.progress import default_observer
-from hw1jax.results import ensembles, results, run_folder, testing
+from hw1jax.results import ensembles, evaluation, results, run_folder, testing
 from hw1jax.results import trials as trials_
 from hw1jax.results.ensembles import Chosen
 from hw1jax.results.results import Results
@@ -72,8 +72,9 @@ def run_study(
     """
     config = study.run_config(study_, inputs=inputs, quick=quick, **settings)
     environment.use_all_cores(config.program.num_devices)
-    run(config, observer or default_observer(), command="hw1jax.run_study", started=time.time(), executor=executor)
-    return results.load_results(config.folder, config.study)
+    how = observer or default_observer(), "hw1jax.run_study", time.time(), threading.Event(), executor
+    _, searched = _in_folder(config, *how)
+    return results.load_results(config.folder, searched.networks.study)
 
 
 def run(
@@ -112,6 +113,21 @@ class Searched(NamedTuple):
     model: Model
     arrays: dict[str, np.ndarray]  # of the refit, for histories.npz
     chosen: Chosen | None = None  # the ensemble of the search
+
+    @property
+    def folds_train_loss(self) -> np.ndarray:
+        """Float [fold]: the last training losses of the best trial."""
+        number, last = self.best.number, self.best.last_epochs
+        return self.history.train_loss[number][np.arange(len(last)), last - 1]
+
+    @property
+    def refit_problem(self) -> str | None:
+        """Why not to predict with the refit, or None."""
+        if not self.model.has_refit:
+            return None
+        if not self.model.is_finite:
+            return "the refit of the best trial diverged"
+        return evaluation.refit_warning(float(self.arrays["refit_train_loss"][-1]), self.folds_train_loss)
 
 
 def search(config: RunConfig, observer: Observer, *, check: bool = True) -> Searched:
@@ -168,8 +184,9 @@ def _in_folder(
                 config.folder,
                 new_plan=lambda: (made or make_plan(networks, config.num_trials, config.program)).to_json(),
             )
-            begun = _Run(config, networks, identity, _plan_of(identity, executor), observer, clock, executor, stop)
-            trainer = _trainer(begun, Folder(config.folder / "brackets" / storage.digest(identity)))
+            parts, planned = config.folder / "brackets" / storage.digest(identity), _plan_of(identity, executor)
+            begun = _Run(config, networks, identity, planned, observer, clock, executor, stop, parts.exists())
+            trainer = _trainer(begun, Folder(parts))
             searched = _searched(begun, opened, trainer)
             return _write(begun, opened, trainer, searched, command, started), searched
 
@@ -196,6 +213,7 @@ class _Run(NamedTuple):
     clock: Clock
     executor: Executor | None
     stop: threading.Event
+    resumed: bool = False  # the folder had some of the search already
 
     @property
     def folder(self) -> Path:
@@ -239,7 +257,6 @@ def _write(
 ) -> dict[str, Any]:
     """Evaluates the test set and writes all files of the folder -> the content of results.json."""
     _, trials, history, best, model, _, chosen = searched
-    train_loss = history.train_loss[best.number][np.arange(len(best.last_epochs)), best.last_epochs - 1]
     study_, data, arrays = run.config.study, run.networks.data, searched.arrays
     if data.has_test_set:
         run.observer.stage("testing")
@@ -259,10 +276,10 @@ def _write(
         "trials": {state: sum(t.state == state for t in trials) for state in ("complete", "pruned", "failed")},
         "rungs": run_folder.rungs(trials, run.plan.of(len(trials)), trainer.seconds),
         "best": run_folder.summary(best),
-        **testing.scores(model, data.y_test, best, arrays, train_loss),
+        **testing.scores(model, data.y_test, best, arrays, searched.folds_train_loss),
         **({"search_ensemble": testing.of_search(chosen, model, data.y_test, arrays)} if chosen else {}),
         "reference": run_folder.reference(study_),
-        "timing": run.clock.seconds() | {"total_seconds": time.time() - started},
+        "timing": run.clock.seconds() | {"total_seconds": time.time() - started, "resumed": run.resumed},
     }
     some = data.x_test if data.has_test_set else data.x_train
     run_folder.write(run.folder, study_, written, trials, history.train_loss, history.val, arrays, model, some)
@@ -306,7 +323,7 @@ def _trained(run: _Run, trainer: Brackets, best: TrialScore) -> tuple[Model, dic
             how = {"num_epochs": best.refit_epochs, "padded": padded}
             params, state, train_loss = trainer.refit(best.number, best.draw, **how)
             arrays = {"refit_number": np.array(best.number), "refit_train_loss": train_loss}
-        model = Model(run.config.study, best.draw, params, state, trainer.fold_models(best.number, best.draw))
+        model = Model(run.networks.study, best.draw, params, state, trainer.fold_models(best.number, best.draw))
         if not model.has_refit and tasks.is_fitted(model.task):  # the unit of the test loss is that of a refit
             model = model._replace(state=tasks.Fit(None, run.networks.statistics_of_all(model.task)))
         if not run.in_memory:

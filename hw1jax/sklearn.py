@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import jax
@@ -96,6 +97,8 @@ class _Search(BaseEstimator):
         sklearn_words.check_labels(y)
         X, y = self._validated(X, y=y, ensure_min_samples=2, **numeric)
         X = as_arrays(X, "X", nan=True)
+        if X.dtype.kind in "iu" and isinstance(self, _MLP):
+            as_arrays(X.astype(np.float64), "X")  # is checked as what the network computes with
         weights = sample_weight
         if weights is not None:
             weights = _check_sample_weight(weights, X, ensure_non_negative=True)
@@ -114,9 +117,9 @@ class _Search(BaseEstimator):
             self._is_column = y.ndim == 1
             if y.dtype.kind not in "biuf":
                 raise ValueError(f"y must be numbers, got {y.dtype}: classes are for a classifier")
-            y = as_arrays(y.reshape(len(y), -1), "y")
+            y = y.reshape(len(y), -1)
             self._num_outputs = y.shape[1]
-            return y if y.dtype.kind == "f" else y.astype(np.float32)
+            return as_arrays(y if y.dtype.kind == "f" else y.astype(np.float64), "y")
         check_classification_targets(y)
         self.classes_, index = np.unique(y, return_inverse=True)
         self._num_outputs = len(self.classes_)
@@ -160,6 +163,10 @@ class _Search(BaseEstimator):
             config = study.run_config(asked, **settings)
             check = callable(self.scoring) or not isinstance(self, _MLP)
             searched = run.search(config, observer, check=check)
+        if problem := searched.refit_problem:
+            if not searched.model.is_finite and not self.ensemble:
+                raise ValueError(f"{problem}; search smaller learning rates, or give ensemble=True")
+            notes.kept.append(problem)
         for note in notes.kept:
             warnings.warn(note, stacklevel=3)
         self._keep(searched, asked)
@@ -204,7 +211,8 @@ class _Search(BaseEstimator):
         self.best_params_, self.best_score_ = draws[self.best_index_], float(sign * found.best.mean(name))
         self.n_iter_, self._draw = found.best.epochs, found.best.draw
         self._arrays = found.model[2:]  # of the trained networks, without functions: they can be pickled
-        self._settings = self.get_params(deep=False)  # of the trained networks, whatever `set_params` does later
+        # Of the trained networks, whatever `set_params` changes later. What a task uses may have changed before.
+        self._settings = {n: partial(value) if n == "task" else value for n, value in self.get_params(False).items()}
 
     def _outputs(self, X: Any) -> np.ndarray:
         """Outputs of the network, [sample, output]."""
@@ -224,7 +232,7 @@ class _Search(BaseEstimator):
         outputs = np.asarray(model.predict(X, ensemble=bool(self.ensemble)), np.float64)
         if np.isnan(outputs).any() and np.isnan(X).any():
             raise ValueError("X has NaN that the task's prepare= does not fill")
-        return outputs
+        return evaluation.logits(outputs, len(self.classes_)) if is_classifier(self) else outputs
 
     def predict(self, X: Any) -> np.ndarray:
         """The most probable classes [sample]; the numbers [sample] or [sample, target] of a regression."""

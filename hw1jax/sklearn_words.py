@@ -135,8 +135,8 @@ class Notes(Observer):
 
 
 def column(values: Sequence[Any]) -> np.ma.MaskedArray:
-    """A hyperparameter's values as scikit-learn has them; tuples as objects."""
-    if not isinstance(values[0], tuple):
+    """A hyperparameter's values as scikit-learn has them: objects, unless all are numbers, booleans or names."""
+    if any(all(isinstance(value, kind) for value in values) for kind in (bool, str, (int, float))):
         return np.ma.array(values)
     objects = np.ma.empty(len(values), object)
     objects[:] = values

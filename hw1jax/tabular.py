@@ -1,7 +1,7 @@
 """A dense network for tables of numbers, ready to train, and the space of its hyperparameters."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, wraps
 from typing import Any
 
@@ -78,7 +78,7 @@ def mlp(
 def _units(units: Any) -> Int:
     """The range of a layer's units."""
     if isinstance(units, Int):
-        return Int(units.low, units.high, units.log, width=True)
+        return replace(units, static=False, width=True)
     low, high = units if isinstance(units, tuple) else (units, units)
     return Int(low, high, width=True)
 

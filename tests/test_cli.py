@@ -464,12 +464,14 @@ def test_reproduce_gives_its_flags_to_each_study(call):
         ("regression", "--quick True", ["True"]),
         ("fashion_mlp", "--train-csv x.csv", ["--train-csv"]),
         ("fashion_cnn", "--channels 4-10,10-15", ["--channels", "LOW-HIGH"]),
+        ("own folds", "--num-folds 3", ["--num-folds"]),
         (None, "--bogus", ["--bogus"]),
         (None, "--num-epochs few", ["--num-epochs", "'few'"]),
     ],
 )
 def test_a_wrong_flag_gets_tyros_message(call, elsewhere, name, args, words):
-    assert_flag_message(call(BY_NAME.get(name), *args.split()), elsewhere, *words)
+    asked = (BY_NAME | {"own folds": regression.BEYOND}).get(name)
+    assert_flag_message(call(asked, *args.split()), elsewhere, *words)
 
 
 @pytest.mark.parametrize(

@@ -250,7 +250,7 @@ def test_folds_that_have_stopped_count_in_a_pages_means_with_their_scores(stoppe
     np.testing.assert_array_equal(curves[np.isfinite(own)], own[np.isfinite(own)])
     ax = Figure().add_subplot()
     sections.learning_panels(stopped)[0](ax)
-    (mean,) = (line.get_ydata() for line in ax.lines if line.get_label() == "validation, mean of 3 folds")
+    (mean,) = (line.get_ydata() for line in ax.lines if line.get_label() == "validation, mean of 3 networks")
     np.testing.assert_array_equal(mean, curves[stopped.row].mean(axis=0)[: len(mean)])
 
 

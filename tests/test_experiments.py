@@ -117,15 +117,25 @@ def test_a_page_answers_three_questions_by_the_runs_that_there_are(asked, monkey
         if folder.name.endswith("_halving"):
             raise ValueError("it has not run")
         test = dict.fromkeys(asked.reference.test, 0.123 if folder.name == asked.name else 0.456)
-        best, config = {"mean_val_loss": 0.5, "std_val_loss": 0.1}, {"num_folds": 3, "num_trials": 1}
+        best, config = {"mean_val_loss": 0.5, "std_val_loss": 0.1}, {"num_folds": 3, "data_sha256": "0a"}
         theirs = {"name": "the report", "test": dict(asked.reference.test), "data": ""}
         counts = {"complete": 1, "pruned": 0, "failed": 0}
         return {"title": "", "best": best, "config": config, "test": test, "ensemble": test, "reference": theirs,
                 "trials": counts, "timing": {"total_seconds": 1.0}, "refit": {"failure": None}}  # fmt: skip
 
     monkeypatch.setattr(homework.run_folder, "read_record", record)
-    table, luck = homework.questions(SimpleNamespace(study=asked, folder=Path("runs") / asked.name))
+    folder, config = Path("runs") / asked.name, {"data_sha256": "0a"}
+    results = SimpleNamespace(study=asked, folder=folder, record={"config": config}, has_usual_data=True)
+    table, luck = homework.questions(results)
     assert "Is it reproduced?" in table and "How lucky was it?" in table and "instead" not in table
     assert "0.123" in table and "0.456" in table and "With seeds 0 to " in luck
+    results.has_usual_data = False
+    assert homework.questions(results) == [table], "seeds.json is of the usual data"
+    results.record = {"config": {"data_sha256": "1b"}}
+    assert homework.questions(results) == [], "the others are of other data"
+    for other in homework.ways(asked)[:2]:
+        results.study = other
+        assert homework.questions(results) == []
     monkeypatch.setattr(homework.run_folder, "read_record", lambda folder: record(Path("x_halving")))
-    assert homework.questions(SimpleNamespace(study=asked, folder=Path("runs") / asked.name)) == []
+    results.study, results.record = asked, {"config": config}
+    assert homework.questions(results) == []

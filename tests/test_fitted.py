@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import QuantileTransformer, StandardScaler
 
 import hw1jax as hw
-from hw1jax.core import cost, fitting, tasks
+from hw1jax.core import cost, fitting, preprocessing, tasks
 from hw1jax.core.layout import Layout
 from hw1jax.core.training import Data
 
@@ -81,6 +81,13 @@ def test_quantiles_are_scikit_learns(values):
     )
     near = np.abs(known.transform(values)) < 2
     np.testing.assert_allclose(np.asarray(narrow)[near], known.transform(values)[near], atol=1e-4)
+
+
+@pytest.mark.parametrize("last", [0, 1, 98, 99, 1234, 2**31 - 2])
+def test_the_places_of_quantiles_are_exact_among_any_number_of_values(last):
+    below, rest = map(np.int64, map(np.asarray, preprocessing._places(jnp.int32([last, 5]))))
+    np.testing.assert_array_equal(99 * below + rest, np.arange(100)[:, None] * np.int64([last, 5]))
+    assert (rest < 99).all()
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["equal", "weights"])
@@ -235,6 +242,11 @@ def test_without_a_refit_the_ensembles_test_loss_is_in_the_unit_of_a_refits(fini
     without = hw.run_study(a_study(), out=tmp_path, refit=False)
     assert without.ensemble["loss"] == pytest.approx(finished.ensemble["loss"], rel=1e-6)
     assert without.test is None and not without.model.has_refit
+    outputs = without.model.predict(HOLES[342:], ensemble=True)
+    assert without.model.losses(outputs, Y[342:]).mean() == pytest.approx(without.ensemble["loss"], rel=1e-5)
+    content = flax.serialization.msgpack_restore((tmp_path / "model.msgpack").read_bytes())
+    content["statistics"] = {"array": np.ones(3)}
+    refused(content, tmp_path, a_study())
 
 
 def test_a_models_file_has_the_statistics_and_refuses_wrong_ones(finished):
@@ -267,6 +279,12 @@ def test_a_folder_belongs_to_one_preprocessing(finished):
     for changes in ({"prepare": (hw.impute_mean, other)}, {"prepare": hw.impute_mean}, {"prepare_y": None}):
         with pytest.raises(ValueError, match="another network, loss or optimizer"):
             hw.run_study(a_study(**changes), out=finished.folder)
+
+
+def test_a_transformation_of_y_that_mixes_examples_is_refused():
+    mixes = hw.Fitted(lambda y, own_y, weights: (), lambda s, y: y - y.mean(axis=0)[None], lambda s, y: y)
+    with pytest.raises(ValueError, match="^loss or prepare_y mixes examples: an example's value changes"):
+        cross_validated(prepare_y=mixes)
 
 
 def test_a_study_with_nan_that_nothing_fills_is_refused(tmp_path):

@@ -58,6 +58,7 @@ def test_cross_entropy_is_finite_where_exp_overflows(y, expected):
         (losses.cross_entropy, (2, 3), np.zeros((2, 3), int), ValueError, "one-hot: give y.argmax"),
         (losses.cross_entropy, (2, 3), np.zeros((2, 1), int), ValueError, "takes one class an example"),
         (losses.cross_entropy, (2, 3), np.zeros(2), TypeError, "give y.astype"),
+        (losses.cross_entropy, (2, 1), np.zeros(2, int), ValueError, "takes an output of each class, got one"),
         (losses.accuracy, (2, 3), np.zeros((2, 1), int), ValueError, "accuracy takes one class an example"),
     ],
 )
@@ -71,6 +72,8 @@ def test_accuracy_is_1_where_the_class_has_the_largest_output_and_else_0():
     values = accuracy(outputs, np.array([0, 1, 0, 2]))  # the third is a tie, which the first wins
     assert values.tolist() == [1, 0, 1, 1]
     assert values.dtype == jnp.float32
+    odds = np.array([[0.5], [-0.5], [0.0], [2.0]], np.float32)  # of class 1
+    assert accuracy(odds, np.array([1, 0, 1, 0])).tolist() == [1, 1, 0, 0]
 
 
 @pytest.mark.parametrize("hidden", [np.nan, np.inf, -np.inf, 1e38])

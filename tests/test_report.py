@@ -214,7 +214,7 @@ def test_notices_say_what_is_less_or_wrong_and_durations_are_as_people_say_them(
     folder, like = copied("regression"), replace(HALVING, num_trials=5, num_epochs=6, halving=Halving(3))
     page = Page(write_report(folder, replace(like, num_trials=25, averaging=0.9)))
     less = "trials 5 instead of 25, averaging none instead of 0.9"
-    assert f"Not the report's amount of work: {less}." in page.text
+    assert f"Not the study's amount of work: {less}." in page.text
     refit = read_record(folder)["refit"] | {"warning": "the refit ended <far> off"}
     page = Page(write_report(change_record(folder, ensemble=None, refit=refit), like))
     assert "amount of work" not in page.text and "ensemble" not in page.text
@@ -493,6 +493,9 @@ def test_runs_of_one_study_say_only_what_differs(runs, tmp_path, blank):
     cells = Page(write_comparison([runs / "regression", other], tmp_path / "side.html")).text
     assert "x/regression" in cells and "seed07" in cells
     assert "batch size" not in cells and "learning rate" in cells  # the best trials'
+    change_record(other, config=config | {"own_folds": "0123abc"})
+    cells = Page(write_comparison([runs / "regression", other], tmp_path / "side.html")).text
+    assert "digest of the study's own folds-0123abc" in cells and "(resumed)" not in cells
     same = write_comparison([runs / "regression", change_record(other, config=config)], tmp_path / "side.html")
     assert "All of them were asked the same." in same.read_text()
 

@@ -11,7 +11,8 @@ import pytest
 from studies import LINE
 
 import hw1jax as hw
-from hw1jax.core import array_checks, checks, folds, identity
+import hw1jax.sklearn
+from hw1jax.core import array_checks, checks, folds, identity, optimizers
 from hw1jax.core.folds import minibatches
 from hw1jax.core.training import Data
 from hw1jax.search import space
@@ -434,6 +435,18 @@ def test_values_that_would_be_changed_are_refused(words, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_values_around_a_large_number_are_refused_beside_holes_too_and_whole_ones_by_networks_of_floats():
+    seconds = 1.7e9 + 20 * np.float64(X)
+    with pytest.raises(ValueError, match="loses its signal"):
+        array_checks.as_arrays(np.where(np.arange(40)[:, None] == 3, np.nan, seconds), "x", nan=True)
+    array_checks.as_arrays(np.full((3, 1), np.nan), "x", nan=True)
+    search = hw.sklearn.MLPRegressorCV((4,), n_iter=1, max_iter=1, cv=2)
+    with pytest.raises(ValueError, match="^X= loses its signal"):
+        search.fit(seconds.astype(int), Y[:, 0])
+    with pytest.raises(ValueError, match="^y= loses its signal"):
+        search.fit(X, seconds[:, 0].astype(int))
+
+
 def test_whole_numbers_that_would_wrap_are_refused():
     with pytest.raises(ValueError, match="int32, in which JAX computes, can't hold"):
         cross_validate(lambda h: optax.sgd(h["rate"]), x=np.full((40, 1), 2**40))
@@ -566,6 +579,22 @@ def test_a_global_that_has_changed_counts_in_the_next_call_with_the_same_functio
     )
 
 
+def test_a_search_predicts_and_tests_with_what_it_has_trained_though_a_global_has_changed(tmp_path, monkeypatch):
+    def task(fixed):
+        return hw.Task(init, lambda params, x, h: apply(params, x, h) + MARGIN["margin"], hw.squared_error, sgd)
+
+    study = replace(sine(), task=task)
+    search = hw.sklearn.SearchCV(task, study.space, n_iter=2, max_iter=2, estimator_type="regressor")
+    for number, margin in enumerate((0.0, 5.0)):
+        monkeypatch.setitem(MARGIN, "margin", margin)
+        found = hw.run_study(study, out=tmp_path / str(number))
+        outputs = apply(found.model.params, X[30:], None) + margin
+        assert found.test["loss"] == pytest.approx(float(jnp.mean((outputs - Y[30:]) ** 2)), rel=1e-5)
+        search.fit(X, Y)
+        params = search._arrays[0]
+        np.testing.assert_allclose(search.predict(X), apply(params, X, None) + margin, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("scale", [1e-36, 5e36])
 def test_weights_of_any_scale_give_the_same_losses(scale):
     weights = np.random.default_rng(0).uniform(0.5, 2, len(X))
@@ -596,6 +625,63 @@ def test_a_state_without_numbers_is_a_state():
     given = {"key": jax.random.key(0), "num_epochs": 1, "batch_size": 4}
     found = hw.cross_validate(with_state, kept, hw.squared_error, sgd, rates, X, Y, return_params=True, **given)
     assert found.state["empty"].shape == (2, 3, 0)
+
+
+def binary(outputs, y):
+    return optax.sigmoid_binary_cross_entropy(outputs[:, 0], y)
+
+
+def breaks(h):
+    """Diverges after twelve updates."""
+    return optax.sgd(lambda count: jnp.where(count < 12, h["rate"], jnp.nan))
+
+
+METRICS = {"auc": hw.roc_auc, "right": hw.accuracy, "order": hw.average_precision}
+
+
+def test_a_network_that_has_diverged_has_no_score(tmp_path):
+    """Ranks of NaN would be those of the samples, and the largest NaN that of class 0."""
+    x, y = np.sort(X, axis=0), np.repeat(np.int32([0, 1]), 20)
+    rates, given = {"rate": np.float32([0.01, 0.1])}, {"key": jax.random.key(0), "num_epochs": 8, "batch_size": 8}
+    found = hw.cross_validate(init, apply, binary, breaks, rates, x, y, metrics=METRICS, **given)
+    assert np.isfinite(found.val_loss[:, :, 2]).all() and np.isnan(found.val_loss[:, :, 4:]).all()
+    for values in found.metrics.values():
+        np.testing.assert_array_equal(np.isfinite(values), np.isfinite(found.val_loss))
+    data = hw.Dataset(x, y, x, y)
+    study = sine(loss=binary, optimizer=breaks, metrics=METRICS, maximize="auc", data=data, num_epochs=8)
+    stopped = hw.run_study(study, early_stopping=8, out=tmp_path)
+    assert set(stopped.trials["state"]) == {"complete"}
+
+
+def test_the_threads_of_a_search_compute_in_the_callers_precision(tmp_path):
+    study = sine(data=hw.Dataset(np.float64(X[:30]), np.float64(Y[:30]), np.float64(X[30:]), np.float64(Y[30:])))
+    with jax.enable_x64(True):
+        found = hw.run_study(study, out=tmp_path)
+        assert {found.histories[name].dtype.name for name in ("train_loss", "val_loss")} == {"float64"}
+    assert found.model.params["w"].dtype == np.float64
+
+
+def test_an_optimizer_is_that_of_its_name_in_any_order_of_a_choice(tmp_path):
+    names = ("rmsprop", "adam")
+    space = {"rate": hw.Float(1e-3, 1e-2), "rule": hw.Choice(*names)}
+    study = sine(optimizer=lambda h: hw.chosen_l2(h["rule"], h["rate"], 0.0, names=names), space=space)
+    draws = [{"rate": 0.01, "rule": name} for name in names]
+    found = hw.run_study(study, enqueue=draws, out=tmp_path / "both")
+    for i, rule in enumerate((optimizers.rmsprop_l2, optimizers.adam_l2)):
+        alone = sine(optimizer=lambda h, rule=rule: rule(h["rate"], 0.0))
+        right = hw.run_study(alone, enqueue=[{"rate": 0.01}] * 2, out=tmp_path / str(i))
+        np.testing.assert_allclose(found.histories["val_loss"][i], right.histories["val_loss"][i], rtol=1e-5)
+    with pytest.raises(ValueError, match="^names= must be of adam, sgd, rmsprop, got 'lion'"):
+        hw.chosen_l2(0, 0.1, 0.0, names=("lion",))
+
+
+def test_a_loss_may_use_what_numpys_arrays_have_not(tmp_path):
+    def loss(outputs, y):
+        return jnp.square(outputs.at[:, 0].add(-y[:, 0]))[:, 0]
+
+    study = sine(loss=loss, metrics={"again": loss})
+    found = hw.run_study(study, out=tmp_path)
+    assert found.test["loss"] == pytest.approx(found.test["again"], rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["mean_val_loss", "split0_val_loss", "std_val_far"])

@@ -13,12 +13,15 @@ from dataclasses import fields, replace
 
 import chex
 import compilations
+import fashion_mlp
+import homework
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import plain
 import pytest
+import regression
 import reproduce
 import studies
 from processes import contents, lasting
@@ -172,8 +175,9 @@ def test_run_leaves_consistent_files_behind(study, tmp_path, tmp_path_factory):
     assert rung.pop("seconds") > 0
     assert rung == {"num_epochs": study.num_epochs, "num_trials": study.num_trials, "went_on": 0, "failed": failed}
     assert found["num_programs"] == (2 if study is CLASSES else 1)
-    assert min(found["timing"].values()) >= 0
-    assert sum(found["timing"].values()) <= 2 * found["timing"]["total_seconds"], "the parts are disjoint"
+    timing = found["timing"]
+    assert min(timing.values()) >= 0 and timing.pop("resumed") is False
+    assert sum(timing.values()) <= 2 * timing["total_seconds"], "the parts are disjoint"
 
 
 def test_the_same_command_gives_the_same_files_and_compiles_no_training_again(tmp_path, tmp_path_factory):
@@ -183,6 +187,7 @@ def test_the_same_command_gives_the_same_files_and_compiles_no_training_again(tm
         go_on(tmp_path / "second")
     assert lasting(tmp_path / "first") == lasting(tmp_path / "second") == lasting(finished)
     assert "jit(_fit)" not in compiled and "jit(_init)" not in compiled
+    assert go_on(tmp_path / "first")["timing"]["resumed"]
 
 
 def test_a_run_traces_and_compiles_its_networks_few_times(tmp_path):
@@ -600,6 +605,16 @@ def test_reproduce_goes_on_after_a_study_that_fails(toy, monkeypatch, capsys):
     assert reproduce.reproduce(folder, orders, shown, threading.Event()) == 1
     assert "failed: classes: no images today" in capsys.readouterr().err
     assert told[-1][2:] == ([toy, toy.parent / "line"], {"classes": "no images today"})
+
+
+def test_the_overview_of_reproduce_has_the_last_search_of_each_study_that_has_ended(tmp_path):
+    for study in (regression.STUDY, fashion_mlp.STUDY):
+        first, second, own = homework.ways(study)
+        assert reproduce.last_search(tmp_path, study) is study
+        for search in (first, second, own):
+            (tmp_path / search.name).mkdir()
+            (tmp_path / search.name / "results.json").touch()
+            assert reproduce.last_search(tmp_path, study).name == search.name
 
 
 def test_where_memory_runs_out_the_job_is_split_and_the_results_say_so(tmp_path, tmp_path_factory, monkeypatch):

@@ -4,8 +4,11 @@ import copy
 import pickle
 
 import compilations
+import jax
+import jax.numpy as jnp
 import joblib
 import numpy as np
+import optax
 import pandas as pd
 import pytest
 import sklearn
@@ -21,8 +24,9 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
 import hw1jax as hw
-from hw1jax import tabular
+from hw1jax import sklearn_words, tabular
 from hw1jax.results.trained_model import Model
+from hw1jax.search.brackets import Brackets
 from hw1jax.sklearn import SCORES, MLPClassifierCV, MLPRegressorCV, SearchCV
 
 SMALL = {"n_iter": 4, "cv": 3, "max_iter": 6, "batch_size": 32, "random_state": 0}
@@ -251,6 +255,23 @@ def test_a_network_of_ones_own_is_searched_by_its_task_and_space():
     assert numbers.predict(SUGAR).shape == PROGRESSION.shape
 
 
+def test_one_output_is_the_log_odds_of_the_second_class():
+    scaled, labels = StandardScaler().fit_transform(CANCER), np.where(IS_BENIGN, "benign", "malignant")
+    net = hw.Task(
+        init=lambda key, h: {"w": jnp.zeros((30, 1))},
+        apply=lambda params, x, h: x @ params["w"],
+        loss=lambda outputs, y: optax.sigmoid_binary_cross_entropy(outputs[:, 0], y),
+        optimizer=lambda h: optax.adam(h["rate"]),
+    )
+    search = SearchCV(lambda fixed: net, {"rate": hw.Float(1e-2, 1e-1)}, **SMALL).fit(scaled, labels)
+    assert search.score(scaled, labels) == np.mean(search.predict(scaled) == labels) > 0.9
+    assert search.best_score_ > 0.9 and search.predict_proba(scaled).shape == (len(scaled), 2)
+    three = net._replace(init=lambda key, h: {"w": jnp.zeros((30, 3))}, loss=hw.cross_entropy)
+    search = SearchCV(lambda fixed: three, {"rate": hw.Float(1e-2, 1e-1)}, **SMALL).fit(scaled, labels)
+    with pytest.raises(ValueError, match=r"^outputs have the shape \(569, 3\): 2 classes need \[sample, 2\]$"):
+        search.predict(scaled)
+
+
 def test_a_network_whose_task_fills_nan_takes_them_and_another_refuses_them():
     task, space = hw.mlp(30, 2, layers=((4, 8),), learning_rate=(1e-2, 1e-1))
     fills = lambda fixed: task(fixed)._replace(prepare=(hw.impute_mean, hw.standardize))  # noqa: E731
@@ -278,8 +299,18 @@ def test_hyperparameters_are_numbers_pairs_lists_distributions_or_ranges():
     assert set(found["param_hidden_layer_sizes"]) == {(4,), (4, 4)} and set(found["param_solver"]) == {"adam", "sgd"}
     assert set(found["param_alpha"]) <= {1e-4, 1e-2}
     assert all(1e-3 <= rate <= 1e-1 for rate in found["param_learning_rate_init"])
+    steps = clone(CLASSIFIER).set_params(hidden_layer_sizes=hw.Int(4, 12, step=4), n_iter=9, max_iter=1)
+    widths = steps.fit(CANCER, IS_BENIGN).cv_results_["param_hidden_layer_sizes"]
+    assert {units for (units,) in widths} <= {4, 8, 12}
     fixed = MLPClassifierCV((4, stats.randint(3, 6)), learning_rate_init=0.01, alpha=0, **SMALL).fit(CANCER, IS_BENIGN)
     assert set(fixed.best_params_) == {"hidden_layer_sizes"} and fixed.best_params_["hidden_layer_sizes"][0] == 4
+
+
+@pytest.mark.parametrize("values", [(None, (64,)), ((64,), None), (1, "auto")])
+def test_a_column_of_several_kinds_of_values_keeps_them(values):
+    column = sklearn_words.column(values)
+    assert column.dtype == object and tuple(column) == values
+    assert sklearn_words.column((1, 2.5)).dtype == float and sklearn_words.column((True, False)).dtype == bool
 
 
 def test_a_choice_of_alpha_keeps_what_it_is_among_and_whole_numbers_are_refused():
@@ -297,6 +328,28 @@ def test_after_a_fit_that_failed_nothing_is_predicted(fitted):
             search.set_params(scoring="nonsense").fit(CANCER, labels)
         with pytest.raises(NotFittedError):
             search.predict(CANCER)
+
+
+def test_a_refit_that_diverges_is_told_and_the_folds_may_predict_instead(monkeypatch):
+    refit = Brackets.refit
+
+    def diverging(*args, **settings):
+        params, state, train_loss = refit(*args, **settings)
+        return jax.tree.map(lambda a: a * np.nan, params), state, train_loss * np.nan
+
+    monkeypatch.setattr(Brackets, "refit", diverging)
+    with pytest.raises(ValueError, match="^the refit of the best trial diverged; search smaller learning rates, or"):
+        clone(CLASSIFIER).fit(CANCER, IS_BENIGN)
+    with pytest.warns(UserWarning, match="^the refit of the best trial diverged$"):
+        search = clone(CLASSIFIER).set_params(ensemble=True).fit(CANCER, IS_BENIGN)
+    assert search.score(CANCER, IS_BENIGN) > 0.9
+
+
+def test_a_refit_far_above_its_folds_is_a_warning(monkeypatch):
+    refit = Brackets.refit
+    monkeypatch.setattr(Brackets, "refit", lambda *a, **k: (*refit(*a, **k)[:2], np.full(6, 1e3, np.float32)))
+    with pytest.warns(UserWarning, match="^the refit ended at a training loss of 1e.03"):
+        clone(CLASSIFIER).fit(CANCER, IS_BENIGN)
 
 
 def test_an_ensemble_of_trials_is_chosen_by_a_fit(fitted):

@@ -1,6 +1,7 @@
 """Checks of a user's data and hyperparameters, and their conversion to arrays."""
 
 import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -106,7 +107,9 @@ def _representable(array: np.ndarray, name: str) -> np.ndarray:
     if lost.any():
         raise ValueError(f"{name} has values that {dtype}, in which JAX computes, can't hold ({array[lost][0]}): {way}")
     if array.dtype.kind == "f" and len(array):
-        rounded, deviation = (np.std(a.astype(np.float64), axis=0) for a in (computed - array, array))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a column of NaN alone
+            rounded, deviation = (np.nanstd(a.astype(np.float64), axis=0) for a in (computed - array, array))
         if (rounded > LARGEST_ROUNDING * deviation).any():
             raise ValueError(
                 f"{name} loses its signal in {dtype}, in which JAX computes: values around {np.abs(array).max():.3g} "

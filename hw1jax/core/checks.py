@@ -345,7 +345,8 @@ def check_examples(
         if not _equal(values):
             shapes = jax.tree.map(lambda a: a.shape, few.y)
             raise ValueError(
-                f"{name} mixes examples: an example's value changes with the others of its batch. Compute it from the "
+                f"{name}{' or prepare_y' if name == 'loss' and task.prepare_y else ''} mixes examples: an example's "
+                "value changes with the others of its batch. Compute it from the "
                 f"example's own outputs and y alone (do shapes broadcast? {_shape(found.outputs)} outputs, y {shapes})"
                 f"{of_shapes(None, found.outputs.together, few.y)}"
             )

@@ -38,9 +38,11 @@ def cross_entropy(outputs: Array, y: Array) -> jax.Array:
 
     Raises:
       TypeError: `y` is not of an integer type.
-      ValueError: `y` is not one class an example.
+      ValueError: `y` is not one class an example, or there is a single output.
     """
     _check_classes("cross entropy", outputs, y)
+    if outputs.shape[-1] == 1:
+        raise ValueError("cross entropy takes an output of each class, got one: give two, or optax's sigmoid loss")
     if not jnp.issubdtype(y.dtype, jnp.integer):
         raise TypeError(f"cross entropy takes classes as integers, got y of {y.dtype}: give y.astype(int)")
     y = y.astype(jnp.promote_types(y.dtype, jnp.int32))  # the number of classes may overflow y's dtype
@@ -67,9 +69,13 @@ def masked_sum(values: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def accuracy(outputs: Array, y: Array) -> jax.Array:
-    """Float [batch]: 1 if the largest output ([batch, classes]) is that of the class `y` (int [batch]), else 0."""
+    """Float [batch]: 1 if the largest output ([batch, classes]) is that of the class `y` (int [batch]), else 0.
+
+    A single output ([batch, 1]) is the log-odds of class 1 of two.
+    """
     _check_classes("accuracy", outputs, y)
-    return (jnp.argmax(outputs, axis=-1) == y).astype(jnp.result_type(float))
+    predicted = outputs[..., 0] > 0 if outputs.shape[-1] == 1 else jnp.argmax(outputs, axis=-1)
+    return (predicted == y).astype(jnp.result_type(float))
 
 
 def _check_classes(name: str, outputs: Array, y: Array) -> None:

@@ -5,13 +5,14 @@ This is what `torch.optim` calls `weight_decay`; `optax.adamw` decays the weight
 Every scalar may be a traced array, so that trials with different values share one compiled program.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-OPTIMIZERS = ("adam", "sgd", "rmsprop")  # `chosen_l2` takes an index into these
+OPTIMIZERS = ("adam", "sgd", "rmsprop")  # of `chosen_l2`
 
 Scalar = float | jax.Array
 
@@ -49,7 +50,9 @@ class ChosenState(NamedTuple):
     square: optax.Updates  # like the parameters: decayed mean of their squares
 
 
-def chosen_l2(optimizer: int | jax.Array, learning_rate: Scalar, l2: Scalar) -> optax.GradientTransformation:
+def chosen_l2(
+    optimizer: int | jax.Array, learning_rate: Scalar, l2: Scalar, *, names: Sequence[str] = OPTIMIZERS
+) -> optax.GradientTransformation:
     """`adam_l2`, `sgd_l2` or `rmsprop_l2`, chosen by a number that may be traced.
 
     The three are one rule, step = mean / root of the mean square, with other constants: RMSprop keeps no memory in
@@ -57,10 +60,18 @@ def chosen_l2(optimizer: int | jax.Array, learning_rate: Scalar, l2: Scalar) -> 
     optimizer it has, where a `lax.switch` under `vmap` would run all three.
 
     Args:
-      optimizer: int [], an index into `OPTIMIZERS`.
+      optimizer: int [], an index into `names`: of a `Choice`, its place among the values.
       learning_rate: float [].
       l2: float [].
+      names: of "adam", "sgd" and "rmsprop", the values of the `Choice` in their order.
+
+    Raises:
+      ValueError: a name is none of these.
     """
+    if unknown := set(names).difference(OPTIMIZERS):
+        raise ValueError(f"names= must be of {', '.join(OPTIMIZERS)}, got {min(unknown)!r}")
+    if tuple(names) != OPTIMIZERS[: len(names)]:
+        optimizer = jnp.asarray([OPTIMIZERS.index(name) for name in names])[optimizer]
     b1 = jnp.asarray((0.9, 0.0, 0.0))[optimizer]
     b2 = jnp.asarray((0.999, 0.0, 0.99))[optimizer]
     is_adam, is_sgd = jnp.asarray(optimizer) == 0, jnp.asarray(optimizer) == 1

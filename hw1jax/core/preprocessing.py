@@ -87,13 +87,21 @@ impute_mean = _of_each(
 """The mean of its column instead of NaN, as scikit-learn's `SimpleImputer`."""
 
 
+def _places(last: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The place of each quantile among ordered values: whole numbers and what is left, in 99ths, [quantile, ...] each.
+
+    `last`: int, the last place. In whole numbers, as ties must not be missed by rounding.
+    """
+    number, between = jnp.arange(NUM_QUANTILES).reshape(-1, *[1] * last.ndim), NUM_QUANTILES - 1
+    rest = number * (last[None] % between)  # the product of number and last may overflow
+    return number * (last[None] // between) + rest // between, rest % between
+
+
 def _fit_quantiles(values: jax.Array, weights: jax.Array) -> Column:
     counted = ~jnp.isnan(values) & (_over(values, weights) > 0)
     ordered = jnp.sort(jnp.where(counted, values, jnp.inf), axis=0)
     last = jnp.sum(counted, axis=0) - 1
-    # The place of each quantile among the ordered values, in whole numbers: ties must not be missed by rounding.
-    steps = jnp.arange(NUM_QUANTILES).reshape(-1, *[1] * last.ndim) * last[None]
-    below, rest = steps // (NUM_QUANTILES - 1), steps % (NUM_QUANTILES - 1)
+    below, rest = _places(last)
     low, high = (jnp.take_along_axis(ordered, jnp.minimum(i, last[None]), axis=0) for i in (below, below + 1))
     share = rest.astype(values.dtype) / (NUM_QUANTILES - 1)
     return {"quantiles": jnp.where(rest > 0, low + share * (high - low), low)}

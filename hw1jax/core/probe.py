@@ -87,8 +87,12 @@ def _try_out(task: Task, kind, key_data, params: Params, state, hyperparameters,
     labels = labels if task.prepare_y is None else jax.tree.map(lambda a: a[:0], y)  # there are none
     of_labels = lax.map(lambda label: task.loss(two, jax.tree.map(lambda a: jnp.stack([a, a]), label)), labels)
     own = tasks.in_own_units(task, statistics, outputs)
+
+    def loss_of(outputs: Any, own_y: Any) -> Any:
+        return task.loss(outputs, tasks.prepared_y(task, statistics, own_y))
+
     values = {name: Alike(metric(own, data.y), one_by_one(metric, own, data.y)) for name, metric in task.each}
-    losses = Alike(task.loss(outputs, y), one_by_one(task.loss, outputs, y))
+    losses = Alike(task.loss(outputs, y), one_by_one(loss_of, outputs, data.y))
     padding = with_other_padding() if tasks.takes_whole_batches(task) else None
     return Found(Alike(outputs, one_by_one(in_evaluation, x)), losses, values, of_labels, padding)
 

@@ -278,7 +278,9 @@ def evaluate(
         y = jax.tree.map(lambda a: a.reshape(-1, *a.shape[3:]), y)  # [batch, microbatch, example, ..]
         weights = (real if weights is None else weights).astype(zero.dtype).reshape(-1)
         means |= {name: jnp.asarray(metric(outputs, y, weights), zero.dtype) for name, metric in task.wholes}
-    return means
+    # A network that has diverged has no score: ranks and classes can be computed of NaN as well.
+    finite = jnp.isfinite(means["loss"])
+    return {name: value if name == "loss" else jnp.where(finite, value, jnp.nan) for name, value in means.items()}
 
 
 def fit(

@@ -53,15 +53,8 @@ def classification(results: Results) -> list[Item]:
     true, predicted = evaluation.most_confused_pair(confusion)
     pair = f"{names[true]} that were taken for {names[predicted]}"
     count = f"{confusion[true, predicted]} of {confusion[true].sum()}"
-    bins = evaluation.calibration(outputs, y)
-    error = f"expected calibration error ({len(bins.right)} bins): {bins.expected_error:.3f}"
     matrix = partial(plots.confusion_matrix, shares=evaluation.normalise_rows(confusion), names=names, where=where)
     by_class = partial(plots.precision_and_recall, precision=precision, recall=recall, names=names)
-    histogram = partial(plots.confidence_histogram, edges=bins.edges, right=bins.right, wrong=bins.wrong)
-    calibration = [
-        partial(plots.reliability, confidence=bins.confidence, accuracy=bins.accuracy),
-        partial(histogram, what=f"{classified.part} {what}"),
-    ]
     return [
         Figure(
             "confusion",
@@ -75,25 +68,40 @@ def classification(results: Results) -> list[Item]:
             f"Precision: the share of the {what} called so that are so. Recall: the share of the class that was found.",
             grid([by_class], 1, height=0.4 + 0.3 * len(names)),
         ),
-        Figure(
-            "calibration",
-            f"Accuracy against confidence, and a histogram of confidences; {error}",
-            f"Confidence is the probability of the predicted class; {error}.",
-            grid(calibration, 2, height=3),
-        ),
-        *(_mistakes(classified, true, predicted, pair) if has_images(results) else []),
+        *(_calibration(classified, what) if results.has_probabilities else []),
+        *(_mistakes(classified, true, predicted, pair, results.has_probabilities) if has_images(results) else []),
         _table(classified, confusion, what),
     ]
 
 
-def _mistakes(classified: Classified, true: int, predicted: int, pair: str) -> list[Item]:
+def _calibration(classified: Classified, what: str) -> list[Item]:
+    bins = evaluation.calibration(classified.outputs, classified.y)
+    error = f"expected calibration error ({len(bins.right)} bins): {bins.expected_error:.3f}"
+    histogram = partial(plots.confidence_histogram, edges=bins.edges, right=bins.right, wrong=bins.wrong)
+    panels = [
+        partial(plots.reliability, confidence=bins.confidence, accuracy=bins.accuracy),
+        partial(histogram, what=f"{classified.part} {what}"),
+    ]
+    return [
+        Figure(
+            "calibration",
+            f"Accuracy against confidence, and a histogram of confidences; {error}",
+            f"Confidence is the probability of the predicted class; {error}.",
+            grid(panels, 2, height=3),
+        )
+    ]
+
+
+def _mistakes(classified: Classified, true: int, predicted: int, pair: str, has_probabilities: bool) -> list[Item]:
     x, part = classified.x, classified.part
     mistakes = evaluation.misclassified(classified.outputs, classified.y, true, predicted)[:NUM_MISTAKES]
     if not len(mistakes):
         return []
     sure = evaluation.softmax(classified.outputs[mistakes])[:, predicted]
-    panels = [image(x, i, f"{share:.0%} sure") for i, share in zip(mistakes, sure, strict=True)]
-    caption = f"The most confused pair, {pair}: the {len(panels)} mistakes that the network was surest of."
+    titles = [f"{share:.0%} sure" if has_probabilities else "" for share in sure]
+    panels = [image(x, i, title) for i, title in zip(mistakes, titles, strict=True)]
+    which = " that the network was surest of" if has_probabilities else ""
+    caption = f"The most confused pair, {pair}: {len(panels)} mistakes{which}."
     draw = grid(panels, 6, height=0.2 + 1.3 * -(-len(panels) // 6), title=f"{html.capital(part)} images of {pair}")
     return [Figure("mistakes", f"{len(panels)} {part} images of {pair}", caption, draw)]
 

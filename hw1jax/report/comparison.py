@@ -17,7 +17,7 @@ from hw1jax.results import run_folder
 from hw1jax.results.trials import where_defined
 
 RESULTS, SETTINGS, CURVES = "What they found", "What differs", "How they learned"
-HIDDEN = ("format", "data_sha256", "plan", "own_folds", "space", "num_programs")  # not as they stand
+HIDDEN = ("format", "data_sha256", "plan", "own_folds", "space", "num_programs")  # not as they stand, or not at all
 
 
 class Run(NamedTuple):
@@ -82,7 +82,7 @@ def headlines(
         if has_ensemble:
             columns[f"ensemble's {words(name)}"] = partial(_tested, part="ensemble", name=name)
     columns["trials"] = lambda record: _counts(record["trials"])
-    columns["time"] = lambda record: html.duration(record["timing"]["total_seconds"])
+    columns["time"] = _time
     rows = [[name, *(cell(record) for cell in columns.values())] for name, record in runs]
     rows += [[name, why, *["-"] * (len(columns) - 1)] for name, why in others]
     return table(["run" if with_title else "study", *columns], rows)
@@ -105,6 +105,11 @@ def _tested(record: dict[str, Any], part: str, name: str) -> Markup | str:
 
 def _theirs(record: dict[str, Any], name: str) -> Markup | str:
     return html.theirs(name, record["reference"]["test"]) if record["reference"] else "-"
+
+
+def _time(record: dict[str, Any]) -> Markup:
+    time = html.duration(record["timing"]["total_seconds"])
+    return Markup(f"{time} (resumed)") if record["timing"].get("resumed") else time
 
 
 def _counts(trials: Mapping[str, int]) -> Markup:
@@ -133,6 +138,8 @@ def _shown_settings(record: dict[str, Any]) -> dict[str, str]:
     config = {name: value for name, value in record["config"].items() if name not in HIDDEN}
     where = {name: record["environment"].get(name) for name in ("device", "num_devices", "git_commit")}
     digest = {"study": record["study"], "digest of the data": record["config"]["data_sha256"][:12]}
+    if own := record["config"].get("own_folds"):
+        digest["digest of the study's own folds"] = own
     space = record["config"]["space"]  # whose batch_size and num_epochs replace the settings
     return {name: html.setting(value) for name, value in (digest | space | config | space | where).items()}
 

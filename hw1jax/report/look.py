@@ -19,7 +19,6 @@ Array = np.ndarray
 BLACK, GREY, LIGHT = "#000000", "#777777", "#bbbbbb"
 BLUE, ORANGE, GREEN, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
 TRAINING, VALIDATION, REFIT, TEST, BEST, PRUNED = BLUE, ORANGE, GREEN, BLACK, ORANGE, SKY
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def dots(epochs: Array) -> dict[str, Any]:

@@ -244,22 +244,23 @@ def _cards(results: Results) -> Markup:
     counts = {state: number(count, "{}") for state, count in results.record["trials"].items()}
     pruned = f", {counts['pruned']} pruned" if results.record["trials"]["pruned"] else ""
     cards.append(("trials", counts["complete"], f"complete{pruned}, {counts['failed']} failed"))
-    cards.append(("time", duration(results.record["timing"]["total_seconds"]), "from start to results"))
+    begin = "when it was resumed" if results.record["timing"].get("resumed") else "start"
+    cards.append(("time", duration(results.record["timing"]["total_seconds"]), f"from {begin} to results"))
     items = (f"<div><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>" for name, value, note in cards)
     return Markup(f'<dl class="cards">{"".join(items)}</dl>')
 
 
 def _smaller(results: Results) -> str:
-    """A sentence on how the run's amount of work differs from the reference's; empty if it doesn't."""
+    """A sentence on how the run's amount of work differs from the study's, which has a reference; or nothing."""
     config, study = results.record["config"], results.study
-    names = ("num_trials", "num_folds", "num_epochs", "batch_size", "averaging")
+    names = ("num_trials", "num_epochs", "batch_size", "averaging", *(["num_folds"] if study.folds is None else []))
     own = {name: getattr(study, name) for name in names} | {"halving": halving_settings(study.halving)["halving"]}
     other = [
         f"{words(n)} {config[n] or 'none'} instead of {value or 'none'}"
         for n, value in own.items()
         if config[n] != value and n not in study.space
     ]
-    return f"Not {study.reference.name}'s amount of work: {', '.join(other)}." if other and study.reference else ""
+    return f"Not the study's amount of work: {', '.join(other)}." if other and study.reference else ""
 
 
 def _introduction(references: Sequence[Reference], results: Results | None = None) -> Markup:

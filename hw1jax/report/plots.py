@@ -151,7 +151,7 @@ def learning_profile(
     for name, values in folds.items():
         epochs, color = np.arange(1, values.shape[1] + 1), TRAINING if name == "training" else VALIDATION
         ax.plot(epochs, values.T, color=color, linewidth=0.6, alpha=0.55, **dots(epochs))
-        mean, bold = f"{name}, mean of {len(values)} folds", values.mean(axis=0) if means is None else means[name]
+        mean, bold = f"{name}, mean of {len(values)} networks", values.mean(axis=0) if means is None else means[name]
         ax.plot(epochs, bold[: len(epochs)], color=color, linewidth=1.8, label=mean, **dots(epochs))
         epoch_axis(ax, epochs)
     ax.set(title=title, xlabel="epoch", ylabel=label)

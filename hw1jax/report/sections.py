@@ -319,7 +319,7 @@ def fit(results: Results, gaps: Gaps = ()) -> list[Item]:
 
 def timing(results: Results) -> Figure:
     """A bar for each part of the run's time."""
-    seconds = {name: value for name, value in results.record["timing"].items() if isinstance(value, int | float)}
+    seconds = {name: value for name, value in results.record["timing"].items() if name.endswith("seconds")}
     total = seconds.pop("total_seconds")
     names = {
         "start_seconds": "start (imports)",
@@ -335,7 +335,8 @@ def timing(results: Results) -> Figure:
     title = f"{formatting.duration(total)} in all"
     bars = partial(plots.bars, values=parts, title=title, label="seconds", form=formatting.duration)
     alt = "; ".join(f"{name}: {formatting.duration(value)}" for name, value in parts.items())
-    caption = "From the start of the process to results.json; figures and page come after."
+    begin = "From when the run was resumed" if results.record["timing"].get("resumed") else "From the start"
+    caption = f"{begin} to results.json; figures and page come after."
     return Figure("time", alt, caption, grid([bars], 1, height=0.7 + 0.3 * len(parts)))
 
 

@@ -21,6 +21,19 @@ def softmax(outputs: np.ndarray) -> np.ndarray:
     return exponentials / exponentials.sum(axis=1, keepdims=True)
 
 
+def logits(outputs: np.ndarray, num_classes: int) -> np.ndarray:
+    """Outputs [example, class]; a single one, [example, 1] or [example], is the log-odds of the second of two classes.
+
+    Raises:
+      ValueError: another number of outputs.
+    """
+    if num_classes == 2 and outputs.shape in ((len(outputs),), (len(outputs), 1)):
+        return np.column_stack([np.zeros(len(outputs)), outputs.reshape(-1)])
+    if outputs.shape != (len(outputs), num_classes):
+        raise ValueError(f"outputs have the shape {outputs.shape}: {num_classes} classes need [sample, {num_classes}]")
+    return outputs
+
+
 def ensemble(loss: Callable[..., Any], outputs: Sequence[Any], weights: Sequence[float] | None = None) -> Any:
     """Combines the outputs of networks ([example, ...] each, arrays or trees) into outputs that the same loss takes.
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from hw1jax import formatting, storage
 from hw1jax.core import folds as folds_
-from hw1jax.core import losses, tracebacks
+from hw1jax.core import selection, tracebacks
 from hw1jax.core.folds import Fold
 from hw1jax.core.tasks import Task
 from hw1jax.data import Dataset, sha256
@@ -138,9 +138,14 @@ class Results(NamedTuple):
         Raises:
           ValueError: the loss is not `hw1jax.cross_entropy`; or as of `out_of_fold`.
         """
-        if self.task.loss is not losses.cross_entropy:
+        if not self.has_probabilities:
             raise ValueError("out_of_fold_probabilities: the loss is not hw1jax.cross_entropy; use out_of_fold")
         return evaluation.softmax(self.out_of_fold)
+
+    @property
+    def has_probabilities(self) -> bool:
+        """True if the softmax of the outputs are probabilities: the loss is `hw1jax.cross_entropy`, or wraps it."""
+        return selection.combines_probabilities(self.task.loss)
 
     @property
     def failure(self) -> str | None:
@@ -199,6 +204,8 @@ class Results(NamedTuple):
                 outputs, x, y, weights = jax.tree.map(lambda a: a[rows], (outputs, x, y, weights))
             classified = Classified(outputs, x, y, (), "training", "out of fold", whose, weights)
         if outputs is None or not evaluation.are_classes(self.study.classes, outputs, classified.y):
+            return None
+        if np.isnan(outputs).any():  # of a refit that diverged
             return None
         names = evaluation.class_names(self.study.classes, outputs)
         return classified._replace(names=names) if names else None

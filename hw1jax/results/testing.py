@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from hw1jax.core import folds, tasks
@@ -99,6 +100,7 @@ def _check(model: Model, best: TrialScore, networks: Networks, fold: int, output
     """
     data, expected, state = networks.data, best.defined("loss")[fold], model.folds[fold][1]
     y, weights = jax.tree.map(lambda a: a[networks.folds[fold].validation], (data.y_train, data.weights))
+    y, outputs = jax.tree.map(jnp.asarray, (y, outputs))
     y = tasks.prepared_y(model.task, state.statistics if isinstance(state, tasks.Fit) else None, y)
     loss = float(np.average(np.asarray(model.task.loss(outputs, y), np.float64), weights=weights))
     if np.isfinite(loss) and not np.isclose(loss, expected, rtol=SCORED_AGAIN, atol=1e-5):

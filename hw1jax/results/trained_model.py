@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import flax.serialization
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from hw1jax import formatting, storage
+from hw1jax import environment, formatting, storage
 from hw1jax.core import folds as folds_
 from hw1jax.core import population, tracebacks
 from hw1jax.core.folds import Fold
@@ -127,6 +128,7 @@ class Model(NamedTuple):
 
     def losses(self, outputs: Any, y: Any) -> Any:
         """The loss of outputs in the unit of y, [example]."""
+        outputs, y = jax.tree.map(jnp.asarray, (outputs, y))  # as in training: functions may use what NumPy has not
         return self.task.loss(*(prepared_y(self.task, self.statistics, values) for values in (outputs, y)))
 
     @property
@@ -148,7 +150,8 @@ class Model(NamedTuple):
 
     def _outputs(self, networks: Sequence[tuple[Any, Any]], x: Any, of_loss: bool = False) -> list[Any]:
         task, h = self.task._replace(**({"prepare_y": None} if of_loss else {})), self.hyperparameters
-        return [population.predict(task, params, h, x, state=state) for params, state in networks]
+        with jax.default_matmul_precision(environment.matmul_precision() or "float32"):  # as it was trained
+            return [population.predict(task, params, h, x, state=state) for params, state in networks]
 
     def named_parameters(self) -> dict[str, np.ndarray]:
         """Parameters by their paths in the tree, as "dense1/weights"; those of the state begin with "state/".
@@ -183,7 +186,8 @@ def score(model: Model, outputs: Any, y: Any) -> dict[str, Any]:
     are None if the loss is not finite; a metric that isn't is None alone.
     """
     functions = {"loss": model.losses, **model.study.metrics}
-    scores: dict[str, Any] = {name: _mean(function(outputs, y)) for name, function in functions.items()}
+    both = jax.tree.map(jnp.asarray, (outputs, y))
+    scores: dict[str, Any] = {name: _mean(function(*both)) for name, function in functions.items()}
     scores = {name: value if np.isfinite(value) else None for name, value in scores.items()}
     if scores["loss"] is None:
         scores = dict.fromkeys(scores)
@@ -228,6 +232,7 @@ def save_model(path: Path, model: Model, x: Any = None) -> None:
         "study": model.study.name,
         "hyperparameters": space_text.draw_to_json(model.draw),
         **(_network_to_file(model.params, model.state) if model.has_refit else {"refit": False}),
+        **({"statistics": _plain(model.statistics)} if not model.has_refit and is_fitted(model.task) else {}),
         "folds": [_network_to_file(*network) for network in model.folds],
         **({"members": list(map(_member_to_file, model.members))} if model.members else {}),
         "examples": {"x": x, "outputs": outputs} if kept else {},
@@ -255,6 +260,8 @@ def load_model(path: Path | str, study: Study) -> Model:
         if not isinstance(content["folds"], list):
             raise ValueError("fold models that are no list")
         params, state = _network_from_file(content, shapes) if content.get("refit", True) else (None, None)
+        if params is None and "statistics" in content:
+            state = Fit(None, _from_plain(content["statistics"]))
         folds = tuple(_network_from_file(network, shapes) for network in content["folds"])
         model = model._replace(params=params, state=state, folds=folds)
         members = tuple(_member_from_file(member, model.study) for member in content.get("members", ()))
@@ -340,7 +347,8 @@ def _from_plain(content: Any) -> Any:
 
 def _check_statistics(model: Model) -> None:
     """Raises a ValueError unless all networks have statistics of the same shapes, or the task has none."""
-    states = [*([model.state] if model.has_refit else []), *(state for _, state in model.folds)]
+    whole = [model.state] if model.has_refit or model.state is not None else []
+    states = [*whole, *(state for _, state in model.folds)]
     if any(isinstance(state, Fit) != is_fitted(model.task) for state in states):
         raise ValueError("prepare or prepare_y is fitted, and was not, or the other way round")
     if not is_fitted(model.task):

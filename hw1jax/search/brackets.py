@@ -7,6 +7,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -328,13 +329,17 @@ def side_by_side(work: Callable[[int, int], None], num_jobs: int, num_threads: i
         waiting.put(i)
     errors: list[BaseException] = []
     working: list[threading.Event] = []  # of each thread that has begun, set when it has ended
+    config: Any = jax.config  # its stubs lack the attribute
+    x64 = config.jax_enable_x64
 
     def take(thread: int) -> None:
         ended = threading.Event()
         working.append(ended)
         try:
-            while not errors:
-                work(waiting.get_nowait(), thread)
+            # A thread doesn't know the caller's `with jax.enable_x64`.
+            with nullcontext() if config.jax_enable_x64 == x64 else jax.enable_x64(x64):
+                while not errors:
+                    work(waiting.get_nowait(), thread)
         except queue.Empty:
             pass
         except BaseException as error:

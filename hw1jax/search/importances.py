@@ -20,9 +20,9 @@ BEST = 0.25  # share of the trials that PED-ANOVA compares with all
 
 
 class Importances(NamedTuple):
-    """The importance of each hyperparameter for the score, the largest first; they sum to 1."""
+    """The importance of each hyperparameter for the score, the largest first."""
 
-    shares: dict[str, float]  # by column
+    shares: dict[str, float]  # by column; PED-ANOVA's sum to 1, fANOVA's to what is not explained by several together
     method: Literal["fANOVA", "PED-ANOVA"]
 
 
@@ -53,7 +53,7 @@ def importances(
             opened.add_trial(optuna.trial.create_trial(params=values, distributions=kinds, value=score))
         try:
             forest = optuna.importance.FanovaImportanceEvaluator(seed=FOREST_SEED)
-            return Importances(compute(opened, evaluator=forest), "fANOVA")
+            return Importances(compute(opened, evaluator=forest, normalize=False), "fANOVA")
         except ImportError:  # scikit-learn isn't installed
             quarter = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=BEST)
             return Importances(compute(opened, evaluator=quarter), "PED-ANOVA")

@@ -337,7 +337,7 @@ class Networks:
         if isinstance(r, space.Choice) and r.is_named and not r.static:
             hint = (
                 f", the index of one of {', '.join(map(str, r.values))}, which never equals a name: choose by "
-                f"jax.lax.switch({where}, ...) or hw1jax.chosen_l2, or declare Choice(..., static=True)"
+                f"jax.lax.switch({where}, ...) or hw1jax.chosen_l2(.., names=..), or declare Choice(..., static=True)"
             )
         raise ValueError(
             f"space: {names[0]} has no effect: neither initial parameters nor training nor evaluation depend on "
