@@ -373,8 +373,8 @@ class SearchCV(_Search):
     """A network of one's own, searched by cross-validation, all trials at once.
 
     Args:
-      task, space: as of `hw1jax.Study`. For classes, y are their indices and the outputs [sample, class] logits; for
-        numbers, y are [sample, target].
+      task, space: as of `hw1jax.Study`. For classes, y are their indices and the outputs [sample, class] logits, or
+        one, the log-odds of the second of two; for numbers, y are [sample, target].
       estimator_type: "classifier" or "regressor".
       others: see `MLPClassifierCV`.
     """
