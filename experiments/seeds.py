@@ -47,7 +47,7 @@ def search(name: str, way: str, seed: int, out: Path, **given: Any) -> dict[str,
         hw.run_study(asked, seed=seed, out=out, **settings, **given)
     read = json.loads((out / "results.json").read_text())
     found = {"seed": seed, "val_loss": read["best"]["mean_val_loss"]}
-    if not read["timing"]["resumed"]:  # else the time is of the last start alone
+    if not read["timing"].get("resumed"):  # else the time is of the last start alone
         found["seconds"] = read["timing"]["total_seconds"]
     where = f"{read['environment']['cores']} cores of {read['environment']['device']}"
     found |= {"machine": where, "trials": read["config"]["num_trials"], "test": numbers(read["test"])}

@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,7 +73,7 @@ def run_study(
     environment.use_all_cores(config.program.num_devices)
     how = observer or default_observer(), "hw1jax.run_study", time.time(), threading.Event(), executor
     _, searched = _in_folder(config, *how)
-    return results.load_results(config.folder, searched.networks.study)
+    return results.read_results(config.folder, searched.networks.study)
 
 
 def run(
@@ -198,8 +197,8 @@ def load(config: RunConfig) -> Networks:
       ValueError, TypeError: invalid data or folds.
     """
     data = study_data.load_data(config.study, config.inputs)
-    anew = replace(config.study, task=partial(config.study.task))  # what it uses may have changed since the last run
-    return Networks(anew, config.search, data, study_data.splits_of(config.study, config.search, data))
+    splits = study_data.splits_of(config.study, config.search, data)
+    return Networks(study.afresh(config.study), config.search, data, splits)
 
 
 class _Run(NamedTuple):

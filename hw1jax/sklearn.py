@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, cast
 
 import jax
@@ -119,7 +118,8 @@ class _Search(BaseEstimator):
                 raise ValueError(f"y must be numbers, got {y.dtype}: classes are for a classifier")
             y = y.reshape(len(y), -1)
             self._num_outputs = y.shape[1]
-            return as_arrays(y if y.dtype.kind == "f" else y.astype(np.float64), "y")
+            checked = as_arrays(y if y.dtype.kind == "f" else y.astype(np.float64), "y")
+            return checked if y.dtype.kind == "f" else checked.astype(jax.dtypes.canonicalize_dtype(float))
         check_classification_targets(y)
         self.classes_, index = np.unique(y, return_inverse=True)
         self._num_outputs = len(self.classes_)
@@ -163,10 +163,7 @@ class _Search(BaseEstimator):
             config = study.run_config(asked, **settings)
             check = callable(self.scoring) or not isinstance(self, _MLP)
             searched = run.search(config, observer, check=check)
-        if problem := searched.refit_problem:
-            if not searched.model.is_finite and not self.ensemble:
-                raise ValueError(f"{problem}; search smaller learning rates, or give ensemble=True")
-            notes.kept.append(problem)
+        notes.kept += [searched.refit_problem] if searched.refit_problem else []
         for note in notes.kept:
             warnings.warn(note, stacklevel=3)
         self._keep(searched, asked)
@@ -211,8 +208,9 @@ class _Search(BaseEstimator):
         self.best_params_, self.best_score_ = draws[self.best_index_], float(sign * found.best.mean(name))
         self.n_iter_, self._draw = found.best.epochs, found.best.draw
         self._arrays = found.model[2:]  # of the trained networks, without functions: they can be pickled
-        # Of the trained networks, whatever `set_params` changes later. What a task uses may have changed before.
-        self._settings = {n: partial(value) if n == "task" else value for n, value in self.get_params(False).items()}
+        self._settings = self.get_params(deep=False)  # of the trained networks, whatever `set_params` does later
+        if "task" in self._settings:
+            self._settings["task"] = found.networks.study.task  # made anew for this search
 
     def _outputs(self, X: Any) -> np.ndarray:
         """Outputs of the network, [sample, output]."""
@@ -226,6 +224,8 @@ class _Search(BaseEstimator):
         fitted.__dict__ |= self._settings
         model = Model(fitted._study(Dataset(X, X)), self._draw, *self._arrays)
         model = model._replace(members=()) if self.ensemble is True else model
+        if not self.ensemble and not model.is_finite:
+            raise ValueError("the refit diverged: give ensemble=True, or search smaller learning rates")
         # In JAX's dtype at once: rows to predict may be more alike than it can tell, other than those of a fit.
         X = X.astype(jax.dtypes.canonicalize_dtype(X.dtype)) if X.dtype.kind == "f" else X
         X = as_arrays(X, "X", nan=tasks.fits_x(model.task.prepare))

@@ -282,9 +282,10 @@ def test_a_folder_belongs_to_one_preprocessing(finished):
 
 
 def test_a_transformation_of_y_that_mixes_examples_is_refused():
-    mixes = hw.Fitted(lambda y, own_y, weights: (), lambda s, y: y - y.mean(axis=0)[None], lambda s, y: y)
-    with pytest.raises(ValueError, match="^loss or prepare_y mixes examples: an example's value changes"):
-        cross_validated(prepare_y=mixes)
+    same, mixed = (lambda s, y: y), (lambda s, y: y - y.mean(axis=0)[None])
+    for transform, inverse in ((mixed, same), (same, mixed)):
+        with pytest.raises(ValueError, match="^loss or prepare_y mixes examples: an example's value changes"):
+            cross_validated(prepare_y=hw.Fitted(lambda y, own_y, weights: (), transform, inverse))
 
 
 def test_a_study_with_nan_that_nothing_fills_is_refused(tmp_path):

@@ -496,6 +496,8 @@ def test_runs_of_one_study_say_only_what_differs(runs, tmp_path, blank):
     change_record(other, config=config | {"own_folds": "0123abc"})
     cells = Page(write_comparison([runs / "regression", other], tmp_path / "side.html")).text
     assert "digest of the study's own folds-0123abc" in cells and "(resumed)" not in cells
+    change_record(other, timing=read_record(other)["timing"] | {"resumed": True})
+    assert "23 min 37 s (resumed)" in Page(write_comparison([runs / "regression", other], tmp_path / "side.html")).text
     same = write_comparison([runs / "regression", change_record(other, config=config)], tmp_path / "side.html")
     assert "All of them were asked the same." in same.read_text()
 

@@ -591,6 +591,7 @@ def test_a_search_predicts_and_tests_with_what_it_has_trained_though_a_global_ha
         outputs = apply(found.model.params, X[30:], None) + margin
         assert found.test["loss"] == pytest.approx(float(jnp.mean((outputs - Y[30:]) ** 2)), rel=1e-5)
         search.fit(X, Y)
+        assert hw.load_results(found.folder, study).test["loss"] == found.test["loss"]
         params = search._arrays[0]
         np.testing.assert_allclose(search.predict(X), apply(params, X, None) + margin, rtol=1e-5, atol=1e-5)
 

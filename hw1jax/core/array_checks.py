@@ -111,8 +111,9 @@ def _representable(array: np.ndarray, name: str) -> np.ndarray:
             warnings.simplefilter("ignore", RuntimeWarning)  # a column of NaN alone
             rounded, deviation = (np.nanstd(a.astype(np.float64), axis=0) for a in (computed - array, array))
         if (rounded > LARGEST_ROUNDING * deviation).any():
+            largest = np.nanmax(np.abs(array))
             raise ValueError(
-                f"{name} loses its signal in {dtype}, in which JAX computes: values around {np.abs(array).max():.3g} "
+                f"{name} loses its signal in {dtype}, in which JAX computes: values around {largest:.3g} "
                 "differ by little more than they are rounded; subtract their mean, or set jax_enable_x64"
             )
     return array

@@ -26,7 +26,7 @@ class Found(NamedTuple):
     """Results of `try_out`."""
 
     outputs: Alike  # in evaluation
-    losses: Alike  # of the batch's outputs
+    losses: Alike  # of the batch's outputs, and with `prepare_y` these in the unit of y
     metrics: dict[str, Alike]
     of_labels: jax.Array  # [label, 2]: losses on the first example's outputs and on outputs that are all equal
     padding: Alike | None  # outputs and state in training, of two batches that differ in their padding alone
@@ -89,10 +89,12 @@ def _try_out(task: Task, kind, key_data, params: Params, state, hyperparameters,
     own = tasks.in_own_units(task, statistics, outputs)
 
     def loss_of(outputs: Any, own_y: Any) -> Any:
-        return task.loss(outputs, tasks.prepared_y(task, statistics, own_y))
+        """Also the outputs in the unit of y, if that is another."""
+        own = () if task.prepare_y is None else tasks.in_own_units(task, statistics, outputs)
+        return task.loss(outputs, tasks.prepared_y(task, statistics, own_y)), own
 
     values = {name: Alike(metric(own, data.y), one_by_one(metric, own, data.y)) for name, metric in task.each}
-    losses = Alike(task.loss(outputs, y), one_by_one(loss_of, outputs, data.y))
+    losses = Alike(loss_of(outputs, data.y), one_by_one(loss_of, outputs, data.y))
     padding = with_other_padding() if tasks.takes_whole_batches(task) else None
     return Found(Alike(outputs, one_by_one(in_evaluation, x)), losses, values, of_labels, padding)
 

@@ -22,16 +22,18 @@ def softmax(outputs: np.ndarray) -> np.ndarray:
 
 
 def logits(outputs: np.ndarray, num_classes: int) -> np.ndarray:
-    """Outputs [example, class]; a single one, [example, 1] or [example], is the log-odds of the second of two classes.
+    """Outputs [example, class], without those that are of no class of y.
+
+    A single one, [example, 1] or [example], is the log-odds of the second of two classes.
 
     Raises:
-      ValueError: another number of outputs.
+      ValueError: too few outputs.
     """
     if num_classes == 2 and outputs.shape in ((len(outputs),), (len(outputs), 1)):
         return np.column_stack([np.zeros(len(outputs)), outputs.reshape(-1)])
-    if outputs.shape != (len(outputs), num_classes):
+    if outputs.ndim != 2 or outputs.shape[1] < num_classes:
         raise ValueError(f"outputs have the shape {outputs.shape}: {num_classes} classes need [sample, {num_classes}]")
-    return outputs
+    return outputs[:, :num_classes]
 
 
 def ensemble(loss: Callable[..., Any], outputs: Sequence[Any], weights: Sequence[float] | None = None) -> Any:

@@ -17,7 +17,7 @@ from hw1jax.core.folds import Fold
 from hw1jax.core.tasks import Task
 from hw1jax.data import Dataset, sha256
 from hw1jax.results import evaluation, run_folder
-from hw1jax.results.trained_model import Model, are_close, load_model
+from hw1jax.results.trained_model import Model, are_close, read_model
 from hw1jax.results.trials import Trials, read_trials
 from hw1jax.search import networks, space_text, study_data
 from hw1jax.search import study as study_
@@ -295,7 +295,11 @@ def load_results(folder: Path | str, study: Study) -> Results:
     Raises:
       ValueError: a file is missing or damaged, or the data or the study differ from those of the run; one line.
     """
-    folder = Path(folder)
+    return read_results(Path(folder), study_.afresh(study))
+
+
+def read_results(folder: Path, study: Study) -> Results:
+    """As `load_results`, with the networks of a study that has been used already."""
     with storage.read_lock(folder):
         return _read(folder, study)
 
@@ -310,7 +314,7 @@ def _read(folder: Path, study: Study) -> Results:
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder} was run with another study {study.name} than it is now ({error})") from None
     path = folder / "model.msgpack"
-    model = load_model(path, study) if record["refit"]["state"] != "diverged" and path.exists() else None
+    model = read_model(path, study) if record["refit"]["state"] != "diverged" and path.exists() else None
     inputs = record["inputs"]
     named = {name: Path(inputs[name]) for name in study.inputs if inputs.get(name)}
     data = study_data.load_data(study, {name: named.get(name) for name in study.inputs})

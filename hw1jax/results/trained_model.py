@@ -150,7 +150,7 @@ class Model(NamedTuple):
 
     def _outputs(self, networks: Sequence[tuple[Any, Any]], x: Any, of_loss: bool = False) -> list[Any]:
         task, h = self.task._replace(**({"prepare_y": None} if of_loss else {})), self.hyperparameters
-        with jax.default_matmul_precision(environment.matmul_precision() or "float32"):  # as it was trained
+        with jax.default_matmul_precision(environment.matmul_precision() or "float32"):
             return [population.predict(task, params, h, x, state=state) for params, state in networks]
 
     def named_parameters(self) -> dict[str, np.ndarray]:
@@ -248,8 +248,13 @@ def load_model(path: Path | str, study: Study) -> Model:
       ValueError: the file is damaged, of another format or study, its arrays don't fit its hyperparameters, or the
         study's network has changed.
     """
+    return read_model(Path(path), study_.afresh(study))
+
+
+def read_model(path: Path, study: Study) -> Model:
+    """As `load_model`, with the networks of a study that has been used already."""
     try:
-        content: Any = flax.serialization.msgpack_restore(Path(path).read_bytes())
+        content: Any = flax.serialization.msgpack_restore(path.read_bytes())
         if content["format"] != storage.FORMAT:
             raise ValueError(f"format {content['format']}, expected {storage.FORMAT}")
         if content["study"] != study.name:

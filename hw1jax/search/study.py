@@ -8,6 +8,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -337,6 +338,11 @@ def check(config: RunConfig) -> None:
     taken = next((path for path in (config.folder, *config.folder.absolute().parents) if path.exists()), None)
     if taken is not None and not taken.is_dir():
         raise ValueError(f"out={config.folder}: {taken} is a file; name a folder")
+
+
+def afresh(study: Study) -> Study:
+    """The study with networks that are made anew: what they use may have changed since they were made."""
+    return replace(study, task=partial(study.task))
 
 
 def check_study(study: Study) -> None:
