@@ -105,7 +105,7 @@ def train(form: str, work: Work, *, endless: bool = False) -> Iterator[tuple[int
     waiting = plan.jobs_of(networks, rung, draws)
     val_loss, calls = np.full((len(draws), num_folds), np.nan), {}
     per_call = networks.train_config(networks.widest).epochs_per_call
-    num_threads = rung.plan.num_devices if rung.own_widths else 1
+    num_threads = rung.num_side_by_side
     num_epochs = 10**9 if endless else num_epochs
 
     def advance(number: int, device: int) -> None:

@@ -297,7 +297,7 @@ def _search(run: _Run, opened: Any, trainer: Brackets) -> list[TrialScore]:
     if run.config.program.reproducible and jax.default_backend() != "cpu" and not environment.is_reproducible():
         run.observer.note("not reproducible: XLA_FLAGS must say so before JAX starts (environment.make_reproducible)")
     numbers = [bracket.numbers for bracket in run.plan.of(run.config.num_trials)]
-    threads = max(rung.plan.num_devices if rung.own_widths else 1 for rung in run.plan.rungs)
+    threads = max(rung.num_side_by_side for rung in run.plan.rungs)
     trials: list[TrialScore] = []
     num_known, end = optuna_search.num_finished(opened), time.monotonic() + (run.config.program.timeout or math.inf)
     more = {"num_epochs": num_epochs, "callbacks": run.config.given.callbacks}

@@ -191,8 +191,7 @@ class Brackets:
             show = partial(self._observer.epochs, "refits of the ensemble")
             trainer.train(job, device=device, show=lambda job, done, val: show(done, job.rung.end_epoch, None))
 
-        rung = waiting[0].rung
-        side_by_side(train, len(waiting), rung.plan.num_devices if rung.own_widths else 1, self._stop)
+        side_by_side(train, len(waiting), waiting[0].rung.num_side_by_side, self._stop)
         found = {}
         for job in waiting:
             own = {number: draws[number] for number in job.numbers}
@@ -237,8 +236,7 @@ class Brackets:
                 self._failed = True
                 raise
 
-        num_devices = rung.plan.num_devices if rung.own_widths else 1
-        num_threads = num_devices if self._executor is None else min(len(waiting), MOST_WAITING)
+        num_threads = rung.num_side_by_side if self._executor is None else min(len(waiting), MOST_WAITING)
         side_by_side(train, len(waiting), num_threads, self._stop)
         return [(job, found[i]) for i, job in enumerate(waiting)]
 
@@ -270,8 +268,7 @@ class Brackets:
     def _count(self, job: Job, trained: Trained) -> None:
         end = self._end_of_rung(job)
         self.programs.add(space_.key_of(job.fixed))
-        side_by_side = job.rung.plan.num_devices if job.rung.own_widths else 1
-        self.seconds[end] = self.seconds.get(end, 0) + float(trained.seconds.sum()) / side_by_side
+        self.seconds[end] = self.seconds.get(end, 0) + float(trained.seconds.sum()) / job.rung.num_side_by_side
         if job.rung.end_epoch == self._networks.num_epochs(job.fixed):
             self._last_jobs |= dict.fromkeys(job.numbers, job)
 

@@ -47,6 +47,11 @@ class Rung:
     # part, so that the trials of a part reuse a program. None: exactly the widths that were drawn.
     groups: tuple[int, ...] | None = None
 
+    @property
+    def num_side_by_side(self) -> int:
+        """Jobs that train at the same time: one a device if each has its own widths, else one on all devices."""
+        return self.plan.num_devices if self.own_widths else 1
+
     def widths(self, space: space_.Space, draw: Draw) -> Draw:
         """Returns the draw with the widths that its network has on this rung."""
         if not self.own_widths:
