@@ -98,9 +98,7 @@ class _Search(BaseEstimator):
         X = as_arrays(X, "X", nan=True)
         if X.dtype.kind in "iu" and isinstance(self, _MLP):
             as_arrays(X.astype(np.float64), "X")  # is checked as what the network computes with
-        weights = sample_weight
-        if weights is not None:
-            weights = _check_sample_weight(weights, X, ensure_non_negative=True)
+        weights = None if sample_weight is None else _check_sample_weight(sample_weight, X, ensure_non_negative=True)
         return self._search(X, self._targets(y, weights), weights, groups)
 
     def _validated(self, X: Any, **more: Any) -> Any:
@@ -131,7 +129,7 @@ class _Search(BaseEstimator):
             if (each < 0).any():
                 raise ValueError(f"class_weight= must be at least 0, got {given}")
             self._class_weights = tuple(map(float, each))
-        if self.scoring in ("f1", "average_precision") and self._num_outputs == 2 and self.classes_[0] == 1:
+        if self.scoring in ("f1", "average_precision") and self._num_outputs == 2 and self.classes_[1] != 1:
             raise ValueError(f"scoring={self.scoring!r} is of class 1, which must be the second of {self.classes_}")
         return index.astype(np.int32)
 
@@ -151,9 +149,9 @@ class _Search(BaseEstimator):
             splitter: Any = check_cv(cast(Any, self.cv), y, classifier=is_classifier(self))
             folds = list(splitter.split(X, y, groups))
             groups = None
-        self._batch_size: Any = min(200, len(X)) if self.batch_size == "auto" else self.batch_size
+        self._batch_size: Any = 200 if self.batch_size == "auto" else self.batch_size
         check_number(self._batch_size, "batch_size")
-        settings["batch_size"] = self._batch_size
+        settings["batch_size"] = self._batch_size = min(self._batch_size, len(X))
         notes = sklearn_words.Notes()
         observer = Progress(verbose=self.verbose > 1) if self.verbose else notes
         with closing(observer), sklearn_words.in_messages(self._words):
@@ -256,8 +254,9 @@ class _Search(BaseEstimator):
         check_is_fitted(self)
         if callable(self.scoring):
             raise TypeError("scoring= is a metric of hw1jax, which takes outputs: give scikit-learn's name of a score")
-        scorer = get_scorer(self.scoring or ("accuracy" if is_classifier(self) else "r2"))
-        return scorer(self, X, y, **({} if sample_weight is None else {"sample_weight": sample_weight}))
+        name = self.scoring or ("accuracy" if is_classifier(self) else "r2")
+        name = "roc_auc_ovr" if name == "roc_auc" and len(self.classes_) > 2 else name
+        return get_scorer(name)(self, X, y, **({} if sample_weight is None else {"sample_weight": sample_weight}))
 
     @property
     def best_estimator_(self) -> Any:

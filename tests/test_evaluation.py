@@ -125,6 +125,7 @@ def test_an_ensemble_is_as_exact_as_its_networks_and_float32_at_least(loss, dtyp
 
 def test_the_most_confused_pair_is_never_on_the_diagonal_and_its_mistakes_come_the_surest_first():
     assert evaluation.most_confused_pair(np.array([[9, 1, 0], [0, 5, 4], [2, 2, 9]])) == (1, 2)
+    assert evaluation.most_confused_pair(np.diag([3, 4])) is None
     outputs = np.array([[0, 1, 0], [0, 9, 0], [5, 0, 0], [0, 3, 0], [0, 2, 0]], float)
     y = np.array([0, 0, 0, 1, 0])
     np.testing.assert_array_equal(evaluation.misclassified(outputs, y, 0, 1), [1, 4, 0])

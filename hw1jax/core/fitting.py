@@ -42,6 +42,14 @@ def statistics(task: Task, data: Data, folds: Sequence[Fold]) -> Any:
     return jax.tree.map(lambda *folds: np.stack(folds), *each)
 
 
+def check_test_set(task: Task, statistics: Any, x_test: Any) -> None:
+    """Raises a ValueError if x_test has NaN that `prepare` doesn't fill; `statistics` are one fold's."""
+    if any(leaf.dtype.kind == "f" and np.isnan(leaf).any() for leaf in jax.tree.leaves(x_test)):
+        prepared = jax.tree.leaves(tasks.prepared(task, statistics, x_test))
+        if not all(np.isfinite(leaf).all() for leaf in prepared):
+            raise ValueError("prepare= gives values of x_test that are NaN: fill them, as hw1jax.impute_mean does")
+
+
 def of_fold(data: Data, fold: int) -> Data:
     """The data with the statistics of one fold, as arrays of JAX: a traced index must not meet one of numpy's."""
     return data._replace(statistics=jax.tree.map(lambda a: jnp.asarray(a[fold]), data.statistics))

@@ -71,11 +71,13 @@ def masked_sum(values: jax.Array, mask: jax.Array) -> jax.Array:
 def accuracy(outputs: Array, y: Array) -> jax.Array:
     """Float [batch]: 1 if the largest output ([batch, classes]) is that of the class `y` (int [batch]), else 0.
 
-    A single output ([batch, 1]) is the log-odds of class 1 of two.
+    A single output ([batch, 1]) is the log-odds of class 1 of two; NaN where y is neither 0 nor 1.
     """
     _check_classes("accuracy", outputs, y)
-    predicted = outputs[..., 0] > 0 if outputs.shape[-1] == 1 else jnp.argmax(outputs, axis=-1)
-    return (predicted == y).astype(jnp.result_type(float))
+    if outputs.shape[-1] == 1:
+        right = ((outputs[..., 0] > 0) == y).astype(jnp.result_type(float))
+        return jnp.where((y == 0) | (y == 1), right, jnp.nan)
+    return (jnp.argmax(outputs, axis=-1) == y).astype(jnp.result_type(float))
 
 
 def _check_classes(name: str, outputs: Array, y: Array) -> None:

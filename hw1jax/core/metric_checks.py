@@ -32,17 +32,25 @@ def undefined(task: Task, hyperparameters: Hyperparameters, data: Data, folds: S
         return {}
     some = jax.tree.map(lambda a: a[:1], data.x)
     outputs = jax.eval_shape(lambda h, x: _outputs(task, h, x, data.statistics), hyperparameters, some)
-    padded = [_part(data, fold, outputs, _longest(folds) + NUM_EXTRA) for fold in folds]
-    named = {name: np.asarray(values) for name, values in _of_parts(task)(*jax.tree.map(_stack, *padded)).items()}
-    missing = {}
+    length, missing = _longest(folds) + NUM_EXTRA, {}
+
+    def of_all(positive: bool) -> dict[str, np.ndarray]:
+        padded = [_part(data, fold, outputs, length, positive) for fold in folds]
+        return {name: np.asarray(values) for name, values in _of_parts(task)(*jax.tree.map(_stack, *padded)).items()}
+
+    # Some metrics take positive outputs alone.
+    named = of_all(False)
+    positive = of_all(True) if any(np.isnan(values).any() for values in named.values()) else named
+    use_positive = {name: bool(np.isnan(named[name]).sum() > np.isnan(positive[name]).sum()) for name in named}
+    named = {name: positive[name] if use_positive[name] else values for name, values in named.items()}
     for name, values in named.items():
         missing[name] = np.flatnonzero(np.isnan(values)).tolist()
         if len(missing[name]) == len(folds):
             raise ValueError(f"metrics[{name!r}] is NaN in every fold, whatever the outputs are: y leaves it undefined")
     firsts = {name: int(np.argmin(np.isnan(values))) for name, values in named.items()}
-    for i in sorted(set(firsts.values())):
-        alone = _of_parts(task)(*jax.tree.map(lambda a: a[None], _part(data, folds[i], outputs, None)))
-        for name in (name for name, first in firsts.items() if first == i):
+    for i, kind in sorted({(first, use_positive[name]) for name, first in firsts.items()}):
+        alone = _of_parts(task)(*jax.tree.map(lambda a: a[None], _part(data, folds[i], outputs, None, kind)))
+        for name in (name for name, first in firsts.items() if (first, use_positive[name]) == (i, kind)):
             if not _is_close(named[name][i], np.asarray(alone[name])[0]):
                 raise ValueError(
                     f"metrics[{name!r}] counts rows of weight 0, which fill up batches: it is {alone[name][0]:.6g} "
@@ -69,15 +77,19 @@ def _longest(folds: Sequence[Fold]) -> int:
     return max(len(fold.validation) for fold in folds)
 
 
-def _part(data: Data, fold: Fold, outputs: Any, length: int | None) -> tuple[Any, Any, np.ndarray]:
-    """(random outputs, y, weights) of a fold's held-out part, filled up with training samples of weight 0."""
+def _part(data: Data, fold: Fold, outputs: Any, length: int | None, positive: bool) -> tuple[Any, Any, np.ndarray]:
+    """(random outputs, y, weights) of a fold's held-out part, filled up with training samples of weight 0.
+
+    `positive`: outputs between 0 and 1.
+    """
     index = fold.validation
     num_more = 0 if length is None else length - len(index)
     everything = np.concatenate([index, np.resize(fold.train, num_more)])
-    rng = np.random.default_rng(0)
 
     def drawn(shape: jax.ShapeDtypeStruct) -> np.ndarray:
-        return rng.normal(size=(len(everything), *shape.shape[1:])).astype(shape.dtype)
+        rng = np.random.default_rng(0)  # of each array, so that the first rows don't depend on the length
+        draw = rng.random if positive else rng.normal
+        return draw(size=(len(everything), *shape.shape[1:])).astype(shape.dtype)
 
     weights = np.ones(len(index)) if data.weights is None else data.weights[index]
     weights = np.concatenate([weights, np.zeros(num_more)]).astype(jax.dtypes.canonicalize_dtype(float))

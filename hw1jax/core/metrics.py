@@ -109,7 +109,7 @@ def _one_vs_rest(area: Callable[[Any, Any, Any], jax.Array], outputs: Array, y: 
     logits = _logits(outputs, y)
     if logits.shape[1] <= 2:
         scores = logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
-        return area(scores, *_of_class(y == 1, weights))
+        return jnp.where(_are_classes(y, weights, 2), area(scores, *_of_class(y == 1, weights)), jnp.nan)
     classes = jnp.arange(logits.shape[1])
 
     def one(k: jax.Array) -> jax.Array:
@@ -117,7 +117,12 @@ def _one_vs_rest(area: Callable[[Any, Any, Any], jax.Array], outputs: Array, y: 
         others = jnp.where(classes[None] == k, -jnp.inf, logits)
         return area(logits[:, k] - jax.nn.logsumexp(others, axis=1), *_of_class(y == k, weights))
 
-    return jnp.mean(lax.map(one, classes))
+    return jnp.where(_are_classes(y, weights, len(classes)), jnp.mean(lax.map(one, classes)), jnp.nan)
+
+
+def _are_classes(y: Array, weights: Array, num_classes: int) -> jax.Array:
+    """Whether y are indices of classes, where they count; else every score would be that of other classes."""
+    return jnp.all(((y >= 0) & (y < num_classes)) | (weights == 0))
 
 
 def _logits(outputs: Array, y: Array) -> jax.Array:
@@ -165,8 +170,10 @@ def _counts(outputs: Array, y: Array, weights: Array) -> tuple[jax.Array, jax.Ar
     classes = jnp.arange(logits.shape[1])
     predicted, true = (k[:, None] == classes[None] for k in (jnp.argmax(logits, axis=1), jnp.asarray(y, classes.dtype)))
 
+    known = _are_classes(y, weights, len(classes))
+
     def total(chosen: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.where(chosen, weights[:, None], 0), axis=0)
+        return jnp.where(known, jnp.sum(jnp.where(chosen, weights[:, None], 0), axis=0), jnp.nan)
 
     return total(predicted & true), total(predicted), total(true)
 

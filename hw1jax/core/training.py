@@ -131,7 +131,9 @@ def total_weight(real: jax.Array, weights: jax.Array | None) -> jax.Array:
 def weighted_sum(values: jax.Array, batch: Batch) -> jax.Array:
     """Weighted sum of one value an example over a microbatch's real examples, in float32 at least."""
     values = in_float32(values)
-    return masked_sum(values if batch.weights is None else values * batch.weights, batch.real)
+    if batch.weights is None:
+        return masked_sum(values, batch.real)
+    return masked_sum(values * batch.weights, batch.real & (batch.weights > 0))  # an infinite one may have no weight
 
 
 def loss_and_gradient(

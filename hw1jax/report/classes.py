@@ -50,16 +50,20 @@ def classification(results: Results) -> list[Item]:
     what = "images" if has_images(results) else "examples"
     confusion = evaluation.confusion_matrix(outputs, y)
     precision, recall = evaluation.precision_and_recall(confusion)
-    true, predicted = evaluation.most_confused_pair(confusion)
-    pair = f"{names[true]} that were taken for {names[predicted]}"
-    count = f"{confusion[true, predicted]} of {confusion[true].sum()}"
+    confused, mistakes, images = evaluation.most_confused_pair(confusion), "no mistakes", []
+    if confused:
+        true, predicted = confused
+        pair = f"{names[true]} that were taken for {names[predicted]}"
+        mistakes = f"the most frequent mistake: {pair}, {confusion[true, predicted]} of {confusion[true].sum()}"
+        if has_images(results):
+            images = _mistakes(classified, true, predicted, pair, results.has_probabilities)
     matrix = partial(plots.confusion_matrix, shares=evaluation.normalise_rows(confusion), names=names, where=where)
     by_class = partial(plots.precision_and_recall, precision=precision, recall=recall, names=names)
     return [
         Figure(
             "confusion",
-            f"Confusion matrix, a row a true class; the most frequent mistake: {pair}, {count}",
-            f"{classified.whose}Rows add up to 100 %. The most frequent mistake: {pair}, {count} {what}.",
+            f"Confusion matrix, a row a true class; {mistakes}",
+            f"{classified.whose}Rows add up to 100 %. {html.capital(mistakes)}{f' {what}' if confused else ''}.",
             grid([matrix], 1, height=5.2),
         ),
         Figure(
@@ -69,7 +73,7 @@ def classification(results: Results) -> list[Item]:
             grid([by_class], 1, height=0.4 + 0.3 * len(names)),
         ),
         *(_calibration(classified, what) if results.has_probabilities else []),
-        *(_mistakes(classified, true, predicted, pair, results.has_probabilities) if has_images(results) else []),
+        *images,
         _table(classified, confusion, what),
     ]
 

@@ -91,9 +91,11 @@ def precision_and_recall(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return hits / np.maximum(confusion.sum(axis=0), 1), hits / np.maximum(confusion.sum(axis=1), 1)
 
 
-def most_confused_pair(confusion: np.ndarray) -> tuple[int, int]:
-    """(true class, predicted class) of the largest off-diagonal entry."""
+def most_confused_pair(confusion: np.ndarray) -> tuple[int, int] | None:
+    """(true class, predicted class) of the largest off-diagonal entry; None if all are 0."""
     wrong = confusion - np.diag(np.diag(confusion))
+    if not wrong.any():
+        return None
     true, predicted = np.unravel_index(np.argmax(wrong), wrong.shape)
     return int(true), int(predicted)
 

@@ -34,12 +34,15 @@ DIGESTS = "results.sha256"
 
 
 def remove(folder: Path) -> None:
-    """Removes a folder's search and results, and nothing else."""
+    """Removes a folder's search and results, and nothing else; without a search it removes nothing."""
+    if not (folder / "journal.log").exists():
+        return
     with storage.write_lock(folder):
         for name in (DIGESTS, *FILES, "report.html", "journal.log"):
             (folder / name).unlink(missing_ok=True)
-        for name in ("brackets", "figures"):
-            shutil.rmtree(folder / name, ignore_errors=True)
+        shutil.rmtree(folder / "brackets", ignore_errors=True)
+        for figure in (folder / "figures").glob("*.png"):
+            figure.unlink()
 
 
 def summary(trial: TrialScore) -> dict[str, Any]:

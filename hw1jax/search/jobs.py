@@ -136,7 +136,9 @@ def members_of(networks: Networks, job: Job, device: int) -> tuple[Population, T
         plan = replace(plan, layout=networks.layout_of(job.fixed["batch_size"]))
     if job.rung.own_widths:
         # All threads of a CPU use its first device, so that each finds the program in the compilation cache.
-        plan = Plan(1, layout=plan.layout, first_device=0 if jax.default_backend() == "cpu" else device)
+        plan = Plan(
+            1, layout=plan.layout, first_device=0 if jax.default_backend() == "cpu" else device % len(jax.devices())
+        )
     if plan.num_devices > len(jax.devices()):
         raise ValueError(
             f"this search was begun on {plan.num_devices} devices, a worker has {len(jax.devices())}: give its workers "

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
+from itertools import product
 from typing import Any
 
 import jax
@@ -150,6 +151,8 @@ class Networks:
                 batch_size=batch_size,
                 statistics=self.samples(self.widest.task).statistics,
             )
+            if any(tasks.takes_whole_batches(network.task) for network in self.of_each_program):
+                self._layouts[batch_size] = self._layouts[batch_size]._replace(microbatch_size=None)
         return self._layouts[batch_size]
 
     def statistics(self, task: Task) -> Any:
@@ -192,8 +195,8 @@ class Networks:
         if not space.varying_widths(self.study.space):
             return None
         x, y = jax.tree.map(lambda a: np.asarray(a[:NUM_EXAMPLES]), (self.data.x_train, self.data.y_train))
-        for network in self.of_each_program:
-            draw = space.narrowest(self.study.space, network.draw)
+        for network, values in product(self.of_each_program, self._traced_values):
+            draw = space.narrowest(self.study.space, network.draw | values)
             wide, narrow = padded(self.study, draw), own(self.study, draw)
             steps, few = self._num_steps(wide), Data(x, y, statistics=self.samples(wide.task).statistics)
             changed = probe.padding_changes(wide.task, narrow.task, steps, self.key, wide.hyperparameters, few)
@@ -201,10 +204,24 @@ class Networks:
                 return changed
         return None
 
+    @property
+    def _traced_values(self) -> list[dict[str, Any]]:
+        """Values of the hyperparameters that are arrays: each of a choice and both ends of a range are in one dict."""
+        widths, ranges = space.widths(self.study.space), space.ranges_of(self.study.space)
+        traced = {n: self.study.space[n] for n in ranges if not space.is_static(ranges[n]) and n not in widths}
+        choices = [r for name in traced for r in ranges[name] if isinstance(r, space.Choice)]
+
+        def value(r: space.Range, i: int) -> Any:
+            return r.among[i % len(r.among)] if isinstance(r, space.Choice) else (r.low, r.high)[i % 2]
+
+        count = max([2, *(len(r.among) for r in choices)]) if traced else 1
+        return [{n: space.for_each_layer(r, partial(value, i=i)) for n, r in traced.items()} for i in range(count)]
+
     @cached_property
     def starts_in_corners(self) -> bool:
         """True if a narrow network's initial parameters are corners of the widest one's."""
-        return not tasks.has_state(self.widest.task) and self.changed_by_padding is None
+        has_state = any(tasks.has_state(network.task) for network in self.of_each_program)
+        return not has_state and self.changed_by_padding is None
 
     def flops_of_an_epoch(self, draw: Draw) -> float:
         """Floating-point operations of an epoch of all folds, at the draw's own widths."""
@@ -303,10 +320,11 @@ class Networks:
         if self.search.ensemble is not None:
             self._check_combinable()
         digests = list(map(identity.digest, programs))
-        task = self.widest.task  # one of them, as it is compiled
-        checks.check_examples(
-            task, self.key, self.widest.hyperparameters, self.samples(task), self._num_steps(self.widest)
-        )
+        by_task = {space.key_of(_without_settings(network.fixed)): network for network in self.of_each_program}
+        for network in by_task.values():
+            task, h, steps = network.task, network.hyperparameters, self._num_steps(network)
+            checks.check_examples(task, self.key, h, self.samples(task), steps)
+            fitting.check_test_set(task, self.samples(task).statistics, self.data.x_test)
         _ = self.undefined
         self._check_used(programs, digests)
         return hashlib.sha256(" ".join(digests).encode()).hexdigest()
@@ -371,3 +389,7 @@ class Networks:
             if several and len(set(zip(others, digests, strict=True))) == len(set(others)):
                 names.append(name)
         return names
+
+
+def _without_settings(fixed: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fixed.items() if name not in SETTINGS_IN_SPACE}

@@ -48,6 +48,9 @@ class Reference:
     data: str = ""
     notes: Sequence[str] = ()
 
+    def __post_init__(self):
+        object.__setattr__(self, "test", {name: float(value) for name, value in self.test.items()})
+
 
 @dataclass(frozen=True)
 class Halving:
@@ -126,6 +129,10 @@ class Study:
     epochs_per_call: int | None = None
     activations: Callable[[dict[str, Any]], Callable[..., dict[str, Any]]] | None = None
     sections: Mapping[str, Sequence[Callable[..., Any]]] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.classes is not None:
+            object.__setattr__(self, "classes", tuple(map(str, self.classes)))
 
     @property
     def score(self) -> str:

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 
 from hw1jax.core import array_checks
 from hw1jax.core import folds as folds_
@@ -42,8 +44,20 @@ def load_data(study: Study, inputs: Mapping[str, Path | None]) -> Dataset:
         shapes = [jax.tree.map(lambda leaf: leaf.shape[1:], part) for part in parts]
         if test_set and shapes[0] != shapes[1]:
             raise ValueError(f"{names} must have examples of the same shape, got {shapes[0]} and {shapes[1]}")
+    if test_set:
+        _check_kinds(x_train, x_test, y_train, y_test)
     array_checks.check_weights(weights)
     return Dataset(x_train, y_train, x_test, y_test, weights, groups)
+
+
+def _check_kinds(x_train: Any, x_test: Any, y_train: Any, y_test: Any) -> None:
+    """Raises a ValueError if the test set is scaled, or has labels, in another way than the training set."""
+    for train, test in zip(jax.tree.leaves(x_train), jax.tree.leaves(x_test), strict=True):
+        if (train.dtype == np.uint8) != (test.dtype == np.uint8):
+            raise ValueError(f"x_train is {train.dtype} and x_test {test.dtype}: give both in the same unit")
+    for train, test in zip(jax.tree.leaves(y_train), jax.tree.leaves(y_test), strict=True):
+        if train.dtype.kind in "biu" and test.dtype.kind not in "biu":
+            raise ValueError(f"y_train is {train.dtype} and y_test {test.dtype}: give y_test.astype(int)")
 
 
 def splits_of(study: Study, search: SearchConfig, data: Dataset) -> list[Fold]:
