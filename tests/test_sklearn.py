@@ -233,6 +233,7 @@ def test_rows_that_are_all_but_equal_are_predicted_alike(fitted):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the refit ended at a training loss")  # on a few samples
 @pytest.mark.parametrize("search", [CLASSIFIER, REGRESSOR], ids=["classifier", "regressor"])
 def test_scikit_learns_own_checks_pass(search):
     # A sample of weight 0 keeps its place in folds and minibatches, and one of weight 2 is drawn once.
