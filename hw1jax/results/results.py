@@ -319,8 +319,11 @@ def _read(folder: Path, study: Study) -> Results:
     named = {name: Path(inputs[name]) for name in study.inputs if inputs.get(name)}
     data = study_data.load_data(study, {name: named.get(name) for name in study.inputs})
     if sha256(data) != record["config"]["data_sha256"]:
-        what = ", ".join(map(str, named.values())) or "the usual data"
-        raise ValueError(f"{folder} was run with other data than {what} is now: restore the data, or repeat the run")
+        what = ", ".join(map(str, named.values())) or "the study's data"
+        raise ValueError(
+            f"{folder} was run with other data than {what} is now: restore the data (a function in data= must give the "
+            "same each time), or repeat the run"
+        )
     histories = storage.read_arrays(folder / "histories.npz")
     if model and "test_outputs" in histories and not are_close(model.predict(data.x_test), histories["test_outputs"]):
         raise ValueError(
