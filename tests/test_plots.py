@@ -89,7 +89,7 @@ def test_residuals_inside_the_gaps_have_a_colour_of_their_own(ax):
 def test_learning_profile_shows_folds_thin_their_mean_bold_and_the_refit(ax):
     (train, val), refit = SPREAD, np.linspace(1, 0.1, 5)
     plots.learning_profile(ax, {"training": train, "validation": val}, title="", label="nats", refit=refit)
-    np.testing.assert_array_equal(line(ax, "validation, mean of 3 folds"), [[1, 2, 3, 4, 5], val.mean(0)])
+    np.testing.assert_array_equal(line(ax, "validation, mean of 3 networks"), [[1, 2, 3, 4, 5], val.mean(0)])
     np.testing.assert_array_equal(line(ax, "refit on all training data")[1], refit)
     thin = [line for line in ax.lines if line.get_linewidth() < 1]
     np.testing.assert_array_equal([line.get_ydata() for line in thin], [*train, *val])
@@ -142,7 +142,7 @@ def test_a_pruned_trials_line_ends_in_a_ring(ax):
 def test_a_metrics_profile_and_curves_are_linear_and_failed_trials_leave_the_axis(ax):
     val = SPREAD[1]
     plots.learning_profile(ax, {"validation": val}, title="", label="accuracy")
-    np.testing.assert_array_equal(line(ax, "validation, mean of 3 folds"), [[1, 2, 3, 4, 5], val.mean(0)])
+    np.testing.assert_array_equal(line(ax, "validation, mean of 3 networks"), [[1, 2, 3, 4, 5], val.mean(0)])
     np.testing.assert_array_equal([line.get_ydata() for line in ax.lines if line.get_linewidth() < 1], val)
     assert ax.get_ylabel() == "accuracy" and ax.get_yscale() == "linear"
     curves, every = np.array([[0.1, 0.9], [0.1, 0.5], [0.5, np.nan], [0.2, -1e9]]), Figure().subplots()
