@@ -235,7 +235,7 @@ def _searched(run: _Run, opened: Any, trainer: Brackets) -> Searched:
     history, best = trainer.history(), trials_.best(trials, asked)
     if best is None:
         where = ""
-        if not run.in_memory:
+        if not run.in_memory and not (run.folder / "results.json").exists():  # of a longer search
             path = run.folder / "trials.csv"
             trials_.write_trials(path, asked, trials, history.train_loss, history.val)
             where = f", see {path}"

@@ -172,6 +172,7 @@ class _Search(BaseEstimator):
         metric, maximized = self._metric()
         goal: Any = {"maximize" if maximized else "minimize": "score"}
         classes = tuple(map(str, self.classes_)) if is_classifier(self) else None
+        goal |= {"stratify": True} if classes and folds is None else {}
         return Study("search", task, data, space, metrics={"score": metric}, folds=folds, classes=classes, **goal)
 
     def _metric(self) -> tuple[Metric, bool]:

@@ -25,6 +25,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 import hw1jax as hw
 from hw1jax import sklearn_words, tabular
+from hw1jax.core import folds
 from hw1jax.results import evaluation
 from hw1jax.results.trained_model import Model
 from hw1jax.search.brackets import Brackets
@@ -438,6 +439,23 @@ def test_wrong_data_are_one_line_that_names_them():
         clone(CLASSIFIER).score(CANCER, IS_BENIGN)
     with pytest.raises(ValueError, match="^scoring= is NaN in every fold"):
         clone(REGRESSOR).set_params(cv=5).fit(SUGAR[:5], PROGRESSION[:5])
+
+
+def test_a_classifiers_folds_are_stratified_however_many_classes_there_are(monkeypatch):
+    made, usual = [], folds.stratified_k_fold
+    monkeypatch.setattr(folds, "stratified_k_fold", lambda *given: made.append(usual(*given)) or made[-1])
+    labels = np.repeat(np.arange(20), [7] * 10 + [2] * 10)
+    clone(CLASSIFIER).set_params(cv=5, n_iter=1, max_iter=1).fit(CANCER[:90], labels)
+    for fold in made[0]:
+        assert np.isin(np.bincount(labels[fold.validation], minlength=20)[:10], [1, 2]).all()
+
+
+def test_scores_of_class_1_are_refused_by_fit_where_scikit_learn_has_none_and_several_classes_have_their_auc():
+    for labels in (np.where(IS_BENIGN, "benign", "malignant"), 2 * IS_BENIGN):
+        with pytest.raises(ValueError, match="^scoring='f1' is of class 1, which must be the second"):
+            clone(CLASSIFIER).set_params(scoring="f1").fit(CANCER, labels)
+    search = clone(CLASSIFIER).set_params(scoring="roc_auc").fit(*load_iris(return_X_y=True))
+    assert 0.5 < search.score(*load_iris(return_X_y=True)) <= 1
 
 
 def test_a_class_that_a_fold_lacks_is_a_warning_that_names_it(fitted):
