@@ -17,7 +17,7 @@ from hw1jax.core import array_checks, checks, folds, identity, optimizers
 from hw1jax.core.folds import minibatches
 from hw1jax.core.training import Data
 from hw1jax.results import run_folder
-from hw1jax.search import space
+from hw1jax.search import space, study_data
 from hw1jax.search import study as study_
 from hw1jax.search.brackets import Brackets
 
@@ -683,6 +683,8 @@ def test_a_test_set_of_another_kind_than_the_training_set_is_refused_before_the_
     labels = np.arange(40) % 2
     with pytest.raises(ValueError, match=r"^y_train is int64 and y_test float64: give y_test.astype\(int\)$"):
         hw.run_study(sine(data=hw.Dataset(X, labels, X, labels * 1.0), loss=hw.cross_entropy), out=tmp_path / "out")
+    counts = study_data.load_data(sine(data=hw.Dataset(X, np.int32(9 * X), X, 9 * X)), {})
+    assert counts.y_test.dtype.kind == "f", "numbers that are whole in the training set are no labels"
     with pytest.raises(ValueError, match="^x_train is float32 and x_test uint8: give both in the same unit$"):
         hw.run_study(sine(data=hw.Dataset(X, Y, np.uint8(X), Y)), out=tmp_path / "out")
     holes = np.where(np.arange(40)[:, None] == 3, np.nan, X)
@@ -702,8 +704,15 @@ def test_scores_of_labels_that_are_no_indices_of_classes_are_nan(sign):
     for labels in (2 * right - 1, right + 1):
         assert np.isnan(hw.accuracy(outputs, labels)).any()
         for metric in wholes:
-            assert np.isnan(metric(outputs, labels, weights)), metric
-            assert np.isfinite(metric(outputs, right, weights)), metric
+            area = metric in wholes[:2] and labels.min() == -1  # of class 1
+            found, expected = (metric(outputs, y, weights) for y in (labels, right))
+            assert np.isfinite(expected) and (found == expected if area else np.isnan(found)), metric
+
+
+def test_scores_of_more_classes_than_a_small_type_of_labels_holds_are_numbers():
+    labels, outputs = np.uint8(np.arange(40) % 3), np.float32(np.random.default_rng(0).normal(size=(40, 300)))
+    for metric in (hw.f1_macro, hw.balanced_accuracy):
+        assert metric(outputs, labels, np.ones(40, np.float32)) == metric(outputs, np.int32(labels), np.ones(40))
 
 
 def test_a_sample_of_weight_0_may_have_any_target():
@@ -719,6 +728,10 @@ def test_a_metric_of_positive_outputs_counts_in_every_fold_and_may_take_a_tree()
         squared = jnp.square(jnp.log1p(outputs["size"][:, 0]) - jnp.log1p(y["size"][:, 0]))
         return jnp.sqrt(jnp.sum(jnp.where(weights > 0, squared * weights, 0)) / jnp.sum(weights))
 
+    def apart(outputs, y, weights):  # of random outputs as well
+        difference = weights * (outputs["size"] - outputs["first"])[:, 0]
+        return jnp.sum(difference) / jnp.sum(jnp.abs(difference))
+
     found = hw.cross_validate(
         init,
         lambda params, x, h: {"first": x, "size": jax.nn.softplus(apply(params, x, h))},
@@ -727,7 +740,7 @@ def test_a_metric_of_positive_outputs_counts_in_every_fold_and_may_take_a_tree()
         {"rate": np.float32([0.01])},
         X,
         {"size": np.abs(Y)},
-        metrics={"rmsle": hw.whole(rmsle)},
+        metrics={"rmsle": hw.whole(rmsle), "apart": hw.whole(apart)},
         key=jax.random.key(0),
         num_epochs=1,
         batch_size=8,
@@ -801,6 +814,9 @@ def test_overwrite_leaves_a_folder_without_a_search_as_it_is(tmp_path):
         (tmp_path / name).write_text("mine")
     run_folder.remove(tmp_path)
     assert (tmp_path / "figures" / "mine.png").exists() and (tmp_path / "report.html").exists()
+    (tmp_path / "brackets").mkdir()  # of a search whose removal was interrupted
+    run_folder.remove(tmp_path)
+    assert list(tmp_path.iterdir()) in ([], [tmp_path / ".results.lock"])
 
 
 def test_a_loss_may_use_what_numpys_arrays_have_not(tmp_path):

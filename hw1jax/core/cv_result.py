@@ -102,8 +102,8 @@ class CrossValidation:
         Raises:
           ValueError: without `return_params`, or there is no such trial.
         """
-        if isinstance(x, np.ndarray):  # rows to predict may be more alike than JAX's dtype can tell
-            x = x.astype(jax.dtypes.canonicalize_dtype(x.dtype))
+        if isinstance(x, np.ndarray) and x.dtype == np.float64:  # rows may be more alike than JAX's dtype can tell
+            x = x.astype(jax.dtypes.canonicalize_dtype(float))
         x = array_checks.as_arrays(x, "x", nan=self.task is not None and fits_x(self.task.prepare))
         each = [self._outputs(trial, fold, x) for fold in range(self.val_loss.shape[1])]
         return jax.tree.map(lambda *outputs: np.mean(outputs, axis=0), *each)

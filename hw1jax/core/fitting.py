@@ -42,12 +42,11 @@ def statistics(task: Task, data: Data, folds: Sequence[Fold]) -> Any:
     return jax.tree.map(lambda *folds: np.stack(folds), *each)
 
 
-def check_test_set(task: Task, statistics: Any, x_test: Any) -> None:
+def check_test_set(task: Task, statistics: Any, x_test: Any, y_test: Any) -> None:
     """Raises a ValueError if x_test has NaN that `prepare` doesn't fill; `statistics` are one fold's."""
-    if any(leaf.dtype.kind == "f" and np.isnan(leaf).any() for leaf in jax.tree.leaves(x_test)):
-        prepared = jax.tree.leaves(tasks.prepared(task, statistics, x_test))
-        if not all(np.isfinite(leaf).all() for leaf in prepared):
-            raise ValueError("prepare= gives values of x_test that are NaN: fill them, as hw1jax.impute_mean does")
+    has_nan = any(leaf.dtype.kind == "f" and np.isnan(leaf).any() for leaf in jax.tree.leaves(x_test))
+    if has_nan and not _are_finite(task)(statistics, x_test, y_test)["prepare"]:
+        raise ValueError("prepare= gives values of x_test that are NaN: fill them, as hw1jax.impute_mean does")
 
 
 def of_fold(data: Data, fold: int) -> Data:

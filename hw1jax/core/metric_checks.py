@@ -85,15 +85,16 @@ def _part(data: Data, fold: Fold, outputs: Any, length: int | None, positive: bo
     index = fold.validation
     num_more = 0 if length is None else length - len(index)
     everything = np.concatenate([index, np.resize(fold.train, num_more)])
-
-    def drawn(shape: jax.ShapeDtypeStruct) -> np.ndarray:
-        rng = np.random.default_rng(0)  # of each array, so that the first rows don't depend on the length
+    leaves, tree = jax.tree.flatten(outputs)
+    drawn = []
+    for i, leaf in enumerate(leaves):
+        rng = np.random.default_rng([0, i])  # of each array, so that the first rows don't depend on the length
         draw = rng.random if positive else rng.normal
-        return draw(size=(len(everything), *shape.shape[1:])).astype(shape.dtype)
+        drawn.append(draw(size=(len(everything), *leaf.shape[1:])).astype(leaf.dtype))
 
     weights = np.ones(len(index)) if data.weights is None else data.weights[index]
     weights = np.concatenate([weights, np.zeros(num_more)]).astype(jax.dtypes.canonicalize_dtype(float))
-    return jax.tree.map(drawn, outputs), jax.tree.map(lambda a: a[everything], data.y), weights
+    return tree.unflatten(drawn), jax.tree.map(lambda a: a[everything], data.y), weights
 
 
 def _stack(*arrays: np.ndarray) -> np.ndarray:

@@ -109,7 +109,8 @@ def _one_vs_rest(area: Callable[[Any, Any, Any], jax.Array], outputs: Array, y: 
     logits = _logits(outputs, y)
     if logits.shape[1] <= 2:
         scores = logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
-        return jnp.where(_are_classes(y, weights, 2), area(scores, *_of_class(y == 1, weights)), jnp.nan)
+        known = _are_classes(y, weights, 2) | jnp.all((jnp.abs(y) == 1) | (weights == 0))  # 0 and 1, or -1 and 1
+        return jnp.where(known, area(scores, *_of_class(y == 1, weights)), jnp.nan)
     classes = jnp.arange(logits.shape[1])
 
     def one(k: jax.Array) -> jax.Array:
@@ -122,6 +123,8 @@ def _one_vs_rest(area: Callable[[Any, Any, Any], jax.Array], outputs: Array, y: 
 
 def _are_classes(y: Array, weights: Array, num_classes: int) -> jax.Array:
     """Whether y are indices of classes, where they count; else every score would be that of other classes."""
+    y = jnp.asarray(y)
+    y = y.astype(jnp.promote_types(y.dtype, jnp.int32))  # the number of classes may overflow y's dtype
     return jnp.all(((y >= 0) & (y < num_classes)) | (weights == 0))
 
 

@@ -35,14 +35,13 @@ DIGESTS = "results.sha256"
 
 def remove(folder: Path) -> None:
     """Removes a folder's search and results, and nothing else; without a search it removes nothing."""
-    if not (folder / "journal.log").exists():
+    if not any((folder / name).exists() for name in ("journal.log", "brackets", DIGESTS)):
         return
     with storage.write_lock(folder):
-        for name in (DIGESTS, *FILES, "report.html", "journal.log"):
-            (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / "brackets", ignore_errors=True)
-        for figure in (folder / "figures").glob("*.png"):
-            figure.unlink()
+        shutil.rmtree(folder / "figures", ignore_errors=True)
+        for name in (*FILES, "report.html", DIGESTS, "journal.log"):
+            (folder / name).unlink(missing_ok=True)
 
 
 def summary(trial: TrialScore) -> dict[str, Any]:

@@ -324,7 +324,7 @@ class Networks:
         for network in by_task.values():
             task, h, steps = network.task, network.hyperparameters, self._num_steps(network)
             checks.check_examples(task, self.key, h, self.samples(task), steps)
-            fitting.check_test_set(task, self.samples(task).statistics, self.data.x_test)
+            fitting.check_test_set(task, self.samples(task).statistics, *self.data[2:4])
         _ = self.undefined
         self._check_used(programs, digests)
         return hashlib.sha256(" ".join(digests).encode()).hexdigest()

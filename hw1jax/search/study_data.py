@@ -52,11 +52,12 @@ def load_data(study: Study, inputs: Mapping[str, Path | None]) -> Dataset:
 
 def _check_kinds(x_train: Any, x_test: Any, y_train: Any, y_test: Any) -> None:
     """Raises a ValueError if the test set is scaled, or has labels, in another way than the training set."""
-    for train, test in zip(jax.tree.leaves(x_train), jax.tree.leaves(x_test), strict=True):
-        if (train.dtype == np.uint8) != (test.dtype == np.uint8):
-            raise ValueError(f"x_train is {train.dtype} and x_test {test.dtype}: give both in the same unit")
+    for both in zip(jax.tree.leaves(x_train), jax.tree.leaves(x_test), strict=True):
+        if any(a.dtype == np.uint8 for a in both) and any(a.dtype.kind == "f" for a in both):
+            raise ValueError(f"x_train is {both[0].dtype} and x_test {both[1].dtype}: give both in the same unit")
     for train, test in zip(jax.tree.leaves(y_train), jax.tree.leaves(y_test), strict=True):
-        if train.dtype.kind in "biu" and test.dtype.kind not in "biu":
+        whole = test.dtype.kind == "f" and np.all(test == np.floor(test))  # else they are numbers, not classes
+        if train.dtype.kind in "biu" and whole:
             raise ValueError(f"y_train is {train.dtype} and y_test {test.dtype}: give y_test.astype(int)")
 
 
