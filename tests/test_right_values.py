@@ -12,13 +12,11 @@ from studies import LINE
 
 import hw1jax as hw
 import hw1jax.sklearn
-from hw1jax import run
 from hw1jax.core import array_checks, checks, folds, identity, optimizers
 from hw1jax.core.folds import minibatches
 from hw1jax.core.training import Data
 from hw1jax.results import run_folder
 from hw1jax.search import space, study_data
-from hw1jax.search import study as study_
 from hw1jax.search.brackets import Brackets
 
 X = np.random.default_rng(0).uniform(-3, 3, (40, 1)).astype(np.float32)
@@ -631,32 +629,6 @@ def test_a_state_without_numbers_is_a_state():
     assert found.state["empty"].shape == (2, 3, 0)
 
 
-def binary(outputs, y):
-    return optax.sigmoid_binary_cross_entropy(outputs[:, 0], y)
-
-
-def breaks(h):
-    """Diverges after twelve updates."""
-    return optax.sgd(lambda count: jnp.where(count < 12, h["rate"], jnp.nan))
-
-
-METRICS = {"auc": hw.roc_auc, "right": hw.accuracy, "order": hw.average_precision}
-
-
-def test_a_network_that_has_diverged_has_no_score(tmp_path):
-    """Ranks of NaN would be those of the samples, and the largest NaN that of class 0."""
-    x, y = np.sort(X, axis=0), np.repeat(np.int32([0, 1]), 20)
-    rates, given = {"rate": np.float32([0.01, 0.1])}, {"key": jax.random.key(0), "num_epochs": 8, "batch_size": 8}
-    found = hw.cross_validate(init, apply, binary, breaks, rates, x, y, metrics=METRICS, **given)
-    assert np.isfinite(found.val_loss[:, :, 2]).all() and np.isnan(found.val_loss[:, :, 4:]).all()
-    for values in found.metrics.values():
-        np.testing.assert_array_equal(np.isfinite(values), np.isfinite(found.val_loss))
-    data = hw.Dataset(x, y, x, y)
-    study = sine(loss=binary, optimizer=breaks, metrics=METRICS, maximize="auc", data=data, num_epochs=8)
-    stopped = hw.run_study(study, early_stopping=8, out=tmp_path)
-    assert set(stopped.trials["state"]) == {"complete"}
-
-
 def test_the_threads_of_a_search_compute_in_the_callers_precision(tmp_path):
     study = sine(data=hw.Dataset(np.float64(X[:30]), np.float64(Y[:30]), np.float64(X[30:]), np.float64(Y[30:])))
     with jax.enable_x64(True):
@@ -675,8 +647,10 @@ def test_an_optimizer_is_that_of_its_name_in_any_order_of_a_choice(tmp_path):
         alone = sine(optimizer=lambda h, rule=rule: rule(h["rate"], 0.0))
         right = hw.run_study(alone, enqueue=[{"rate": 0.01}] * 2, out=tmp_path / str(i))
         np.testing.assert_allclose(found.histories["val_loss"][i], right.histories["val_loss"][i], rtol=1e-5)
-    with pytest.raises(ValueError, match="^names= must be of adam, sgd, rmsprop, got 'lion'"):
+    with pytest.raises(ValueError, match="^names= must be of adam, sgd, rmsprop, got "):
         hw.chosen_l2(0, 0.1, 0.0, names=("lion",))
+    with pytest.raises(ValueError, match="^names= must be of"):
+        hw.chosen_l2(0, 0.1, 0.0, names=())
 
 
 def test_a_test_set_of_another_kind_than_the_training_set_is_refused_before_the_search(tmp_path):
@@ -696,116 +670,9 @@ def test_a_test_set_of_another_kind_than_the_training_set_is_refused_before_the_
     assert sine(classes=np.array(["a", "b"])).classes == ("a", "b"), "an array has no truth value"
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-def test_scores_of_labels_that_are_no_indices_of_classes_are_nan(sign):
-    outputs, weights = sign * np.float32(Y - Y.mean()), np.ones(40, np.float32)
-    right = np.where(Y[:, 0] > Y.mean(), 1, 0)
-    wholes = hw.roc_auc, hw.average_precision, hw.f1, hw.f1_macro, hw.f1_micro, hw.f1_weighted, hw.balanced_accuracy
-    for labels in (2 * right - 1, right + 1):
-        assert np.isnan(hw.accuracy(outputs, labels)).any()
-        for metric in wholes:
-            area = metric in wholes[:2] and labels.min() == -1  # of class 1
-            found, expected = (metric(outputs, y, weights) for y in (labels, right))
-            assert np.isfinite(expected) and (found == expected if area else np.isnan(found)), metric
-
-
-def test_scores_of_more_classes_than_a_small_type_of_labels_holds_are_numbers():
-    labels, outputs = np.uint8(np.arange(40) % 3), np.float32(np.random.default_rng(0).normal(size=(40, 300)))
-    for metric in (hw.f1_macro, hw.balanced_accuracy):
-        assert metric(outputs, labels, np.ones(40, np.float32)) == metric(outputs, np.int32(labels), np.ones(40))
-
-
-def test_a_sample_of_weight_0_may_have_any_target():
-    y, weights = np.array(Y), np.ones(40)
-    y[::7], weights[::7] = 1e30, 0.0
-    found = cross_validate(lambda h: optax.sgd(h["rate"]), y=y, weights=weights)
-    y[::7] = 0
-    np.testing.assert_array_equal(cross_validate(sgd, y=y, weights=weights).val_loss, found.val_loss)
-
-
-def test_a_metric_of_positive_outputs_counts_in_every_fold_and_may_take_a_tree():
-    def rmsle(outputs, y, weights):
-        squared = jnp.square(jnp.log1p(outputs["size"][:, 0]) - jnp.log1p(y["size"][:, 0]))
-        return jnp.sqrt(jnp.sum(jnp.where(weights > 0, squared * weights, 0)) / jnp.sum(weights))
-
-    def apart(outputs, y, weights):  # of random outputs as well
-        difference = weights * (outputs["size"] - outputs["first"])[:, 0]
-        return jnp.sum(difference) / jnp.sum(jnp.abs(difference))
-
-    found = hw.cross_validate(
-        init,
-        lambda params, x, h: {"first": x, "size": jax.nn.softplus(apply(params, x, h))},
-        lambda outputs, y: jnp.mean(jnp.square(outputs["size"] - y["size"]), axis=1),
-        sgd,
-        {"rate": np.float32([0.01])},
-        X,
-        {"size": np.abs(Y)},
-        metrics={"rmsle": hw.whole(rmsle), "apart": hw.whole(apart)},
-        key=jax.random.key(0),
-        num_epochs=1,
-        batch_size=8,
-    )
-    assert not found.undefined and np.isfinite(found.metrics["rmsle"]).all()
-
-
 def test_rows_that_are_all_but_equal_are_predicted_by_the_networks_of_a_cross_validation():
     found = cross_validate(sgd)
     np.testing.assert_array_equal(found.predict(np.array([[1.0], [1.0 + 1e-9]])), found.predict(np.ones((2, 1))))
-
-
-# Every value of a space is tried, not only the first.
-
-
-def with_average(fixed):
-    """A network that normalises by a running average if `norm`."""
-
-    def normalised(params, x, h, state, train, mask):
-        scale = jnp.sum(x[:, 0] ** 2 * mask) / jnp.sum(mask) if train else state
-        return apply(params, x / jnp.sqrt(scale + 1)[None, None], h), 0.9 * state + 0.1 * scale
-
-    if fixed["norm"]:
-        return hw.Task(lambda key, h: (init(key, h), jnp.ones(())), normalised, hw.squared_error, sgd)
-    return hw.Task(init, apply, hw.squared_error, sgd)
-
-
-def test_a_static_value_may_give_a_network_state(tmp_path):
-    space = {"rate": hw.Float(1e-3, 1e-1, log=True), "norm": hw.Choice(False, True, static=True)}
-    study = replace(sine(), task=with_average, space=space)
-    found = hw.run_study(study, enqueue=[{"rate": 0.05, "norm": True}], num_trials=1, out=tmp_path)
-    assert found.best.params["norm"] and found.test["loss"] < 2
-
-
-def test_a_static_value_that_mixes_examples_is_refused(tmp_path):
-    def task(fixed):
-        net = (lambda params, x, h: apply(params, x - x.mean(), h)) if fixed["mix"] else apply
-        return hw.Task(init, net, hw.squared_error, sgd)
-
-    space = {"rate": hw.Float(1e-3, 1e-1, log=True), "mix": hw.Choice(False, True, static=True)}
-    with pytest.raises(ValueError, match="^apply mixes examples"):
-        hw.run_study(replace(sine(), task=task, space=space), out=tmp_path / "out")
-
-
-def test_a_network_that_one_value_of_a_choice_lets_change_with_padding_is_not_padded():
-    def task(fixed):
-        def new(key, h):
-            mask = jnp.arange(fixed["units"]) < h["units"]
-            return {"w": jnp.where(mask, 0.5, 0)[None], "v": jnp.ones((fixed["units"], 1))}
-
-        def net(params, x, h):
-            hidden = x @ params["w"]
-            normed = hidden / jnp.sqrt(jnp.mean(jnp.square(hidden), axis=1, keepdims=True) + 1)
-            return jnp.where(h["norm"] == 1, normed, hidden) @ params["v"]
-
-        return hw.Task(new, net, hw.squared_error, sgd)
-
-    kinds = {"rate": hw.Float(1e-3, 1e-1), "units": hw.Int(2, 8, width=True), "norm": hw.Choice("none", "rms")}
-    study = replace(sine(), task=task, space=kinds)
-    made = run.load(study_.run_config(study))
-    assert made.changed_by_padding is not None
-    assert (
-        run.load(study_.run_config(replace(study, space=kinds | {"norm": hw.Choice("none")}))).changed_by_padding
-        is None
-    )
 
 
 def test_overwrite_leaves_a_folder_without_a_search_as_it_is(tmp_path):

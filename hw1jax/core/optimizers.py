@@ -68,8 +68,8 @@ def chosen_l2(
     Raises:
       ValueError: a name is none of these.
     """
-    if unknown := set(names).difference(OPTIMIZERS):
-        raise ValueError(f"names= must be of {', '.join(OPTIMIZERS)}, got {min(unknown)!r}")
+    if not names or set(names).difference(OPTIMIZERS):
+        raise ValueError(f"names= must be of {', '.join(OPTIMIZERS)}, got {names!r}")
     if tuple(names) != OPTIMIZERS[: len(names)]:
         optimizer = jnp.asarray([OPTIMIZERS.index(name) for name in names])[optimizer]
     b1 = jnp.asarray((0.9, 0.0, 0.0))[optimizer]
